@@ -1,0 +1,337 @@
+// The state machine that decides where every page lies: events in, actions out.
+//
+// No thread, clock, CUDA, torch or I/O. The owner (engine/runtime, or the simulator) calls one event at a time under
+// its own lock, then takes the actions and executes them in order; what they did comes back as events. Nothing is
+// assumed to have happened before its event arrives.
+//
+// Words. A *slot* is one thread's place for an open operator (or a pin held by the user). A slot waits for at most one
+// request at a time; it is granted all pages of a request at once, or none.
+//
+// Life of a region: allocate -> live -> free -> cached (frames kept mapped, no content, reused by size) -> dying (its
+// frames leave) -> gone. A region is evictable once it was seen as a tensor; scratch memory never is.
+//
+// Interleavings that matter, by number (the code refers to them):
+//   1. A page is chosen as a victim, then needed again before it left: `leaving` is taken back unless it unmaps already.
+//   2. A write-back is under way and the page is needed: readers are granted at once, writers wait for its end.
+//   3. A region is freed while one of its pages moves: the movement runs to its end, then the page is taken apart.
+//   4. A page is freed inside the operator that pins it: the region is cached at once, its row lives until the unpin.
+//   5. Two operators hold pages and both wait for room: when nothing else can make progress, the younger one fails.
+//   6. A fence of the last use is not finished: the page neither copies down nor unmaps before fence_done.
+//   7. A movement fails: the source stays valid, the target's memory is given back, requests that cannot be served
+//      because of it get the error; nobody waits for ever.
+//
+// Invariants, checked by check_invariants() after every event in tests:
+//   page rows and pools: see page_table.h, frame_pool.h;
+//   used bytes of each pool = sum over the pages that own memory there;
+//   every frame and span has exactly one owner;
+//   pins of all slots = pins of all pages;
+//   a waiting slot's request is in the queue exactly once.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "core/config.h"
+#include "core/frame_pool.h"
+#include "core/page_table.h"
+#include "core/policy.h"
+#include "core/predictor.h"
+#include "core/region_map.h"
+#include "core/stats.h"
+#include "core/status.h"
+#include "core/trace.h"
+#include "core/types.h"
+
+namespace tierpage {
+
+using SlotId = StrongId<struct SlotTag, uint32_t>;
+using TagId = uint32_t;  // paged(tag) scopes; 0: no tag
+
+enum class AccessMode : uint8_t { kRead, kWrite };
+
+struct Use {
+  RegionId region;
+  uint64_t first_byte = 0;  // within the region
+  uint64_t last_byte = 0;   // inclusive
+  AccessMode mode = AccessMode::kRead;
+};
+
+enum class Outcome : uint8_t { kGranted, kWait, kFailed };
+
+enum class ActionKind : uint8_t {
+  kReleaseFrame,  // give the frame's memory back to the device
+  kMap,           // (create and) map `frame` at `device_offset`
+  kFetch,         // (create and) map, then copy from `source` spans into it
+  kWriteBack,     // copy the mapped page to `target` spans
+  kUnmap,         // unmap; the frame keeps its memory
+  kSpill,         // HOST spans -> NVME spans
+  kStage,         // NVME spans -> HOST spans
+  kWatchFence,    // tell fence_done when `fence` has finished
+};
+
+struct Action {
+  ActionKind kind = ActionKind::kReleaseFrame;
+  TransferId transfer;
+  FrameId frame;
+  bool create_frame = false;
+  uint64_t device_offset = 0;
+  uint64_t bytes = 0;
+  Tier lower = Tier::kHost;  // source of a fetch, target of a write-back
+  SpanList host;
+  SpanList nvme;
+  Fence fence;
+  bool urgent = false;  // an operator waits for it
+};
+
+// What became of a movement.
+struct TransferResult {
+  Status status;
+  bool mapped = true;         // map and fetch: the frame is in the range
+  bool frame_created = true;  // map and fetch with create_frame: the frame has memory
+};
+
+struct AllocateRequest {
+  uint64_t bytes = 0;
+  StreamId stream = 0;
+  TagId tag = 0;
+  bool inside_operator = false;  // pin it for the slot's open operator
+};
+
+class Pager {
+ public:
+  explicit Pager(const PagerConfig& config);
+
+  // --- events from callers -------------------------------------------------------------------------------------
+  SlotId add_slot();
+  void remove_slot(SlotId slot);  // not waiting, nothing pinned
+  // Adds the pages of `uses` to the slot. kWait: outcome() changes later.
+  Outcome begin_op(SlotId slot, uint64_t operator_hash, const char* operator_name, std::span<const Use> uses);
+  Outcome allocate(SlotId slot, const AllocateRequest& request);
+  Outcome outcome(SlotId slot) const;
+  RegionId allocated(SlotId slot) const;    // after allocate was granted
+  const Status& failure(SlotId slot) const;  // after kFailed
+  void cancel(SlotId slot);                  // a waiting slot stops waiting
+  void end_op(SlotId slot, Fence fence);     // unpins everything of the slot
+  // A pin that an operator's end does not release: moves the slot's pins out of its operator's reach. `permanent`
+  // pins do not count as work that will end by itself (interleaving 5).
+  void set_permanent(SlotId slot, bool permanent);
+  void free_region(RegionId region, std::span<const Fence> fences);
+  void mark_seen(RegionId region);
+  bool region_seen(RegionId region) const { return regions_[region.value].seen; }
+  void hold_region(RegionId region);  // a raw pointer to it escaped: resident until it is freed
+  void hold_pinned(SlotId slot);        // the same for everything that the slot pins
+  void note_stream_use(RegionId region, StreamId stream);
+
+  // --- events from the executor of actions ---------------------------------------------------------------------
+  void transfer_done(TransferId transfer, const TransferResult& result);
+  void fence_done(Fence fence);
+  void host_space_ready(uint64_t bytes, bool growth_failed);
+  void tick();  // about once a second: retries what had been given up
+
+  // --- events from the user ------------------------------------------------------------------------------------
+  void set_capacity(Tier tier, uint64_t bytes);
+  void note_native_reserved(uint64_t bytes) { native_reserved_bytes_ = bytes; }  // for messages only
+  uint64_t evict(RegionId region);     // returns bytes that will leave DEVICE
+  uint64_t evict_all();                // every evictable page
+  uint64_t prefetch(RegionId region);  // bytes asked for; a hint
+  void release_free_frames();
+  void drop_cached_regions();  // freed regions kept for reuse give their frames back
+  void step_hint() {}                  // borders are found by the predictor; kept as an event of the interface
+
+  // --- actions --------------------------------------------------------------------------------------------------
+  void take_actions(std::vector<Action>& actions);
+  bool has_actions() const { return !actions_.empty(); }
+  bool slots_changed() { return std::exchange(slots_changed_, false); }  // some waiting slot may go on
+  bool wants_planning() const { return wants_planning_; }
+  void plan();  // grants, evictions, prefetches; called after a batch of events
+  bool waits() const { return !waiting_.empty(); }
+  bool evictions_pending() const;  // pages on their way out
+  uint64_t host_space_wanted() const { return host_space_wanted_; }
+
+  // --- queries --------------------------------------------------------------------------------------------------
+  RegionId region_at(uint64_t offset) const { return map_.find(offset); }
+  bool region_live(RegionId region) const;
+  uint64_t region_offset(RegionId region) const { return regions_[region.value].offset; }
+  uint64_t region_bytes(RegionId region) const { return regions_[region.value].bytes_asked; }
+  TagId region_tag(RegionId region) const { return regions_[region.value].tag; }
+  std::span<const PageId> pages_of(RegionId region) const { return regions_[region.value].pages; }
+  std::vector<RegionId> live_regions() const;
+  const Page& page(PageId id) const { return pages_[id]; }
+  const Stats& stats() const { return stats_; }
+  Stats& stats() { return stats_; }
+  uint64_t capacity(Tier tier) const;
+  uint64_t used(Tier tier) const;
+  uint64_t device_held_bytes() const { return device_.used_bytes() + device_.free_bytes(); }
+  uint64_t dirty_bytes() const;
+  const char* policy_in_force() { return use_min() ? min_.name() : clock_.name(); }
+  const Predictor& predictor() const { return predictor_; }
+  std::string tier_table() const;  // "device 3.9 of 4.0 GiB, ..." for messages
+  void check_invariants() const;
+
+ private:
+  static constexpr uint64_t kFreshHalfLife = 512;  // uses
+  static constexpr uint64_t kCachedAgeOld = 256;  // uses since a region was freed, after which nobody expects it back
+  enum class RegionState : uint8_t { kGone, kLive, kCached, kDying };
+  struct Region {
+    RegionState state = RegionState::kGone;
+    uint64_t offset = 0;
+    uint64_t bytes = 0;        // rounded up to the granule
+    uint64_t bytes_asked = 0;
+    StreamId stream = 0;
+    bool other_streams = false;  // used on more streams than its own
+    bool seen = false;
+    bool held = false;           // never evictable again
+    TagId tag = 0;
+    KeyId key;
+    uint64_t cached_at = 0;      // trace position when it was freed: its age in uses
+    uint64_t cached_serial = 0;  // place in cached_by_age_
+    uint64_t ahead_serial = 0;   // last look ahead that met it
+    std::vector<PageId> pages;
+  };
+  struct Wanted {
+    PageId page;
+    AccessMode mode;
+  };
+  // Bytes that dirty pages may still be sent down to, counted once per choice of victims. take() mirrors send_down().
+  struct RoomBelow {
+    uint64_t host = 0;
+    uint64_t nvme = 0;
+    bool take(uint64_t bytes) {
+      uint64_t& room = host >= bytes ? host : nvme;
+      if (room < bytes) return false;
+      room -= bytes;
+      return true;
+    }
+  };
+  struct Slot {
+    bool in_use = false;
+    bool permanent = false;
+    Outcome outcome = Outcome::kGranted;
+    Status failure;
+    uint64_t age = 0;                // order of the first pin of the open operator, 0: holds nothing
+    std::vector<PageId> pinned;
+    // The waiting request.
+    uint64_t order = 0;              // 0: not waiting
+    bool is_allocation = false;
+    bool pin_result = true;
+    std::vector<Wanted> wanted;
+    std::vector<RegionId> regions;   // for the trace
+    RegionId allocated;
+    int storage_failures = 0;
+    const char* name = "";
+  };
+
+  // pager.cpp: requests
+  Outcome enqueue(SlotId slot);
+  bool grantable(const Page& page, AccessMode mode) const;
+  bool grantable(const Slot& slot) const;
+  void grant(SlotId id);
+  void pin(Slot& slot, PageId page, AccessMode mode);
+  void fail(SlotId id, Status status);
+  void leave_queue(SlotId id);
+  void collect(const Use& use, std::vector<Wanted>& wanted) const;
+  Status too_large(const Slot& slot, uint64_t bytes) const;
+  // pager_regions.cpp: regions
+  RegionId reuse_cached(uint64_t bytes, StreamId stream);
+  RegionId make_region(uint64_t bytes);
+  void cut_into_pages(RegionId id);
+  void retire_region(RegionId id);
+  void finish_dying(RegionId id);
+  uint64_t drop_oldest_cached(uint64_t age_min = 0);
+  void uncache(RegionId id);
+  void settle_freed(PageId id);
+  void cleanup_allocation(Slot& slot);
+  // planner.cpp: plan() and its parts
+  bool use_min();
+  void serve_requests();
+  uint64_t start_missing(Slot& slot, bool frames_allowed);
+  bool start_arrival(PageId id, bool urgent);
+  void make_room(uint64_t bytes, uint64_t order);
+  EvictionPolicy& begin_eviction(uint64_t order);
+  PageId next_victim(EvictionPolicy& policy, RoomBelow& below);
+  bool evictable(PageId id, uint64_t order) const;
+  RoomBelow room_below() const;
+  bool host_copy_redundant(const Page& page) const;
+  uint64_t redundant_host_bytes() const;
+  uint64_t leaving_bytes() const;
+  uint64_t device_room() const;
+  void leave(PageId id);
+  void advance_leaving();
+  bool advance_leaving(PageId id);
+  bool fences_finished(PageId id);
+  bool send_down(PageId id);
+  bool make_host_room(uint64_t bytes);
+  void honour_capacity();
+  void make_room_over_budget(uint64_t excess);
+  void shrink_host();
+  void prefetch_ahead();
+  uint64_t fresh_bytes_lately();
+  bool take_prefetched(Page& page);
+  bool make_room_ahead(uint64_t bytes, uint64_t distance, RoomBelow& below);
+  void serve_hints();
+  void start_unmap(PageId id);
+  void fail_if_stuck();
+  Status out_of_memory(const Slot& slot) const;
+  void push_release(const std::vector<FrameId>& frames);
+  void return_frame(FrameId frame);
+  void give_back(Tier tier, const SpanList& spans);
+  void drop_lower(Page& page, Tier tier);
+  void update_gauges();
+  // transfers.cpp: completions
+  void arrival_done(PageId id, const TransferResult& result);
+  void copy_down_done(PageId id, const TransferResult& result);
+  void unmap_done(PageId id);
+  void fail_requests_for(PageId id, const Status& status);
+  void count_copy(const Page& page);
+
+  PagerConfig config_;
+  DevicePool device_;
+  SpanPool host_;
+  SpanPool nvme_;
+  RegionMap map_;
+  PageTable pages_;
+  std::vector<Region> regions_;
+  std::vector<RegionId> unused_regions_;
+  std::unordered_map<uint64_t, std::vector<RegionId>> cached_;  // by rounded size, newest last
+  std::map<uint64_t, RegionId> cached_by_age_;  // by cached_serial, oldest first
+  uint64_t next_cached_serial_ = 1;
+  std::vector<Slot> slots_;
+  std::vector<SlotId> waiting_;      // by order
+  std::vector<PageId> leaving_;      // pages on their way out of DEVICE, unmapping ones included
+  std::vector<uint64_t> completed_;  // by stream: last finished sequence
+  std::vector<std::vector<uint64_t>> watched_;  // by stream: sequences being watched
+  Trace trace_;
+  Predictor predictor_;
+  ClockPolicy clock_;
+  MinPolicy min_;
+  Stats stats_;
+  std::vector<Action> actions_;
+  uint64_t next_order_ = 1;
+  uint64_t moving_ = 0;              // movements under way
+  uint64_t arriving_bytes_ = 0;
+  uint64_t ahead_serial_ = 0;
+  uint64_t native_reserved_bytes_ = 0;
+  bool short_of_frames_ = false;     // a waiting request needs more frames than there are
+  uint64_t prefetched_bytes_ = 0;    // of pages fetched ahead and not used yet
+  uint64_t fresh_bytes_ = 0;         // allocations that no cached region served, decaying
+  uint64_t fresh_since_ = 0;         // trace position of the last decay
+  uint64_t cached_bytes_ = 0;        // of cached regions
+  uint64_t device_capacity_wanted_ = 0;  // what the user set; the pool's may be lower after the device refused
+  uint64_t host_space_wanted_ = 0;
+  uint32_t host_hand_ = 0;
+  bool host_growing_ = true;         // more host space will become ready
+  bool nvme_blocked_ = false;        // a write-back failed; wait for a new request or a tick before the next
+  bool spill_blocked_ = false;       // a spill failed; wait for a tick
+  Status last_storage_error_;
+  bool slots_changed_ = false;
+  bool wants_planning_ = false;
+  bool under_pressure_ = false;      // something had to leave DEVICE
+  std::vector<std::pair<PageId, RegionId>> hinted_;  // pages that the user asked to have
+};
+
+}  // namespace tierpage

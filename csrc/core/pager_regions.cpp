@@ -1,0 +1,208 @@
+// Regions: cutting them into pages, freeing, keeping freed ones for reuse, and taking them apart.
+#include <algorithm>
+#include <bit>
+
+#include "core/pager.h"
+
+namespace tierpage {
+
+bool Pager::region_live(RegionId id) const {
+  return id.value < regions_.size() && regions_[id.value].state == RegionState::kLive;
+}
+
+std::vector<RegionId> Pager::live_regions() const {
+  std::vector<RegionId> live;
+  for (uint32_t i = 0; i < regions_.size(); ++i) {
+    if (regions_[i].state == RegionState::kLive) live.push_back(RegionId(i));
+  }
+  return live;
+}
+
+RegionId Pager::make_region(uint64_t bytes) {
+  RegionId id;
+  if (unused_regions_.empty()) {
+    id = RegionId(static_cast<uint32_t>(regions_.size()));
+    regions_.emplace_back();
+  } else {
+    id = unused_regions_.back();
+    unused_regions_.pop_back();
+  }
+  const uint64_t offset = map_.take(bytes, id);
+  if (offset == RegionMap::kNone) {
+    unused_regions_.push_back(id);
+    return RegionId::none();
+  }
+  Region& region = regions_[id.value];
+  region = Region{};
+  region.offset = offset;
+  region.bytes = bytes;
+  cut_into_pages(id);
+  return id;
+}
+
+// Descending powers of two: 50 MiB = 32 + 16 + 2.
+void Pager::cut_into_pages(RegionId id) {
+  Region& region = regions_[id.value];
+  uint64_t offset = region.offset;
+  for (uint64_t rest = region.bytes; rest > 0;) {
+    const uint64_t bytes = std::min(std::bit_floor(rest), config_.frame_bytes_max);
+    region.pages.push_back(pages_.add(id, offset, bytes));
+    offset += bytes;
+    rest -= bytes;
+  }
+}
+
+void Pager::mark_seen(RegionId id) { regions_[id.value].seen = true; }
+
+void Pager::hold_region(RegionId id) { regions_[id.value].held = true; }
+
+void Pager::hold_pinned(SlotId slot) {
+  for (const PageId page : slots_[slot.value].pinned) hold_region(pages_[page].region);
+}
+
+void Pager::drop_cached_regions() {
+  while (drop_oldest_cached() > 0) {
+  }
+  wants_planning_ = true;
+}
+
+void Pager::note_stream_use(RegionId id, StreamId stream) {
+  if (regions_[id.value].stream != stream) regions_[id.value].other_streams = true;
+}
+
+void Pager::free_region(RegionId id, std::span<const Fence> fences) {
+  Region& region = regions_[id.value];
+  TP_ASSERT(region.state == RegionState::kLive);
+  trace_.close_key(region.key);
+  stats_.live_bytes.current -= region.bytes_asked;
+  bool whole = true;  // every page mapped and at rest: worth keeping
+  for (const PageId page_id : region.pages) {
+    Page& page = pages_[page_id];
+    if (take_prefetched(page)) ++stats_.prefetch_wasted;
+    page.forget_content();
+    for (const Fence& fence : fences) page.add_fence(fence);
+    if (page.movement == Movement::kNone) {
+      drop_lower(page, Tier::kHost);
+      drop_lower(page, Tier::kNvme);
+    }
+    whole = whole && page.mapped && page.movement == Movement::kNone && !page.leaving;
+  }
+  if (whole && device_.used_bytes() <= device_.capacity_bytes()) {
+    region.state = RegionState::kCached;
+    region.cached_serial = next_cached_serial_++;
+    region.cached_at = trace_.end();
+    cached_bytes_ += region.bytes;
+    cached_[region.bytes].push_back(id);
+    cached_by_age_.emplace(region.cached_serial, id);
+  } else {
+    region.state = RegionState::kDying;
+    const std::vector<PageId> pages = region.pages;  // settle_freed may end the region
+    for (const PageId page : pages) settle_freed(page);
+  }
+  if (!waiting_.empty() || !leaving_.empty()) wants_planning_ = true;
+}
+
+// A cached region may be given out again when everything still queued on it is ordered before the new owner's work:
+// the same stream, or finished.
+RegionId Pager::reuse_cached(uint64_t bytes, StreamId stream) {
+  auto found = cached_.find(bytes);
+  if (found == cached_.end()) return RegionId::none();
+  std::vector<RegionId>& candidates = found->second;
+  for (size_t i = candidates.size(); i-- > 0;) {
+    const RegionId id = candidates[i];
+    const Region& region = regions_[id.value];
+    const bool ordered = std::all_of(region.pages.begin(), region.pages.end(), [&](PageId page_id) {
+      const Page& page = pages_[page_id];
+      if (page.pins > 0 && (region.stream != stream || region.other_streams)) return false;
+      return std::all_of(page.fences.begin(), page.fences.end(), [&](const Fence& fence) {
+        return fence.stream == stream ||
+               (fence.stream < completed_.size() && fence.sequence <= completed_[fence.stream]);
+      });
+    });
+    if (!ordered) continue;
+    candidates.erase(candidates.begin() + static_cast<std::ptrdiff_t>(i));
+    cached_by_age_.erase(region.cached_serial);
+    cached_bytes_ -= region.bytes;
+    return id;
+  }
+  return RegionId::none();
+}
+
+void Pager::uncache(RegionId id) {
+  std::vector<RegionId>& same_size = cached_[regions_[id.value].bytes];
+  same_size.erase(std::find(same_size.begin(), same_size.end(), id));
+  if (same_size.empty()) cached_.erase(regions_[id.value].bytes);
+  cached_by_age_.erase(regions_[id.value].cached_serial);
+  cached_bytes_ -= regions_[id.value].bytes;
+  regions_[id.value].state = RegionState::kDying;
+}
+
+// Takes the cached region that has waited longest apart; returns the bytes that will become free, 0 if there is none.
+// Pages that an operator still holds (interleaving 4) leave when it ends.
+// Only regions freed at least age_min uses ago: a younger one is likely to be wanted again at once.
+uint64_t Pager::drop_oldest_cached(uint64_t age_min) {
+  for (const auto& [serial, id] : cached_by_age_) {
+    if (regions_[id.value].cached_at + age_min > trace_.end()) return 0;
+    const std::vector<PageId> pages = regions_[id.value].pages;
+    uint64_t bytes = 0;
+    for (const PageId page : pages) bytes += pages_[page].pins == 0 ? pages_[page].bytes : 0;
+    if (bytes == 0) continue;
+    uncache(id);
+    for (const PageId page : pages) settle_freed(page);
+    return bytes;
+  }
+  return 0;
+}
+
+// One page of a freed region: gives back what is at rest, sends its frame away. Interleavings 3 and 4.
+void Pager::settle_freed(PageId id) {
+  if (!pages_.exists(id)) return;
+  Page& page = pages_[id];
+  const RegionId region = page.region;
+  if (regions_[region.value].state != RegionState::kDying || page.movement != Movement::kNone) return;
+  drop_lower(page, Tier::kHost);
+  drop_lower(page, Tier::kNvme);
+  if (page.mapped && page.pins == 0) leave(id);
+  finish_dying(region);
+}
+
+void Pager::finish_dying(RegionId id) {
+  const Region& region = regions_[id.value];
+  for (const PageId page_id : region.pages) {
+    const Page& page = pages_[page_id];
+    if (page.frame.valid() || page.movement != Movement::kNone || page.pins > 0) return;
+  }
+  retire_region(id);
+}
+
+void Pager::retire_region(RegionId id) {
+  Region& region = regions_[id.value];
+  for (const PageId page_id : region.pages) {
+    pages_[page_id].leaving = false;
+    pages_.remove(page_id);
+  }
+  map_.give_back(region.offset, region.bytes);
+  region = Region{};
+  unused_regions_.push_back(id);
+}
+
+// A request for new memory that failed or was cancelled: its region goes as if freed.
+void Pager::cleanup_allocation(Slot& slot) {
+  if (!slot.is_allocation || !slot.allocated.valid()) return;
+  const RegionId id = std::exchange(slot.allocated, RegionId::none());
+  free_region(id, {});
+}
+
+void Pager::drop_lower(Page& page, Tier tier) {
+  const bool was_valid = page.is_valid(tier);
+  const SpanList spans = page.drop(tier);
+  if (spans.empty()) return;
+  give_back(tier, spans);
+  if (tier == Tier::kHost && was_valid) stats_.drop_bytes_host += page.bytes;
+}
+
+void Pager::give_back(Tier tier, const SpanList& spans) {
+  (tier == Tier::kHost ? host_ : nvme_).give_back(spans);
+}
+
+}  // namespace tierpage

@@ -1,0 +1,233 @@
+// The parts of plan() that no operator waits for: budgets that shrank, hints, prediction; and the end of hopeless waits.
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+#include <optional>
+
+#include "core/pager.h"
+
+namespace tierpage {
+namespace {
+
+constexpr uint64_t kLastInLine = std::numeric_limits<uint64_t>::max();
+constexpr uint64_t kUsesAheadMax = 2048;  // how far one plan looks into the future
+
+double mebibytes(uint64_t bytes) { return static_cast<double>(bytes) / kMiB; }
+
+}  // namespace
+
+void Pager::honour_capacity() {
+  const uint64_t used = device_.used_bytes();
+  const uint64_t leaving = used > device_.capacity_bytes() ? leaving_bytes() : 0;
+  // Room for nothing is missing while more is used than the budget and what leaves together.
+  if (used > device_.capacity_bytes() + leaving) {
+    make_room_over_budget(used - device_.capacity_bytes() - leaving);
+  }
+  if (host_.used_bytes() > host_.capacity_bytes()) shrink_host();
+}
+
+void Pager::make_room_over_budget(uint64_t excess) {
+  uint64_t left = 0;
+  for (uint64_t cached = 1; left < excess && cached > 0; left += cached) cached = drop_oldest_cached();
+  if (left >= excess) return;
+  EvictionPolicy& policy = begin_eviction(kLastInLine);
+  RoomBelow below = room_below();
+  while (left < excess) {
+    const PageId victim = next_victim(policy, below);
+    if (!victim.valid()) return;
+    leave(victim);
+    left += pages_[victim].bytes;
+  }
+}
+
+// Redundant copies go first; what only RAM holds is spilled, a few pages at a time.
+void Pager::shrink_host() {
+  for (uint32_t i = 0; i < pages_.size() && host_.used_bytes() > host_.capacity_bytes(); ++i) {
+    if (!pages_.exists(PageId(i))) continue;
+    Page& page = pages_[PageId(i)];
+    if (!page.is_valid(Tier::kHost) || page.movement != Movement::kNone) continue;
+    if (page.valid != 2) {
+      drop_lower(page, Tier::kHost);
+    } else if (moving_ < 4 && nvme_.can_take(page.bytes) && !spill_blocked_) {
+      page.start_spill(nvme_.take(page.bytes));
+      ++moving_;
+      Action action;
+      action.kind = ActionKind::kSpill;
+      action.transfer = page.transfer(PageId(i));
+      action.bytes = page.bytes;
+      action.host = page.host;
+      action.nvme = page.nvme;
+      actions_.push_back(std::move(action));
+    }
+  }
+}
+
+void Pager::serve_hints() {
+  if (hinted_.empty()) return;
+  std::vector<std::pair<PageId, RegionId>> later;
+  uint64_t wanted = 0;
+  for (const auto& [id, region] : hinted_) {
+    if (!pages_.exists(id) || pages_[id].region != region || !region_live(region)) continue;
+    Page& page = pages_[id];
+    if (page.is_valid(Tier::kDevice)) continue;
+    if (page.movement != Movement::kNone) continue;
+    if (waiting_.empty() && start_arrival(id, false)) continue;
+    later.emplace_back(id, region);
+    wanted += page.bytes;
+  }
+  hinted_.swap(later);
+  if (hinted_.empty() || !waiting_.empty()) return;
+  make_room(std::min(wanted, device_.capacity_bytes() / 2), kLastInLine);
+  // No room can be made: the hint is let go, RAM is the next best place.
+  if (leaving_.empty()) {
+    for (const auto& [id, region] : hinted_) {
+      Page& page = pages_[id];
+      if (page.movement != Movement::kNone || page.valid != 4 || !host_.can_take(page.bytes)) continue;
+      page.start_stage(host_.take(page.bytes));
+      ++moving_;
+      Action action;
+      action.kind = ActionKind::kStage;
+      action.transfer = page.transfer(id);
+      action.bytes = page.bytes;
+      action.host = page.host;
+      action.nvme = page.nvme;
+      actions_.push_back(std::move(action));
+    }
+    hinted_.clear();
+  }
+}
+
+// Fetches the next missing pages in predicted order, into frames of pages that are used later (the rules of Cao,
+// Felten, Karlin and Li 1995: in order of use; never discard what is needed sooner than what is fetched). At most
+// prefetch_bytes_max are fetched and not yet used: whoever fetches P bytes early gives up P bytes that MIN would have
+// kept, so without that bound a cyclic scan would stream everything instead of total - budget + P. Operators that wait
+// for pages on their way do not stop it (a link-bound program always has one); one that lacks frames does.
+void Pager::prefetch_ahead() {
+  if (!config_.prefetch || !under_pressure_ || short_of_frames_) return;
+  if (prefetched_bytes_ >= config_.prefetch_bytes_max || !use_min()) return;
+  if (device_.used_bytes() > device_.capacity_bytes()) return;  // the budget shrank: pages must go first
+  const uint64_t horizon = std::min(predictor_.horizon(), kUsesAheadMax);
+  // For what operators will allocate meanwhile: as much as lately had to be mapped afresh because no freed region
+  // served. In the steady state of a program that is nothing, and every byte kept free would be fetched instead.
+  const uint64_t reserve = std::min(device_.capacity_bytes() / 16, fresh_bytes_lately());
+  uint64_t unserved = 0;  // bytes for which room is being made
+  uint64_t passed = 0;    // bytes of the regions looked at
+  ++ahead_serial_;
+  min_.begin(pages_, [this](PageId id) { return evictable(id, kLastInLine); });
+  std::optional<RoomBelow> below;  // counted when it is needed first
+  for (uint64_t i = 1; i <= horizon && passed < device_.capacity_bytes(); ++i) {
+    if (prefetched_bytes_ + unserved >= config_.prefetch_bytes_max) return;
+    const RegionId region = trace_.region_of(predictor_.future(i));
+    if (!region.valid() || !region_live(region) || regions_[region.value].ahead_serial == ahead_serial_) continue;
+    regions_[region.value].ahead_serial = ahead_serial_;
+    passed += regions_[region.value].bytes;
+    for (const PageId id : regions_[region.value].pages) {
+      Page& page = pages_[id];
+      if (page.is_valid(Tier::kDevice)) {
+        if (page.leaving && !page.evict_asked) page.leaving = false;
+        continue;
+      }
+      if (page.movement != Movement::kNone || !page.has_content()) continue;
+      const bool frames_left = device_.fits(page.bytes + reserve);
+      if (unserved == 0 && frames_left && start_arrival(id, false)) {
+        page.prefetched = true;
+        prefetched_bytes_ += page.bytes;
+        ++stats_.prefetch_issued;
+        continue;
+      }
+      unserved += page.bytes;
+      if (!below) below = room_below();
+      if (!make_room_ahead(unserved + reserve, i, *below)) return;
+    }
+  }
+}
+
+// The page was used, left, or will not come: it does not count as fetched ahead any more. True if it did.
+bool Pager::take_prefetched(Page& page) {
+  if (!page.prefetched) return false;
+  page.prefetched = false;
+  prefetched_bytes_ -= page.bytes;
+  return true;
+}
+
+// Halves every kFreshHalfLife uses, so that a phase that allocates much (the first step) is soon forgotten.
+uint64_t Pager::fresh_bytes_lately() {
+  while (fresh_bytes_ > 0 && fresh_since_ + kFreshHalfLife <= trace_.end()) {
+    fresh_bytes_ /= 2;
+    fresh_since_ += kFreshHalfLife;
+  }
+  return fresh_bytes_;
+}
+
+bool Pager::make_room_ahead(uint64_t bytes, uint64_t distance, RoomBelow& below) {
+  uint64_t room = device_room();
+  while (room < bytes) {
+    uint64_t left = drop_oldest_cached(kCachedAgeOld);
+    if (left == 0) {
+      if (min_.distance_ahead() <= distance) return false;
+      const PageId victim = next_victim(min_, below);
+      if (!victim.valid() || min_.distance() <= distance) return false;
+      leave(victim);
+      left = pages_[victim].bytes;
+    }
+    room += left;
+  }
+  return true;
+}
+
+// Interleaving 5. Nothing moves, no fence is awaited, no operator runs that could end: nobody else will ever help.
+void Pager::fail_if_stuck() {
+  if (waiting_.empty() || moving_ > 0 || wants_planning_) return;
+  for (const PageId id : leaving_) {
+    if (pages_.exists(id) && pages_[id].leaving && pages_[id].pins == 0) return;
+  }
+  SlotId youngest_holder;
+  for (uint32_t i = 0; i < slots_.size(); ++i) {
+    const Slot& slot = slots_[i];
+    if (slot.pinned.empty() || slot.permanent) continue;
+    if (slot.order == 0) return;  // it runs and will end
+    if (!youngest_holder.valid() || slot.age > slots_[youngest_holder.value].age) youngest_holder = SlotId(i);
+  }
+  const SlotId loser = youngest_holder.valid() ? youngest_holder : waiting_.front();
+  fail(loser, out_of_memory(slots_[loser.value]));
+}
+
+Status Pager::too_large(const Slot& slot, uint64_t bytes) const {
+  char native[160] = "";
+  if (native_reserved_bytes_ > 0) {
+    std::snprintf(native, sizeof native,
+                  " after %.1f MiB that torch's own allocator holds (torch.cuda.empty_cache() may return some)",
+                  mebibytes(native_reserved_bytes_));
+  }
+  char text[640];
+  std::snprintf(text, sizeof text,
+                "tierpage: device out of memory. %s needs %.1f MiB resident at once, the device budget is %.1f MiB%s "
+                "(%s). Raise device_budget, or make the operator smaller (batch size, sequence length, chunked loss).",
+                slot.name, mebibytes(bytes), mebibytes(device_.capacity_bytes()), native, tier_table().c_str());
+  return Status::error(StatusCode::kOutOfMemory, text);
+}
+
+Status Pager::out_of_memory(const Slot& slot) const {
+  uint64_t needed = 0, resident = 0;
+  for (const Wanted& wanted : slot.wanted) {
+    needed += pages_[wanted.page].bytes;
+    if (pages_[wanted.page].is_valid(Tier::kDevice)) resident += pages_[wanted.page].bytes;
+  }
+  uint64_t unseen = 0;
+  for (const Region& region : regions_) {
+    if (region.state == RegionState::kLive && !region.seen) unseen += region.bytes;
+  }
+  const bool below_full = !room_below().take(config_.granule_bytes);
+  char text[768];
+  std::snprintf(text, sizeof text,
+                "tierpage: device out of memory. %s needs %.1f MiB at once, %.1f MiB of it are there, and nothing "
+                "else can leave: %s; %.1f MiB are memory that no operator has used yet.%s %s",
+                slot.name, mebibytes(needed), mebibytes(resident), tier_table().c_str(), mebibytes(unseen),
+                below_full ? " The lower tiers are full." : "",
+                below_full ? "Raise host_budget, or give (or raise) nvme_path and nvme_budget."
+                           : "Raise device_budget, or hold less with tierpage.pin and in concurrent threads.");
+  if (slot.storage_failures > 0 && !last_storage_error_.ok()) return last_storage_error_;
+  return Status::error(StatusCode::kOutOfMemory, text);
+}
+
+}  // namespace tierpage

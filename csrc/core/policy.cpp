@@ -1,0 +1,80 @@
+// Clock and MIN.
+#include "core/policy.h"
+
+#include <algorithm>
+
+namespace tierpage {
+
+void ClockPolicy::begin(PageTable& pages, Eligible eligible) {
+  pages_ = &pages;
+  eligible_ = std::move(eligible);
+  // Two rounds: the first clears every bit that is set, so the second finds every page that is eligible.
+  steps_left_ = uint64_t{2} * pages.size();
+}
+
+PageId ClockPolicy::next() {
+  for (; steps_left_ > 0; --steps_left_) {
+    if (hand_ >= pages_->size()) hand_ = 0;
+    const PageId id(hand_++);
+    if (!pages_->exists(id) || !eligible_(id)) continue;
+    Page& page = (*pages_)[id];
+    if (!page.referenced) {
+      --steps_left_;
+      return id;
+    }
+    page.referenced = false;
+  }
+  return PageId::none();
+}
+
+void MinPolicy::begin(PageTable& pages, Eligible eligible) {
+  pages_ = &pages;
+  eligible_ = std::move(eligible);
+  best_.clear();
+  last_ = {~uint64_t{0}, PageId::none()};
+  complete_ = false;
+}
+
+// Ties go to the later page: the front of a region stays, so a scan finds its beginning resident.
+void MinPolicy::scan() {
+  const auto larger = [](const Candidate& a, const Candidate& b) { return a > b; };
+  RegionId region;
+  uint64_t distance = 0;
+  complete_ = true;
+  for (uint32_t i = 0; i < pages_->size(); ++i) {
+    const PageId id(i);
+    if (!pages_->exists(id) || !eligible_(id)) continue;
+    if ((*pages_)[id].region != region) {  // pages of one region mostly stand together: ask once
+      region = (*pages_)[id].region;
+      distance = next_use_(region);
+    }
+    const Candidate candidate{distance, id};
+    if (!(candidate < last_)) continue;
+    if (best_.size() == kCandidatesMax) {
+      complete_ = false;
+      if (candidate < best_.front()) continue;
+      std::pop_heap(best_.begin(), best_.end(), larger);
+      best_.back() = candidate;
+    } else {
+      best_.push_back(candidate);
+    }
+    std::push_heap(best_.begin(), best_.end(), larger);
+  }
+  std::sort(best_.begin(), best_.end());
+}
+
+PageId MinPolicy::next() {
+  if (best_.empty() && !complete_) scan();
+  if (best_.empty()) return PageId::none();
+  last_ = best_.back();
+  best_.pop_back();
+  distance_ = last_.first;
+  return last_.second;
+}
+
+uint64_t MinPolicy::distance_ahead() {
+  if (best_.empty() && !complete_) scan();
+  return best_.empty() ? 0 : best_.back().first;
+}
+
+}  // namespace tierpage

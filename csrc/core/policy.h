@@ -1,0 +1,69 @@
+// Which resident page leaves first. A policy sees pages by id and asks the owner which may be taken at all.
+//
+// Use: begin() once for a choice of victims, then next() for one after the other, as long as no page changes otherwise.
+//
+// Clock: second chance over the page rows (Corbato 1968); needs no future.
+// MIN: the page whose next use is farthest (Belady 1966), by the predicted future; exact where the trace is. One scan
+// keeps the best few candidates, which mostly serve a whole choice; another scan follows when they are used up.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include "core/page_table.h"
+#include "core/types.h"
+
+namespace tierpage {
+
+class EvictionPolicy {
+ public:
+  using Eligible = std::function<bool(PageId)>;  // may the page leave now?
+  virtual ~EvictionPolicy() = default;
+  virtual const char* name() const = 0;
+  virtual void begin(PageTable& pages, Eligible eligible) = 0;
+  // Each eligible page once, the best victim first; none when there is no other.
+  virtual PageId next() = 0;
+};
+
+class ClockPolicy final : public EvictionPolicy {
+ public:
+  const char* name() const override { return "clock"; }
+  void begin(PageTable& pages, Eligible eligible) override;
+  PageId next() override;
+
+ private:
+  PageTable* pages_ = nullptr;
+  Eligible eligible_;
+  uint64_t steps_left_ = 0;
+  uint32_t hand_ = 0;
+};
+
+class MinPolicy final : public EvictionPolicy {
+ public:
+  // In how many uses from now a page's region is used next; Trace::kNever: not within the known future.
+  using NextUse = std::function<uint64_t(RegionId)>;
+  explicit MinPolicy(NextUse next_use) : next_use_(std::move(next_use)) {}
+  const char* name() const override { return "min"; }
+  void begin(PageTable& pages, Eligible eligible) override;
+  PageId next() override;
+  // In how many uses the page that next() returned last is used, and the one that it would return now (0: none).
+  uint64_t distance() const { return distance_; }
+  uint64_t distance_ahead();
+
+ private:
+  using Candidate = std::pair<uint64_t, PageId>;  // (distance, page); the largest leaves first
+  static constexpr size_t kCandidatesMax = 64;
+  void scan();
+
+  NextUse next_use_;
+  PageTable* pages_ = nullptr;
+  Eligible eligible_;
+  std::vector<Candidate> best_;  // the last one leaves first
+  Candidate last_;               // returned by next(); all that are larger have been returned
+  bool complete_ = true;         // best_ holds every candidate that is left
+  uint64_t distance_ = 0;
+};
+
+}  // namespace tierpage

@@ -1,0 +1,141 @@
+// Trace and Predictor: periods are found, interruptions cost one re-synchronisation, memory stays bounded.
+#include "core/predictor.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "sim/random.h"
+
+namespace tierpage {
+namespace {
+
+std::vector<KeyId> open_keys(Trace& trace, uint32_t count) {
+  std::vector<KeyId> keys;
+  for (uint32_t i = 0; i < count; ++i) keys.push_back(trace.open_key(4096, RegionId(i)));
+  return keys;
+}
+
+TEST(Predictor, FollowsAPeriod) {
+  Trace trace(4096);
+  Predictor predictor(trace);
+  const auto keys = open_keys(trace, 50);
+  for (int pass = 0; pass < 3; ++pass) {
+    for (const KeyId key : keys) trace.append(key);
+  }
+  ASSERT_TRUE(predictor.catch_up());
+  ASSERT_EQ(predictor.horizon(), 50u);
+  for (uint64_t i = 1; i <= 50; ++i) {
+    EXPECT_EQ(predictor.future(i), keys[i - 1]);
+    EXPECT_EQ(predictor.uses_until(keys[i - 1]), i);
+  }
+}
+
+TEST(Predictor, ChoosesAmongAlternatingPeriods) {
+  Trace trace(1 << 14);
+  Predictor predictor(trace);
+  const auto keys = open_keys(trace, 120);
+  const auto run = [&](uint32_t first, uint32_t count) {
+    for (uint32_t i = 0; i < count; ++i) trace.append(keys[first + i]);
+  };
+  for (int round = 0; round < 5; ++round) {  // train, train, evaluate
+    run(0, 60);
+    run(0, 60);
+    run(60, 60);
+  }
+  run(0, 60);
+  ASSERT_TRUE(predictor.catch_up());
+  EXPECT_EQ(predictor.future(1), keys[0]);
+  EXPECT_EQ(predictor.future(61), keys[60]);
+}
+
+TEST(Predictor, ResynchronisesWithinOnePeriodAfterAnInterruption) {
+  Trace trace(1 << 14);
+  Predictor predictor(trace);
+  const auto keys = open_keys(trace, 80);
+  for (int pass = 0; pass < 3; ++pass) {
+    for (int i = 0; i < 40; ++i) trace.append(keys[i]);
+  }
+  for (int i = 0; i < 13; ++i) trace.append(keys[i]);
+  for (int i = 40; i < 80; ++i) trace.append(keys[i]);  // never seen before
+  EXPECT_FALSE(predictor.catch_up());
+  int lost = 0;
+  for (int i = 0; i < 40; ++i) {
+    trace.append(keys[i]);
+    lost += !predictor.catch_up();
+  }
+  EXPECT_LE(lost, 6);
+  EXPECT_EQ(predictor.future(1), keys[0]);
+}
+
+// The chain of one key's uses against a linear search, with cursors that jump both ways and a ring that wraps.
+TEST(Trace, NextUseAgreesWithASearch) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    sim::Random random(seed);
+    Trace trace(256);
+    const auto keys = open_keys(trace, static_cast<uint32_t>(random.between(1, 30)));
+    for (int step = 0; step < 1500; ++step) {
+      trace.append(keys[random.below(keys.size())]);
+      if (step % 97 == 0) trace.check_invariants();
+      if (!random.chance(0.5)) continue;
+      const uint64_t position = trace.begin() + random.below(trace.end() - trace.begin());
+      const KeyId key = keys[random.below(keys.size())];
+      uint64_t expected = Trace::kNever;
+      for (uint64_t p = position + 1; p < trace.end() && expected == Trace::kNever; ++p) {
+        if (trace.at(p) == key) expected = p;
+      }
+      ASSERT_EQ(trace.next_use(key, position), expected) << "seed " << seed << " step " << step;
+    }
+  }
+}
+
+TEST(Trace, TemporariesHaveTheSameKeysEveryStep) {
+  Trace trace(4096);
+  std::vector<KeyId> first;
+  uint32_t region = 0;
+  for (int step = 0; step < 4; ++step) {
+    std::vector<KeyId> keys, saved;
+    for (uint64_t layer = 0; layer < 12; ++layer) {
+      trace.note_operator(layer % 3);  // layers look alike
+      saved.push_back(trace.open_key(1 << 20, RegionId(region++)));
+      const KeyId scratch = trace.open_key(1 << 20, RegionId(region++));
+      keys.push_back(saved.back());
+      keys.push_back(scratch);
+      trace.close_key(scratch);
+    }
+    for (const KeyId key : saved) trace.close_key(key);
+    if (step == 1) first = keys;  // the first step begins in another context
+    if (step > 1) {
+      EXPECT_EQ(keys, first);
+    }
+  }
+}
+
+TEST(Trace, KeysThatNeverComeBackAreRecycled) {
+  Trace trace(1024);
+  Predictor predictor(trace);
+  for (uint32_t i = 0; i < 200'000; ++i) {
+    trace.note_operator(i);
+    const KeyId key = trace.open_key(i + 1, RegionId(i));
+    trace.append(key);
+    trace.close_key(key);
+    if (i % 100 == 0) predictor.catch_up();
+  }
+  EXPECT_LE(trace.key_count(), 8192u);
+  trace.check_invariants();
+}
+
+TEST(Predictor, SurvivesFallingFarBehindAWrappedRing) {
+  Trace trace(1024);
+  Predictor predictor(trace);
+  const auto keys = open_keys(trace, 100);
+  for (int pass = 0; pass < 100; ++pass) {
+    for (const KeyId key : keys) trace.append(key);
+    if (pass % 33 == 0) predictor.catch_up();
+  }
+  ASSERT_TRUE(predictor.catch_up());
+  EXPECT_EQ(predictor.future(1), keys[0]);
+}
+
+}  // namespace
+}  // namespace tierpage

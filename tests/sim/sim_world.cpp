@@ -1,0 +1,344 @@
+// The simulated machine: memories, streams and the executor of actions.
+#include "sim_world.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace tierpage::sim {
+
+SimWorld::SimWorld(const WorldConfig& config, uint64_t seed)
+    : config_(config),
+      random_(seed ^ 0x5eed),
+      pager_(config.pager),
+      device_capacity_(config.pager.device_bytes_max),
+      host_(config.pager.host_bytes_max / kUnitBytes),
+      nvme_(config.pager.nvme_bytes_max / kUnitBytes),
+      queued_(config.streams),
+      launched_(config.streams, 0),
+      done_(config.streams, 0) {
+  host_done_ = config.pager.host_bytes_max == 0;
+  host_growth_at_ = random_.below(config_.growth_max + 1);
+  kernels_.emplace_back().finished = true;  // number 0: no kernel
+}
+
+void SimWorld::settle() {
+  pager_.check_invariants();
+  if (pager_.wants_planning() && random_.chance(0.7)) plan();
+  take_actions();
+}
+
+void SimWorld::plan() {
+  pager_.plan();
+  pager_.check_invariants();
+}
+
+void SimWorld::take_actions() {
+  std::vector<Action> actions;
+  pager_.take_actions(actions);
+  for (Action& action : actions) accept(action);
+}
+
+void SimWorld::accept(Action& action) {
+  Job job;
+  job.ready = soon();
+  job.capacity = device_capacity_;
+  switch (action.kind) {
+    case ActionKind::kWatchFence:
+      watches_.push_back(action.fence);
+      return;
+    case ActionKind::kUnmap:
+      require(!busy_.contains(action.device_offset), "unmap ordered under an unfinished kernel");
+      require(!holds_.contains(action.device_offset), "unmap ordered under an open operator");
+      [[fallthrough]];
+    case ActionKind::kReleaseFrame:
+    case ActionKind::kMap:
+    case ActionKind::kFetch:
+      job.action = std::move(action);
+      device_lane_.push_back(std::move(job));
+      return;
+    case ActionKind::kWriteBack:
+      require(!busy_.contains(action.device_offset), "write-back ordered under an unfinished kernel");
+      require(!holds_.contains(action.device_offset), "write-back ordered under an open operator");
+      [[fallthrough]];
+    case ActionKind::kSpill:
+    case ActionKind::kStage:
+      job.action = std::move(action);
+      copies_.push_back(std::move(job));
+      return;
+  }
+}
+
+void SimWorld::advance() {
+  ++now_;
+  run_kernels();
+  run_device_lane();
+  run_copies();
+  grow_host();
+  deliver();
+  if (now_ % 64 == 0) {
+    pager_.tick();
+    settle();
+  }
+  if (pager_.wants_planning()) plan();
+  take_actions();
+}
+
+uint64_t SimWorld::launch(StreamId stream, std::vector<KernelAccess> accesses, const std::vector<uint64_t>& after) {
+  const uint64_t number = kernels_.size();
+  for (const KernelAccess& access : accesses) ++busy_[access.offset];
+  Kernel kernel;
+  kernel.stream = stream;
+  kernel.ready = now_ + random_.below(config_.kernel_max + 1);
+  kernel.accesses = std::move(accesses);
+  kernel.after = after;
+  kernels_.push_back(std::move(kernel));
+  queued_[stream].push_back(number);
+  ++launched_[stream];
+  return number;
+}
+
+void SimWorld::run_kernels() {
+  for (auto& queue : queued_) {
+    while (!queue.empty()) {
+      Kernel& kernel = kernels_[queue.front()];
+      const bool ordered = std::all_of(kernel.after.begin(), kernel.after.end(),
+                                       [this](uint64_t earlier) { return kernels_[earlier].finished; });
+      if (kernel.ready > now_ || !ordered) break;
+      finish_kernel(kernel);
+      queue.pop_front();
+    }
+  }
+}
+
+void SimWorld::finish_kernel(Kernel& kernel) {
+  for (const KernelAccess& access : kernel.accesses) {
+    require(mapped_.contains(access.offset), "a kernel met an unmapped page");
+    Frame& memory = frame(mapped_.at(access.offset));
+    require(memory.bytes == access.bytes, "a kernel met a frame of another size");
+    if (!access.write && access.version != 0) {
+      for (size_t i = 0; i < memory.units.size(); ++i) {
+        require(memory.units[i] == unit_of(access.version, i), "a kernel read a lost or stale write");
+      }
+    }
+    if (--busy_[access.offset] == 0) busy_.erase(access.offset);
+  }
+  for (const KernelAccess& access : kernel.accesses) {
+    if (!access.write) continue;
+    Frame& memory = frame(mapped_.at(access.offset));
+    for (size_t i = 0; i < memory.units.size(); ++i) memory.units[i] = unit_of(access.version, i);
+  }
+  kernel.finished = true;
+  kernel.accesses.clear();
+  kernel.after.clear();
+  ++done_[kernel.stream];
+}
+
+SimWorld::Frame& SimWorld::frame(FrameId id) {
+  if (frames_.size() <= id.value) frames_.resize(id.value + 1);
+  return frames_[id.value];
+}
+
+const SimWorld::Frame& SimWorld::frame_at(uint64_t offset) const {
+  require(mapped_.contains(offset), "the page is not mapped");
+  return frames_[mapped_.at(offset).value];
+}
+
+void SimWorld::complete(TransferId transfer, TransferResult result) {
+  completions_.push_back({soon(), transfer, std::move(result)});
+}
+
+// Address space calls, one after the other.
+void SimWorld::run_device_lane() {
+  while (!device_lane_.empty() && device_lane_.front().ready <= now_) {
+    Job job = std::move(device_lane_.front());
+    device_lane_.pop_front();
+    const Action& action = job.action;
+    Frame& memory = frame(action.frame);
+    if (action.kind == ActionKind::kReleaseFrame) {
+      require(memory.created && memory.mapped_at == kNowhere, "released a frame that is mapped or was never made");
+      created_bytes_ -= memory.bytes;
+      memory = Frame{};
+    } else if (action.kind == ActionKind::kUnmap) {
+      require(memory.mapped_at == action.device_offset, "unmapped a frame that is not there");
+      require(!busy_.contains(action.device_offset), "unmapped under an unfinished kernel");
+      memory.mapped_at = kNowhere;
+      mapped_.erase(action.device_offset);
+      complete(action.transfer, {});
+    } else if (perform_map(job)) {
+      if (action.kind == ActionKind::kMap) {
+        complete(action.transfer, {});
+      } else {
+        job.ready = soon();
+        copies_.push_back(std::move(job));
+      }
+    }
+  }
+}
+
+bool SimWorld::perform_map(Job& job) {
+  const Action& action = job.action;
+  Frame& memory = frame(action.frame);
+  require(memory.created != action.create_frame, "created twice, or mapped without memory");
+  TransferResult result;
+  result.mapped = false;
+  if (action.create_frame) {
+    require(created_bytes_ + action.bytes <= job.capacity, "more device memory than the budget");
+    if (random_.chance(config_.faults.create)) {
+      result.frame_created = false;
+      result.status = Status::error(StatusCode::kOutOfMemory, "simulated: no device memory");
+      complete(action.transfer, result);
+      return false;
+    }
+    memory.created = true;
+    memory.bytes = action.bytes;
+    created_bytes_ += action.bytes;
+  }
+  require(memory.bytes == action.bytes, "a frame of another size");
+  require(memory.mapped_at == kNowhere && !mapped_.contains(action.device_offset), "mapped twice");
+  if (random_.chance(config_.faults.map)) {
+    const StatusCode code = random_.chance(0.5) ? StatusCode::kOutOfMemory : StatusCode::kUnavailable;
+    result.status = Status::error(code, "simulated: map failed");
+    complete(action.transfer, result);
+    return false;
+  }
+  memory.units.assign(action.bytes / kUnitBytes, --garbage_);
+  memory.mapped_at = action.device_offset;
+  mapped_[action.device_offset] = action.frame;
+  return true;
+}
+
+SimWorld::Units SimWorld::read_spans(const Units& tier, const SpanList& spans) const {
+  Units units;
+  for (const Span& span : spans) {
+    const auto first = tier.begin() + static_cast<std::ptrdiff_t>(span.offset / kUnitBytes);
+    units.insert(units.end(), first, first + static_cast<std::ptrdiff_t>(span.bytes / kUnitBytes));
+  }
+  return units;
+}
+
+// Writes the first `count` units only: a write that failed half way.
+void SimWorld::write_spans(Units& tier, const SpanList& spans, const Units& units, size_t count) {
+  size_t index = 0;
+  for (const Span& span : spans) {
+    for (uint64_t at = span.offset; at < span.offset + span.bytes && index < count; at += kUnitBytes) {
+      tier[at / kUnitBytes] = units[index++];
+    }
+  }
+}
+
+SimWorld::Units SimWorld::read_source(const Job& job) const {
+  const Action& action = job.action;
+  switch (action.kind) {
+    case ActionKind::kWriteBack: return frame_at(action.device_offset).units;
+    case ActionKind::kSpill: return read_spans(host_, action.host);
+    case ActionKind::kStage: return read_spans(nvme_, action.nvme);
+    default: return action.lower == Tier::kHost ? read_spans(host_, action.host) : read_spans(nvme_, action.nvme);
+  }
+}
+
+void SimWorld::run_copies() {
+  for (size_t i = 0; i < copies_.size();) {
+    Job& job = copies_[i];
+    if (job.ready > now_) {
+      ++i;
+    } else if (!job.started) {
+      job.started = true;
+      job.source = read_source(job);
+      require(job.source.size() * kUnitBytes == job.action.bytes, "a copy of another size than its page");
+      job.ready = soon();
+      ++i;
+    } else {
+      finish_copy(job);
+      std::swap(job, copies_.back());
+      copies_.pop_back();
+    }
+  }
+}
+
+void SimWorld::finish_copy(Job& job) {
+  const Action& action = job.action;
+  require(job.source == read_source(job), "the source of a copy was written while it was copied");
+  const bool reads = action.kind == ActionKind::kFetch || action.kind == ActionKind::kStage;
+  const bool fails = random_.chance(reads ? config_.faults.read : config_.faults.write);
+  const size_t count = fails ? job.source.size() / 2 : job.source.size();
+  if (action.kind == ActionKind::kFetch) {
+    Frame& memory = frame(action.frame);
+    require(memory.mapped_at == action.device_offset, "fetched into a frame that is not there");
+    std::copy_n(job.source.begin(), count, memory.units.begin());
+  } else if (action.kind == ActionKind::kStage ||
+             (action.kind == ActionKind::kWriteBack && action.lower == Tier::kHost)) {
+    write_spans(host_, action.host, job.source, count);
+  } else {
+    write_spans(nvme_, action.nvme, job.source, count);
+  }
+  TransferResult result;
+  if (fails) result.status = Status::error(StatusCode::kStorageError, "simulated: storage failed", 5);
+  complete(action.transfer, result);
+}
+
+void SimWorld::deliver() {
+  for (size_t i = 0; i < completions_.size();) {
+    if (completions_[i].ready > now_) {
+      ++i;
+      continue;
+    }
+    const Completion completion = completions_[i];
+    completions_[i] = completions_.back();
+    completions_.pop_back();
+    pager_.transfer_done(completion.transfer, completion.result);
+    settle();
+  }
+  for (size_t i = 0; i < watches_.size();) {
+    const Fence fence = watches_[i];
+    if (done_[fence.stream] < fence.sequence || random_.chance(0.3)) {
+      ++i;
+      continue;
+    }
+    watches_[i] = watches_.back();
+    watches_.pop_back();
+    pager_.fence_done(fence);
+    settle();
+  }
+}
+
+void SimWorld::grow_host() {
+  if (host_done_ || now_ < host_growth_at_) return;
+  host_growth_at_ = now_ + 1 + random_.below(config_.growth_max + 1);
+  const uint64_t limit = config_.pager.host_bytes_max;
+  const bool fails = random_.chance(config_.faults.growth);
+  if (!fails) host_space_ = std::min(limit, host_space_ + random_.between(1, limit / kUnitBytes) * kUnitBytes);
+  host_done_ = fails || host_space_ == limit;
+  pager_.host_space_ready(host_space_, fails);
+  settle();
+}
+
+void SimWorld::set_device_capacity(uint64_t bytes) {
+  device_capacity_ = bytes;
+  pager_.set_capacity(Tier::kDevice, bytes);
+  settle();
+}
+
+bool SimWorld::quiet() const {
+  const bool kernels_done =
+      std::all_of(queued_.begin(), queued_.end(), [](const auto& queue) { return queue.empty(); });
+  return kernels_done && device_lane_.empty() && copies_.empty() && completions_.empty() && watches_.empty();
+}
+
+void SimWorld::require_mapped(const Page& page) const {
+  require(page.mapped && page.is_valid(Tier::kDevice), "granted a page that is not resident");
+  require(mapped_.contains(page.offset) && mapped_.at(page.offset) == page.frame, "granted a page that is not mapped");
+}
+
+void SimWorld::check_copies(const Page& page, uint64_t version) const {
+  const auto compare = [&](const Units& units, const char* what) {
+    for (size_t i = 0; i < units.size(); ++i) require(units[i] == unit_of(version, i), what);
+  };
+  require(page.has_content(), "the content of a page is lost");
+  if (page.is_valid(Tier::kHost)) compare(read_spans(host_, page.host), "the copy in HOST is stale");
+  if (page.is_valid(Tier::kNvme)) compare(read_spans(nvme_, page.nvme), "the copy in NVME is stale");
+  if (page.is_valid(Tier::kDevice) && !busy_.contains(page.offset)) {
+    compare(frame_at(page.offset).units, "the copy in DEVICE is stale");
+  }
+}
+
+}  // namespace tierpage::sim
