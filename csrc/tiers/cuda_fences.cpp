@@ -1,0 +1,159 @@
+// Implements CudaFences.
+//
+// Order, when several threads record on one stream without a lock around cuEventRecord:
+//  1. A sequence is taken under the mutex, so sequences of one stream are unique and grow. The record itself happens
+//     after the mutex is released, so events may enter the stream in another order than their sequences.
+//  2. A fence n promises "everything queued before the caller's record_fence has finished". The event of n is recorded
+//     inside that call; so the event of n having finished is enough for n itself, whatever the order of the others.
+//  3. `completed = n` promises it for all fences up to n. Two ways lead there:
+//     a. one by one: the front slot is recorded and its event has finished (or its record failed: nobody has it);
+//     b. at once, by a slot that dominates: when its sequence was taken, no other record on the stream was under way,
+//        so every lower event was in the stream before its own, and a stream finishes in order.
+//     With one thread per stream, which is nearly always so, each slot dominates and done() asks the driver once.
+//  4. An event goes back to the pool only together with its slot, under the mutex. So while a slot exists its event
+//     means that slot, and an answer about it that was got without the mutex is still true afterwards, if the slot
+//     still exists.
+#include "tiers/cuda_fences.h"
+
+namespace tierpage {
+
+namespace {
+
+constexpr size_t kReapAbove = 64;       // unfinished slots of a stream from which record() looks for finished ones
+constexpr uint64_t kReapInterval = 32;  // and then only every so many fences: a look costs as much as a record
+
+}  // namespace
+
+uint64_t CudaFences::unique_id(uint64_t native_stream) const {
+  unsigned long long id = 0;
+  const auto stream = reinterpret_cast<CUstream>(native_stream);
+  // After a lost context the driver answers nothing more; the handle then is as good a name as any.
+  return driver_.stream_get_id(stream, &id) == CUDA_SUCCESS ? id : ~native_stream;
+}
+
+StreamId CudaFences::stream_id_locked(uint64_t unique) {
+  auto [found, added] = ids_.try_emplace(unique, static_cast<StreamId>(streams_.size()));
+  if (added) streams_.emplace_back();
+  return found->second;
+}
+
+StreamId CudaFences::stream_id(uint64_t native_stream) {
+  CudaContextGuard guard(driver_, context_);
+  const uint64_t unique = unique_id(native_stream);
+  std::lock_guard lock(mutex_);
+  return stream_id_locked(unique);
+}
+
+Status CudaFences::record(uint64_t native_stream, Fence* fence) {
+  *fence = Fence{};
+  CudaContextGuard guard(driver_, context_);
+  if (!guard.ok()) return guard.status();
+  const auto native = reinterpret_cast<CUstream>(native_stream);
+  const uint64_t unique = unique_id(native_stream);
+  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
+  const CUresult asked = driver_.stream_is_capturing(native, &capture);
+  if (asked != CUDA_SUCCESS && asked != CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) {
+    return cuda_status(driver_, asked, "cuStreamIsCapturing");
+  }
+
+  std::unique_lock lock(mutex_);
+  fence->stream = stream_id_locked(unique);
+  if (asked != CUDA_SUCCESS || capture != CU_STREAM_CAPTURE_STATUS_NONE) {
+    return Status::error(StatusCode::kUnavailable,
+                         "the stream is being captured into a CUDA graph, so no fence can be recorded on it: an event "
+                         "would become part of the graph. Pages that a graph uses must stay resident while it exists; "
+                         "keep them with tierpage.pin");
+  }
+  Stream& stream = streams_[fence->stream];
+  const uint64_t sequence = stream.next_sequence();
+  Slot taken;
+  taken.dominates = stream.recording == 0;
+  if (!free_events_.empty()) {
+    taken.event = free_events_.back();
+    free_events_.pop_back();
+  }
+  stream.slots.push_back(taken);
+  ++stream.recording;
+  lock.unlock();
+
+  CUevent event = taken.event;
+  CUresult result = CUDA_SUCCESS;
+  const char* call = "cuEventCreate";
+  if (event == nullptr) result = driver_.event_create(&event, CU_EVENT_DISABLE_TIMING);
+  const bool created = taken.event == nullptr && result == CUDA_SUCCESS;
+  if (result == CUDA_SUCCESS) {
+    call = "cuEventRecord";
+    result = driver_.event_record(event, native);
+  }
+
+  lock.lock();
+  if (created) all_events_.push_back(event);
+  // 5. The slot is still there: no slot leaves the deque before it is recorded.
+  Slot& slot = stream.slots[sequence - stream.completed - 1];
+  slot.event = event;
+  slot.state = result == CUDA_SUCCESS ? SlotState::kRecorded : SlotState::kVoid;
+  --stream.recording;
+  if (result != CUDA_SUCCESS) return cuda_status(driver_, result, call);
+  fence->sequence = sequence;
+  // 6. Fences that nobody asks about would pile up: retire finished ones now and then.
+  if (stream.slots.size() > kReapAbove && sequence % kReapInterval == 0) {
+    (void)advance(lock, stream, stream.completed + stream.slots.size() / 2);
+  }
+  return Status::success();
+}
+
+bool CudaFences::done(Fence fence) {
+  if (fence.sequence == 0) return true;
+  std::unique_lock lock(mutex_);
+  TP_ASSERT(fence.stream < streams_.size());
+  Stream& stream = streams_[fence.stream];
+  if (fence.sequence <= stream.completed) return true;
+  TP_ASSERT(fence.sequence < stream.next_sequence());
+  return advance(lock, stream, fence.sequence);
+}
+
+bool CudaFences::advance(std::unique_lock<std::mutex>& lock, Stream& stream, uint64_t target) {
+  while (stream.completed < target) {
+    const Slot& wanted = stream.slots[target - stream.completed - 1];
+    const bool at_once = wanted.dominates && wanted.state == SlotState::kRecorded;
+    const uint64_t candidate = at_once ? target : stream.completed + 1;
+    const Slot& slot = stream.slots[candidate - stream.completed - 1];
+    if (slot.state == SlotState::kRecording) return false;
+    if (slot.state == SlotState::kVoid) {
+      finish(stream, candidate);
+      continue;
+    }
+    const CUevent event = slot.event;
+    lock.unlock();
+    CUresult result = CUDA_SUCCESS;
+    {
+      CudaContextGuard guard(driver_, context_);
+      result = driver_.event_query(event);
+    }
+    lock.lock();
+    if (cuda_not_finished(result)) return stream.completed >= target;
+    // 7. Any other error means that the context is lost: its work has ended, if not well. Answering "not done" would
+    //    make the waiters hang; answering "done" lets them go on to a call that returns the error.
+    if (stream.completed < candidate) finish(stream, candidate);
+  }
+  return true;
+}
+
+void CudaFences::finish(Stream& stream, uint64_t sequence) {
+  while (stream.completed < sequence) {
+    if (stream.slots.front().event != nullptr) free_events_.push_back(stream.slots.front().event);
+    stream.slots.pop_front();
+    ++stream.completed;
+  }
+}
+
+void CudaFences::destroy_events() {
+  std::lock_guard lock(mutex_);
+  for (CUevent event : all_events_) (void)driver_.event_destroy(event);
+  all_events_.clear();
+  free_events_.clear();
+  streams_.clear();
+  ids_.clear();
+}
+
+}  // namespace tierpage

@@ -1,0 +1,127 @@
+// The DEVICE tier as an interface: one reserved address range, frames of physical memory that are mapped into it and
+// taken out again, copies between the range and host memory, and fences on execution streams.
+//
+// Two implementations under one conformance suite (tests/tiers): CudaBackend (VRAM through the driver API) and
+// HostBackend (RAM as simulated VRAM: frames of a memfd mapped into a PROT_NONE range).
+//
+// Threads. create_frame, release_frame, map, unmap, submit_copy and poll_copies are called by the pager thread only.
+// record_fence, fence_done and memory_info may be called by any thread at any time. No method calls back.
+//
+// Addresses. Everything inside the range is named by its byte offset from base(); offsets and sizes of mappings are
+// multiples of info().granule_bytes. A mapping always covers one whole frame.
+//
+// Memory safety. The backend does not wait: unmap() of a page that a running kernel still uses is the caller's error
+// (the pager gates it by fences). Copies touch only mapped memory; the caller keeps both sides alive until completion.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/status.h"
+#include "core/types.h"
+
+namespace tierpage {
+
+// What a driver says of its device, for `tierpage doctor`; the engine decides nothing by it.
+struct DriverFacts {
+  std::string driver_version;      // newest CUDA that the driver knows: "13.0"
+  std::string compute_capability;  // "9.0"
+  bool virtual_memory_management = false;
+  bool host_mapping = false;       // RAM can be mapped at addresses of the device
+  bool rdma_capable = false;       // frames can be reached by other devices
+  int host_numa_node = -1;         // nearest to the device; -1: unknown
+  int copy_engines = 0;
+};
+
+struct DeviceInfo {
+  std::string name;               // "host" or "cuda:0 NVIDIA H200"
+  uint64_t granule_bytes = 0;     // smallest frame; every frame is granule * 2^n
+  uint64_t frame_bytes_max = 0;   // largest frame
+  bool synchronous_streams = false;  // true: an operator's work has finished when the operator returns (host)
+  bool must_poll = false;         // true: completions of copies are only seen by polling (CUDA)
+  std::optional<DriverFacts> facts;  // none: there is no driver (host)
+};
+
+enum class CopyDirection : uint8_t { kToDevice = 0, kToHost = 1 };
+
+struct CopyRequest {
+  uint64_t cookie = 0;            // handed back on completion
+  CopyDirection direction = CopyDirection::kToDevice;
+  uint64_t device_offset = 0;     // in the range
+  void* host = nullptr;
+  uint64_t bytes = 0;
+};
+
+struct CopyCompletion {
+  uint64_t cookie = 0;
+  Status status;
+};
+
+struct DeviceMemoryInfo {
+  uint64_t free_bytes = 0;
+  uint64_t total_bytes = 0;
+};
+
+class DeviceBackend {
+ public:
+  virtual ~DeviceBackend() = default;
+  virtual const DeviceInfo& info() const = 0;
+
+  // The reserved range, fixed for the life of the backend.
+  virtual std::byte* base() const = 0;
+  virtual uint64_t range_bytes() const = 0;
+
+  // Physical memory. `bytes` is a power-of-two multiple of the granule. A frame keeps its content while unmapped.
+  // create_frame returns kOutOfMemory when the device has no room.
+  virtual Status create_frame(FrameId frame, uint64_t bytes) = 0;
+  virtual void release_frame(FrameId frame) = 0;
+
+  // Mapping: after map() the range at [offset, offset + frame size) reads and writes the frame, from every thread
+  // (and every kernel). After unmap() an access is an error that the hardware reports (host: SIGSEGV).
+  virtual Status map(FrameId frame, uint64_t offset) = 0;
+  virtual Status unmap(FrameId frame, uint64_t offset) = 0;
+
+  // Locked RAM: makes [host, host + bytes) fast for asynchronous copies. Any thread.
+  virtual Status lock_host(void* host, uint64_t bytes) = 0;
+  virtual void unlock_host(void* host) = 0;
+
+  // Asynchronous copies. Within one direction copies complete in submission order. poll_copies appends what has
+  // finished since the last call and returns the number still in flight.
+  virtual Status submit_copy(const CopyRequest& request) = 0;
+  virtual size_t poll_copies(std::vector<CopyCompletion>& completions) = 0;
+  // Set before the first submit. A backend that learns of completions on a thread of its own calls `wake` after each;
+  // one that must be polled (CUDA) ignores it and says so in info().must_poll.
+  virtual void set_wake(void (*wake)(void*), void* context) = 0;
+
+  // Fences. `native_stream` is the handle that the framework uses (cudaStream_t; host: ignored). stream_id gives it a
+  // dense index. record_fence marks "everything queued on it so far". fence_done is cheap and never blocks.
+  virtual StreamId stream_id(uint64_t native_stream) = 0;
+  virtual Status record_fence(uint64_t native_stream, Fence* fence) = 0;
+  virtual bool fence_done(Fence fence) = 0;
+
+  virtual DeviceMemoryInfo memory_info() = 0;
+};
+
+struct HostBackendOptions {
+  uint64_t range_bytes = 64 * kGiB;
+  uint64_t granule_bytes = 64 * kKiB;   // multiple of the system page
+  uint64_t frame_bytes_max = 4 * kMiB;
+  bool asynchronous_copies = false;     // true: one worker thread per direction; false: submit_copy copies at once
+};
+
+struct CudaBackendOptions {
+  int device_index = 0;
+  uint64_t range_bytes = 0;             // 0: sixteen times the device's memory
+  uint64_t granule_bytes = 0;           // 0: the driver's granularity (2 MiB)
+  uint64_t frame_bytes_max = 64 * kMiB;
+};
+
+// Both return kUnavailable with cause and remedy where the machine lacks what they need; neither throws.
+Status make_host_backend(const HostBackendOptions& options, std::unique_ptr<DeviceBackend>* backend);
+Status make_cuda_backend(const CudaBackendOptions& options, std::unique_ptr<DeviceBackend>* backend);
+
+}  // namespace tierpage

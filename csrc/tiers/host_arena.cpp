@@ -1,0 +1,280 @@
+// Implements the RAM tier's memory. One range is reserved without access; the grower makes it accessible, touches it
+// and locks it piece by piece, so that the cost of fresh memory (0.4 s per GiB on some machines) is paid beside the
+// user's work and never for more than the budget.
+//
+// Only [0, ready) is ever accessible, and a huge page never reaches over the end of accessible memory, so an odd budget
+// ends in small pages and is not exceeded.
+// Locked memory is a prefix: after the first failed lock no further one is tried, [0, locked_bytes()) stays locked.
+#include "tiers/host_arena.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "tiers/quiet_thread.h"
+#include "tiers/spill_file.h"
+
+namespace tierpage {
+namespace {
+
+constexpr uint64_t kSmallPage = 4096;
+constexpr uint64_t kHugePage = 2 * kMiB;
+constexpr int kTouchThreadsDefault = 8;
+
+// A reserved address range, aligned to a huge page.
+class Reservation {
+ public:
+  ~Reservation() {
+    if (whole_ != MAP_FAILED) munmap(whole_, whole_bytes_);
+  }
+  Reservation() = default;
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+
+  Status reserve(uint64_t bytes) {
+    whole_bytes_ = round_up(bytes, kHugePage) + kHugePage;
+    whole_ = mmap(nullptr, whole_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (whole_ == MAP_FAILED) {
+      return Status::error(StatusCode::kUnavailable,
+                           "cannot reserve " + std::to_string(whole_bytes_) + " bytes of addresses for the RAM tier: " +
+                               describe_system_error(errno) + " (see ulimit -v)",
+                           errno);
+    }
+    begin_ = reinterpret_cast<std::byte*>(round_up(reinterpret_cast<uintptr_t>(whole_), kHugePage));
+    // Advice, each useful alone; a kernel without one of them still works. A forked child must not copy pages that a
+    // device or a disk is writing to, and a core dump must not hold the whole tier.
+    (void)madvise(begin_, bytes, MADV_HUGEPAGE);
+    (void)madvise(whole_, whole_bytes_, MADV_DONTFORK);
+    (void)madvise(whole_, whole_bytes_, MADV_DONTDUMP);
+    return Status::success();
+  }
+  std::byte* begin() const { return begin_; }
+
+ private:
+  void* whole_ = MAP_FAILED;
+  uint64_t whole_bytes_ = 0;
+  std::byte* begin_ = nullptr;
+};
+
+class GrowingArena final : public HostArena {
+ public:
+  explicit GrowingArena(const HostArenaOptions& options) : options_(options) {}
+  ~GrowingArena() override;
+  Status start();
+
+  std::byte* base() const override { return reservation_.begin(); }
+  uint64_t capacity_bytes() const override { return options_.capacity_bytes; }
+  uint64_t ready_bytes() const override { return ready_bytes_.load(std::memory_order_acquire); }
+  uint64_t locked_bytes() const override { return locked_bytes_.load(std::memory_order_acquire); }
+  void request(uint64_t bytes) override;
+  Status wait_ready(uint64_t bytes) override;
+  Status status() const override;
+  void set_wake(void (*wake)(void*), void* context) override;
+
+ private:
+  struct Piece {
+    uint64_t begin = 0;
+    uint64_t bytes = 0;
+  };
+
+  void grow_until_stopped();
+  Status make_accessible(Piece piece);
+  void touch(Piece piece);
+  void touch_part(Piece part);
+  void lock_piece(Piece piece);
+  void fail_locked(Status status);
+
+  const HostArenaOptions options_;
+  Reservation reservation_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;  // something was requested, became ready, failed, or we stop
+  uint64_t requested_bytes_ = 0;
+  bool growth_failed_ = false;
+  Status first_failure_;
+  void (*wake_)(void*) = nullptr;
+  void* wake_context_ = nullptr;
+
+  std::atomic<bool> stopping_{false};  // set under mutex_, also read while touching
+  std::atomic<uint64_t> ready_bytes_{0};
+  std::atomic<uint64_t> locked_bytes_{0};
+  bool locking_given_up_ = false;      // grower thread only
+  std::vector<void*> locked_pieces_;   // grower thread, then the destructor
+  std::thread grower_;
+};
+
+GrowingArena::~GrowingArena() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_.store(true);
+  }
+  changed_.notify_all();
+  if (grower_.joinable()) grower_.join();
+  if (options_.unlock) {
+    for (void* piece : locked_pieces_) options_.unlock(piece);
+  }
+}
+
+Status GrowingArena::start() {
+  Status status = reservation_.reserve(options_.capacity_bytes);
+  if (!status.ok()) return status;
+  return start_quiet_thread("tierpage-grower", [this] { grow_until_stopped(); }, &grower_);
+}
+
+void GrowingArena::request(uint64_t bytes) {
+  {
+    std::lock_guard lock(mutex_);
+    requested_bytes_ = std::max(requested_bytes_, std::min(bytes, options_.capacity_bytes));
+  }
+  changed_.notify_all();
+}
+
+Status GrowingArena::wait_ready(uint64_t bytes) {
+  if (bytes > options_.capacity_bytes) {
+    return Status::error(StatusCode::kInvalidArgument, "waiting for " + std::to_string(bytes) +
+                                                           " bytes of a RAM tier of " +
+                                                           std::to_string(options_.capacity_bytes));
+  }
+  request(bytes);
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return ready_bytes() >= bytes || growth_failed_ || stopping_; });
+  if (ready_bytes() >= bytes) return Status::success();
+  return growth_failed_ ? first_failure_ : Status::error(StatusCode::kInterrupted, "the RAM tier is closing");
+}
+
+Status GrowingArena::status() const {
+  std::lock_guard lock(mutex_);
+  return first_failure_;
+}
+
+void GrowingArena::set_wake(void (*wake)(void*), void* context) {
+  std::lock_guard lock(mutex_);
+  wake_ = wake;
+  wake_context_ = context;
+}
+
+void GrowingArena::fail_locked(Status status) {
+  if (first_failure_.ok()) first_failure_ = std::move(status);
+}
+
+void GrowingArena::grow_until_stopped() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return stopping_ || (!growth_failed_ && requested_bytes_ > ready_bytes()); });
+    if (stopping_) return;
+    lock.unlock();
+    const uint64_t begin = ready_bytes();
+    const Piece piece{begin, std::min(options_.piece_bytes, options_.capacity_bytes - begin)};
+    Status status = make_accessible(piece);
+    if (status.ok()) {
+      touch(piece);
+      if (!stopping_) lock_piece(piece);
+    }
+    lock.lock();
+    if (stopping_) return;
+    if (status.ok()) {
+      ready_bytes_.store(begin + piece.bytes, std::memory_order_release);
+    } else {
+      growth_failed_ = true;
+      fail_locked(std::move(status));
+    }
+    auto* wake = wake_;
+    void* context = wake_context_;
+    changed_.notify_all();
+    lock.unlock();
+    if (wake != nullptr) wake(context);
+    lock.lock();
+  }
+}
+
+Status GrowingArena::make_accessible(Piece piece) {
+  if (mprotect(base() + piece.begin, piece.bytes, PROT_READ | PROT_WRITE) == 0) return Status::success();
+  const int error = errno;
+  return Status::error(StatusCode::kUnavailable,
+                       "the system gives no memory for the RAM tier beyond " + std::to_string(piece.begin) + " of " +
+                           std::to_string(options_.capacity_bytes) + " bytes: " + describe_system_error(error),
+                       error);
+}
+
+void GrowingArena::touch(Piece piece) {
+  const uint64_t part_bytes = round_up((piece.bytes + options_.touch_threads - 1) / options_.touch_threads, kHugePage);
+  std::vector<std::thread> helpers;
+  uint64_t done = std::min(part_bytes, piece.bytes);  // the first part is ours
+  const Piece own{piece.begin, done};
+  while (done < piece.bytes) {
+    const Piece part{piece.begin + done, std::min(part_bytes, piece.bytes - done)};
+    std::thread helper;
+    if (start_quiet_thread("tierpage-touch", [this, part] { touch_part(part); }, &helper).ok()) {
+      helpers.push_back(std::move(helper));
+    } else {
+      touch_part(part);  // slower, not wrong
+    }
+    done += part.bytes;
+  }
+  touch_part(own);
+  for (std::thread& helper : helpers) helper.join();
+}
+
+void GrowingArena::touch_part(Piece part) {
+  for (uint64_t offset = part.begin; offset < part.begin + part.bytes; offset += kSmallPage) {
+    if (offset % kHugePage == 0 && stopping_.load(std::memory_order_relaxed)) return;
+    *reinterpret_cast<volatile char*>(base() + offset) = 0;
+  }
+}
+
+void GrowingArena::lock_piece(Piece piece) {
+  if (!options_.lock || locking_given_up_) return;
+  void* begin = base() + piece.begin;
+  Status status = options_.lock(begin, piece.bytes);
+  if (status.ok()) {
+    locked_pieces_.push_back(begin);
+    locked_bytes_.store(piece.begin + piece.bytes, std::memory_order_release);
+    return;
+  }
+  locking_given_up_ = true;
+  std::lock_guard lock(mutex_);
+  fail_locked(std::move(status));
+}
+
+Status check_options(const HostArenaOptions& options) {
+  auto refuse = [](const std::string& what) { return Status::error(StatusCode::kInvalidArgument, what); };
+  constexpr uint64_t kCapacityMax = uint64_t{1} << 46;
+  if (options.capacity_bytes < kSmallPage || options.capacity_bytes > kCapacityMax) {
+    return refuse("RAM tier of " + std::to_string(options.capacity_bytes) + " bytes: give 4096 to " +
+                  std::to_string(kCapacityMax));
+  }
+  if (options.piece_bytes == 0 || options.piece_bytes > kGiB) {
+    return refuse("piece_bytes " + std::to_string(options.piece_bytes) + ": give 1 to 1073741824");
+  }
+  if (options.touch_threads < 0) {
+    return refuse("touch_threads " + std::to_string(options.touch_threads) + ": give 0 or more");
+  }
+  return Status::success();
+}
+
+}  // namespace
+
+Status make_host_arena(const HostArenaOptions& options, std::unique_ptr<HostArena>* arena) {
+  Status status = check_options(options);
+  if (!status.ok()) return status;
+  HostArenaOptions effective = options;
+  effective.capacity_bytes = options.capacity_bytes / kSmallPage * kSmallPage;  // down: a budget is not exceeded
+  effective.piece_bytes = round_up(options.piece_bytes, kHugePage);
+  if (effective.touch_threads == 0) {
+    const int cores = static_cast<int>(std::thread::hardware_concurrency());
+    effective.touch_threads = std::clamp(cores, 1, kTouchThreadsDefault);
+  }
+  auto made = std::make_unique<GrowingArena>(effective);
+  status = made->start();
+  if (status.ok()) *arena = std::move(made);
+  return status;
+}
+
+}  // namespace tierpage

@@ -1,0 +1,39 @@
+// Host memory that is registered with the CUDA driver, and where its registrations end.
+//
+// The driver registers at most 1 GiB per call (larger calls hold driver-wide locks for long and fail on some kernels),
+// and refuses a copy whose host side crosses from one registration into another. So copies are cut at the borders.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+
+#include "core/status.h"
+#include "core/types.h"
+#include "tiers/cuda_driver.h"
+
+namespace tierpage {
+
+class LockedRanges {
+ public:
+  explicit LockedRanges(const CudaDriver& driver) : driver_(driver) {}
+
+  // Any thread, with the context current. The mutex is not held across driver calls.
+  Status lock(void* host, uint64_t bytes);
+  void unlock(void* host);
+  void unlock_all();
+
+  // How many of the `bytes` from `host` on one copy may cover.
+  uint64_t copy_bytes(const void* host, uint64_t bytes) const;
+
+ private:
+  static constexpr uint64_t kPieceBytes = kGiB;
+  CUresult register_pieces(uint64_t address, uint64_t bytes);
+  void unregister_pieces(uint64_t address, uint64_t bytes);
+
+  const CudaDriver& driver_;
+  mutable std::mutex mutex_;
+  std::map<uint64_t, uint64_t> ranges_;  // address -> bytes; a range is registered in pieces of kPieceBytes
+};
+
+}  // namespace tierpage
