@@ -1,0 +1,156 @@
+// The C table of engine_api.h over Runtime: conversion only; no exception crosses.
+#include "engine/engine_api.h"
+
+#include <exception>
+
+#include "engine/runtime.h"
+
+namespace tierpage {
+namespace {
+
+int32_t report(tp_scope* scope, Status status) {
+  if (status.code != StatusCode::kOk && status.code != StatusCode::kWait) scope->error = std::move(status.message);
+  return static_cast<int32_t>(status.code);
+}
+
+// What leaves the runtime as an exception (no memory, a defect) has left its state half-way: it dies.
+template <class Body>
+Status guarded(Runtime* runtime, Body&& body) noexcept {
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    return runtime->die(Status::error(StatusCode::kInternal, error.what()));
+  }
+}
+
+template <class Body>
+int32_t guarded(tp_scope* scope, Body&& body) noexcept {
+  return report(scope, guarded(scope->runtime, body));
+}
+
+// For calls that answer with a number and have no way to fail: `otherwise` then.
+template <class Body>
+uint64_t answered(Runtime* runtime, uint64_t otherwise, Body&& body) noexcept {
+  if (runtime == nullptr) return otherwise;
+  (void)guarded(runtime, [&] {
+    otherwise = body();
+    return Status::success();
+  });
+  return otherwise;
+}
+
+tp_scope* scope_create() {
+  Runtime* runtime = Runtime::newest();
+  tp_scope* scope = nullptr;
+  (void)answered(runtime, 0, [&] {
+    scope = static_cast<tp_scope*>(runtime->add_scope());
+    return 0;
+  });
+  return scope;
+}
+void scope_destroy(tp_scope* scope) {
+  (void)answered(scope->runtime, 0, [&] {
+    scope->runtime->remove_scope(scope);
+    return 0;
+  });
+}
+void scope_open(tp_scope* scope) { Runtime::open_scope(*scope); }
+int32_t begin(tp_scope* scope, const tp_operator* op, const tp_access* accesses, size_t count) {
+  return guarded(scope, [&] { return scope->runtime->begin(*scope, *op, accesses, count); });
+}
+int32_t wait(tp_scope* scope, uint32_t timeout_ms) {
+  return guarded(scope, [&] { return scope->runtime->wait(*scope, timeout_ms); });
+}
+void cancel(tp_scope* scope) {
+  (void)answered(scope->runtime, 0, [&] {
+    scope->runtime->cancel(*scope);
+    return 0;
+  });
+}
+void seen(tp_scope* scope, const uint64_t* addresses, size_t count) { scope->runtime->seen(addresses, count); }
+int32_t scope_close(tp_scope* scope, uint64_t native_stream) {
+  return guarded(scope, [&] { return scope->runtime->close_scope(*scope, native_stream); });
+}
+const char* error_message(tp_scope* scope) { return scope->error.c_str(); }
+
+int32_t wants(uint64_t bytes) {
+  const Runtime* runtime = Runtime::active();
+  return runtime != nullptr && runtime->wants(bytes) ? 1 : 0;
+}
+int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t native_stream, uint64_t* address) {
+  return guarded(scope, [&] { return scope->runtime->allocate(*scope, bytes, native_stream, address); });
+}
+uint64_t allocate_result(tp_scope* scope) { return scope->runtime->allocate_result(*scope); }
+void deallocate(uint64_t address) {
+  Runtime* runtime = Runtime::of_address(address);
+  (void)answered(runtime, 0, [&] {
+    runtime->deallocate(address);
+    return 0;
+  });
+}
+void record_stream(uint64_t address, uint64_t native_stream) {
+  Runtime* runtime = Runtime::of_address(address);
+  (void)answered(runtime, 0, [&] {
+    runtime->record_stream(address, native_stream);
+    return 0;
+  });
+}
+uint64_t region_bytes(uint64_t address, uint64_t* region_base) {
+  Runtime* runtime = Runtime::of_address(address);
+  return answered(runtime, 0, [&] { return runtime->region_bytes(address, region_base); });
+}
+int32_t touch(tp_scope* scope, uint64_t address, uint32_t keep) {
+  return guarded(scope, [&] { return scope->runtime->touch(*scope, address, keep); });
+}
+uint64_t list_run_bytes_max() {
+  Runtime* runtime = Runtime::active();
+  return answered(runtime, ~uint64_t{0}, [&] { return runtime->list_run_bytes_max(); });
+}
+void set_native_reserved(uint64_t bytes) {
+  Runtime* runtime = Runtime::active();
+  (void)answered(runtime, 0, [&] {
+    runtime->set_native_reserved(bytes);
+    return 0;
+  });
+}
+uint64_t make_room(uint64_t bytes) {
+  Runtime* runtime = Runtime::active();
+  return answered(runtime, 0, [&] { return runtime->make_room(bytes); });
+}
+int32_t forked() { return Runtime::forked() ? 1 : 0; }
+
+}  // namespace
+
+void Runtime::fill_api() {
+  api_ = tp_engine_api{
+      .version = TIERPAGE_ENGINE_API_VERSION,
+      .size = sizeof(tp_engine_api),
+      .range_base = reinterpret_cast<uint64_t>(backend_->base()),
+      .range_bytes = backend_->range_bytes(),
+      .min_paged_bytes = options_.min_paged_bytes,
+      .device_type = options_.cuda ? 1 : 0,
+      .device_index = options_.device_index,
+      .scope_create = scope_create,
+      .scope_destroy = scope_destroy,
+      .scope_open = scope_open,
+      .begin = tierpage::begin,
+      .wait = tierpage::wait,
+      .cancel = tierpage::cancel,
+      .seen = tierpage::seen,
+      .scope_close = scope_close,
+      .error_message = error_message,
+      .wants = tierpage::wants,
+      .allocate = tierpage::allocate,
+      .allocate_result = tierpage::allocate_result,
+      .deallocate = tierpage::deallocate,
+      .record_stream = tierpage::record_stream,
+      .region_bytes = tierpage::region_bytes,
+      .touch = tierpage::touch,
+      .list_run_bytes_max = tierpage::list_run_bytes_max,
+      .set_native_reserved = tierpage::set_native_reserved,
+      .make_room = tierpage::make_room,
+      .forked = tierpage::forked,
+  };
+}
+
+}  // namespace tierpage

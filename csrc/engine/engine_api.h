@@ -1,0 +1,128 @@
+// The C interface between the engine (module _C, knows no torch) and the torch library (knows no engine types).
+// Plain C layout, so that the two may be built by different compilers. The table lives as long as the process.
+//
+// Words. A *scope* belongs to one thread and spans one outermost operator: pages that the operator uses stay resident
+// and mapped until the scope closes. Nested operators add to the open scope.
+//
+// Protocol of one outermost operator in one thread (no call blocks except wait; none touches Python):
+//
+//   scope_open(s)                                   when depth goes 0 -> 1; only stores, no lock
+//   rc = begin(s, op, accesses, n)                  for it and for every nested operator with paged arguments
+//   while (rc == TP_WAIT) rc = wait(s, 50);         the caller releases the GIL and checks signals between slices
+//   ... the kernel; allocate()/free() happen inside ...
+//   seen(s, pointers, n)                            storages of the results: they are tensors, hence evictable later
+//   scope_close(s, native_stream)                   when depth goes 1 -> 0: records a fence, unpins
+//
+// On TP_INTERRUPTED from the caller's own signal check call cancel(s), then close the scope as usual.
+// Any code > TP_WAIT is an error; error_message(s) holds its text until the next call on that scope.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TIERPAGE_ENGINE_API_VERSION 1u
+
+// Numbers equal to tierpage::StatusCode.
+enum tp_code {
+  TP_OK = 0,
+  TP_WAIT = 1,
+  TP_OUT_OF_MEMORY = 2,
+  TP_STORAGE_ERROR = 3,
+  TP_STORAGE_FULL = 4,
+  TP_CORRUPT_PAGE = 5,
+  TP_INVALID_ARGUMENT = 6,
+  TP_UNAVAILABLE = 7,
+  TP_INTERRUPTED = 8,
+  TP_PAGER_DEAD = 9,
+  TP_INTERNAL = 10
+};
+
+typedef struct tp_scope tp_scope;  // opaque
+
+enum { TP_READ = 1, TP_WRITE = 2 };
+
+// Bytes [address, address + bytes) of the reserved range, which one argument of an operator covers.
+typedef struct tp_access {
+  uint64_t address;
+  uint64_t bytes;
+  uint32_t mode;  // TP_READ | TP_WRITE
+  uint32_t reserved;
+} tp_access;
+
+typedef struct tp_operator {
+  const char* name;  // "aten::addmm", lives for ever
+  uint64_t hash;     // stable across runs: a hash of name and overload
+} tp_operator;
+
+typedef struct tp_engine_api {
+  uint32_t version;
+  uint32_t size;  // sizeof(tp_engine_api)
+
+  // Constants of the running engine. A pointer p is ours iff p - range_base < range_bytes (unsigned).
+  uint64_t range_base;
+  uint64_t range_bytes;
+  uint64_t min_paged_bytes;
+  int32_t device_type;   // 0: CPU tensors, 1: CUDA tensors
+  int32_t device_index;
+
+  // Scopes. One per thread, made on first use, destroyed at thread end (from a thread-local destructor).
+  tp_scope* (*scope_create)(void);
+  void (*scope_destroy)(tp_scope*);
+  void (*scope_open)(tp_scope*);
+  int32_t (*begin)(tp_scope*, const tp_operator*, const tp_access*, size_t count);
+  int32_t (*wait)(tp_scope*, uint32_t timeout_ms);  // TP_WAIT when the time is over
+  void (*cancel)(tp_scope*);
+  void (*seen)(tp_scope*, const uint64_t* addresses, size_t count);
+  int32_t (*scope_close)(tp_scope*, uint64_t native_stream);  // an error only in paranoid mode
+  const char* (*error_message)(tp_scope*);
+
+  // Memory. allocate with TP_WAIT: wait(scope) as above, then allocate_result(scope) gives the address.
+  // Inside an open scope the new region is pinned by it; outside, it stays resident until first seen.
+  int32_t (*wants)(uint64_t bytes);  // 1: this allocation is ours (size, scope="explicit", process not forked)
+  int32_t (*allocate)(tp_scope*, uint64_t bytes, uint64_t native_stream, uint64_t* address);
+  uint64_t (*allocate_result)(tp_scope*);
+  void (*deallocate)(uint64_t address);  // any thread; never blocks
+  void (*record_stream)(uint64_t address, uint64_t native_stream);
+  uint64_t (*region_bytes)(uint64_t address, uint64_t* region_base);  // 0: not a live region
+
+  // An access that no operator announces (data_ptr, numpy, DLPack): fetches the region and keeps it resident until
+  // `keep` more scopes of this thread have closed (0: until the region is freed). Opens its own scope; may block in
+  // the same begin/wait protocol on `scope`, which must not be waiting.
+  int32_t (*touch)(tp_scope*, uint64_t address, uint32_t keep);
+
+  // Operators over lists are split into runs of at most this many bytes when their pages exceed it.
+  uint64_t (*list_run_bytes_max)(void);
+  // Bytes that the framework's own allocator holds on the device: they count against device_budget.
+  void (*set_native_reserved)(uint64_t bytes);
+  // Makes up to `bytes` of device memory free for the native allocator by evicting; returns what became free. Blocks.
+  uint64_t (*make_room)(uint64_t bytes);
+  // 1 in a child process after fork: paged tensors of the parent cannot be used here.
+  int32_t (*forked)(void);
+} tp_engine_api;
+
+// Exported by the torch library (one .so per torch minor version); called through ctypes with the GIL held.
+//   const char* tierpage_torch_version(void)        "2.13": the torch that it was built for
+//   int32_t tierpage_torch_install(void)             registers the interceptor once per process; 0 or an error code
+//   int32_t tierpage_torch_attach(const tp_engine_api*, PyObject* const* error_types)
+//                                                    routes operators and allocations to this engine from now on.
+//                                                    error_types[code] is the exception class for each tp_code
+//   void tierpage_torch_detach(void)                 back to plain torch; live regions keep their deleter
+//   const char* tierpage_torch_last_error(void)
+//   uint64_t tierpage_torch_counter(int32_t which)   0: operators seen, 1: operators with paged arguments,
+//                                                    2: list operators split, 3: raw pointer touches
+//   int32_t tierpage_torch_set_option(const char* name, int32_t value)
+//                                                    "materializer": 1 (the default) arms storages against accesses
+//                                                    that no operator announces (torch >= 2.13), 0 does not
+//   int32_t tierpage_torch_touch(uint64_t address)   touch() for this thread with the GIL released while waiting;
+//                                                    0, or an error code with the Python error set
+
+//   int32_t tierpage_torch_hold(uint64_t address)    the same, and resident until the region is freed
+//   uint64_t tierpage_torch_storage_address(uint64_t storage_impl)   first byte of a StorageImpl; fetches nothing
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,100 @@
+// Accesses that no operator announced, on the host device: a SIGSEGV inside a reserved range becomes a fetch.
+//
+// On the host device an evicted page is PROT_NONE. Code that reads tensors through raw pointers (numpy, tolist, a C
+// extension) then faults here: the region is brought up, held resident until it is freed (the pointer may be kept), and
+// the instruction runs again. Everything else goes to the handler that was there before.
+//
+// Why locks are taken in a signal handler: the signal is synchronous, raised by one load or store into the range. The
+// engine itself never touches the range while it holds its mutex or is inside malloc; a fault of the pager thread is a
+// defect and is passed on. So the faulting thread holds none of the locks that are taken here.
+// System calls on evicted memory get EFAULT and do not come here (docs/limits.md).
+#include <signal.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <mutex>
+
+#include "engine/runtime.h"
+
+namespace tierpage {
+namespace {
+
+struct sigaction g_previous;
+
+void pass_on(int number, siginfo_t* info, void* context) {
+  if ((g_previous.sa_flags & SA_SIGINFO) != 0 && g_previous.sa_sigaction != nullptr) {
+    g_previous.sa_sigaction(number, info, context);
+    return;
+  }
+  if (g_previous.sa_handler != SIG_DFL && g_previous.sa_handler != SIG_IGN) {
+    g_previous.sa_handler(number);
+    return;
+  }
+  // Default: let the instruction fault again without us; a signal that somebody sent would not come again by itself.
+  signal(number, SIG_DFL);
+  if (info->si_code <= 0) raise(number);
+}
+
+void say(const std::string& text) {
+  const std::string line = "tierpage: " + text + "\n";
+  (void)!write(STDERR_FILENO, line.data(), line.size());
+}
+
+void on_fault(int number, siginfo_t* info, void* context) {
+  const int interrupted_errno = errno;
+  const auto address = reinterpret_cast<uint64_t>(info->si_addr);
+  const bool ours = info->si_code > 0 && !t_pager_thread && !Runtime::forked();
+  Runtime* runtime = ours ? Runtime::of_address(address) : nullptr;
+  const bool resolved = runtime != nullptr && runtime->resolve_missed_access(address);
+  errno = interrupted_errno;
+  if (!resolved) pass_on(number, info, context);
+}
+
+}  // namespace
+
+void install_fault_handler() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    struct sigaction action = {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGSEGV, &action, &g_previous);
+  });
+}
+
+bool Runtime::resolve_missed_access(uint64_t address) {
+  std::unique_lock lock(mutex_);
+  const RegionId region = region_of_locked(address);
+  if (!region.valid()) return false;
+  missed_address_.store(address - api_.range_base);
+  missed_accesses_.fetch_add(1);
+  // As in touch(): the pins of the operator that this thread is in cannot end before it goes on.
+  const bool in_operator = t_open_scope != nullptr && t_open_scope->runtime == this;
+  SlotId slot;
+  std::vector<Use> uses;
+  Status status = refusal_locked();
+  if (status.ok()) {
+    status = core_locked([&] {
+      pager_->mark_seen(region);
+      pager_->hold_region(region);
+      uses.push_back({region, 0, pager_->region_bytes(region) - 1, AccessMode::kWrite});
+      slot = pager_->add_slot();
+      if (in_operator) pager_->set_permanent(t_open_scope->slot, true);
+    });
+  }
+  if (status.ok()) status = fetch_blocking(lock, slot, uses, "a raw access");
+  if (status.code != StatusCode::kPagerDead && slot.valid()) {
+    const Status ended = core_locked([&] {
+      if (in_operator) pager_->set_permanent(t_open_scope->slot, false);
+      pager_->end_op(slot, {});
+      pager_->remove_slot(slot);
+    });
+    if (status.ok()) status = ended;
+  }
+  after_core_locked();
+  if (!status.ok()) say("a raw access to a paged tensor cannot be served, the process will end: " + status.message);
+  return status.ok();
+}
+
+}  // namespace tierpage

@@ -1,0 +1,177 @@
+// The pager thread: completions in, actions out; waking and dying.
+//
+// One round, in this order:
+//   1. under mutex_: completions of the last poll become events, plan() runs, actions are taken; then waiters are woken;
+//   2. without it: actions are executed in order, then everything that can complete is polled;
+//   3. if nothing happened: sleep until a caller, a disk worker or the grower wakes it, at most one second.
+// A wake between 2 and 3 is not lost: woken_ is set under mutex_ and checked before sleeping.
+#include <sys/prctl.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "engine/runtime.h"
+
+namespace tierpage {
+namespace {
+
+constexpr int64_t kWatchdogNs = 30'000'000'000;
+constexpr int64_t kTickNs = 1'000'000'000;
+
+}  // namespace
+
+thread_local bool t_pager_thread = false;
+
+void Runtime::wake() {
+  std::lock_guard lock(mutex_);
+  wake_locked();
+}
+
+void Runtime::wake_locked() {
+  woken_ = true;
+  work_.notify_one();
+}
+
+Status Runtime::die(const Status& cause) {
+  std::lock_guard lock(mutex_);
+  die_locked(cause);
+  return dead_;
+}
+
+void Runtime::die_locked(const Status& cause) {
+  if (dead_.ok()) {
+    dead_ = Status::error(StatusCode::kPagerDead,
+                          "the pager stopped because of an earlier failure: " + cause.message +
+                              ". Tensors that are paged out cannot be used any more; save what is resident and "
+                              "restart the process.", cause.system_error);
+    notices_ += dead_.message + "\n";
+  }
+  slots_changed_.notify_all();
+  wake_locked();
+}
+
+// What every caller does after it changed the core: hand its actions to the pager thread, wake granted waiters.
+void Runtime::after_core_locked() {
+  if (pager_->has_actions() || pager_->wants_planning() || pager_->host_space_wanted() > host_requested_) wake_locked();
+  if (pager_->slots_changed() || other_waiters_ > 0) slots_changed_.notify_all();
+}
+
+// On the grower's thread after each attempt to grow. An attempt that made nothing ready was the last one. (The arena's
+// status() would not tell: memory that could not be locked is a failure there, and still memory.)
+void Runtime::arena_grew() {
+  std::lock_guard lock(mutex_);
+  if (!arena_) return;
+  const uint64_t ready = arena_->ready_bytes();
+  host_failed_ = ready == host_grown_;
+  host_grown_ = ready;
+  wake_locked();
+}
+
+void Runtime::tell_host_space_locked() {
+  if (!arena_ || (host_grown_ == host_ready_ && host_failed_ == host_told_failed_)) return;
+  host_ready_ = host_grown_;
+  host_told_failed_ = host_failed_;
+  pager_->host_space_ready(host_ready_, host_failed_);
+  if (host_complained_) return;
+  if (const Status status = arena_->status(); !status.ok()) {
+    host_complained_ = true;
+    notices_ += "the RAM tier is not all that was asked for: " + status.message + "\n";
+  }
+}
+
+// The arena grows ahead of use, so that write-backs do not wait for the operating system.
+void Runtime::request_host_space_locked() {
+  if (!arena_) return;
+  const uint64_t ahead = std::max<uint64_t>(256 * kMiB, pager_config_.device_bytes_max / 8);
+  const uint64_t used = pager_->used(Tier::kHost);
+  uint64_t wanted = pager_->host_space_wanted();
+  if (used > 0 || wanted > 0) wanted = std::max(wanted, used + ahead);
+  wanted = std::min(wanted, pager_config_.host_bytes_max);
+  if (wanted <= host_requested_) return;
+  host_requested_ = wanted;
+  arena_->request(wanted);
+}
+
+// By the clock and not only when idle: a busy pager must also try again what had been given up.
+void Runtime::once_a_second_locked() {
+  const int64_t now = steady_ns();
+  if (now - last_tick_ns_ < kTickNs) return;
+  last_tick_ns_ = now;
+  pager_->tick();
+  if (!pager_->waits() || watchdog_said_ || now - last_progress_ns_ < kWatchdogNs) return;
+  watchdog_said_ = true;
+  notices_ += "no transfer has made progress for 30 s while an operator waits: " + pager_->tier_table() + "\n";
+}
+
+bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions) {
+  woken_ = false;
+  for (const Fence& fence : finished.fences) pager_->fence_done(fence);
+  for (const auto& [transfer, result] : finished.transfers) {
+    if (result.status.code == StatusCode::kInternal) throw InternalError(result.status.message);
+    pager_->transfer_done(transfer, result);
+  }
+  if (!finished.empty()) {
+    last_progress_ns_ = steady_ns();
+    watchdog_said_ = false;
+  }
+  finished.clear();
+  once_a_second_locked();
+  tell_host_space_locked();
+  if (pager_->wants_planning()) pager_->plan();
+  request_host_space_locked();
+  if (closed_) pager_->release_free_frames();
+  actions.clear();
+  pager_->take_actions(actions);
+  const bool waiters_may_go = pager_->slots_changed() || other_waiters_ > 0;
+  if (closed_ && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
+  lock.unlock();
+  if (waiters_may_go) slots_changed_.notify_all();  // not under the lock that they would wait for next
+  for (const Action& action : actions) transfers_->execute(action, finished);
+  transfers_->poll(finished);
+  lock.lock();
+  return !actions.empty() || !finished.empty();
+}
+
+// After close() nothing goes down any more: RAM, disk space and threads are given back. Their destructors wait for
+// threads that may be calling wake(), so they run without the lock.
+void Runtime::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
+  if (pager_->used(Tier::kHost) > 0 || pager_->used(Tier::kNvme) > 0) return;
+  transfers_->detach_lower_tiers();
+  std::unique_ptr<HostArena> arena = std::move(arena_);
+  std::unique_ptr<BlockStore> store = std::move(store_);
+  std::unique_ptr<StagingRing> ring = std::move(ring_);
+  lock.unlock();
+  store.reset();
+  ring.reset();
+  arena.reset();
+  lock.lock();
+  lower_tiers_closed_ = true;
+  if (other_waiters_ > 0) slots_changed_.notify_all();
+}
+
+void Runtime::idle_wait(std::unique_lock<std::mutex>& lock, bool acted) {
+  if (acted || woken_ || stop_) return;
+  // Device completions announce themselves to nobody: look again soon.
+  const auto patience = transfers_->must_poll() ? std::chrono::microseconds(20) : std::chrono::microseconds(1'000'000);
+  work_.wait_for(lock, patience, [this] { return woken_ || stop_; });
+}
+
+void Runtime::run() {
+  t_pager_thread = true;
+  // Or each look at the device would come 50 us late: the system's default tolerance for timers.
+  (void)prctl(PR_SET_TIMERSLACK, 1'000UL);
+  Finished finished;
+  std::vector<Action> actions;
+  std::unique_lock lock(mutex_);
+  while (!stop_ && dead_.ok()) {
+    try {
+      const bool acted = round(lock, finished, actions);
+      idle_wait(lock, acted);
+    } catch (const std::exception& error) {
+      if (!lock.owns_lock()) lock.lock();
+      die_locked(Status::error(StatusCode::kInternal, error.what()));
+    }
+  }
+}
+
+}  // namespace tierpage

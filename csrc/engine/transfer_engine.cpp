@@ -1,0 +1,276 @@
+// Execution of actions.
+#include "engine/transfer_engine.h"
+
+#include <algorithm>
+
+namespace tierpage {
+namespace {
+
+EventKind kind_of(const Action& action) {
+  const bool host = action.lower == Tier::kHost;
+  switch (action.kind) {
+    case ActionKind::kFetch: return host ? EventKind::kHostToDevice : EventKind::kNvmeToDevice;
+    case ActionKind::kWriteBack: return host ? EventKind::kDeviceToHost : EventKind::kDeviceToNvme;
+    case ActionKind::kSpill: return EventKind::kHostToNvme;
+    case ActionKind::kStage: return EventKind::kNvmeToHost;
+    default: return EventKind::kMap;
+  }
+}
+
+constexpr size_t kDiskRequestsMax = 16;
+
+}  // namespace
+
+TransferEngine::TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingRing* ring,
+                               EventLog& log, uint64_t piece_bytes)
+    : backend_(backend), arena_(arena), store_(store), ring_(ring), log_(log), piece_bytes_(piece_bytes) {}
+
+void TransferEngine::detach_lower_tiers() {
+  arena_ = nullptr;
+  store_ = nullptr;
+  ring_ = nullptr;
+}
+
+bool TransferEngine::must_poll() const {
+  return !watched_.empty() || (backend_.info().must_poll && (submitted_[0] > 0 || submitted_[1] > 0));
+}
+
+std::string TransferEngine::queue_state() const {
+  return std::to_string(flights_.size()) + " transfers under way, device copies " + std::to_string(submitted_[0]) +
+         " up and " + std::to_string(submitted_[1]) + " down, disk requests " + std::to_string(disk_requests_) +
+         ", fences awaited " + std::to_string(watched_.size());
+}
+
+void TransferEngine::execute(const Action& action, Finished& finished) {
+  switch (action.kind) {
+    case ActionKind::kReleaseFrame:
+      backend_.release_frame(action.frame);
+      return;
+    case ActionKind::kWatchFence:
+      watched_.push_back(action.fence);
+      return;
+    case ActionKind::kMap:
+      execute_map(action, finished);
+      return;
+    case ActionKind::kUnmap: {
+      const int64_t start = realtime_ns();
+      Status status = backend_.unmap(action.frame, action.device_offset);
+      if (!status.ok()) status.code = StatusCode::kInternal;  // the range's state is unknown: the pager must stop
+      log_.add({EventKind::kUnmap, 0, 0, start, realtime_ns() - start, action.bytes});
+      finished.transfers.push_back({action.transfer, TransferResult{std::move(status)}});
+      return;
+    }
+    case ActionKind::kFetch: {
+      TransferResult result;
+      if (!bring_frame(action, result)) {
+        finished.transfers.emplace_back(action.transfer, std::move(result));
+        return;
+      }
+      break;
+    }
+    case ActionKind::kWriteBack:
+    case ActionKind::kSpill:
+    case ActionKind::kStage: break;
+  }
+  flights_[action.transfer] = Flight{action, 0, Status::success(), realtime_ns()};
+  cut(action);
+  pump(finished);
+}
+
+bool TransferEngine::bring_frame(const Action& action, TransferResult& result) {
+  result.mapped = false;
+  if (action.create_frame) {
+    result.status = backend_.create_frame(action.frame, action.bytes);
+    result.frame_created = result.status.ok();
+    if (!result.status.ok()) return false;
+  }
+  result.status = backend_.map(action.frame, action.device_offset);
+  result.mapped = result.status.ok();
+  return result.mapped;
+}
+
+void TransferEngine::execute_map(const Action& action, Finished& finished) {
+  const int64_t start = realtime_ns();
+  TransferResult result;
+  bring_frame(action, result);
+  log_.add({EventKind::kMap, 0, 0, start, realtime_ns() - start, action.bytes});
+  finished.transfers.emplace_back(action.transfer, std::move(result));
+}
+
+// Walks the span lists of the two sides in step and cuts pieces that are contiguous on both.
+void TransferEngine::cut(const Action& action) {
+  const bool uses_device = action.kind == ActionKind::kFetch || action.kind == ActionKind::kWriteBack;
+  const bool uses_host = !uses_device || action.lower == Tier::kHost;
+  const bool uses_nvme = !uses_device || action.lower == Tier::kNvme;
+  const bool staged = uses_device && uses_nvme;
+  const uint64_t limit = staged ? std::min(piece_bytes_, ring_->slot_bytes()) : piece_bytes_;
+  size_t host_index = 0, nvme_index = 0;
+  uint64_t host_done = 0, nvme_done = 0;
+  for (uint64_t done = 0; done < action.bytes;) {
+    uint64_t bytes = std::min(limit, action.bytes - done);
+    Piece piece;
+    piece.transfer = action.transfer;
+    piece.staged = staged;
+    piece.device_offset = action.device_offset + done;
+    if (uses_host) {
+      const Span& span = action.host[host_index];
+      bytes = std::min(bytes, span.bytes - host_done);
+      piece.host = arena_->base() + span.offset + host_done;
+    }
+    if (uses_nvme) {
+      const Span& span = action.nvme[nvme_index];
+      bytes = std::min(bytes, span.bytes - nvme_done);
+      piece.nvme_offset = span.offset + nvme_done;
+    }
+    piece.bytes = bytes;
+    if (uses_host && (host_done += bytes) == action.host[host_index].bytes) ++host_index, host_done = 0;
+    if (uses_nvme && (nvme_done += bytes) == action.nvme[nvme_index].bytes) ++nvme_index, nvme_done = 0;
+    done += bytes;
+    add_piece(action, piece);
+  }
+}
+
+void TransferEngine::add_piece(const Action& action, const Piece& prototype) {
+  uint32_t index;
+  if (unused_pieces_.empty()) {
+    index = static_cast<uint32_t>(pieces_.size());
+    pieces_.emplace_back();
+  } else {
+    index = unused_pieces_.back();
+    unused_pieces_.pop_back();
+  }
+  Piece& piece = pieces_[index];
+  piece = prototype;
+  switch (action.kind) {
+    case ActionKind::kFetch: piece.first = piece.staged ? Step::kRead : Step::kCopyToDevice; break;
+    case ActionKind::kWriteBack: piece.first = Step::kCopyToHost; break;
+    case ActionKind::kSpill: piece.first = Step::kWrite; break;
+    default: piece.first = Step::kRead; break;
+  }
+  ++flights_[action.transfer].pieces_left;
+  std::deque<uint32_t>& queue = waiting_[static_cast<int>(piece.first)];
+  if (!action.urgent) {
+    queue.push_back(index);
+    return;
+  }
+  // Behind the urgent ones that are there already, before the rest.
+  auto place = std::find_if(queue.begin(), queue.end(), [this](uint32_t other) {
+    return !flights_.at(pieces_[other].transfer).action.urgent;
+  });
+  queue.insert(place, index);
+}
+
+TransferEngine::Step TransferEngine::current_step(const Piece& piece) const {
+  if (!piece.second) return piece.first;
+  return piece.first == Step::kRead ? Step::kCopyToDevice : Step::kWrite;
+}
+
+// Starts what the limits allow. Second halves first: they free slots of the ring.
+void TransferEngine::pump(Finished& finished) {
+  for (const int direction : {0, 1}) {
+    std::deque<uint32_t>& ready = second_half_[direction];
+    while (!ready.empty() && submitted_[direction] < kSubmitted) {
+      const uint32_t index = ready.front();
+      ready.pop_front();
+      if (!start(index, finished)) break;
+    }
+  }
+  for (const Step step : {Step::kCopyToDevice, Step::kCopyToHost, Step::kRead, Step::kWrite}) {
+    std::deque<uint32_t>& queue = waiting_[static_cast<int>(step)];
+    while (!queue.empty()) {
+      const bool copy = step == Step::kCopyToDevice || step == Step::kCopyToHost;
+      if (copy && submitted_[step == Step::kCopyToDevice ? 0 : 1] >= kSubmitted) break;
+      if (!copy && disk_requests_ >= kDiskRequestsMax) break;
+      const uint32_t index = queue.front();
+      Piece& piece = pieces_[index];
+      if (piece.staged && piece.slot < 0) {
+        piece.slot = ring_->take();
+        if (piece.slot < 0) break;
+        piece.host = ring_->memory(piece.slot);
+      }
+      queue.pop_front();
+      start(index, finished);
+    }
+  }
+}
+
+bool TransferEngine::start(uint32_t piece_index, Finished& finished) {
+  // A sibling failed: the transfer is lost already, do not move more.
+  Status status = flights_.at(pieces_[piece_index].transfer).status;
+  if (status.ok()) status = issue(piece_index);
+  if (status.ok()) return true;
+  pieces_[piece_index].second = true;  // no further step
+  piece_done(piece_index, status, finished);
+  return false;
+}
+
+Status TransferEngine::issue(uint32_t piece_index) {
+  const Piece& piece = pieces_[piece_index];
+  const Step step = current_step(piece);
+  Status status;
+  if (step == Step::kCopyToDevice || step == Step::kCopyToHost) {
+    const auto direction = step == Step::kCopyToDevice ? CopyDirection::kToDevice : CopyDirection::kToHost;
+    status = backend_.submit_copy({piece_index, direction, piece.device_offset, piece.host, piece.bytes});
+    if (status.ok()) ++submitted_[static_cast<int>(direction)];
+  } else {
+    const auto operation = step == Step::kRead ? StoreOperation::kRead : StoreOperation::kWrite;
+    status = store_->submit({piece_index, operation, piece.nvme_offset, piece.bytes, piece.host});
+    if (status.ok()) ++disk_requests_;
+  }
+  return status;
+}
+
+void TransferEngine::poll(Finished& finished) {
+  copy_completions_.clear();
+  backend_.poll_copies(copy_completions_);
+  for (const CopyCompletion& completion : copy_completions_) {
+    const Piece& piece = pieces_[completion.cookie];
+    --submitted_[current_step(piece) == Step::kCopyToDevice ? 0 : 1];
+    piece_done(static_cast<uint32_t>(completion.cookie), completion.status, finished);
+  }
+  if (store_ != nullptr) {
+    store_completions_.clear();
+    store_->poll(store_completions_);
+    for (const StoreCompletion& completion : store_completions_) {
+      --disk_requests_;
+      piece_done(static_cast<uint32_t>(completion.cookie), completion.status, finished);
+    }
+  }
+  std::erase_if(watched_, [&](const Fence& fence) {
+    if (!backend_.fence_done(fence)) return false;
+    finished.fences.push_back(fence);
+    return true;
+  });
+  pump(finished);
+}
+
+void TransferEngine::piece_done(uint32_t piece_index, const Status& status, Finished& finished) {
+  Piece& piece = pieces_[piece_index];
+  Flight& flight = flights_.at(piece.transfer);
+  if (!status.ok() && flight.status.ok()) flight.status = status;
+  if (piece.staged && !piece.second && status.ok()) {
+    piece.second = true;
+    if (piece.first == Step::kRead) {
+      second_half_[0].push_back(piece_index);
+    } else if (const Status issued = issue(piece_index); !issued.ok()) {
+      piece_done(piece_index, issued, finished);
+    }
+    return;
+  }
+  if (piece.slot >= 0) ring_->give_back(piece.slot);
+  const TransferId id = piece.transfer;
+  piece = Piece{};
+  unused_pieces_.push_back(piece_index);
+  if (--flight.pieces_left == 0) finish_flight(id, finished);
+}
+
+void TransferEngine::finish_flight(TransferId id, Finished& finished) {
+  const auto found = flights_.find(id);
+  const Flight& flight = found->second;
+  log_.add({kind_of(flight.action), 0, static_cast<uint32_t>(id.value >> 32), flight.start_ns,
+            realtime_ns() - flight.start_ns, flight.action.bytes});
+  finished.transfers.emplace_back(id, TransferResult{flight.status, true, true});
+  flights_.erase(found);
+}
+
+}  // namespace tierpage

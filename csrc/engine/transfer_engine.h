@@ -1,0 +1,103 @@
+// Executes the pager's actions: creates, maps and unmaps frames, copies pages between the tiers, watches fences; and
+// collects what has finished.
+//
+// Owns: the table of transfers under way, the queue of pieces per direction, the staging ring. Borrows the backend, the
+// arena and the store. Used by the pager thread only, never under the runtime's mutex.
+//
+// A transfer is cut into pieces of at most piece_bytes; at most kSubmitted pieces per direction are with the device at
+// a time, urgent transfers first, because the order of copies on a link cannot be changed once they are submitted.
+// A piece between DEVICE and NVMe passes through one slot of the ring: disk request and device copy, one after the
+// other, overlapping with those of other pieces.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "core/pager.h"
+#include "engine/event_log.h"
+#include "engine/staging_ring.h"
+#include "tiers/block_store.h"
+#include "tiers/device_backend.h"
+#include "tiers/host_arena.h"
+
+namespace tierpage {
+
+struct Finished {
+  std::vector<std::pair<TransferId, TransferResult>> transfers;
+  std::vector<Fence> fences;
+  bool empty() const { return transfers.empty() && fences.empty(); }
+  void clear() {
+    transfers.clear();
+    fences.clear();
+  }
+};
+
+class TransferEngine {
+ public:
+  TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingRing* ring, EventLog& log,
+                 uint64_t piece_bytes);
+
+  void execute(const Action& action, Finished& finished);
+  void poll(Finished& finished);
+  bool idle() const { return flights_.empty() && watched_.empty(); }
+  // Something is under way whose end is only seen by polling.
+  bool must_poll() const;
+  // The lower tiers are gone from here on (the runtime closed); nothing may be under way.
+  void detach_lower_tiers();
+  std::string queue_state() const;  // for the watchdog's message
+
+ private:
+  enum class Step : uint8_t { kCopyToDevice, kCopyToHost, kRead, kWrite };
+  struct Flight {
+    Action action;
+    uint32_t pieces_left = 0;
+    Status status;
+    int64_t start_ns = 0;
+  };
+  struct Piece {
+    TransferId transfer;
+    Step first = Step::kCopyToDevice;   // what comes first
+    bool second = false;                // the second half (the other side of a staging slot) is under way
+    bool staged = false;                // passes through the ring
+    int slot = -1;
+    uint64_t device_offset = 0;
+    void* host = nullptr;
+    uint64_t nvme_offset = 0;
+    uint64_t bytes = 0;
+  };
+
+  void execute_map(const Action& action, Finished& finished);
+  bool bring_frame(const Action& action, TransferResult& result);
+  void cut(const Action& action);
+  void add_piece(const Action& action, const Piece& piece);
+  void pump(Finished& finished);
+  bool start(uint32_t piece_index, Finished& finished);
+  Status issue(uint32_t piece_index);
+  void piece_done(uint32_t piece_index, const Status& status, Finished& finished);
+  void finish_flight(TransferId id, Finished& finished);
+  Step current_step(const Piece& piece) const;
+
+  static constexpr int kSubmitted = 3;
+  DeviceBackend& backend_;
+  HostArena* arena_;
+  BlockStore* store_;
+  StagingRing* ring_;
+  EventLog& log_;
+  uint64_t piece_bytes_;
+  std::unordered_map<TransferId, Flight> flights_;
+  std::vector<Piece> pieces_;
+  std::vector<uint32_t> unused_pieces_;
+  std::deque<uint32_t> waiting_[4];   // by first step
+  std::deque<uint32_t> second_half_[2];  // staged pieces ready for their device copy, by CopyDirection
+  int submitted_[2] = {0, 0};         // device copies under way, by CopyDirection
+  size_t disk_requests_ = 0;
+  std::vector<Fence> watched_;
+  std::vector<CopyCompletion> copy_completions_;
+  std::vector<StoreCompletion> store_completions_;
+};
+
+}  // namespace tierpage

@@ -1,0 +1,320 @@
+// A small engine, driven through its C table as the torch library drives it; regions whose content can be told from a
+// seed; a device backend whose fences, copies and failures the test commands; and a watchdog, because most defects here
+// would be hangs.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "engine/engine_api.h"
+#include "engine/runtime.h"
+
+namespace tierpage::testing {
+
+// Ends the process, naming the test, when it has not gone away in time.
+class Watchdog {
+ public:
+  explicit Watchdog(int seconds) : thread_([this, seconds] { watch(patience(seconds)); }) {}
+  ~Watchdog() {
+    {
+      std::lock_guard lock(mutex_);
+      over_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+
+ private:
+  static int patience(int seconds) {
+    const char* wanted = std::getenv("TIERPAGE_TEST_SECONDS");
+    return wanted != nullptr ? std::atoi(wanted) : seconds;
+  }
+  void watch(int seconds) {
+    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
+    std::unique_lock lock(mutex_);
+    if (changed_.wait_for(lock, std::chrono::seconds(seconds), [this] { return over_; })) return;
+    std::fprintf(stderr, "HANG: %s.%s did not end within %d s\n", test->test_suite_name(), test->name(), seconds);
+    // A core dump of all threads for whoever wants to know; CI sees the failure.
+    if (std::getenv("TIERPAGE_TEST_ABORT") != nullptr) std::abort();
+    std::_Exit(3);
+  }
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool over_ = false;
+  std::thread thread_;
+};
+
+class EngineTest : public ::testing::Test {
+ protected:
+  Watchdog watchdog_{60};
+};
+
+inline RuntimeOptions small_options() {
+  RuntimeOptions options;
+  options.granule_bytes = 4 * kKiB;
+  options.frame_bytes_max = 64 * kKiB;
+  options.range_bytes = 64 * kMiB;
+  options.min_paged_bytes = 4 * kKiB;
+  options.device_bytes_max = 256 * kKiB;
+  options.host_bytes_max = 8 * kMiB;
+  options.staging_slot_bytes = 64 * kKiB;
+  options.staging_slots = 4;
+  options.io_workers = 4;
+  return options;
+}
+inline constexpr uint64_t kRingBytes = 256 * kKiB;  // of small_options
+
+inline std::unique_ptr<DeviceBackend> host_backend(const RuntimeOptions& options, bool asynchronous_copies) {
+  HostBackendOptions host;
+  host.range_bytes = options.range_bytes;
+  host.granule_bytes = options.granule_bytes;
+  host.frame_bytes_max = options.frame_bytes_max;
+  host.asynchronous_copies = asynchronous_copies;
+  std::unique_ptr<DeviceBackend> backend;
+  const Status status = make_host_backend(host, &backend);
+  EXPECT_TRUE(status.ok()) << status.message;
+  return backend;
+}
+
+// Around the host backend: failures at the n-th call from now, copies that are held back, and streams whose fences pass
+// when the test says so.
+class CommandedBackend final : public DeviceBackend {
+ public:
+  explicit CommandedBackend(std::unique_ptr<DeviceBackend> inner, bool streams = false, bool polled = false)
+      : inner_(std::move(inner)), info_(inner_->info()), streams_(streams) {
+    if (streams) info_.synchronous_streams = false;
+    if (polled) info_.must_poll = true;
+  }
+
+  // 0: never; 1: the next call; stays failed from there on.
+  std::atomic<int> fail_unmap{0}, fail_map{0}, fail_create{0}, fail_copy{0};
+  std::atomic<bool> hold_copies{false};
+  std::atomic<bool> hold_fences{false};
+  std::atomic<int> poll_delay_rounds{0};  // completions of copies are seen this many polls later
+  std::atomic<uint64_t> unmaps{0};
+  std::atomic<bool> fence_fails{false};
+  std::atomic<uint64_t> fences_passed{0};  // sequence up to which fences have passed while they are held
+
+  const DeviceInfo& info() const override { return info_; }
+  std::byte* base() const override { return inner_->base(); }
+  uint64_t range_bytes() const override { return inner_->range_bytes(); }
+  Status create_frame(FrameId frame, uint64_t bytes) override {
+    if (due(fail_create)) return Status::error(StatusCode::kOutOfMemory, "injected: no frame");
+    return inner_->create_frame(frame, bytes);
+  }
+  void release_frame(FrameId frame) override { inner_->release_frame(frame); }
+  Status map(FrameId frame, uint64_t offset) override {
+    if (due(fail_map)) return Status::error(StatusCode::kUnavailable, "injected: no map");
+    return inner_->map(frame, offset);
+  }
+  Status unmap(FrameId frame, uint64_t offset) override {
+    if (due(fail_unmap)) return Status::error(StatusCode::kUnavailable, "injected: no unmap");
+    ++unmaps;
+    return inner_->unmap(frame, offset);
+  }
+  Status lock_host(void* host, uint64_t bytes) override { return inner_->lock_host(host, bytes); }
+  void unlock_host(void* host) override { inner_->unlock_host(host); }
+  Status submit_copy(const CopyRequest& request) override {
+    if (due(fail_copy)) return Status::error(StatusCode::kUnavailable, "injected: no copy");
+    return inner_->submit_copy(request);
+  }
+  size_t poll_copies(std::vector<CopyCompletion>& completions) override {
+    std::lock_guard lock(mutex_);
+    const size_t before = done_.size();
+    const size_t in_flight = inner_->poll_copies(done_);
+    if (done_.size() > before) polls_left_ = poll_delay_rounds;
+    if (hold_copies || polls_left_-- > 0) return in_flight + done_.size();
+    completions.insert(completions.end(), done_.begin(), done_.end());
+    done_.clear();
+    return in_flight;
+  }
+  void set_wake(void (*wake)(void*), void* context) override {
+    wake_ = wake;
+    context_ = context;
+    inner_->set_wake(wake, context);
+  }
+  void release_copies() {
+    hold_copies = false;
+    wake_(context_);
+  }
+  StreamId stream_id(uint64_t native_stream) override { return static_cast<StreamId>(native_stream); }
+  Status record_fence(uint64_t native_stream, Fence* fence) override {
+    if (!streams_) return inner_->record_fence(native_stream, fence);
+    if (fence_fails) return Status::error(StatusCode::kUnavailable, "injected: no fence");
+    *fence = Fence{static_cast<StreamId>(native_stream), ++last_fence_};
+    return Status::success();
+  }
+  bool fence_done(Fence fence) override { return !hold_fences || fence.sequence <= fences_passed; }
+  DeviceMemoryInfo memory_info() override { return inner_->memory_info(); }
+
+ private:
+  static bool due(std::atomic<int>& countdown) {
+    const int left = countdown.load();
+    if (left == 0) return false;
+    if (left == 1) return true;
+    countdown = left - 1;
+    return false;
+  }
+  std::unique_ptr<DeviceBackend> inner_;
+  DeviceInfo info_;
+  bool streams_;
+  std::atomic<uint64_t> last_fence_{0};
+  std::mutex mutex_;
+  std::vector<CopyCompletion> done_;
+  int polls_left_ = 0;
+  void (*wake_)(void*) = nullptr;
+  void* context_ = nullptr;
+};
+
+// A runtime for one test; stopped at its end, so that its thread does not disturb the next.
+class Engine {
+ public:
+  explicit Engine(const RuntimeOptions& options, RuntimeParts parts = {}) {
+    const Status status = Runtime::create(options, &runtime_, std::move(parts));
+    EXPECT_TRUE(status.ok()) << status.message;
+    if (!status.ok()) std::abort();
+  }
+  ~Engine() { runtime_->shutdown(); }
+  Runtime& operator*() const { return *runtime_; }
+  Runtime* operator->() const { return runtime_; }
+  const tp_engine_api& api() const { return *runtime_->api(); }
+  uint64_t now(Gauge Stats::* gauge) const { return (runtime_->snapshot().stats.*gauge).current; }
+
+ private:
+  Runtime* runtime_ = nullptr;
+};
+
+struct Region {
+  uint64_t address = 0;
+  uint64_t bytes = 0;
+  uint64_t seed = 0;
+  uint64_t* words() const { return reinterpret_cast<uint64_t*>(address); }
+  uint64_t word_count() const { return bytes / sizeof(uint64_t); }
+};
+
+inline uint64_t word_at(uint64_t seed, uint64_t index) { return (seed + 1) * 0x9e3779b97f4a7c15ull ^ index * 0xff51afd7ed558ccdull; }
+
+// A few words of every small page: what is misplaced is misplaced by pages at least.
+inline constexpr uint64_t kWordStep = 61;
+
+inline void fill(Region& region, uint64_t seed) {
+  region.seed = seed;
+  for (uint64_t i = 0; i < region.word_count(); i += kWordStep) region.words()[i] = word_at(seed, i);
+}
+
+// First wrong word, or word_count().
+inline uint64_t first_wrong(const Region& region) {
+  for (uint64_t i = 0; i < region.word_count(); i += kWordStep) {
+    if (region.words()[i] != word_at(region.seed, i)) return i;
+  }
+  return region.word_count();
+}
+inline bool intact(const Region& region) { return first_wrong(region) == region.word_count(); }
+
+inline tp_access reads(const Region& region) { return {region.address, region.bytes, TP_READ, 0}; }
+inline tp_access writes(const Region& region) { return {region.address, region.bytes, TP_READ | TP_WRITE, 0}; }
+
+// What one thread of a program does: the protocol of engine_api.h.
+class Caller {
+ public:
+  explicit Caller(const Engine& engine) : api_(engine.api()), scope_(api_.scope_create()) {}
+  ~Caller() { api_.scope_destroy(scope_); }
+  Caller(const Caller&) = delete;
+  Caller& operator=(const Caller&) = delete;
+
+  void open() { api_.scope_open(scope_); }
+  int32_t close(uint64_t stream = 0) { return api_.scope_close(scope_, stream); }
+  int32_t begin_now(const std::vector<tp_access>& accesses) {
+    static const tp_operator op{"test::op", 1};
+    return api_.begin(scope_, &op, accesses.data(), accesses.size());
+  }
+  int32_t begin(const std::vector<tp_access>& accesses) { return settle(begin_now(accesses)); }
+  int32_t wait(uint32_t timeout_ms) { return api_.wait(scope_, timeout_ms); }
+  int32_t settle(int32_t code) {
+    while (code == TP_WAIT) code = api_.wait(scope_, 50);
+    return code;
+  }
+  int32_t allocate_now(uint64_t bytes, uint64_t* address, uint64_t stream = 0) {
+    return api_.allocate(scope_, bytes, stream, address);
+  }
+  int32_t allocate(uint64_t bytes, Region* region) {
+    region->bytes = bytes;
+    int32_t code = allocate_now(bytes, &region->address);
+    if (code != TP_WAIT) return code;
+    code = settle(code);
+    if (code == TP_OK) region->address = api_.allocate_result(scope_);
+    return code;
+  }
+  int32_t touch(const Region& region, uint32_t keep) { return settle(api_.touch(scope_, region.address, keep)); }
+  void cancel() { api_.cancel(scope_); }
+  void seen(const Region& region) { api_.seen(scope_, &region.address, 1); }
+  void free(const Region& region) { api_.deallocate(region.address); }
+  std::string error() const { return api_.error_message(scope_); }
+  tp_scope* scope() const { return scope_; }
+
+  // A tensor made by one operator, seen, and let go.
+  Region make(uint64_t bytes, uint64_t seed) {
+    Region region;
+    open();
+    const int32_t code = allocate(bytes, &region);
+    EXPECT_EQ(code, TP_OK) << error();
+    if (code == TP_OK) {
+      fill(region, seed);
+      seen(region);
+    }
+    EXPECT_EQ(close(), TP_OK);
+    return region;
+  }
+  void expect_intact(const Region& region) {
+    open();
+    const int32_t code = begin({reads(region)});
+    EXPECT_EQ(code, TP_OK) << error();
+    if (code == TP_OK) {
+      EXPECT_EQ(first_wrong(region), region.word_count()) << "seed " << region.seed;
+    }
+    EXPECT_EQ(close(), TP_OK);
+  }
+
+ private:
+  const tp_engine_api& api_;
+  tp_scope* scope_;
+};
+
+// A directory that is gone with its content at the end of the test.
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory() {
+    const char* root = std::getenv("TMPDIR");
+    path_ = std::string(root != nullptr ? root : "/var/tmp") + "/tierpage-engine-XXXXXX";
+    if (mkdtemp(path_.data()) == nullptr) ADD_FAILURE() << "mkdtemp " << path_;
+  }
+  ~TemporaryDirectory() { rmdir(path_.c_str()); }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+template <class Done>
+bool eventually(Done&& done, int seconds = 20) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
+  while (!done()) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return true;
+}
+
+}  // namespace tierpage::testing

@@ -1,0 +1,261 @@
+// Accesses that no operator announces, touches that keep pages, and fences that keep pages from leaving.
+#include "engine_under_test.h"
+
+// The fault handler takes locks and memory on purpose: engine/fault_handler.cpp says why it may.
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options();
+extern "C" const char* __tsan_default_options() { return "report_signal_unsafe=0"; }
+
+namespace tierpage::testing {
+namespace {
+
+class RawAccess : public EngineTest {
+ protected:
+  void SetUp() override {
+    install_fault_handler();
+    ::testing::GTEST_FLAG(death_test_style) = "threadsafe";
+  }
+};
+
+TEST_F(RawAccess, AMissedReadOrWriteIsServedAndTheRegionStays) {
+  Engine engine(small_options());
+  Caller caller(engine);
+  Region region = caller.make(128 * kKiB, 1);
+  engine->evict({region.address});
+  ASSERT_EQ(engine->placement(region.address).device, 0u);
+  errno = 77;
+  EXPECT_TRUE(intact(region));
+  EXPECT_EQ(errno, 77);
+  EXPECT_EQ(engine->missed_accesses(), 1u);
+  EXPECT_EQ(engine->evict({region.address}), 0u);  // the pointer may have been kept
+  Region written = caller.make(64 * kKiB, 2);
+  engine->evict({written.address});
+  fill(written, 3);
+  EXPECT_EQ(engine->missed_accesses(), 2u);
+  caller.expect_intact(written);
+  caller.free(region);
+  caller.free(written);
+  EXPECT_EQ(engine->live_bytes(), 0u);
+}
+
+TEST_F(RawAccess, ManyThreadsMissAtOnce) {
+  Engine engine(small_options());
+  Caller caller(engine);
+  std::vector<Region> regions;
+  for (uint64_t i = 0; i < 8; ++i) regions.push_back(caller.make(32 * kKiB, i));
+  for (const Region& region : regions) engine->evict({region.address});
+  std::vector<std::thread> threads;
+  for (size_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (size_t i = t; i < regions.size(); i += 4) EXPECT_TRUE(intact(regions[i]));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+// Not so yet: a fetch maps its frame before the copy fills it, so a second thread that reads the same region without an
+// operator in between sees rubbish, and no fault tells. (Likewise a raw write between a write-back and its unmap is
+// lost.) Needs a backend that fills frames before it maps them, and maps them read-only while they are written back.
+TEST_F(RawAccess, DISABLED_ManyThreadsMissTheSameRegionAtOnce) {
+  Engine engine(small_options());
+  Caller caller(engine);
+  for (uint64_t round = 0; round < 100; ++round) {
+    const Region region = caller.make(64 * kKiB, round);
+    engine->evict({region.address});
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t) threads.emplace_back([&] { EXPECT_TRUE(intact(region)); });
+    for (std::thread& thread : threads) thread.join();
+    caller.free(region);
+  }
+}
+
+TEST_F(RawAccess, ParanoidModeReportsTheMissedAccess) {
+  RuntimeOptions options = small_options();
+  options.paranoid = true;
+  Engine engine(options);
+  Caller caller(engine);
+  const Region announced = caller.make(32 * kKiB, 1);
+  const Region missed = caller.make(32 * kKiB, 2);
+  ASSERT_EQ(engine->placement(missed.address).device, 0u);
+  caller.open();
+  ASSERT_EQ(caller.begin({reads(announced)}), TP_OK);
+  EXPECT_TRUE(intact(missed));
+  EXPECT_EQ(caller.close(), TP_INTERNAL);
+  EXPECT_NE(caller.error().find("announced by no operator"), std::string::npos) << caller.error();
+  caller.expect_intact(announced);
+}
+
+TEST_F(RawAccess, AMissThatCannotBeServedEndsTheProcessWithItsReason) {
+  EXPECT_DEATH(
+      {
+        Engine engine(small_options());
+        Caller caller(engine);
+        const Region missed = caller.make(64 * kKiB, 1);
+        const Region all = caller.make(256 * kKiB, 2);  // pushes the other one out
+        caller.open();
+        (void)caller.begin({reads(all)});
+        (void)*static_cast<volatile uint64_t*>(missed.words());
+      },
+      "raw access to a paged tensor cannot be served.*out of memory");
+}
+
+TEST_F(RawAccess, OtherFaultsAreNotOurs) {
+  EXPECT_DEATH(
+      {
+        Engine engine(small_options());
+        *reinterpret_cast<volatile int*>(engine.api().range_base + 32 * kMiB) = 1;  // ours, but nobody's
+      },
+      "");
+}
+
+TEST_F(RawAccess, ATouchLastsAsManyScopesAsItSays) {
+  Engine engine(small_options());
+  Caller caller(engine);
+  const Region region = caller.make(64 * kKiB, 1);
+  engine->evict({region.address});
+  EXPECT_EQ(caller.touch(region, 2), TP_OK);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(engine->evict({region.address}), 0u);
+    caller.open();
+    EXPECT_EQ(caller.close(), TP_OK);
+  }
+  EXPECT_EQ(engine->evict({region.address}), 64 * kKiB);
+  EXPECT_EQ(caller.touch(region, 0), TP_OK);
+  for (int i = 0; i < 3; ++i) {
+    caller.open();
+    EXPECT_EQ(caller.close(), TP_OK);
+  }
+  EXPECT_EQ(engine->evict({region.address}), 0u);
+  EXPECT_TRUE(intact(region));
+  EXPECT_EQ(engine->missed_accesses(), 0u);
+}
+
+TEST_F(RawAccess, ATouchThatFailsLeavesNothingBehind) {
+  Engine engine(small_options());
+  Caller caller(engine);
+  const Region region = caller.make(128 * kKiB, 1);
+  engine->evict({region.address});
+  ASSERT_TRUE(engine->set_budget(Tier::kDevice, 64 * kKiB).ok());
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(caller.touch(region, 5), TP_OUT_OF_MEMORY);
+    caller.cancel();
+    caller.open();
+    EXPECT_EQ(caller.close(), TP_OK);
+  }
+  ASSERT_TRUE(engine->set_budget(Tier::kDevice, 256 * kKiB).ok());
+  caller.expect_intact(region);
+  EXPECT_EQ(engine->evict({region.address}), 128 * kKiB);
+}
+
+TEST_F(RawAccess, ATouchInsideAnOperatorThatHoldsEverythingFailsInsteadOfWaitingForItself) {
+  Engine engine(small_options());
+  Caller caller(engine);
+  const Region other = caller.make(64 * kKiB, 1);
+  const Region all = caller.make(256 * kKiB, 2);
+  caller.open();
+  ASSERT_EQ(caller.begin({reads(all)}), TP_OK);
+  EXPECT_EQ(caller.touch(other, 1), TP_OUT_OF_MEMORY);
+  EXPECT_TRUE(intact(all));
+  EXPECT_EQ(caller.close(), TP_OK);
+  caller.expect_intact(other);
+}
+
+class Fences : public EngineTest {
+ protected:
+  void SetUp() override {
+    const RuntimeOptions options = small_options();
+    auto backend = std::make_unique<CommandedBackend>(host_backend(options, false), true, true);
+    backend_ = backend.get();
+    RuntimeParts parts;
+    parts.backend = std::move(backend);
+    engine_ = std::make_unique<Engine>(options, std::move(parts));
+  }
+  void expect_no_unmap_before_the_fence(const Region& region) {
+    const uint64_t unmaps = backend_->unmaps;
+    std::atomic<bool> evicted{false};
+    std::thread evicting([&] {
+      (*engine_)->evict({region.address});
+      evicted = true;
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(40));
+    EXPECT_EQ(backend_->unmaps, unmaps);
+    EXPECT_FALSE(evicted);
+    EXPECT_TRUE(intact(region));
+    backend_->hold_fences = false;
+    evicting.join();
+    EXPECT_EQ((*engine_)->placement(region.address).device, 0u);
+  }
+  CommandedBackend* backend_ = nullptr;
+  std::unique_ptr<Engine> engine_;
+};
+
+TEST_F(Fences, APageLeavesOnlyAfterTheFenceOfItsLastUse) {
+  Caller caller(*engine_);
+  const Region region = caller.make(64 * kKiB, 1);
+  backend_->hold_fences = true;
+  caller.open();
+  ASSERT_EQ(caller.begin({reads(region)}), TP_OK);
+  ASSERT_EQ(caller.close(3), TP_OK);
+  expect_no_unmap_before_the_fence(region);
+  caller.expect_intact(region);
+}
+
+TEST_F(Fences, ATouchEndsWithAFenceEvenWhenTheLastScopeUsedNothing) {
+  Caller caller(*engine_);
+  const Region region = caller.make(64 * kKiB, 1);
+  backend_->hold_fences = true;
+  ASSERT_EQ(caller.touch(region, 1), TP_OK);
+  caller.open();
+  ASSERT_EQ(caller.close(3), TP_OK);
+  expect_no_unmap_before_the_fence(region);
+  caller.expect_intact(region);
+}
+
+TEST_F(Fences, AnEvictionThatIsOvertakenByAnOperatorEnds) {
+  Caller caller(*engine_);
+  const Region region = caller.make(64 * kKiB, 1);
+  backend_->hold_fences = true;
+  caller.open();
+  ASSERT_EQ(caller.begin({reads(region)}), TP_OK);
+  ASSERT_EQ(caller.close(), TP_OK);
+  std::atomic<bool> ended{false};
+  std::thread evicting([&] {
+    (*engine_)->evict({region.address});
+    ended = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_FALSE(ended);
+  caller.open();
+  ASSERT_EQ(caller.begin_now({reads(region)}), TP_OK);  // taken back at once
+  evicting.join();
+  EXPECT_TRUE(intact(region));
+  backend_->hold_fences = false;
+  EXPECT_EQ(caller.close(), TP_OK);
+}
+
+TEST_F(Fences, WithoutAFenceThePagesStayForGood) {
+  Caller caller(*engine_);
+  const Region region = caller.make(64 * kKiB, 1);
+  backend_->fence_fails = true;
+  caller.open();
+  ASSERT_EQ(caller.begin({reads(region)}), TP_OK);
+  EXPECT_EQ(caller.close(), TP_OK);
+  backend_->fence_fails = false;
+  EXPECT_EQ((*engine_)->evict({region.address}), 0u);
+}
+
+TEST_F(Fences, FreedMemoryOfAnotherStreamIsReusedOnlyAfterItsFence) {
+  Caller caller(*engine_);
+  backend_->hold_fences = true;
+  Region region;
+  ASSERT_EQ(caller.allocate(64 * kKiB, &region), TP_OK);
+  engine_->api().record_stream(region.address, 5);
+  caller.free(region);
+  uint64_t other = 0;
+  ASSERT_EQ(caller.settle(caller.allocate_now(64 * kKiB, &other, 7)), TP_OK);
+  other = engine_->api().allocate_result(caller.scope());
+  EXPECT_NE(other, region.address);
+  backend_->hold_fences = false;
+}
+
+}  // namespace
+}  // namespace tierpage::testing
