@@ -1,0 +1,102 @@
+// Allocation of regions, and the CPU allocator: see allocator.h.
+#include "torch/allocator.h"
+
+#include <atomic>
+#include <mutex>
+
+#include "torch/engine_link.h"
+#include "torch/errors.h"
+
+namespace tierpage {
+namespace {
+
+void report_to_profiler(const tp_engine_api& engine, void* address, int64_t bytes) {
+  if (C10_LIKELY(!c10::memoryProfilingEnabled())) return;
+  c10::Device device(c10::DeviceType::CPU);
+  if (engine.device_type != 0) {
+    device = c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(engine.device_index));
+  }
+  c10::reportMemoryUsageToProfiler(address, bytes, 0, 0, device);
+}
+
+class CpuAllocator final : public c10::Allocator {
+ public:
+  explicit CpuAllocator(c10::Allocator* previous) : previous_(previous) {}
+
+  c10::DataPtr allocate(size_t bytes) override {
+    const tp_engine_api* engine = engine_now();
+    if (engine != nullptr && engine->device_type == 0) {
+      if (void* address = allocate_region(engine, bytes)) {
+        return {address, address, &delete_region, c10::Device(c10::DeviceType::CPU)};
+      }
+    }
+    return previous_->allocate(bytes);
+  }
+
+  c10::DeleterFnPtr raw_deleter() const override { return &delete_any; }
+  void copy_data(void* target, const void* source, size_t bytes) const override {
+    default_copy_data(target, source, bytes);
+  }
+
+  // Raw memory is freed without its DataPtr, so whose it is has to be told from the address.
+  static void delete_any(void* address);
+
+ private:
+  c10::Allocator* previous_;
+};
+
+CpuAllocator* cpu_allocator = nullptr;
+c10::DeleterFnPtr previous_raw_deleter = nullptr;
+
+void CpuAllocator::delete_any(void* address) {
+  if (engine_of(address) != nullptr) {
+    delete_region(address);
+  } else if (previous_raw_deleter != nullptr) {
+    previous_raw_deleter(address);
+  }
+}
+
+}  // namespace
+
+void delete_region(void* address) {
+  const tp_engine_api* engine = engine_of(address);
+  // The parent's engine: its locks may have been held by threads that do not exist here.
+  if (engine == nullptr || engine->forked() != 0) return;
+  if (c10::memoryProfilingEnabled()) {
+    uint64_t base = 0;
+    const uint64_t bytes = engine->region_bytes(reinterpret_cast<uint64_t>(address), &base);
+    report_to_profiler(*engine, address, -static_cast<int64_t>(bytes));
+  }
+  engine->deallocate(reinterpret_cast<uint64_t>(address));
+}
+
+void* allocate_region(const tp_engine_api* engine, uint64_t bytes) {
+  if (bytes < engine->min_paged_bytes || engine->wants(bytes) == 0) return nullptr;
+  ThreadState& state = thread_state();
+  if (state.depth > 0) engine = state.engine;
+  if (state.waiting) return nullptr;  // a signal handler on top of a wait: its scope is busy
+  tp_scope* scope = state.depth > 0 ? opened_scope(state) : scope_for(state, engine);
+  state.fresh_region = state.depth > 0;
+  uint64_t address = 0;
+  const int32_t code = engine->allocate(scope, bytes, native_stream(*engine), &address);
+  if (code == TP_WAIT) {
+    finish(state, engine, code);
+    address = engine->allocate_result(scope);
+  } else {
+    finish(state, engine, code);
+  }
+  report_to_profiler(*engine, reinterpret_cast<void*>(address), static_cast<int64_t>(bytes));
+  return reinterpret_cast<void*>(address);
+}
+
+void install_cpu_allocator() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    c10::Allocator* previous = c10::GetAllocator(c10::DeviceType::CPU);
+    previous_raw_deleter = previous->raw_deleter();
+    cpu_allocator = new CpuAllocator(previous);  // leaked: storages keep a pointer to their allocator
+    c10::SetAllocator(c10::DeviceType::CPU, cpu_allocator, 1);
+  });
+}
+
+}  // namespace tierpage

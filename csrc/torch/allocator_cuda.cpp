@@ -1,0 +1,214 @@
+// The CUDA allocator in front of torch's own: see allocator_cuda.h and allocator.h.
+#include "torch/allocator_cuda.h"
+
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+
+#include <mutex>
+
+#include "torch/allocator.h"
+#include "torch/engine_link.h"
+#include "torch/errors.h"
+
+namespace tierpage {
+namespace {
+
+CudaProxyAllocator* proxy = nullptr;
+caching::CUDAAllocator* native_allocator = nullptr;
+
+// Allocations into private pools begin before a capture and end after it; only then is it worth asking the driver.
+std::atomic<int64_t> open_pools{0};
+
+// What this thread asks torch's allocator for, and whether that made it look for new memory.
+constinit thread_local uint64_t native_request_bytes = 0;
+constinit thread_local bool native_grew = false;
+
+// Free memory that torch's allocator may need above a request: it rounds segments up to 2 MiB or 20 MiB.
+constexpr uint64_t kSegmentSlack = 20ull << 20;
+
+void delete_any(void* address) {
+  if (engine_of(address) != nullptr) {
+    delete_region(address);
+  } else {
+    native_allocator->raw_delete(address);
+  }
+}
+
+bool on_engine_device(const tp_engine_api& engine) {
+  const auto* guard = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA);
+  return guard->getDevice().index() == static_cast<c10::DeviceIndex>(engine.device_index);
+}
+
+const tp_engine_api* cuda_engine() {
+  const tp_engine_api* engine = engine_now();
+  return engine != nullptr && engine->device_type != 0 && engine->forked() == 0 && on_engine_device(*engine) ? engine
+                                                                                                             : nullptr;
+}
+
+// torch calls these, holding its allocator's lock, when its cache has no block for a request and it is about to ask
+// the driver. Making room now keeps the driver from refusing, which would cost it all its cached blocks.
+class RoomMaker final : public c10::FreeMemoryCallback {
+ public:
+  bool Execute() override {
+    native_grew = true;
+    const tp_engine_api* engine = cuda_engine();
+    if (engine == nullptr || stream_is_capturing(*engine)) return false;
+    size_t free_bytes = 0;
+    size_t total_bytes = 0;
+    if (cuda_symbols().mem_get_info(&free_bytes, &total_bytes) != cudaSuccess) {
+      (void)cuda_symbols().get_last_error();
+      return false;
+    }
+    const uint64_t wanted = native_request_bytes + kSegmentSlack;
+    if (free_bytes < wanted) engine->make_room(wanted - free_bytes);
+    return false;  // nothing was returned to torch's cache, so there is no use in searching it again
+  }
+};
+
+bool register_room_maker() {
+  if (cuda_symbols().free_memory_callbacks == nullptr) return false;
+  auto* callbacks = cuda_symbols().free_memory_callbacks();
+  if (callbacks == nullptr) return false;
+  callbacks->Register("tierpage", [] { return std::unique_ptr<c10::FreeMemoryCallback>(new RoomMaker); });
+  return true;
+}
+
+bool room_maker_registered = false;
+
+// Runs one call of torch's allocator: makes room and tries once more when it is out of memory, and tells the engine
+// when torch holds more than before.
+template <class Call>
+auto call_native(size_t bytes, Call call) {
+  const tp_engine_api* engine = cuda_engine();
+  if (engine == nullptr) return call();
+  native_request_bytes = bytes;
+  native_grew = false;
+  auto result = [&] {
+    try {
+      return call();
+    } catch (const c10::OutOfMemoryError&) {
+      if (engine->make_room(bytes + kSegmentSlack) == 0) throw;
+    }
+    native_grew = true;
+    return call();
+  }();
+  if (native_grew || (!room_maker_registered && bytes >= (1u << 20))) report_native_reserved(engine);
+  return result;
+}
+
+}  // namespace
+
+bool stream_is_capturing(const tp_engine_api& engine) {
+  if (engine.device_type == 0 || open_pools.load(std::memory_order_relaxed) == 0) return false;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  auto* stream = reinterpret_cast<cudaStream_t>(native_stream(engine));
+  if (cuda_symbols().stream_is_capturing(stream, &status) != cudaSuccess) {
+    (void)cuda_symbols().get_last_error();
+    return true;  // another stream's capture forbids the question itself
+  }
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void report_native_reserved(const tp_engine_api* engine) {
+  if (native_allocator == nullptr || !native_allocator->initialized()) return;
+  const auto stats = native_allocator->getDeviceStats(static_cast<c10::DeviceIndex>(engine->device_index));
+  constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  engine->set_native_reserved(static_cast<uint64_t>(stats.reserved_bytes[kAll].current));
+}
+
+bool install_cuda_allocator() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    if (!cuda_symbols().complete()) return;
+    native_allocator = cuda_symbols().allocator->load();
+    if (native_allocator == nullptr) return;
+    proxy = new CudaProxyAllocator(native_allocator);  // leaked: storages keep a pointer to their allocator
+    room_maker_registered = register_room_maker();
+    cuda_symbols().allocator->store(proxy);
+    c10::SetAllocator(c10::DeviceType::CUDA, proxy, 1);
+  });
+  return proxy != nullptr;
+}
+
+c10::DataPtr CudaProxyAllocator::allocate(size_t bytes) {
+  const tp_engine_api* engine = bytes > 0 ? engine_now() : nullptr;
+  if (engine != nullptr && engine->device_type != 0 && bytes >= engine->min_paged_bytes && on_engine_device(*engine) &&
+      open_pools.load(std::memory_order_relaxed) == 0) {
+    if (void* address = allocate_region(engine, bytes)) {
+      const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(engine->device_index));
+      return {address, address, &delete_region, device};
+    }
+  }
+  return call_native(bytes, [&] { return native_->allocate(bytes); });
+}
+
+// Raw memory is never a tensor: workspaces and communication buffers, whose users no interceptor sees.
+void* CudaProxyAllocator::raw_alloc(size_t bytes) {
+  return call_native(bytes, [&] { return native_->raw_alloc(bytes); });
+}
+
+void* CudaProxyAllocator::raw_alloc_with_stream(size_t bytes, cudaStream_t stream) {
+  return call_native(bytes, [&] { return native_->raw_alloc_with_stream(bytes, stream); });
+}
+
+void CudaProxyAllocator::raw_delete(void* address) { delete_any(address); }
+
+c10::DeleterFnPtr CudaProxyAllocator::raw_deleter() const { return &delete_any; }
+
+void* CudaProxyAllocator::getBaseAllocation(void* address, size_t* bytes) {
+  const tp_engine_api* engine = engine_of(address);
+  if (engine == nullptr) return native_->getBaseAllocation(address, bytes);
+  uint64_t base = 0;
+  const uint64_t region_bytes = engine->region_bytes(reinterpret_cast<uint64_t>(address), &base);
+  TORCH_CHECK(region_bytes != 0, "no live paged tensor at address ", address);
+  if (bytes != nullptr) *bytes = region_bytes;
+  return reinterpret_cast<void*>(base);
+}
+
+void CudaProxyAllocator::recordStream(const c10::DataPtr& data, c10::cuda::CUDAStream stream) {
+  recordStream(data, stream.unwrap());
+}
+
+void CudaProxyAllocator::recordStream(const c10::DataPtr& data, c10::Stream stream) {
+  // A paged storage's context is its address; a foreign one may be anything, and then is not in our range.
+  const tp_engine_api* engine = engine_of(data.get_context());
+  if (engine == nullptr) {
+    native_->recordStream(data, stream);
+    return;
+  }
+  engine->record_stream(reinterpret_cast<uint64_t>(data.get_context()),
+                        reinterpret_cast<uint64_t>(stream.native_handle()));
+}
+
+caching::ShareableHandle CudaProxyAllocator::shareIpcHandle(void* address) {
+  if (engine_of(address) != nullptr) {
+    throw PagerError(TP_UNAVAILABLE,
+                     "a paged CUDA tensor cannot be shared with another process: its memory moves between tiers. "
+                     "Send tensor.cpu() instead, or allocate what is shared with scope=\"explicit\" outside "
+                     "tierpage.paged().");
+  }
+  return native_->shareIpcHandle(address);
+}
+
+void CudaProxyAllocator::emptyCache(c10::MempoolId_t pool) {
+  native_->emptyCache(pool);
+  if (const tp_engine_api* engine = cuda_engine()) report_native_reserved(engine);
+}
+
+void CudaProxyAllocator::beginAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool,
+                                             std::function<bool(cudaStream_t)> filter) {
+  native_->beginAllocateToPool(device, pool, std::move(filter));
+  open_pools.fetch_add(1);
+}
+
+void CudaProxyAllocator::endAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool) {
+  native_->endAllocateToPool(device, pool);
+  open_pools.fetch_sub(1);
+}
+
+#if TIERPAGE_TORCH_AT_LEAST(12)
+std::shared_ptr<c10::GatheredContext> CudaProxyAllocator::getContextForPointer(const void* address) {
+  return engine_of(address) != nullptr ? nullptr : native_->getContextForPointer(address);
+}
+#endif
+
+}  // namespace tierpage

@@ -1,0 +1,191 @@
+// Thread scopes and the engine's protocol: see engine_link.h.
+#include "torch/engine_link.h"
+
+#include <c10/core/Stream.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "torch/errors.h"
+#include "torch/python_wait.h"
+#include "torch/raw_access.h"
+
+namespace tierpage {
+
+std::atomic<const tp_engine_api*> attached_engine{nullptr};
+constinit thread_local ThreadState* current_thread_state = nullptr;
+
+namespace {
+
+struct EngineNode {
+  const tp_engine_api* engine;
+  EngineNode* next;
+};
+std::atomic<EngineNode*> engine_nodes{nullptr};
+
+// Counters of all threads. Leaked on purpose: threads may end after static destructors ran.
+struct ThreadRegistry {
+  std::mutex mutex;
+  std::vector<ThreadState*> live;
+  uint64_t ended[kCounterCount] = {};
+};
+ThreadRegistry& registry() {
+  static ThreadRegistry* const instance = new ThreadRegistry;
+  return *instance;
+}
+
+void retire(ThreadState* state) {
+  if (state->scope != nullptr) state->scope_engine->scope_destroy(state->scope);
+  ThreadRegistry& all = registry();
+  {
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    all.live.erase(std::remove(all.live.begin(), all.live.end(), state), all.live.end());
+    for (int32_t which = 0; which < kCounterCount; ++which) all.ended[which] += state->counters[which].load();
+  }
+  delete state;
+}
+
+struct ThreadEnd {
+  ThreadState* state = nullptr;
+  ~ThreadEnd() {
+    current_thread_state = nullptr;
+    if (state != nullptr) retire(state);
+  }
+};
+
+}  // namespace
+
+ThreadState& make_thread_state() {
+  static thread_local ThreadEnd end;
+  auto* state = new ThreadState;
+  ThreadRegistry& all = registry();
+  {
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    all.live.push_back(state);
+  }
+  // A thread that runs operators from its last destructors gets a second state, which is leaked.
+  if (end.state == nullptr) end.state = state;
+  current_thread_state = state;
+  return *state;
+}
+
+uint64_t counter_total(Counter which) {
+  ThreadRegistry& all = registry();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  uint64_t total = all.ended[which];
+  for (const ThreadState* state : all.live) total += state->counters[which].load(std::memory_order_relaxed);
+  return total;
+}
+
+void remember_engine(const tp_engine_api* engine) {
+  for (const EngineNode* node = engine_nodes.load(); node != nullptr; node = node->next) {
+    if (node->engine == engine) return;
+  }
+  // Never freed: deleters of tensors walk the list at any time.
+  auto* node = new EngineNode{engine, engine_nodes.load()};
+  while (!engine_nodes.compare_exchange_weak(node->next, node)) {
+  }
+}
+
+const tp_engine_api* engine_of(const void* address) {
+  for (const EngineNode* node = engine_nodes.load(std::memory_order_acquire); node != nullptr; node = node->next) {
+    if (owns(*node->engine, address)) return node->engine;
+  }
+  return nullptr;
+}
+
+uint64_t native_stream(const tp_engine_api& engine) {
+  if (engine.device_type == 0) return 0;
+  const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(engine.device_index));
+  const c10::Stream stream = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)->getStream(device);
+  return reinterpret_cast<uint64_t>(stream.native_handle());
+}
+
+tp_scope* scope_for(ThreadState& state, const tp_engine_api* engine) {
+  if (state.scope_engine == engine && state.scope != nullptr) return state.scope;
+  if (state.scope != nullptr) state.scope_engine->scope_destroy(state.scope);
+  state.scope = engine->scope_create();
+  state.scope_engine = engine;
+  return state.scope;
+}
+
+tp_scope* opened_scope(ThreadState& state) {
+  tp_scope* scope = scope_for(state, state.engine);
+  if (!state.scope_open && state.depth > 0) {
+    state.scope_open = true;
+    state.fresh_region = false;
+    state.engine->scope_open(scope);
+  }
+  return scope;
+}
+
+namespace {
+
+// Waits while `code` is TP_WAIT; the code of the end.
+int32_t settled(ThreadState& state, const tp_engine_api* engine, int32_t code) {
+  if (code != TP_WAIT) return code;
+  state.waiting = true;
+  struct Reset {
+    ThreadState& state;
+    ~Reset() { state.waiting = false; }
+  } reset{state};
+  return wait_without_gil(engine, state.scope);
+}
+
+void check_code(const ThreadState& state, const tp_engine_api* engine, int32_t code) {
+  if (code > TP_WAIT) raise_code(code, engine->error_message(state.scope), state.depth > 0);
+}
+
+}  // namespace
+
+void finish(ThreadState& state, const tp_engine_api* engine, int32_t code) {
+  check_code(state, engine, settled(state, engine, code));
+}
+
+void check_usable(const ThreadState& state, const tp_engine_api* engine) {
+  if (engine->forked() != 0) {
+    throw PagerError(TP_UNAVAILABLE,
+                     "a paged tensor of the parent process was used in a forked child, where its pages do not exist. "
+                     "Start workers with the \"spawn\" method, or copy what they need to small tensors first.");
+  }
+  if (state.waiting) {
+    throw PagerError(TP_UNAVAILABLE,
+                     "a signal handler used a paged tensor while this thread was waiting for pages. Let the handler "
+                     "only set a flag.");
+  }
+}
+
+void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* accesses, size_t count) {
+  check_usable(state, state.engine);
+  tp_scope* scope = opened_scope(state);
+  finish(state, state.engine, state.engine->begin(scope, &op, accesses, count));
+}
+
+void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scopes) {
+  check_usable(state, engine);
+  tp_scope* scope = scope_for(state, engine);
+  for (; scopes > 0; --scopes) {
+    engine->scope_open(scope);
+    check_code(state, engine, engine->scope_close(scope, native_stream(*engine)));
+  }
+}
+
+void touch_address(ThreadState& state, const tp_engine_api* engine, uint64_t address, uint32_t keep) {
+  check_usable(state, engine);
+  tp_scope* scope = scope_for(state, engine);
+  finish(state, engine, engine->touch(scope, address, keep));
+}
+
+int32_t OperatorFrame::close_scope() {
+  arm_storages(state_);
+  state_.scope_open = false;
+  state_.fresh_region = false;
+  return state_.engine->scope_close(state_.scope, native_stream(*state_.engine));
+}
+
+void OperatorFrame::raise_close(int32_t code) {
+  throw PagerError(code, state_.engine->error_message(state_.scope));
+}
+
+}  // namespace tierpage

@@ -1,0 +1,120 @@
+// The attached engine, the scope of each thread, and the protocol of engine_api.h: open, begin, wait, close.
+#pragma once
+
+#include <c10/core/StorageImpl.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <atomic>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "engine/engine_api.h"
+
+namespace tierpage {
+
+enum Counter : int32_t {
+  kOperatorsSeen = 0,
+  kOperatorsPaged = 1,
+  kListOperatorsSplit = 2,
+  kRawTouches = 3,
+  kCounterCount = 4
+};
+
+// What one thread knows. Only its own thread writes it; others read the counters.
+struct ThreadState {
+  const tp_engine_api* engine = nullptr;        // of the outermost operator that runs now
+  const tp_engine_api* scope_engine = nullptr;  // to which `scope` belongs
+  tp_scope* scope = nullptr;
+  int32_t depth = 0;          // nesting of intercepted operators
+  bool scope_open = false;    // depth > 0 and the engine was told
+  bool fresh_region = false;  // this scope allocated, so results have to be announced
+  bool waiting = false;       // inside wait(): a signal handler may run operators on top of it
+  std::vector<tp_access> accesses;    // of the operator that begins now
+  std::vector<uint64_t> addresses;    // of its results
+  std::vector<std::pair<uint64_t, uint64_t>> touches;  // the newest: address, bytes (raw_access.h)
+  std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages;  // to arm at the close (raw_access.h)
+  std::atomic<uint64_t> counters[kCounterCount] = {};
+
+  void count(Counter which) {
+    // One writer: a plain addition suffices, and costs less than a locked one.
+    counters[which].store(counters[which].load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
+};
+
+extern std::atomic<const tp_engine_api*> attached_engine;  // null: everything goes on as without us
+inline const tp_engine_api* engine_now() { return attached_engine.load(std::memory_order_acquire); }
+
+extern constinit thread_local ThreadState* current_thread_state;
+ThreadState& make_thread_state();
+inline ThreadState& thread_state() {
+  ThreadState* state = current_thread_state;
+  return state != nullptr ? *state : make_thread_state();
+}
+uint64_t counter_total(Counter which);
+
+inline bool owns(const tp_engine_api& engine, const void* address) {
+  return reinterpret_cast<uint64_t>(address) - engine.range_base < engine.range_bytes;
+}
+
+// Every engine that was ever attached: regions outlive their engine's attachment. Newest first.
+void remember_engine(const tp_engine_api* engine);
+const tp_engine_api* engine_of(const void* address);  // null: not ours
+
+// The current stream of this thread on the engine's device; 0 for CPU tensors.
+uint64_t native_stream(const tp_engine_api& engine);
+
+// The scope of this thread for `engine`, made on first use.
+tp_scope* scope_for(ThreadState& state, const tp_engine_api* engine);
+// As above, and opened if an operator is running.
+tp_scope* opened_scope(ThreadState& state);
+
+// Throws in a forked child, and in a signal handler on top of a wait.
+void check_usable(const ThreadState& state, const tp_engine_api* engine);
+// Waits while `code` is TP_WAIT: without the GIL, looking for Ctrl-C in the main thread. Throws for any error.
+void finish(ThreadState& state, const tp_engine_api* engine, int32_t code);
+// Announces accesses to the open scope and waits for them.
+void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* accesses, size_t count);
+// What comes between two operators counts as `scopes` more of them for the touches of this thread: a program may run for
+// long without any operator. Outside operators only.
+void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scopes);
+// Makes one region usable outside any operator, for at least `keep` scopes.
+void touch_address(ThreadState& state, const tp_engine_api* engine, uint64_t address, uint32_t keep);
+
+void arm_storages(ThreadState& state);  // raw_access.h
+
+// Spans one intercepted operator. The outermost one owns the scope.
+class OperatorFrame {
+ public:
+  OperatorFrame(ThreadState& state, const tp_engine_api* engine) : state_(state) {
+    if (state.depth++ == 0) state.engine = engine;
+  }
+  ~OperatorFrame() {
+    if (!left_) leave();
+  }
+  OperatorFrame(const OperatorFrame&) = delete;
+  OperatorFrame& operator=(const OperatorFrame&) = delete;
+
+  bool outermost() const { return state_.depth == 1; }
+  // The end after success: throws what the engine found (paranoid mode).
+  void close() {
+    left_ = true;
+    const int32_t code = leave();
+    if (code > TP_WAIT) raise_close(code);
+  }
+
+ private:
+  int32_t leave() {
+    if (--state_.depth > 0) return TP_OK;
+    if (state_.scope_open) return close_scope();
+    if (!state_.storages.empty()) arm_storages(state_);  // refused before the scope was opened
+    return TP_OK;
+  }
+  int32_t close_scope();
+  [[noreturn]] void raise_close(int32_t code);
+
+  ThreadState& state_;
+  bool left_ = false;
+};
+
+}  // namespace tierpage

@@ -1,0 +1,143 @@
+// The C functions that the Python package calls through ctypes; documented at the end of engine/engine_api.h.
+#include <Python.h>
+
+#include <torch/headeronly/version.h>
+
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <string>
+
+#include "engine/engine_api.h"
+#include "torch/allocator.h"
+#include "torch/engine_link.h"
+#include "torch/errors.h"
+#include "torch/raw_access.h"
+#include "torch/registration.h"
+
+#define TIERPAGE_EXPORT extern "C" __attribute__((visibility("default")))
+#define TIERPAGE_TEXT_(x) #x
+#define TIERPAGE_TEXT(x) TIERPAGE_TEXT_(x)
+
+namespace {
+
+std::string last_error;  // guarded by the GIL
+
+int32_t fail(int32_t code, std::string message) {
+  last_error = std::move(message);
+  return code;
+}
+
+// Nothing may leave a C function by an exception.
+template <class Body>
+int32_t guarded(Body body) {
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    return fail(TP_INTERNAL, error.what());
+  }
+}
+
+}  // namespace
+
+TIERPAGE_EXPORT const char* tierpage_torch_version(void) {
+  return TIERPAGE_TEXT(TORCH_VERSION_MAJOR) "." TIERPAGE_TEXT(TORCH_VERSION_MINOR);
+}
+
+TIERPAGE_EXPORT const char* tierpage_torch_last_error(void) { return last_error.c_str(); }
+
+TIERPAGE_EXPORT int32_t tierpage_torch_install(void) {
+  return guarded([] {
+    tierpage::install_interceptors();
+    return static_cast<int32_t>(TP_OK);
+  });
+}
+
+TIERPAGE_EXPORT int32_t tierpage_torch_attach(const tp_engine_api* engine, PyObject* const* error_types) {
+  return guarded([&] {
+    if (engine == nullptr || engine->version != TIERPAGE_ENGINE_API_VERSION || engine->size < sizeof(tp_engine_api)) {
+      return fail(TP_INVALID_ARGUMENT, "the engine and the torch library of tierpage are of different versions; "
+                                       "install tierpage again");
+    }
+    if (engine->device_type == 0) {
+      tierpage::install_cpu_allocator();
+    } else if (!tierpage::install_cuda_allocator()) {
+      return fail(TP_UNAVAILABLE, "this torch was built without CUDA (libc10_cuda is not loaded); install a CUDA "
+                                  "build of torch, or enable tierpage with device=\"cpu\"");
+    }
+    tierpage::install_interceptors();
+    tierpage::register_pending();
+    tierpage::set_error_types(error_types);
+    tierpage::remember_engine(engine);
+    tierpage::attached_engine.store(engine, std::memory_order_release);
+    if (engine->device_type != 0) tierpage::report_native_reserved(engine);
+    return static_cast<int32_t>(TP_OK);
+  });
+}
+
+TIERPAGE_EXPORT void tierpage_torch_detach(void) {
+  tierpage::attached_engine.store(nullptr, std::memory_order_release);
+}
+
+TIERPAGE_EXPORT uint64_t tierpage_torch_counter(int32_t which) {
+  if (which < 0 || which >= tierpage::kCounterCount) return 0;
+  return tierpage::counter_total(static_cast<tierpage::Counter>(which));
+}
+
+// "materializer": 1 arms storages against unannounced accesses (torch 2.13 and later), 0 does not.
+TIERPAGE_EXPORT int32_t tierpage_torch_set_option(const char* name, int32_t value) {
+  if (name == nullptr || std::strcmp(name, "materializer") != 0) {
+    return fail(TP_INVALID_ARGUMENT, std::string("no such option: ") + (name != nullptr ? name : "(null)"));
+  }
+  if (value != 0 && !TIERPAGE_HAS_MATERIALIZER) {
+    return fail(TP_UNAVAILABLE, "torch " TIERPAGE_TEXT(TORCH_VERSION_MAJOR) "." TIERPAGE_TEXT(
+                                    TORCH_VERSION_MINOR) " has no storage hook; 2.13 is the first that has it");
+  }
+  tierpage::materializer_wanted.store(value != 0);
+  return TP_OK;
+}
+
+namespace {
+
+// Runs `access` on a live region; errors become a code with the Python error set.
+template <class Access>
+int32_t reach(uint64_t address, Access access) {
+  const tp_engine_api* engine = tierpage::engine_now();
+  if (engine == nullptr || !tierpage::owns(*engine, reinterpret_cast<void*>(address))) return TP_OK;
+  try {
+    uint64_t base = address;
+    const uint64_t bytes = engine->forked() != 0 ? 1 : engine->region_bytes(address, &base);
+    if (bytes > 0) access(engine, base, bytes);
+    return TP_OK;
+  } catch (python_error& error) {
+    error.restore();
+    return TP_INTERRUPTED;
+  } catch (tierpage::PagerError& error) {
+    PyErr_SetString(error.python_type(), error.what());
+    return error.code();
+  } catch (const tierpage::PagedOutOfMemoryError& error) {
+    PyErr_SetString(tierpage::error_type(TP_OUT_OF_MEMORY), error.msg().c_str());
+    return TP_OUT_OF_MEMORY;
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return TP_INTERNAL;
+  }
+}
+
+}  // namespace
+
+TIERPAGE_EXPORT int32_t tierpage_torch_touch(uint64_t address) {
+  return reach(address, [](const tp_engine_api* engine, uint64_t base, uint64_t bytes) {
+    tierpage::raw_touch(engine, base, bytes);
+  });
+}
+
+TIERPAGE_EXPORT int32_t tierpage_torch_hold(uint64_t address) {
+  return reach(address, [](const tp_engine_api* engine, uint64_t base, uint64_t) { tierpage::raw_hold(engine, base); });
+}
+
+// Address of a StorageImpl's first byte, without fetching it and without meeting a guard.
+TIERPAGE_EXPORT uint64_t tierpage_torch_storage_address(uint64_t storage_impl) {
+  auto* storage = reinterpret_cast<c10::StorageImpl*>(storage_impl);
+  return reinterpret_cast<uint64_t>(storage->_mutable_data_ptr_no_checks().get());
+}

@@ -1,0 +1,166 @@
+// Splitting of list operators: see list_ops.h.
+#include "torch/list_ops.h"
+
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <string_view>
+#include <utility>
+
+#include "torch/interceptor.h"
+
+namespace tierpage {
+namespace {
+
+bool is_tensor_list(const c10::Type& type) {
+  return type.kind() == c10::TypeKind::ListType && type.containedType(0)->kind() == c10::TypeKind::TensorType;
+}
+
+// addcdiv.Tensor and addcmul.Tensor take the scalars of all indices as one tensor with an element per index.
+bool takes_scalar_tensor(const OperatorInfo& info) {
+  return info.name.starts_with("aten::_foreach_addcdiv") || info.name.starts_with("aten::_foreach_addcmul");
+}
+
+bool belongs_to_index(const OperatorInfo& info, const c10::Argument& argument) {
+  return argument.name() == "scalars" && argument.type()->kind() == c10::TypeKind::TensorType &&
+         takes_scalar_tensor(info);
+}
+
+size_t list_length(const c10::IValue& value) { return value.isList() ? value.toListRef().size() : 0; }
+
+// The common length of all lists that are not empty (optimizers pass an empty list for a state they do not keep).
+// 0: there is none.
+size_t common_length(const OperatorInfo& info, const c10::IValue* values) {
+  size_t common = 0;
+  for (const ArgumentInfo& argument : info.list_arguments) {
+    const size_t length = list_length(values[argument.index]);
+    if (length == 0) continue;
+    if (common != 0 && length != common) return 0;
+    common = length;
+  }
+  return common;
+}
+
+// Paged bytes that one index needs: its elements of all lists, and new results as large as its first element.
+uint64_t bytes_at(const OperatorInfo& info, const c10::IValue* values, size_t index, ThreadState& state,
+                  const tp_engine_api& engine) {
+  uint64_t bytes = 0;
+  bool first = true;
+  for (const ArgumentInfo& argument : info.list_arguments) {
+    if (argument.kind != ArgumentKind::kList || index >= list_length(values[argument.index])) continue;
+    const uint64_t more = collect_argument(state, engine, argument, values[argument.index].toListRef()[index], false);
+    bytes += first ? more * (1 + info.fresh_lists) : more;
+    first = false;
+  }
+  return bytes;
+}
+
+// Ends of the pieces: as many indices as fit into bytes_max, but at least one.
+std::vector<size_t> piece_ends(const OperatorInfo& info, const c10::IValue* values, size_t length, ThreadState& state,
+                               const tp_engine_api& engine) {
+  const uint64_t bytes_max = engine.list_run_bytes_max();
+  const size_t first_access = state.accesses.size();
+  std::vector<size_t> ends;
+  uint64_t piece_bytes = 0;
+  for (size_t index = 0; index < length; ++index) {
+    const uint64_t bytes = bytes_at(info, values, index, state, engine);
+    if (piece_bytes > 0 && piece_bytes + bytes > bytes_max) {
+      ends.push_back(index);
+      piece_bytes = 0;
+    }
+    piece_bytes += bytes;
+  }
+  ends.push_back(length);
+  state.accesses.resize(first_access);
+  return ends;
+}
+
+c10::IValue slice_list(const c10::IValue& value, size_t begin, size_t end) {
+  const c10::List<c10::IValue> whole = value.toList();
+  c10::impl::GenericList part(whole.elementType());
+  part.reserve(end - begin);
+  for (size_t index = begin; index < end; ++index) part.push_back(whole.get(index));
+  return part;
+}
+
+c10::Stack piece_arguments(const OperatorInfo& info, const c10::FunctionSchema& schema, const c10::IValue* values,
+                           size_t begin, size_t end) {
+  c10::Stack piece(values, values + info.argument_count);
+  for (const ArgumentInfo& argument : info.list_arguments) {
+    if (list_length(values[argument.index]) == 0) continue;
+    piece[argument.index] = slice_list(values[argument.index], begin, end);
+  }
+  for (size_t index = 0; index < schema.arguments().size(); ++index) {
+    if (!belongs_to_index(info, schema.arguments()[index]) || !piece[index].isTensor()) continue;
+    piece[index] = piece[index].toTensor().narrow(0, static_cast<int64_t>(begin), static_cast<int64_t>(end - begin));
+  }
+  return piece;
+}
+
+// Results are lists with an element per index (or empty, as their argument was).
+void append_results(std::vector<c10::IValue>& results, const c10::Stack& piece) {
+  if (results.empty()) {
+    results.assign(piece.begin(), piece.end());
+    return;
+  }
+  for (size_t i = 0; i < results.size(); ++i) {
+    c10::impl::GenericList joined = results[i].toList();
+    const c10::List<c10::IValue> more = piece[i].toList();
+    for (size_t index = 0; index < more.size(); ++index) joined.push_back(more.get(index));
+  }
+}
+
+// The kernel would refuse these before it wrote anything; in pieces it would refuse them too late.
+bool scalar_tensors_fit(const OperatorInfo& info, const c10::FunctionSchema& schema, const c10::IValue* values,
+                        size_t length) {
+  for (size_t index = 0; index < schema.arguments().size(); ++index) {
+    if (!belongs_to_index(info, schema.arguments()[index])) continue;
+    if (!values[index].isTensor()) return false;
+    const at::Tensor& scalars = values[index].toTensor();
+    if (scalars.dim() != 1 || scalars.size(0) != static_cast<int64_t>(length)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+bool is_splittable(const c10::FunctionSchema& schema) {
+  const std::string_view name = schema.name();
+  if (!name.starts_with("aten::_foreach_") && !name.starts_with("aten::_fused_") &&
+      !name.starts_with("aten::_amp_foreach_non_finite_check_and_unscale_")) {
+    return false;
+  }
+  const auto& arguments = schema.arguments();
+  const bool over_lists =
+      std::any_of(arguments.begin(), arguments.end(), [](const auto& a) { return is_tensor_list(*a.type()); });
+  // A result that is no list joins the indices in some way that we do not know.
+  const auto& returns = schema.returns();
+  return over_lists &&
+         std::all_of(returns.begin(), returns.end(), [](const auto& r) { return is_tensor_list(*r.type()); });
+}
+
+bool run_split(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
+               c10::Stack* stack, ThreadState& state, const tp_engine_api* engine) {
+  const c10::FunctionSchema& schema = op.schema();
+  const c10::IValue* values = stack->data() + (stack->size() - info.argument_count);
+  const size_t length = common_length(info, values);
+  if (length < 2 || !scalar_tensors_fit(info, schema, values, length)) return false;
+  const std::vector<size_t> ends = piece_ends(info, values, length, state, *engine);
+  if (ends.size() < 2) return false;
+
+  state.count(kListOperatorsSplit);
+  std::vector<c10::IValue> results;
+  size_t begin = 0;
+  for (const size_t end : ends) {
+    c10::Stack piece = piece_arguments(info, schema, values, begin, end);
+    run_in_frame(info, op, keys_below, &piece, state, engine);
+    append_results(results, piece);
+    begin = end;
+  }
+  stack->resize(stack->size() - info.argument_count);
+  for (c10::IValue& result : results) stack->push_back(std::move(result));
+  return true;
+}
+
+}  // namespace tierpage

@@ -1,0 +1,269 @@
+// Schema analysis and argument walk: see operator_info.h.
+#include "torch/operator_info.h"
+
+#include <ATen/NestedTensorImpl.h>
+#include <ATen/SparseCsrTensorImpl.h>
+#include <ATen/SparseTensorImpl.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "torch/list_ops.h"
+#include "torch/raw_access.h"
+
+namespace tierpage {
+namespace {
+
+// Stable across runs and machines, so that a saved trace can be read again.
+uint64_t stable_hash(std::string_view text) {
+  uint64_t hash = 0xcbf29ce484222325ull;
+  for (const char c : text) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3ull;
+  return hash;
+}
+
+// Operators of aten that name tensors but read and write none of their bytes.
+constexpr std::array<std::string_view, 8> kMetadataOnly = {
+    "aten::record_stream", "aten::is_same_size",    "aten::_has_same_storage_numel", "aten::_version",
+    "aten::is_set_to",     "aten::set_data",        "aten::_use_cudnn_ctc_loss",     "aten::_is_zerotensor"};
+
+// Schema says "view", the kernel copies.
+constexpr std::array<std::string_view, 1> kCopiesDespiteView = {"aten::_sparse_broadcast_to"};
+
+// The tensor's strides before or after the call do not tell what is touched.
+constexpr std::array<std::string_view, 4> kWholeStorage = {"aten::resize_", "aten::resize_as_", "aten::set_",
+                                                           "aten::_resize_output_"};
+
+template <size_t count>
+bool contains(const std::array<std::string_view, count>& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+bool touches_whole_storage(std::string_view name) {
+  return contains(kWholeStorage, name) || name.starts_with("aten::as_strided") ||
+         name.starts_with("aten::resize") || name.starts_with("aten::set_.");
+}
+
+bool is_written(const c10::Argument& argument) {
+  return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
+}
+
+// A pure view shares its input's bytes and looks at none. Only aten is trusted to mean it.
+bool is_pure_view(const c10::OperatorHandle& op, const std::string& name) {
+  if (!name.starts_with("aten::") || contains(kCopiesDespiteView, name)) return false;
+  if (op.hasTag(at::Tag::inplace_view) && !touches_whole_storage(name)) return true;
+  const auto& schema = op.schema();
+  for (const auto& argument : schema.arguments()) {
+    if (is_written(argument)) return false;
+  }
+  for (const auto& result : schema.returns()) {
+    if (result.alias_info() != nullptr) return true;
+  }
+  return false;
+}
+
+// Decomposed above us into operators that we see one by one.
+bool is_composite_only(const c10::OperatorHandle& op) {
+  using c10::DispatchKey;
+  if (!op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) return false;
+  constexpr std::array kOwnKernels = {
+      DispatchKey::CompositeExplicitAutograd, DispatchKey::CompositeExplicitAutogradNonFunctional,
+      DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::SparseCPU, DispatchKey::SparseCUDA,
+      DispatchKey::SparseCsrCPU, DispatchKey::SparseCsrCUDA, DispatchKey::QuantizedCPU, DispatchKey::QuantizedCUDA,
+      DispatchKey::NestedTensorCPU, DispatchKey::NestedTensorCUDA};
+  return std::none_of(kOwnKernels.begin(), kOwnKernels.end(),
+                      [&](DispatchKey key) { return op.hasKernelForDispatchKey(key); });
+}
+
+std::optional<ArgumentKind> kind_of(const c10::Type& type) {
+  switch (type.kind()) {
+    case c10::TypeKind::TensorType:
+      return ArgumentKind::kTensor;
+    case c10::TypeKind::StorageType:
+      return ArgumentKind::kStorage;
+    case c10::TypeKind::OptionalType:
+      return kind_of(*type.containedType(0));
+    case c10::TypeKind::ListType: {
+      const auto element = kind_of(*type.containedType(0));
+      if (!element.has_value() || *element == ArgumentKind::kPlainList) return ArgumentKind::kPlainList;
+      return *element == ArgumentKind::kAny ? ArgumentKind::kAny : ArgumentKind::kList;
+    }
+    case c10::TypeKind::AnyType:
+    case c10::TypeKind::AnyListType:
+    case c10::TypeKind::AnyTupleType:
+    case c10::TypeKind::TupleType:
+    case c10::TypeKind::DictType:
+    case c10::TypeKind::UnionType:
+      return ArgumentKind::kAny;
+    default:
+      return std::nullopt;
+  }
+}
+
+// c10d's schemas carry no alias marks although its operators write, and so do old extensions whose schema was
+// inferred from a function that returns nothing.
+bool writes_unmarked(const c10::FunctionSchema& schema) {
+  if (schema.name().starts_with("c10d::")) return true;
+  if (schema.name().starts_with("aten::") || !schema.returns().empty()) return false;
+  return std::none_of(schema.arguments().begin(), schema.arguments().end(), is_written);
+}
+
+// Arguments that kernels write although no schema says so: statistics of native_batch_norm and cudnn_batch_norm,
+// scratch of cuDNN's and oneDNN's recurrent layers.
+constexpr std::array<std::string_view, 6> kWrittenUnmarked = {"running_mean", "running_var",  "workspace",
+                                                              "reserve",      "reserveSpace", "dropout_state"};
+
+}  // namespace
+
+std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
+  if (!op.hasSchema() || op.hasKernelForDispatchKey(c10::DispatchKey::BackendSelect)) return std::nullopt;
+  const c10::FunctionSchema& schema = op.schema();
+  const std::string& name = schema.name();
+  if (contains(kMetadataOnly, name) || is_composite_only(op) || is_pure_view(op, name)) return std::nullopt;
+
+  OperatorInfo info;
+  info.name = name;
+  info.identity = {nullptr, stable_hash(name + "." + schema.overload_name())};
+  info.argument_count = static_cast<uint32_t>(schema.arguments().size());
+  info.return_count = static_cast<uint32_t>(schema.returns().size());
+  const bool unmarked = writes_unmarked(schema);
+  const bool whole = touches_whole_storage(name);
+  for (uint32_t index = 0; index < info.argument_count; ++index) {
+    const c10::Argument& argument = schema.arguments()[index];
+    const auto kind = kind_of(*argument.type());
+    if (!kind.has_value()) continue;
+    const bool written = unmarked || is_written(argument) || contains(kWrittenUnmarked, argument.name());
+    const ArgumentInfo entry{index, *kind, written ? TP_READ | TP_WRITE : static_cast<uint32_t>(TP_READ),
+                             whole || unmarked || argument.is_out()};
+    if (*kind != ArgumentKind::kPlainList) info.arguments.push_back(entry);
+    if (*kind == ArgumentKind::kPlainList || *kind == ArgumentKind::kList) info.list_arguments.push_back(entry);
+  }
+  if (info.arguments.empty()) return std::nullopt;
+  info.splittable = is_splittable(schema);
+  if (!info.splittable) info.list_arguments.clear();
+  for (const c10::Argument& result : schema.returns()) {
+    if (info.splittable && result.alias_info() == nullptr) ++info.fresh_lists;
+  }
+  return info;
+}
+
+namespace {
+
+constexpr c10::DispatchKeySet kUnusualLayout({c10::DispatchKey::Python, c10::DispatchKey::NestedTensor});
+constexpr c10::DispatchKeySet kSparseKeys({c10::DispatchKey::Sparse, c10::DispatchKey::SparseCsr});
+
+// Bytes that the strides reach from the tensor's first element on. 0: the tensor is empty.
+uint64_t reached_bytes(const c10::TensorImpl& tensor) {
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  uint64_t last = 0;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] == 0) return 0;
+    last += static_cast<uint64_t>(sizes[i] - 1) * static_cast<uint64_t>(strides[i]);
+  }
+  return (last + 1) * tensor.itemsize();
+}
+
+struct Walk {
+  ThreadState& state;
+  const tp_engine_api& engine;
+  uint32_t mode;
+  bool whole_storage;
+  bool note_storages;
+  uint64_t paged_bytes = 0;
+
+  void add(const c10::TensorImpl& tensor, c10::StorageImpl* storage, uint64_t base) {
+    if (note_storages) disarm_storage(state, storage);
+    uint64_t offset = 0;
+    uint64_t bytes = storage->nbytes();
+    if (!whole_storage && !tensor.key_set().has_any(kUnusualLayout)) {
+      const uint64_t reached = reached_bytes(tensor);
+      offset = static_cast<uint64_t>(tensor.storage_offset()) * tensor.itemsize();
+      if (offset >= bytes) return;
+      bytes = std::min(reached, bytes - offset);
+    }
+    if (bytes == 0) return;
+    paged_bytes += bytes;
+    state.accesses.push_back({base + offset, bytes, mode, 0});
+  }
+
+  void visit(const c10::TensorImpl& tensor) {
+    const c10::Storage& storage = tensor.unsafe_storage();
+    if (C10_LIKELY(static_cast<bool>(storage))) {
+      // The checked accessors throw for wrappers, and would fire the storage's hook.
+      c10::StorageImpl* impl = storage.unsafeGetStorageImpl();
+      void* base = impl->_mutable_data_ptr_no_checks().get();
+      if (owns(engine, base)) add(tensor, impl, reinterpret_cast<uint64_t>(base));
+      if (C10_UNLIKELY(tensor.key_set().has(c10::DispatchKey::NestedTensor))) visit_members(tensor);
+      return;
+    }
+    if (tensor.key_set().has_any(kSparseKeys)) visit_members(tensor);
+  }
+
+  // The key set also marks fakes and wrappers, which are other classes: hence the casts.
+  void visit_members(const c10::TensorImpl& tensor) {
+    if (const auto* coo = dynamic_cast<const at::SparseTensorImpl*>(&tensor)) {
+      visit(*coo->indices().unsafeGetTensorImpl());
+      visit(*coo->values().unsafeGetTensorImpl());
+    } else if (const auto* csr = dynamic_cast<const at::SparseCsrTensorImpl*>(&tensor)) {
+      visit(*csr->compressed_indices().unsafeGetTensorImpl());
+      visit(*csr->plain_indices().unsafeGetTensorImpl());
+      visit(*csr->values().unsafeGetTensorImpl());
+    } else if (const auto* nested = dynamic_cast<const at::native::NestedTensorImpl*>(&tensor)) {
+      visit(*nested->get_nested_sizes().unsafeGetTensorImpl());
+      visit(*nested->get_nested_strides().unsafeGetTensorImpl());
+      visit(*nested->get_storage_offsets().unsafeGetTensorImpl());
+    }
+  }
+
+  void visit(const c10::IValue& value) {
+    if (value.isTensor()) {
+      visit(*value.toTensor().unsafeGetTensorImpl());
+    } else if (value.isList()) {
+      for (const c10::IValue& element : value.toListRef()) visit(element);
+    } else if (value.isTuple()) {
+      for (const c10::IValue& element : value.toTupleRef().elements()) visit(element);
+    } else if (value.isGenericDict()) {
+      for (const auto& entry : value.toGenericDict()) {
+        visit(entry.key());
+        visit(entry.value());
+      }
+    } else if (value.isStorage()) {
+      visit_storage(value.toStorage().unsafeGetStorageImpl());
+    }
+  }
+
+  void visit_storage(c10::StorageImpl* storage) {
+    const void* base = storage != nullptr ? storage->_mutable_data_ptr_no_checks().get() : nullptr;
+    if (!owns(engine, base)) return;
+    if (note_storages) disarm_storage(state, storage);
+    const uint64_t bytes = storage->nbytes();
+    if (bytes == 0) return;
+    paged_bytes += bytes;
+    state.accesses.push_back({reinterpret_cast<uint64_t>(base), bytes, mode, 0});
+  }
+};
+
+}  // namespace
+
+uint64_t collect_argument(ThreadState& state, const tp_engine_api& engine, const ArgumentInfo& argument,
+                          const c10::IValue& value, bool note_storages) {
+  Walk walk{state, engine, argument.mode, argument.whole_storage, note_storages};
+  if (C10_LIKELY(value.isTensor())) {
+    walk.visit(*value.toTensor().unsafeGetTensorImpl());
+  } else if (!value.isNone()) {
+    walk.visit(value);
+  }
+  return walk.paged_bytes;
+}
+
+void collect_result(ThreadState& state, const tp_engine_api& engine, const c10::IValue& value, bool note_storages) {
+  // A result is known by its storage: walk it as an access, and keep the addresses only.
+  const size_t first = state.accesses.size();
+  Walk walk{state, engine, TP_READ, true, note_storages};
+  walk.visit(value);
+  for (size_t i = first; i < state.accesses.size(); ++i) state.addresses.push_back(state.accesses[i].address);
+  state.accesses.resize(first);
+}
+
+}  // namespace tierpage

@@ -1,0 +1,54 @@
+// What is known of an operator before it runs: which arguments hold tensors, which it writes, whether we care at all.
+// And the walk over actual arguments that turns them into accesses.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/ivalue.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/engine_api.h"
+#include "torch/engine_link.h"
+
+namespace tierpage {
+
+enum class ArgumentKind : uint8_t {
+  kTensor,   // Tensor, Tensor?
+  kList,     // lists of tensors, of optional tensors, lists of lists
+  kAny,      // may hold tensors anywhere inside
+  kStorage,  // a bare storage
+  kPlainList  // a list without tensors; matters only for splitting
+};
+
+struct ArgumentInfo {
+  uint32_t index;
+  ArgumentKind kind;
+  uint32_t mode;       // TP_READ | TP_WRITE
+  bool whole_storage;  // not only the bytes that the tensor's strides reach
+};
+
+struct OperatorInfo {
+  std::string name;  // tp_operator points into it
+  tp_operator identity;
+  uint32_t argument_count;
+  uint32_t return_count;
+  bool splittable;                       // list_ops.h
+  uint32_t fresh_lists = 0;              // of splittable operators: results that are new lists
+  std::vector<ArgumentInfo> arguments;   // those that can hold tensors
+  std::vector<ArgumentInfo> list_arguments;  // of splittable operators: every list, in order
+};
+
+// Null: the operator never touches tensor memory itself, or somebody else owns its BackendSelect slot.
+std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op);
+
+// Appends the accesses of one argument to state.accesses; returns how many of its bytes are paged.
+uint64_t collect_argument(ThreadState& state, const tp_engine_api& engine, const ArgumentInfo& argument,
+                          const c10::IValue& value, bool note_storages);
+
+// Appends the storage addresses of a result to state.addresses.
+void collect_result(ThreadState& state, const tp_engine_api& engine, const c10::IValue& value, bool note_storages);
+
+}  // namespace tierpage

@@ -1,0 +1,112 @@
+// Unannounced accesses: see raw_access.h.
+#include "torch/raw_access.h"
+
+#include <utility>
+#include <vector>
+
+#include "torch/allocator.h"
+
+namespace tierpage {
+
+std::atomic<bool> materializer_wanted{true};
+
+namespace {
+
+constexpr uint32_t kKeepScopes = 64;    // pointers are fetched one after another and used somewhat later
+constexpr uint32_t kKeepTouches = 16;   // the pointers of one launch: they stay whatever their size
+const tp_operator kRawAccess{"tierpage::raw_access", 0x7261775f61636365ull};
+
+// Somebody who asks for the pointers of a whole model looks at each and drops it. So that they do not fill the device,
+// the older touches end early once together they take half a run.
+void limit_touches(ThreadState& state, const tp_engine_api* engine, uint64_t address, uint64_t bytes) {
+  auto& touches = state.touches;
+  std::erase_if(touches, [&](const auto& touch) { return touch.first == address; });
+  touches.emplace_back(address, bytes);
+  if (touches.size() > kKeepScopes) touches.erase(touches.begin());
+  if (touches.size() <= kKeepTouches) return;
+  uint64_t total = 0;
+  for (const auto& touch : touches) total += touch.second;
+  if (total <= engine->list_run_bytes_max() / 2) return;
+  age_touches(state, engine, kKeepScopes - kKeepTouches);
+  touches.erase(touches.begin(), touches.end() - kKeepTouches);
+}
+
+}  // namespace
+
+void raw_touch(const tp_engine_api* engine, uint64_t address, uint64_t bytes) {
+  ThreadState& state = thread_state();
+  state.count(kRawTouches);
+  if (state.depth > 0 && state.engine == engine) {
+    // Inside an operator the scope is ours to extend; what it holds already costs a lookup.
+    const tp_access access{address, bytes, TP_READ | TP_WRITE, 0};
+    begin_accesses(state, kRawAccess, &access, 1);
+    return;
+  }
+  limit_touches(state, engine, address, bytes);
+  age_touches(state, engine, 1);
+  touch_address(state, engine, address, kKeepScopes);
+}
+
+void raw_hold(const tp_engine_api* engine, uint64_t address) {
+  ThreadState& state = thread_state();
+  state.count(kRawTouches);
+  touch_address(state, engine, address, 0);
+}
+
+#if TIERPAGE_HAS_MATERIALIZER
+
+namespace {
+
+// Called by torch; it clears the hook when we return, and leaves it when we throw.
+void fetch_storage(c10::StorageImpl* storage) {
+  const tp_engine_api* engine = engine_now();
+  const void* address = storage->_mutable_data_ptr_no_checks().get();
+  if (engine == nullptr || !owns(*engine, address)) return;
+  raw_touch(engine, reinterpret_cast<uint64_t>(address), storage->nbytes());
+}
+
+// The slot is shared with copy-on-write storages; theirs have another deleter, and are left alone.
+bool is_plain(c10::StorageImpl* storage) {
+  return storage->_mutable_data_ptr_no_checks().get_deleter() == &delete_region;
+}
+
+constexpr size_t kRecentStorages = 8;
+
+bool noted_recently(const ThreadState& state, const c10::StorageImpl* storage) {
+  const size_t count = state.storages.size();
+  for (size_t i = count > kRecentStorages ? count - kRecentStorages : 0; i < count; ++i) {
+    if (state.storages[i]._unsafe_get_target() == storage) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+void disarm_storage(ThreadState& state, c10::StorageImpl* storage) {
+  if (!is_plain(storage)) return;
+  if (storage->has_materializer()) storage->clear_materializer();
+  if (noted_recently(state, storage)) return;
+  auto strong = c10::intrusive_ptr<c10::StorageImpl>::reclaim(storage);
+  state.storages.emplace_back(strong);
+  (void)strong.release();
+}
+
+void arm_storages(ThreadState& state) {
+  for (auto& weak : state.storages) {
+    // The weak reference keeps the object's memory, so looking at it is safe even while another thread drops it.
+    c10::StorageImpl* storage = weak._unsafe_get_target();
+    if (weak.use_count() > 0 && is_plain(storage) && !storage->has_materializer()) {
+      storage->set_materializer(&fetch_storage);
+    }
+  }
+  state.storages.clear();
+}
+
+#else
+
+void disarm_storage(ThreadState&, c10::StorageImpl*) {}
+void arm_storages(ThreadState&) {}
+
+#endif
+
+}  // namespace tierpage

@@ -1,0 +1,254 @@
+// A stand-in for the engine: one PROT_NONE range whose regions are accessible only while a scope pins them, and
+// writable only if a write was announced. An access that the interceptor missed is a segmentation fault.
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+
+#include "engine/engine_api.h"
+
+struct tp_scope {
+  bool open = false;
+  uint64_t closes = 0;
+  std::unordered_map<uint64_t, uint32_t> pinned;  // region base -> mode
+  std::string message;
+  int64_t slices_left = 0;
+  uint64_t allocated = 0;
+};
+
+namespace {
+
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kRangeBytes = 16ull << 30;
+
+struct Region {
+  uint64_t bytes = 0;
+  uint32_t readers = 0;
+  uint32_t writers = 0;
+  bool seen = false;
+  const tp_scope* keeper = nullptr;
+  uint64_t keep_until = 0;
+};
+
+std::mutex mutex;
+std::map<uint64_t, Region> regions;
+tp_engine_api table;
+uint64_t next_address = 0;
+uint64_t run_bytes_max = ~0ull;
+uint64_t budget = ~0ull;
+int64_t wait_slices = 0;
+uint64_t begins = 0;
+uint64_t evictions = 0;
+uint64_t largest_scope = 0;
+int owner_process = 0;
+const char* volatile latest_operator = "none";
+struct sigaction previous_handler;
+
+uint64_t rounded(uint64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+
+void protect(uint64_t base, const Region& region) {
+  const bool kept = !region.seen || region.keeper != nullptr;
+  int access = PROT_NONE;
+  if (region.readers > 0) access = PROT_READ;
+  if (region.writers > 0 || kept) access = PROT_READ | PROT_WRITE;
+  if (access == PROT_NONE) ++evictions;
+  mprotect(reinterpret_cast<void*>(base), rounded(region.bytes), access);
+}
+
+std::map<uint64_t, Region>::iterator region_at(uint64_t address) {
+  auto found = regions.upper_bound(address);
+  if (found == regions.begin()) return regions.end();
+  --found;
+  return address < found->first + found->second.bytes ? found : regions.end();
+}
+
+void pin(tp_scope* scope, uint64_t base, Region& region, uint32_t mode) {
+  uint32_t& held = scope->pinned[base];
+  if ((mode & TP_WRITE) != 0 && (held & TP_WRITE) == 0) ++region.writers;
+  if (held == 0) ++region.readers;
+  held |= mode;
+  protect(base, region);
+}
+
+uint64_t pinned_bytes(const tp_scope* scope) {
+  uint64_t total = 0;
+  for (const auto& [base, mode] : scope->pinned) total += regions.count(base) != 0 ? regions[base].bytes : 0;
+  if (total > largest_scope) largest_scope = total;
+  return total;
+}
+
+int32_t grant(tp_scope* scope) {
+  if (pinned_bytes(scope) > budget) {
+    scope->message = "tierpage fake: out of memory. The operator needs more than the budget.";
+    return TP_OUT_OF_MEMORY;
+  }
+  scope->slices_left = wait_slices;
+  return wait_slices > 0 ? TP_WAIT : TP_OK;
+}
+
+tp_scope* scope_create() { return new tp_scope; }
+void scope_destroy(tp_scope* scope) { delete scope; }
+void scope_open(tp_scope* scope) { scope->open = true; }
+
+int32_t begin(tp_scope* scope, const tp_operator* op, const tp_access* accesses, size_t count) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  ++begins;
+  latest_operator = op->name;
+  if (!scope->open) {
+    scope->message = std::string("begin without an open scope: ") + op->name;
+    return TP_INTERNAL;
+  }
+  for (size_t i = 0; i < count; ++i) {
+    const auto found = region_at(accesses[i].address);
+    if (found == regions.end() ||
+        accesses[i].address + accesses[i].bytes > found->first + rounded(found->second.bytes)) {
+      scope->message = std::string("access outside any region: ") + op->name;
+      return TP_INTERNAL;
+    }
+    found->second.seen = true;
+    pin(scope, found->first, found->second, accesses[i].mode);
+  }
+  return grant(scope);
+}
+
+int32_t wait(tp_scope* scope, uint32_t timeout_ms) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(timeout_ms < 5 ? timeout_ms : 5));
+  return --scope->slices_left > 0 ? TP_WAIT : TP_OK;
+}
+
+void cancel(tp_scope* scope) { scope->slices_left = 0; }
+
+void seen(tp_scope*, const uint64_t* addresses, size_t count) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (size_t i = 0; i < count; ++i) {
+    const auto found = region_at(addresses[i]);
+    if (found != regions.end()) found->second.seen = true;
+  }
+}
+
+int32_t scope_close(tp_scope* scope, uint64_t) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (!scope->open) return TP_INTERNAL;
+  scope->open = false;
+  ++scope->closes;
+  for (const auto& [base, mode] : scope->pinned) {
+    const auto found = regions.find(base);
+    if (found == regions.end()) continue;
+    if ((mode & TP_WRITE) != 0) --found->second.writers;
+    --found->second.readers;
+    protect(base, found->second);
+  }
+  scope->pinned.clear();
+  for (auto& [base, region] : regions) {
+    if (region.keeper != scope || region.keep_until > scope->closes) continue;
+    region.keeper = nullptr;
+    protect(base, region);
+  }
+  return TP_OK;
+}
+
+const char* error_message(tp_scope* scope) { return scope->message.c_str(); }
+
+int32_t forked() { return getpid() != owner_process ? 1 : 0; }
+int32_t wants(uint64_t bytes) { return bytes >= table.min_paged_bytes && forked() == 0 ? 1 : 0; }
+
+int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t, uint64_t* address) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (scope->open && pinned_bytes(scope) + bytes > budget) {
+    scope->message = "tierpage fake: out of memory. The allocation exceeds the budget.";
+    return TP_OUT_OF_MEMORY;
+  }
+  const uint64_t base = next_address;
+  next_address += rounded(bytes) + kPage;  // a page between regions catches overruns
+  Region& region = regions[base];
+  region.bytes = bytes;
+  protect(base, region);
+  if (scope->open) pin(scope, base, region, TP_READ | TP_WRITE);
+  *address = scope->allocated = base;
+  scope->slices_left = wait_slices;
+  return wait_slices > 0 ? TP_WAIT : TP_OK;
+}
+
+uint64_t allocate_result(tp_scope* scope) { return scope->allocated; }
+
+void deallocate(uint64_t address) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = regions.find(address);
+  if (found == regions.end()) return;
+  madvise(reinterpret_cast<void*>(address), rounded(found->second.bytes), MADV_DONTNEED);
+  mprotect(reinterpret_cast<void*>(address), rounded(found->second.bytes), PROT_NONE);
+  regions.erase(found);
+}
+
+void record_stream(uint64_t, uint64_t) {}
+
+uint64_t region_bytes(uint64_t address, uint64_t* base) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = region_at(address);
+  if (found == regions.end()) return 0;
+  *base = found->first;
+  return found->second.bytes;
+}
+
+int32_t touch(tp_scope* scope, uint64_t address, uint32_t keep) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = region_at(address);
+  if (found == regions.end()) return TP_INVALID_ARGUMENT;
+  found->second.keeper = scope;
+  found->second.keep_until = keep == 0 ? ~0ull : scope->closes + keep;
+  protect(found->first, found->second);
+  return grant(scope);
+}
+
+uint64_t list_run_bytes_max() { return run_bytes_max; }
+void set_native_reserved(uint64_t) {}
+uint64_t make_room(uint64_t) { return 0; }
+
+// Says which operator missed what, then lets Python's faulthandler print the stack.
+void explain_fault(int signal_number, siginfo_t* info, void*) {
+  const auto found = region_at(reinterpret_cast<uint64_t>(info->si_addr));
+  std::fprintf(stderr, "fault at %p, latest operator %s\n", info->si_addr, latest_operator);
+  if (found != regions.end()) {
+    std::fprintf(stderr, "  region of %lu bytes, %u readers, %u writers: %s\n", found->second.bytes,
+                 found->second.readers, found->second.writers,
+                 found->second.readers > 0 ? "an unannounced write" : "an unannounced access");
+  }
+  sigaction(signal_number, &previous_handler, nullptr);
+}
+
+}  // namespace
+
+extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
+  void* base = mmap(nullptr, kRangeBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) return nullptr;
+  next_address = reinterpret_cast<uint64_t>(base);
+  owner_process = getpid();
+  struct sigaction action = {};
+  action.sa_sigaction = explain_fault;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGSEGV, &action, &previous_handler);
+  table = tp_engine_api{TIERPAGE_ENGINE_API_VERSION, sizeof(tp_engine_api), next_address, kRangeBytes,
+                        min_paged_bytes, 0, 0, scope_create, scope_destroy, scope_open, begin, wait, cancel, seen,
+                        scope_close, error_message, wants, allocate, allocate_result, deallocate, record_stream,
+                        region_bytes, touch, list_run_bytes_max, set_native_reserved, make_room, forked};
+  return &table;
+}
+
+extern "C" void fake_set_run_bytes_max(uint64_t bytes) { run_bytes_max = bytes; }
+extern "C" void fake_set_budget(uint64_t bytes) { budget = bytes; }
+extern "C" void fake_set_wait_slices(int64_t slices) { wait_slices = slices; }
+extern "C" uint64_t fake_begins() { return begins; }
+extern "C" uint64_t fake_evictions() { return evictions; }
+extern "C" uint64_t fake_take_largest_scope() {
+  const uint64_t bytes = largest_scope;
+  largest_scope = 0;
+  return bytes;
+}
