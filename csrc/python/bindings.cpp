@@ -1,0 +1,255 @@
+// Python module tierpage._C: conversion between Python values and the engine. No logic; every call that may wait
+// releases the GIL.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+
+#include "csrc_python.h"
+#include "engine/runtime.h"
+
+namespace py = pybind11;
+
+namespace tierpage {
+namespace {
+
+[[noreturn]] void raise(const Status& status) {
+  const py::object type = py::module_::import("tierpage._C").attr("EngineError");
+  const py::object error = type(static_cast<int>(status.code), status.message, status.system_error);
+  PyErr_SetObject(type.ptr(), error.ptr());
+  throw py::error_already_set();
+}
+
+void check(const Status& status) {
+  if (!status.ok()) raise(status);
+}
+
+template <class T>
+void read(const py::dict& options, const char* name, T& value) {
+  if (options.contains(name)) value = options[name].cast<T>();
+}
+
+RuntimeOptions options_of(const py::dict& dict) {
+  RuntimeOptions options;
+  std::string device = "cpu", policy = "auto", verify = "read";
+  read(dict, "device", device);
+  read(dict, "policy", policy);
+  read(dict, "verify", verify);
+  options.cuda = device == "cuda";
+  options.policy = policy == "clock" ? PolicyKind::kClock : PolicyKind::kAuto;
+  options.verify = verify != "off";
+  read(dict, "device_index", options.device_index);
+  read(dict, "device_budget_bytes", options.device_bytes_max);
+  read(dict, "host_budget_bytes", options.host_bytes_max);
+  read(dict, "nvme_budget_bytes", options.nvme_bytes_max);
+  read(dict, "nvme_path", options.nvme_path);
+  read(dict, "min_paged_bytes", options.min_paged_bytes);
+  read(dict, "granule_bytes", options.granule_bytes);
+  read(dict, "frame_bytes_max", options.frame_bytes_max);
+  read(dict, "range_bytes", options.range_bytes);
+  read(dict, "scope_explicit", options.scope_explicit);
+  read(dict, "paranoid", options.paranoid);
+  read(dict, "prefetch", options.prefetch);
+  read(dict, "staging_slot_bytes", options.staging_slot_bytes);
+  read(dict, "staging_slots", options.staging_slots);
+  read(dict, "io_workers", options.io_workers);
+  read(dict, "direct_io", options.direct_io);
+  read(dict, "trace_events_max", options.trace_events_max);
+  read(dict, "list_run_fraction", options.list_run_fraction);
+  return options;
+}
+
+// The Python object: a borrowed runtime, which lives as long as the process.
+class PyRuntime {
+ public:
+  explicit PyRuntime(const py::dict& dict) {
+    const RuntimeOptions options = options_of(dict);
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = Runtime::create(options, &runtime_);
+    }
+    check(status);
+    if (!options.cuda) install_fault_handler();
+  }
+
+  uint64_t engine_api() const { return reinterpret_cast<uint64_t>(runtime_->api()); }
+  Runtime& runtime() const { return *runtime_; }
+
+ private:
+  Runtime* runtime_ = nullptr;
+};
+
+py::dict config_of(const PyRuntime& self) {
+  const RuntimeOptions& options = self.runtime().options();
+  const PagerConfig& pager = self.runtime().pager_config();
+  py::dict config;
+  config["device_name"] = self.runtime().device_name();
+  config["storage"] = self.runtime().storage_description();
+  config["verify"] = options.verify ? "read" : "off";
+  config["device_budget_bytes"] = options.device_bytes_max;
+  config["host_budget_bytes"] = options.host_bytes_max;
+  config["nvme_budget_bytes"] = pager.nvme_bytes_max;
+  config["min_paged_bytes"] = options.min_paged_bytes;
+  config["granule_bytes"] = pager.granule_bytes;
+  config["frame_bytes_max"] = pager.frame_bytes_max;
+  config["staging_bytes"] = pager.nvme_bytes_max > 0 ? options.staging_slot_bytes * options.staging_slots : 0;
+  config["paranoid"] = options.paranoid;
+  config["prefetch"] = pager.prefetch;
+  return config;
+}
+
+void put_gauge(py::dict& out, const std::string& name, const Gauge& gauge) {
+  out[py::str(name + ".current")] = gauge.current;
+  out[py::str(name + ".peak")] = gauge.peak;
+}
+
+void put_core(py::dict& out, const Stats& stats) {
+  for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {
+    put_gauge(out, std::string("resident_bytes.") + name_of(tier), stats.resident_bytes[index_of(tier)]);
+  }
+  put_gauge(out, "live_bytes", stats.live_bytes);
+  put_gauge(out, "pinned_bytes", stats.pinned_bytes);
+  out["fetch_bytes.host_to_device"] = stats.fetch_bytes_host_to_device;
+  out["fetch_bytes.nvme_to_device"] = stats.fetch_bytes_nvme_to_device;
+  out["fetch_bytes.nvme_to_host"] = stats.fetch_bytes_nvme_to_host;
+  out["writeback_bytes.device_to_host"] = stats.write_back_bytes_device_to_host;
+  out["writeback_bytes.device_to_nvme"] = stats.write_back_bytes_device_to_nvme;
+  out["writeback_bytes.host_to_nvme"] = stats.write_back_bytes_host_to_nvme;
+  out["drop_bytes.device"] = stats.drop_bytes_device;
+  out["drop_bytes.host"] = stats.drop_bytes_host;
+  out["faults.count"] = stats.faults;
+  out["faults.pages"] = stats.fault_pages;
+  out["grants.count"] = stats.grants;
+  out["allocations.count"] = stats.allocations;
+  out["allocations.reused"] = stats.allocations_reused;
+  out["prefetch.issued"] = stats.prefetch_issued;
+  out["prefetch.useful"] = stats.prefetch_useful;
+  out["prefetch.late"] = stats.prefetch_late;
+  out["prefetch.wasted"] = stats.prefetch_wasted;
+  out["maps.count"] = stats.maps;
+  out["unmaps.count"] = stats.unmaps;
+  out["frames.released"] = stats.frames_released;
+  out["num_ooms"] = stats.out_of_memory_errors;
+  out["storage_errors.count"] = stats.storage_errors;
+}
+
+py::dict stats_of(const PyRuntime& self) {
+  const Runtime::Snapshot snapshot = self.runtime().snapshot();
+  py::dict out;
+  put_core(out, snapshot.stats);
+  for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {
+    out[py::str(std::string("budget_bytes.") + name_of(tier))] = snapshot.budget_bytes[index_of(tier)];
+  }
+  out["locked_bytes.host"] = snapshot.host_locked_bytes;
+  out["dirty_bytes.current"] = snapshot.dirty_bytes;
+  const auto seconds = [](uint64_t ns) { return static_cast<double>(ns) * 1e-9; };
+  out["stall_seconds.fault"] = seconds(snapshot.stalls.fault_ns);
+  out["stall_seconds.allocate"] = seconds(snapshot.stalls.allocate_ns);
+  out["stall_seconds.total"] = seconds(snapshot.stalls.fault_ns + snapshot.stalls.allocate_ns);
+  out["stall_seconds.max"] = seconds(snapshot.stalls.max_ns);
+  out["predictor.predicted"] = snapshot.predicted_uses;
+  out["predictor.mispredicted"] = snapshot.mispredicted_uses;
+  out["policy"] = snapshot.policy;
+  return out;
+}
+
+py::list events_of(const PyRuntime& self) {
+  py::list rows;
+  for (const Event& event : self.runtime().log().snapshot()) {
+    rows.append(py::make_tuple(name_of(event.kind), event.start_ns, event.duration_ns, event.bytes, event.region,
+                               event.thread));
+  }
+  return rows;
+}
+
+py::list addresses_info(const PyRuntime& self, const std::vector<uint64_t>& addresses) {
+  py::list rows;
+  for (const uint64_t address : addresses) {
+    py::dict row;
+    const Runtime::Placement place = self.runtime().placement(address);
+    if (place.bytes > 0) {
+      row["bytes"] = place.bytes;
+      row["device"] = place.device;
+      row["host"] = place.host;
+      row["nvme"] = place.nvme;
+      row["pinned"] = place.pinned;
+    }
+    rows.append(row);
+  }
+  return rows;
+}
+
+uint32_t pin(const PyRuntime& self, const std::vector<uint64_t>& addresses) {
+  SlotId handle;
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = self.runtime().pin(addresses, &handle);
+  }
+  check(status);
+  return handle.value;
+}
+
+Tier tier_of(const std::string& name) {
+  return name == "device" ? Tier::kDevice : name == "host" ? Tier::kHost : Tier::kNvme;
+}
+
+void set_budget(const PyRuntime& self, const std::string& tier, uint64_t bytes) {
+  check(self.runtime().set_budget(tier_of(tier), bytes));
+}
+
+void close_runtime(const PyRuntime& self) {
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = self.runtime().close();
+  }
+  check(status);
+}
+
+}  // namespace
+}  // namespace tierpage
+
+PYBIND11_MODULE(_C, module) {
+  using namespace tierpage;
+  using Addresses = std::vector<uint64_t>;
+  using Release = py::call_guard<py::gil_scoped_release>;
+  module.doc() = "tierpage's engine: one Runtime per enable(). Not public; use the tierpage package.";
+  module.attr("__version__") = TIERPAGE_VERSION;
+  PyObject* error = PyErr_NewExceptionWithDoc(
+      "tierpage._C.EngineError", "args: (code, message, system_error)", PyExc_RuntimeError, nullptr);
+  module.attr("EngineError") = py::reinterpret_steal<py::object>(error);
+  py::class_<PyRuntime>(module, "Runtime", "A running pager; lives as long as the process.")
+      .def(py::init<const py::dict&>(), py::arg("options"))
+      .def("engine_api", &PyRuntime::engine_api, "Address of the tp_engine_api table.")
+      .def("config", &config_of)
+      .def("stats", &stats_of)
+      .def("reset_peaks", [](const PyRuntime& self) { self.runtime().reset_peaks(); })
+      .def("addresses_info", &addresses_info, py::arg("addresses"))
+      .def("pin", &pin, py::arg("addresses"))
+      .def("unpin", [](const PyRuntime& self, uint32_t handle) { self.runtime().unpin(SlotId(handle)); },
+           py::arg("handle"))
+      .def("prefetch", [](const PyRuntime& self, const Addresses& addresses) { return self.runtime().prefetch(addresses); },
+           py::arg("addresses"), Release())
+      .def("evict", [](const PyRuntime& self, const Addresses& addresses) { return self.runtime().evict(addresses); },
+           py::arg("addresses"), Release())
+      .def("set_tag", [](const PyRuntime& self, const std::optional<std::string>& tag) {
+             self.runtime().set_tag(tag.value_or(""));
+           }, py::arg("tag"))
+      .def("pause", [](const PyRuntime& self, const std::string& tag) { return self.runtime().pause(tag); },
+           py::arg("tag"), Release())
+      .def("resume", [](const PyRuntime& self, const std::string& tag) { return self.runtime().resume(tag); },
+           py::arg("tag"), Release())
+      .def("set_budget", &set_budget, py::arg("tier"), py::arg("bytes"))
+      .def("step", [](const PyRuntime&) {}, "A hint that a step of the program ended; the predictor finds periods itself.")
+      .def("events", &events_of)
+      .def("close", &close_runtime)
+      .def("shutdown", [](const PyRuntime& self) { self.runtime().shutdown(); }, Release())
+      .def("alive_bytes", [](const PyRuntime& self) { return self.runtime().live_bytes(); })
+      .def("missed_accesses", [](const PyRuntime& self) { return self.runtime().missed_accesses(); })
+      .def("take_notices", [](const PyRuntime& self) { return self.runtime().take_notices(); });
+  module.def("probe_device", &probe_device, py::arg("kind"), py::arg("index"));
+  module.def("measure_links", &measure_links, py::arg("options"));
+}

@@ -1,0 +1,7 @@
+"""``python -m tierpage``: the same as the command ``tierpage``."""
+
+import sys
+
+from tierpage.cli import main
+
+sys.exit(main())

@@ -1,0 +1,103 @@
+"""The command ``tierpage``: demo, doctor, --version. Also ``python -m tierpage``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    from tierpage import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="tierpage",
+        description="One memory for PyTorch, made of three tiers: VRAM, locked RAM and NVMe.",
+        epilog="Exit codes: doctor 0 all well, 1 warnings, 2 failures; demo 0 equal bits, 1 different, 2 it could not run.",
+    )
+    parser.add_argument("--version", action="version", version=f"tierpage {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="train a small GPT in too little memory and compare every bit with a plain run",
+        description="Trains a byte-level GPT on the sources of Python's standard library, with states at least 4 times "
+        "the device budget, compares every loss and every parameter with a plain run, and writes some text.",
+    )
+    demo.add_argument(
+        "--size",
+        default=None,
+        help='parameters + gradients + optimizer states, e.g. "40GB" (default: 256MiB, 8GB on a GPU)',
+    )
+    demo.add_argument("--device", default=None, help="cpu, cuda or cuda:<index> (default: a GPU if there is one)")
+    demo.add_argument(
+        "--device-budget", "--budget", default=None, help="bytes in device memory (default: a quarter of the states)"
+    )
+    demo.add_argument("--host-budget", default=None, help="bytes in RAM (default: a quarter of the states)")
+    demo.add_argument(
+        "--nvme-path", default=None, help="directory of the NVMe tier (default: a local temporary directory)"
+    )
+    demo.add_argument("--steps", type=int, default=8, help="training steps (default: 8)")
+    demo.add_argument("--batch", type=int, default=2, help="sequences in a step (default: 2)")
+    demo.add_argument("--text-bytes", type=int, default=48, help="bytes of text to write at the end (default: 48)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of weights and text (default: 0)")
+    demo.add_argument("--trace", default=None, metavar="FILE", help="write a Chrome trace of the paged run")
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="check this machine and measure its links",
+        description="Checks driver, memory, disk and settings, measures each link, and names a remedy for what is wrong.",
+    )
+    doctor.add_argument(
+        "path",
+        nargs="?",
+        default=None,
+        metavar="PATH",
+        help="directory for the NVMe tier (default: from TIERPAGE_CONF, else here)",
+    )
+    doctor.add_argument("--json", action="store_true", help="the same fields as JSON")
+    doctor.add_argument("--no-speed", action="store_true", help="do not measure the links")
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """Prints the doctor's report; returns 0, 1 or 2."""
+    from tierpage import doctor
+    from tierpage.doctor_machine import DoctorMachine
+
+    machine = DoctorMachine(options.path)
+    rows = doctor.examine(machine, measure=not options.no_speed)
+    configuration = machine.configuration()
+    print(doctor.as_json(rows, configuration) if options.json else doctor.as_text(rows, configuration))
+    return doctor.exit_code(rows)
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Runs the demo; returns 0 (equal bits), 1 (different) or 2 (could not run, with the reason on stderr)."""
+    from tierpage import demo
+    from tierpage.errors import TierpageError
+
+    try:
+        return demo.run(demo.Options.from_command_line(options))
+    except (TierpageError, ImportError, OSError) as error:
+        print(f"tierpage demo: {error}", file=sys.stderr)
+        return 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code. Usage errors exit with 2, as argparse does."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return {"doctor": run_doctor, "demo": run_demo}[options.command](options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141

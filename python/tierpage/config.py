@@ -1,0 +1,257 @@
+"""Settings: their names, defaults, limits, the TIERPAGE_CONF variable, and where each value in force came from."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from tierpage.errors import ConfigError
+from tierpage.sizes import Size, parse_size
+
+__all__ = ["Config", "parse_environment", "parse_size"]
+
+ENVIRONMENT_NAME = "TIERPAGE_CONF"
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings in force. Sizes are in bytes; 0 in an experimental size means "chosen by the engine".
+
+    ``origins[name]`` says where a value came from: "argument", "TIERPAGE_CONF" or "default: ..." with the rule.
+    ``in_force`` holds what the engine reports: the device's name, the storage in use, the sizes that it chose.
+    """
+
+    device: str
+    device_index: int
+    device_budget: int
+    host_budget: int
+    nvme_budget: int
+    nvme_path: str | None
+    min_paged_bytes: int = MIB
+    scope: str = "all"
+    paranoid: bool = False
+    verify: str = "read"
+    storage_backend: str = "auto"
+    policy: str = "auto"
+    prefetch: bool = True
+    granule_bytes: int = 0
+    frame_bytes_max: int = 0
+    range_bytes: int = 0
+    staging_slot_bytes: int = 4 * MIB
+    staging_slots: int = 16
+    io_workers: int = 8
+    direct_io: bool = True
+    trace_events_max: int = 1 << 18
+    list_run_fraction: float = 0.5
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    in_force: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    def engine_options(self) -> dict[str, object]:
+        """The options of ``_C.Runtime``."""
+        options: dict[str, object] = {name: getattr(self, name) for name in _ENGINE_NAMES}
+        for tier in ("device", "host", "nvme"):
+            options[f"{tier}_budget_bytes"] = getattr(self, f"{tier}_budget")
+        options["nvme_path"] = self.nvme_path or ""
+        options["scope_explicit"] = self.scope == "explicit"
+        return options
+
+    def environment(self) -> str:
+        """The line for TIERPAGE_CONF that gives these settings; defaults are left out."""
+        shown = []
+        for name in SETTINGS:
+            if not self.origins.get(name, "default").startswith("default"):
+                value = f"{self.device}:{self.device_index}" if name == "device" else getattr(self, name)
+                shown.append(f"{name}:{'' if value is None else value}")
+        return ",".join(shown)
+
+
+_ENGINE_NAMES = (
+    "device", "device_index", "min_paged_bytes", "granule_bytes", "frame_bytes_max", "range_bytes", "paranoid",
+    "verify", "policy", "prefetch", "staging_slot_bytes", "staging_slots", "io_workers", "direct_io", "trace_events_max",
+    "list_run_fraction",
+)  # fmt: skip
+
+Parser = Callable[[object, str], Any]
+
+
+def _parse_bytes(minimum: int, *, zero: bool = False, power_of_two: bool = False, multiple: int = 1) -> Parser:
+    def parse(value: object, name: str) -> int:
+        count = parse_size(value, name, fraction_allowed=False).of(0)
+        if count == 0 and zero:
+            return 0
+        if count < minimum:
+            raise ConfigError(f"{name}={value!r} is below its minimum of {minimum} bytes.")
+        if power_of_two and count & (count - 1):
+            raise ConfigError(
+                f"{name}={value!r} is not a power of two: {1 << (count.bit_length() - 1)} is the next below."
+            )
+        if count % multiple:
+            raise ConfigError(f"{name}={value!r} is not a multiple of {multiple} bytes.")
+        return count
+
+    return parse
+
+
+def _parse_count(minimum: int, maximum: int) -> Parser:
+    def parse(value: object, name: str) -> int:
+        text = str(value).strip()
+        if isinstance(value, (bool, float)) or not text.lstrip("+-").isdigit():
+            raise ConfigError(f"{name}={value!r} is not a whole number: give one from {minimum} to {maximum}.")
+        if not minimum <= int(text) <= maximum:
+            raise ConfigError(f"{name}={value!r} is out of range: give a whole number from {minimum} to {maximum}.")
+        return int(text)
+
+    return parse
+
+
+def _parse_choice(*choices: str) -> Parser:
+    def parse(value: object, name: str) -> str:
+        if value not in choices:
+            raise ConfigError(
+                f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.{_close(value, choices)}"
+            )
+        return str(value)
+
+    return parse
+
+
+def _parse_storage_backend(value: object, name: str) -> str:
+    if value == "kvikio":
+        raise ConfigError(
+            f'{name}={value!r} is not part of this version: give "auto" or "direct", which read and write the disk '
+            "with direct I/O through locked RAM."
+        )
+    return str(_parse_choice("auto", "direct")(value, name))
+
+
+def _parse_bool(value: object, name: str) -> bool:
+    known = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
+    result = value if isinstance(value, bool) else known.get(value.strip().lower()) if isinstance(value, str) else None
+    if result is None:
+        raise ConfigError(f"{name}={value!r} is not a switch: give True or False.")
+    return result
+
+
+def _parse_share(value: object, name: str) -> float:
+    fraction = parse_size(value, name).fraction if isinstance(value, (float, str)) else None
+    if fraction is None:
+        raise ConfigError(f"{name}={value!r} is not a fraction: give a float above 0 and at most 1, such as 0.5.")
+    return fraction
+
+
+def _parse_path(value: object, name: str) -> str:
+    try:
+        path = os.fspath(value)  # type: ignore[call-overload]
+    except TypeError:
+        path = None
+    if not isinstance(path, str):
+        raise ConfigError(f"{name}={value!r} is not a directory name: give text or a pathlib.Path.")
+    if "\0" in path:
+        raise ConfigError(f"{name}={value!r} holds a null character, which no directory name can.")
+    return path
+
+
+def _parse_device(value: object, name: str) -> tuple[str, int | None]:
+    kind, _, index = str(value).partition(":")
+    valid_index = index.isdigit() or not (index or str(value).endswith(":"))
+    if kind not in ("cpu", "cuda") or not valid_index or (kind == "cpu" and index not in ("", "0")):
+        raise ConfigError(
+            f'{name}={str(value)!r} is not a device that can be paged: give "cpu", "cuda" or "cuda:<index>".'
+        )
+    return kind, int(index) if index else None
+
+
+def _parse_budget(value: object, name: str) -> Size:
+    size = parse_size(value, name)
+    if size.count is not None and size.count < MIB:
+        raise ConfigError(
+            f'{name}={value!r} is {size.count} bytes, below the minimum of 1 MiB; a bare number is bytes, write "8GiB".'
+        )
+    return size
+
+
+# Every setting that a user can give, by the name of its keyword and of its TIERPAGE_CONF key. docs/tuning.md has a
+# section for each; the repository's tests/tidy.py compares the two.
+SETTINGS: dict[str, Parser] = {
+    "nvme_path": _parse_path,
+    "device": _parse_device,
+    "device_budget": _parse_budget,
+    "host_budget": _parse_budget,
+    "nvme_budget": _parse_budget,
+    "min_paged_bytes": _parse_bytes(1),
+    "scope": _parse_choice("all", "explicit"),
+    "paranoid": _parse_bool,
+    "verify": _parse_choice("read", "off"),
+    "storage_backend": _parse_storage_backend,
+    "policy": _parse_choice("auto", "clock"),
+    "prefetch": _parse_bool,
+    "granule_bytes": _parse_bytes(4096, zero=True, power_of_two=True),
+    "frame_bytes_max": _parse_bytes(4096, zero=True, power_of_two=True),
+    "range_bytes": _parse_bytes(64 * MIB, zero=True),
+    "staging_slot_bytes": _parse_bytes(4096, multiple=4096),
+    "staging_slots": _parse_count(1, 1024),
+    "io_workers": _parse_count(4, 256),
+    "direct_io": _parse_bool,
+    "trace_events_max": _parse_count(0, 1 << 28),
+    "list_run_fraction": _parse_share,
+}
+
+
+def _close(value: object, known: Mapping[str, object] | tuple[str, ...]) -> str:
+    matches = difflib.get_close_matches(str(value), list(known), n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def parse_environment(text: str | None) -> dict[str, str]:
+    """Reads ``key:value,key:value`` (torch's grammar). Raises ConfigError on an unknown, repeated or empty key."""
+    values: dict[str, str] = {}
+    for item in (text or "").split(","):
+        if not item.strip():
+            continue
+        key, colon, value = (part.strip() for part in item.partition(":"))
+        if not colon:
+            raise ConfigError(f"{ENVIRONMENT_NAME} holds {item.strip()!r} without a colon: write key:value,key:value.")
+        if key not in SETTINGS:
+            hint = _close(key, SETTINGS) or f" Known keys: {', '.join(SETTINGS)}."
+            raise ConfigError(f"{ENVIRONMENT_NAME} holds the unknown key {key!r}.{hint}")
+        if key in values:
+            raise ConfigError(f"{ENVIRONMENT_NAME} gives {key!r} twice: keep one.")
+        values[key] = value
+    return values
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: parsed values by setting name, and where each came from."""
+
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+
+
+def parse_request(arguments: Mapping[str, object], environment: str | None) -> Request:
+    """Parses and checks everything that needs no machine. An argument that is not None wins over the environment."""
+    for name in arguments:
+        if name not in SETTINGS:
+            hint = _close(name, SETTINGS) or " docs/tuning.md lists every setting."
+            raise ConfigError(f"tierpage.enable() has no setting {name!r}.{hint}")
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, text in parse_environment(environment).items():
+        values[name] = SETTINGS[name](text, f"{name} (from {ENVIRONMENT_NAME})")
+        origins[name] = ENVIRONMENT_NAME
+    for name, value in arguments.items():
+        if value is not None:
+            values[name] = SETTINGS[name](value, name)
+            origins[name] = "argument"
+    return Request(MappingProxyType(values), MappingProxyType(origins))
+
+
+def setting_names() -> list[str]:
+    """Names of the fields of Config that users can set."""
+    return [entry.name for entry in fields(Config) if entry.name in SETTINGS]

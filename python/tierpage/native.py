@@ -1,0 +1,219 @@
+"""Loads the two native parts and joins them: the module ``_C`` (the engine) and the torch library (the interceptor).
+
+The torch library is one shared object per torch minor version, named ``libtierpage_torch_<major>_<minor>.so`` and kept
+beside ``_C``. Its exports are listed at the end of csrc/engine/engine_api.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+
+from tierpage import errors
+
+TORCH_REQUIREMENT = "torch>=2.11,<2.14"
+_LIBRARY = re.compile(r"libtierpage_torch_(\d+)_(\d+)\.so")
+_COUNTERS = {"operators.seen": 0, "operators.paged": 1, "operators.split": 2, "raw_pointer_touches.count": 3}
+Result = TypeVar("Result")
+
+
+def torch_minor(version: str | None = None) -> tuple[int, int]:
+    """(major, minor) of ``version``, by default of the torch that is imported."""
+    major, minor = (version or torch.__version__).split(".")[:2]
+    return int(major), int(re.match(r"\d+", minor).group())  # type: ignore[union-attr]
+
+
+def package_folders() -> list[Path]:
+    """Folders that hold the package's files: one when installed, two in an editable install."""
+    package = sys.modules["tierpage"]
+    return [Path(folder) for folder in package.__path__]
+
+
+def find_module() -> Path | None:
+    """The file of ``_C``, without importing it."""
+    for folder in package_folders():
+        for suffix in EXTENSION_SUFFIXES:
+            if (folder / f"_C{suffix}").is_file():
+                return folder / f"_C{suffix}"
+    return None
+
+
+def find_libraries() -> dict[tuple[int, int], Path]:
+    """The torch libraries in the package by torch (major, minor)."""
+    found = {}
+    for folder in package_folders():
+        for path in sorted(folder.glob("libtierpage_torch_*.so")):
+            match = _LIBRARY.fullmatch(path.name)
+            if match:
+                found[int(match[1]), int(match[2])] = path
+    return found
+
+
+def mismatch() -> str | None:
+    """Why this installation cannot work with the installed torch and Python, with the remedy; ``None`` if it can."""
+    from tierpage import __version__
+
+    rebuild = "pip install --no-build-isolation --force-reinstall --no-deps"
+    if find_module() is None:
+        others = [path.name for folder in package_folders() for path in folder.glob("_C.*.so")]
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        have = f"it was built for another Python ({', '.join(others)})" if others else "it has not been built"
+        return (
+            f"tierpage {__version__}: its native module is missing for Python {python}: {have}.\n"
+            f"Run: {rebuild} tierpage    (in a source tree: {rebuild} .)"
+        )
+    libraries = find_libraries()
+    if torch_minor() in libraries:
+        return None
+    built = ", ".join(f"{major}.{minor}" for major, minor in sorted(libraries)) or "no torch at all"
+    if libraries:
+        newest = "{}.{}".format(*max(libraries))
+        remedy = f'pip install "torch=={newest}.*"'
+    else:
+        remedy = f'pip install "{TORCH_REQUIREMENT}"'
+    return (
+        f"tierpage {__version__} was built for torch {built}, but torch {torch.__version__} is installed.\n"
+        f"Run: {remedy}\n"
+        f"Or build tierpage for the installed torch, from its source tree: {rebuild} ."
+    )
+
+
+def check() -> None:
+    """Raises ImportError, with the remedy, where the built parts do not match Python or torch. Loads nothing."""
+    problem = mismatch()
+    if problem is not None:
+        raise ImportError(problem)
+
+
+def engine_module() -> ModuleType:
+    """``tierpage._C``, imported on first use. Raises ImportError with the remedy."""
+    check()
+    try:
+        return importlib.import_module("tierpage._C")
+    except ImportError as error:
+        raise ImportError(
+            f"tierpage's native module {find_module()} does not load: {error}\n"
+            "Likely cause: it was built on a newer system, or for another Python.\n"
+            "Run: pip install --no-build-isolation --force-reinstall --no-deps tierpage"
+        ) from error
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns ``_C.EngineError`` into the classes of :mod:`tierpage.errors`."""
+    engine_error = engine_module().EngineError
+    try:
+        yield
+    except engine_error as error:
+        code, message, system_error = (*error.args, 0, "", 0)[:3] if len(error.args) >= 3 else (10, str(error), 0)
+        raise errors.make_error(int(code), str(message), int(system_error)) from None
+
+
+class TorchLibrary:
+    """The interceptor and allocator library for the installed torch, loaded once per process."""
+
+    _loaded: TorchLibrary | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._library = ctypes.PyDLL(str(path))
+        except OSError as error:
+            raise ImportError(
+                f"{path.name} does not load beside torch {torch.__version__}: {error}\n"
+                "Run: pip install --no-build-isolation --force-reinstall --no-deps tierpage"
+            ) from None
+        self._declare()
+        built_for = self._version().decode()
+        if built_for != "{}.{}".format(*torch_minor()):
+            raise ImportError(
+                f"{path.name} was built for torch {built_for}, but torch {torch.__version__} is installed."
+            )
+        self._error_types = (ctypes.py_object * (errors.INTERNAL + 1))(*errors.class_table())  # type: ignore[misc]
+        self._installed = False
+
+    @classmethod
+    def load(cls) -> TorchLibrary:
+        """The library of this process. Raises ImportError with the remedy."""
+        if cls._loaded is None:
+            check()
+            cls._loaded = cls(find_libraries()[torch_minor()])
+        return cls._loaded
+
+    @classmethod
+    def loaded(cls) -> TorchLibrary | None:
+        """The library if something has loaded it."""
+        return cls._loaded
+
+    def _declare(self) -> None:
+        def function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+            symbol = getattr(self._library, name)
+            symbol.restype, symbol.argtypes = result, list(arguments)
+            return symbol  # type: ignore[no-any-return]
+
+        self._version = function("tierpage_torch_version", ctypes.c_char_p)
+        self._install = function("tierpage_torch_install", ctypes.c_int32)
+        self._attach = function("tierpage_torch_attach", ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
+        self._detach = function("tierpage_torch_detach", None)
+        self._last_error = function("tierpage_torch_last_error", ctypes.c_char_p)
+        self._counter = function("tierpage_torch_counter", ctypes.c_uint64, ctypes.c_int32)
+        self.touch = function("tierpage_torch_touch", ctypes.c_int32, ctypes.c_uint64)
+        self.hold = function("tierpage_torch_hold", ctypes.c_int32, ctypes.c_uint64)
+        self._storage_address = function("tierpage_torch_storage_address", ctypes.c_uint64, ctypes.c_uint64)
+
+    def _check(self, code: int) -> None:
+        if code != errors.OK:
+            raise errors.make_error(code, (self._last_error() or b"").decode(errors="replace"))
+
+    def attach(self, engine_api: int) -> None:
+        """Routes operators and allocations to the engine whose ``tp_engine_api`` is at this address."""
+        if not self._installed:
+            self._check(self._install())
+            self._installed = True
+        self._check(self._attach(engine_api, ctypes.addressof(self._error_types)))
+
+    def detach(self) -> None:
+        """Back to plain torch; tensors that are paged keep their memory until they are freed."""
+        self._detach()
+
+    def counters(self) -> dict[str, int]:
+        """Operators seen, with paged arguments, split, and raw pointers touched, since the process began."""
+        return {name: int(self._counter(which)) for name, which in _COUNTERS.items()}
+
+    def storage_address(self, storage: torch.UntypedStorage) -> int:
+        """Address of a storage's first byte, or 0 without one. Fetches nothing."""
+        return int(self._storage_address(storage._cdata))
+
+
+class EngineApi:
+    """Reads the constants at the head of a ``tp_engine_api``: the reserved range of addresses."""
+
+    class _Head(ctypes.Structure):
+        _fields_ = [
+            ("version", ctypes.c_uint32),
+            ("size", ctypes.c_uint32),
+            ("range_base", ctypes.c_uint64),
+            ("range_bytes", ctypes.c_uint64),
+        ]
+
+    VERSION = 1
+
+    def __init__(self, address: int) -> None:
+        head = self._Head.from_address(address)
+        if head.version != self.VERSION:
+            raise ImportError(
+                f"tierpage's native module has interface {head.version}, this package needs {self.VERSION}: "
+                "files of two versions are mixed. Run: pip install --force-reinstall --no-deps tierpage"
+            )
+        self.base = int(head.range_base)
+        self.end = self.base + int(head.range_bytes)
