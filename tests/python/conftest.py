@@ -1,0 +1,54 @@
+"""Fixtures and markers of the tests that run paged programs; see harness.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# The tests are imported one by one (import-mode=importlib), so their helpers need the folder on the path.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import harness
+
+
+def cuda_missing() -> str | None:
+    """Why the CUDA tests cannot run here; None if they can."""
+    import torch
+
+    return None if torch.cuda.is_available() else "TIERPAGE_TEST_DEVICE=cuda, but torch finds no CUDA device"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if harness.DEVICE not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"TIERPAGE_TEST_DEVICE={harness.DEVICE!r}: give cpu or cuda")
+
+
+def pytest_report_header() -> str:
+    return f"tierpage test device: {harness.DEVICE}"
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """The device under test; skips, with the reason, where it is missing."""
+    reason = cuda_missing() if harness.DEVICE == "cuda" else None
+    if reason is not None:
+        pytest.skip(reason)
+    return harness.DEVICE
+
+
+@pytest.fixture
+def options(device: str, tmp_path: Path) -> dict[str, object]:
+    """Arguments of enable: two tiers, small granules, no paranoid mode. Tests change what they need."""
+    chosen = dict(harness.settings("paranoid", str(tmp_path)) or {})
+    chosen["paranoid"] = False
+    return chosen
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("TIERPAGE_TEST_THREADS", "1")))

@@ -1,0 +1,137 @@
+"""The doctor's rows on a fake machine, its three forms of output and its exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tierpage import doctor, system
+from tierpage.doctor_machine import DoctorMachine
+
+GIB = 1024**3
+GPU = {
+    "available": True, "name": "cuda:0 GPU", "granule_bytes": 2 << 20, "driver_version": "13.0",
+    "compute_capability": "9.0", "virtual_memory_management": True, "host_mapping": True, "copy_engines": 3,
+    "rdma_capable": True,
+}  # fmt: skip
+
+
+class FakeMachine(DoctorMachine):
+    """A machine on which all is well; keyword arguments replace what a method returns."""
+
+    def __init__(self, **answers):
+        self.environment = answers.pop("environment", {})
+        self.path = "/data"
+        self.answers = {
+            "version": "0.1.0",
+            "torch_version": "2.13.0",
+            "torch_has_cuda": True,
+            "native_problem": None,
+            "probe_device": dict(GPU),
+            "measure_links": {"host_to_device": 50.0, "disk_read": 6.0, "disk_write": 5.0},
+            "memory": system.Memory(64 * GIB, 64 * GIB, 32 * GIB, "available RAM"),
+            "memlock_limit": None,
+            "disk": (500 * GIB, 900 * GIB),
+            "mount": system.Mount("/data", "ext4", "/dev/nvme0n1p1", "259:1", False),
+            "directory_problem": None,
+            "direct_io_problem": None,
+            "io_uring_problem": None,
+            "library": False,
+            "read_link": "",
+            "read": "always [madvise] never",
+            **answers,
+        }
+
+    def __getattribute__(self, name):
+        answers = object.__getattribute__(self, "__dict__").get("answers", {})
+        if name in answers:
+            return lambda *_: answers[name]
+        return object.__getattribute__(self, name)
+
+
+def row(rows, name):
+    return next(entry for entry in rows if entry.name == name)
+
+
+def test_all_is_well():
+    rows = doctor.examine(FakeMachine())
+    assert {entry.state for entry in rows} == {doctor.OK}
+    assert doctor.exit_code(rows) == 0
+    assert row(rows, "disk read").value == "6.00 GB/s"
+
+
+@pytest.mark.parametrize(
+    ("answers", "name", "state"),
+    [
+        ({"native_problem": "built for torch 2.11\nRun: pip install x"}, "build", "FAIL"),
+        ({"probe_device": {"available": False, "reason": "no libcuda"}}, "device", "WARN"),
+        ({"probe_device": {**GPU, "virtual_memory_management": False}}, "virtual memory", "FAIL"),
+        (
+            {"probe_device": {"available": False, "reason": "cuda:0 GPU has no virtual memory management"}},
+            "virtual memory",
+            "FAIL",
+        ),
+        ({"probe_device": {**GPU, "host_mapping": False}}, "host mapping", "WARN"),
+        ({"probe_device": {**GPU, "copy_engines": 1}}, "copy engines", "WARN"),
+        ({"memory": system.Memory(64 * GIB, GIB, GIB, "cgroup headroom")}, "RAM", "WARN"),
+        ({"memlock_limit": 8 << 20}, "memlock", "WARN"),
+        ({"read": "always madvise [never]"}, "huge pages", "WARN"),
+        ({"directory_problem": "nvme_path='/data' does not exist: create it"}, "directory", "FAIL"),
+        ({"disk": (GIB, 2 * GIB)}, "directory", "WARN"),
+        ({"mount": system.Mount("/data", "tmpfs", "tmpfs", "0:1", False)}, "file system", "FAIL"),
+        ({"mount": system.Mount("/data", "nfs4", "server", "0:1", False)}, "file system", "WARN"),
+        ({"mount": system.Mount("/", "overlay", "overlay", "0:1", False)}, "file system", "WARN"),
+        ({"direct_io_problem": "Invalid argument (errno 22)"}, "direct I/O", "WARN"),
+        ({"environment": {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}}, "conflicts", "WARN"),
+        ({"environment": {"TIERPAGE_CONF": "devicebudget:1"}}, "settings", "FAIL"),
+        ({"measure_links": {"disk_read": 0.1}}, "disk read", "WARN"),
+    ],
+)
+def test_bad_rows_name_cause_and_remedy(answers, name, state):
+    rows = doctor.examine(FakeMachine(**answers))
+    found = row(rows, name)
+    assert found.state == state
+    assert found.cause
+    assert found.remedy
+    assert doctor.exit_code(rows) == {"WARN": 1, "FAIL": 2}[state]
+
+
+def test_what_the_driver_says_is_shown():
+    rows = doctor.examine(FakeMachine(library=True))
+    assert row(rows, "device").value == "cuda:0 GPU, compute capability 9.0, driver for CUDA 13.0"
+    assert row(rows, "copy engines").value == "3"
+    assert row(rows, "host mapping").value == "RAM can be mapped at GPU addresses"
+    assert row(rows, "cuFile").value == "library found, device memory can be reached by other devices (not needed)"
+    assert not [entry for entry in rows if "not probed" in entry.value]
+    bare = doctor.examine(FakeMachine(probe_device={"available": True, "name": "GPU"}))
+    assert [entry.name for entry in bare if entry.value == "not probed"] == ["host mapping", "copy engines"]
+
+
+def test_missing_gpu_is_fine_with_a_cpu_build_of_torch():
+    rows = doctor.examine(FakeMachine(torch_has_cuda=False, probe_device={"available": False, "reason": "no libcuda"}))
+    assert doctor.exit_code(rows) == 0
+
+
+def test_a_failing_check_or_measurement_is_a_row():
+    rows = doctor.examine(FakeMachine(memory=None, measure_links=None))
+    assert row(rows, "memory").cause.startswith("the check failed: AttributeError")
+    assert row(rows, "links").state == "WARN"
+
+
+def test_text_and_json_say_the_same():
+    rows = doctor.examine(FakeMachine(disk=(GIB, GIB)))
+    text, data = doctor.as_text(rows, "a:b"), json.loads(doctor.as_json(rows, "a:b"))
+    assert text.splitlines()[-1] == "TIERPAGE_CONF=a:b"
+    assert [entry["name"] for entry in data["rows"]] == [entry.name for entry in rows]
+    assert set(data["rows"][0]) == {"name", "state", "value", "cause", "remedy"}
+    assert (data["exit_code"], data["TIERPAGE_CONF"]) == (1, "a:b")
+    assert all(entry.name in text and entry.value in text for entry in rows)
+
+
+def test_this_machine(tmp_path):
+    machine = DoctorMachine(str(tmp_path), environment={})
+    rows = doctor.examine(machine, measure=False)
+    assert len(rows) == len(doctor.CHECKS)
+    assert not [entry for entry in rows if entry.cause.startswith("the check failed")]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,128 @@
+"""Repository rules that no compiler checks. Prints one line per finding; exit code 1 if there is any."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FUNCTION_LINES_MAX = 70
+FILE_LINES_MAX = 500
+SOURCES = ("csrc", "python", "tests", "bench", "tools", "docs", ".ci", ".github", "third_party")
+SUFFIXES = {".cpp", ".h", ".py", ".md", ".sh", ".yml", ".toml", ".txt", ".cmake", ".pyi", ""}
+# Names of folders that only exist on one machine. Split, so that this file does not find itself.
+MACHINE_PATHS = re.compile("|".join((r"/wo" r"rk/", r"/ro" r"ot/", r"/ho" r"me/\w", r"/Us" r"ers/\w")))
+PURE_FORBIDDEN = re.compile(r"#include <(thread|chrono|iostream|mutex|condition_variable|future|atomic|random|ctime)>")
+UNORDERED_LOOP = re.compile(r"for \([^;)]*:\s*(\w*unordered\w*|\w+_(?:map|set)_unordered)")
+
+
+def files() -> Iterator[Path]:
+    """Text files of the repository that these rules are about."""
+    for folder in SOURCES:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file() and path.suffix in SUFFIXES and "__pycache__" not in path.parts:
+                yield path
+    yield from (path for path in sorted(ROOT.iterdir()) if path.is_file() and path.suffix in SUFFIXES - {""})
+
+
+def without_text(line: str) -> str:
+    """A line of C++ without string and character literals and line comments."""
+    line = re.sub(r'"(?:\\.|[^"\\])*"', '""', line)
+    line = re.sub(r"'(?:\\.|[^'\\])'", "' '", line)
+    return line.partition("//")[0]
+
+
+def long_functions(text: str) -> Iterator[tuple[int, int]]:
+    """(first line, lines) of each brace block that follows a closing parenthesis outside of functions."""
+    stack: list[tuple[bool, int]] = []
+    inside = 0
+    previous = ""
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = without_text(raw)
+        for position, character in enumerate(line):
+            if character == "{":
+                head = (previous + " " + line[:position]).strip()
+                kind = re.search(r"\b(namespace|struct|class|enum|union|extern)\b[^()]*$", head) is None
+                is_function = kind and inside == 0 and re.search(r"\)[\w\s:&<>,]*$|\)\s*:.*$", head) is not None
+                stack.append((is_function, number))
+                inside += is_function
+            elif character == "}" and stack:
+                is_function, first = stack.pop()
+                if is_function:
+                    inside -= 1
+                    yield first, number - first + 1
+        if line.strip():
+            previous = line.strip()
+
+
+def check_sizes() -> Iterator[str]:
+    for path in files():
+        if path.suffix not in {".cpp", ".h", ".py"}:
+            continue
+        text = path.read_text()
+        count = len(text.splitlines())
+        if count > FILE_LINES_MAX:
+            yield f"{path.relative_to(ROOT)}: {count} lines, at most {FILE_LINES_MAX}"
+        if path.is_relative_to(ROOT / "csrc") and path.suffix in {".cpp", ".h"}:
+            for first, lines in long_functions(text):
+                if lines > FUNCTION_LINES_MAX:
+                    yield f"{path.relative_to(ROOT)}:{first}: function of {lines} lines, at most {FUNCTION_LINES_MAX}"
+
+
+def check_core() -> Iterator[str]:
+    """csrc/core is pure: standard headers and its own, no threads, clocks, output, and no order that hashing decides."""
+    for path in sorted((ROOT / "csrc" / "core").glob("*")):
+        text = path.read_text()
+        unordered = set(re.findall(r"unordered_(?:map|set)<[^;]*>\s+(\w+)\s*[;{=]", text))
+        for number, line in enumerate(text.splitlines(), start=1):
+            where = f"{path.relative_to(ROOT)}:{number}"
+            if PURE_FORBIDDEN.search(line):
+                yield f"{where}: the core must not use {line.strip()}"
+            quoted = re.match(r'#include "([^"]+)"', line)
+            if quoted and not quoted[1].startswith("core/"):
+                yield f"{where}: the core must not include {quoted[1]}"
+            angled = re.match(r"#include <([^>]+)>", line)
+            if angled and ("/" in angled[1] or "." in angled[1]):
+                yield f"{where}: the core includes standard C++ headers only, not {angled[1]}"
+            loop = re.search(r"for \([^;]*:\s*([\w.>-]+)\)", line)
+            if loop and re.split(r"\.|->", loop[1])[-1] in unordered:
+                yield f"{where}: iteration over the unordered container {loop[1]}"
+
+
+def check_settings() -> Iterator[str]:
+    """Every setting has a section in docs/tuning.md, and every section a setting."""
+    text = (ROOT / "python" / "tierpage" / "config.py").read_text()
+    table = text[text.index("SETTINGS: dict") : text.index("def _close")]
+    settings = set(re.findall(r'^    "(\w+)":', table, re.MULTILINE))
+    sections = set(re.findall(r"^## (\w+)$", (ROOT / "docs" / "tuning.md").read_text(), re.MULTILINE))
+    for name in sorted(settings - sections):
+        yield f"docs/tuning.md: no section for the setting {name}"
+    for name in sorted(sections - settings):
+        yield f"docs/tuning.md: section {name} is no setting"
+
+
+def check_paths() -> Iterator[str]:
+    for path in files():
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+            if MACHINE_PATHS.search(line):
+                yield f"{path.relative_to(ROOT)}:{number}: names a folder of one machine"
+
+
+def check_package() -> Iterator[str]:
+    for name in ("python/tierpage/py.typed", "LICENSE", "CHANGELOG.md", "README.md"):
+        if not (ROOT / name).is_file():
+            yield f"{name} is missing"
+
+
+def main() -> int:
+    findings = [
+        line for check in (check_sizes, check_core, check_settings, check_paths, check_package) for line in check()
+    ]
+    print("\n".join(findings) if findings else "tidy: nothing found")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
