@@ -1,0 +1,177 @@
+// Microbenchmarks of the core: the hit path of an operator, and what one plan() costs with many pages. One JSON line
+// per row; `hash` is a hash of the result, so that a change which alters decisions shows.
+//   core_bench [--smoke]
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/pager.h"
+
+namespace tierpage {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double nanoseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::nano>(Clock::now() - start).count();
+}
+
+// Time on the processor: other programs on the machine do not count.
+double processor_nanoseconds() { return static_cast<double>(std::clock()) * (1e9 / CLOCKS_PER_SEC); }
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// Executes every action at once, and successfully.
+class Instant {
+ public:
+  explicit Instant(Pager& pager) : pager_(pager) {}
+
+  void run() {
+    while (pager_.has_actions() || pager_.wants_planning()) {
+      if (pager_.wants_planning()) plan();
+      std::vector<Action> actions;
+      pager_.take_actions(actions);
+      for (const Action& action : actions) {
+        if (action.kind == ActionKind::kReleaseFrame) continue;
+        if (action.kind == ActionKind::kWatchFence) {
+          pager_.fence_done(action.fence);
+        } else {
+          pager_.transfer_done(action.transfer, {});
+        }
+      }
+    }
+  }
+  void plan() {
+    const auto start = Clock::now();
+    pager_.plan();
+    plan_ns_.push_back(nanoseconds_since(start));
+  }
+  std::vector<double>& plan_ns() { return plan_ns_; }
+
+ private:
+  Pager& pager_;
+  std::vector<double> plan_ns_;
+};
+
+PagerConfig config_of(uint64_t device_bytes, uint64_t lower_bytes) {
+  PagerConfig config;
+  config.range_bytes = uint64_t{1} << 40;
+  config.device_bytes_max = device_bytes;
+  config.host_bytes_max = lower_bytes;
+  return config;
+}
+
+std::vector<RegionId> allocate_regions(Pager& pager, Instant& instant, size_t count, uint64_t bytes) {
+  const SlotId slot = pager.add_slot();
+  std::vector<RegionId> regions;
+  for (size_t i = 0; i < count; ++i) {
+    Outcome outcome = pager.allocate(slot, {bytes, 0, 0, false});
+    instant.run();
+    if (outcome == Outcome::kWait) outcome = pager.outcome(slot);
+    if (outcome != Outcome::kGranted) {
+      std::fprintf(stderr, "core_bench: %s\n", pager.failure(slot).message.c_str());
+      std::exit(1);
+    }
+    regions.push_back(pager.allocated(slot));
+    pager.mark_seen(regions.back());
+  }
+  return regions;
+}
+
+// begin_op and end_op with everything resident, under a mutex taken twice as in production.
+void measure_hit_path(size_t pages, bool smoke) {
+  const size_t kRegions = 64;
+  Pager pager(config_of(kRegions * 16 * kMiB, 0));
+  Instant instant(pager);
+  pager.host_space_ready(0, true);
+  const std::vector<RegionId> regions = allocate_regions(pager, instant, kRegions, 2 * kMiB);
+  const SlotId slot = pager.add_slot();
+  std::mutex mutex;
+  std::vector<std::vector<Use>> operators_uses(kRegions);
+  for (size_t i = 0; i < kRegions; ++i) {
+    for (size_t k = 0; k < pages; ++k) {
+      const AccessMode mode = k == 0 ? AccessMode::kWrite : AccessMode::kRead;
+      operators_uses[i].push_back({regions[(i + k * 7) % kRegions], 0, 2 * kMiB - 1, mode});
+    }
+  }
+  uint64_t sequence = 0;
+  std::vector<double> runs;
+  for (int run = 0; run < (smoke ? 3 : 15); ++run) {
+    const int operators = smoke ? 1000 : 200'000;
+    const double start = processor_nanoseconds();
+    for (int i = 0; i < operators; ++i) {
+      const std::vector<Use>& uses = operators_uses[static_cast<size_t>(i) % kRegions];
+      {
+        std::lock_guard lock(mutex);
+        if (pager.begin_op(slot, static_cast<uint64_t>(i) % 64, "op", uses) != Outcome::kGranted) std::exit(1);
+      }
+      std::lock_guard lock(mutex);
+      pager.end_op(slot, {0, ++sequence});
+    }
+    runs.push_back((processor_nanoseconds() - start) / operators);
+  }
+  std::printf("{\"bench\": \"hit_path\", \"pages\": %zu, \"ns\": %.1f, \"ns_min\": %.1f, \"hash\": %llu}\n", pages,
+              median(runs), *std::min_element(runs.begin(), runs.end()),
+              static_cast<unsigned long long>(pager.stats().grants * 31 + pager.stats().faults));
+}
+
+// A cyclic scan of `pages` pages of which three quarters fit: each operator misses about one page in four.
+void measure_planner(size_t pages, PolicyKind policy, bool smoke) {
+  PagerConfig config = config_of(pages * 2 * kMiB * 3 / 4, pages * 2 * kMiB * 2);
+  config.policy = policy;
+  Pager pager(config);
+  Instant instant(pager);
+  pager.host_space_ready(config.host_bytes_max, false);
+  const std::vector<RegionId> regions = allocate_regions(pager, instant, pages, 2 * kMiB);
+  const SlotId slot = pager.add_slot();
+  std::vector<double> steps;
+  for (int pass = 0; pass < (smoke ? 2 : 4); ++pass) {
+    if (pass > 1) instant.plan_ns().clear();  // the first passes learn the trace
+    for (size_t i = 0; i < regions.size(); ++i) {
+      const Use use{regions[i], 0, 2 * kMiB - 1, i % 8 == 0 ? AccessMode::kWrite : AccessMode::kRead};
+      const auto start = Clock::now();
+      const bool waits = pager.begin_op(slot, i, "op", {&use, 1}) == Outcome::kWait;
+      if (waits) instant.plan_ns().push_back(nanoseconds_since(start));
+      instant.run();
+      if (pager.outcome(slot) != Outcome::kGranted) std::exit(1);
+      pager.end_op(slot, {0, 0});
+      instant.run();
+    }
+  }
+  std::vector<double>& plans = instant.plan_ns();
+  double total = 0;
+  for (const double ns : plans) total += ns;
+  const Stats& stats = pager.stats();
+  std::printf("{\"bench\": \"plan\", \"pages\": %zu, \"policy\": \"%s\", \"plans\": %zu, \"mean_us\": %.1f, "
+              "\"median_us\": %.1f, \"p99_us\": %.1f, \"fetched_pages\": %llu, \"hash\": %llu}\n",
+              pages, pager.policy_in_force(), plans.size(), total / static_cast<double>(plans.size()) / 1e3,
+              median(plans) / 1e3, [&] {
+                std::sort(plans.begin(), plans.end());
+                return plans[plans.size() * 99 / 100] / 1e3;
+              }(),
+              static_cast<unsigned long long>(stats.fetch_bytes_host_to_device / (2 * kMiB)),
+              static_cast<unsigned long long>(stats.fetch_bytes_host_to_device * 31 + stats.unmaps));
+  std::fflush(stdout);
+}
+
+}  // namespace
+}  // namespace tierpage
+
+int main(int argc, char** argv) {
+  const bool smoke = argc > 1 && std::strcmp(argv[1], "--smoke") == 0;
+  for (const size_t pages : {1, 2, 4, 8}) tierpage::measure_hit_path(pages, smoke);
+  for (const size_t pages : smoke ? std::vector<size_t>{64} : std::vector<size_t>{2000, 20000}) {
+    tierpage::measure_planner(pages, tierpage::PolicyKind::kAuto, smoke);
+    tierpage::measure_planner(pages, tierpage::PolicyKind::kClock, smoke);
+  }
+  return 0;
+}

@@ -1,0 +1,181 @@
+"""Training beyond the device budget, beside its bound and beside the same run all in VRAM.
+
+    python bench/train.py --shape 3b --batch 4 --tokens 2048 --device-budget 16GiB [--hooks] [--no-recompute]
+
+fp32 parameters, autocast bfloat16, AdamW(fused=True). Prints one JSON line: median step seconds, bytes moved a step,
+the bound (the longest of compute, bytes in / H2D, bytes out / D2H, with the bytes that were moved), the driver's figure
+for the process, and whether losses and every parameter equal the all-in-VRAM run bit for bit. The plain run is a child process.
+Bits can only be compared where the kernels themselves repeat: use --deterministic for that (attention's backward adds
+atomically otherwise), and leave it out for speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from torch.nn import functional
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from infer import process_device_bytes, synchronize  # noqa: E402
+from llama_shape import SHAPES, build  # noqa: E402
+
+
+def make_steps(model: torch.nn.Module, hooks: bool):
+    """Returns the function that applies the optimizer; with ``hooks`` each parameter steps as its gradient is ready."""
+    if not hooks:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+        def apply() -> None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return apply
+    optimizers = {p: torch.optim.AdamW([p], lr=1e-4, fused=True) for p in model.parameters()}
+
+    def step_one(parameter: torch.Tensor) -> None:
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad(set_to_none=True)
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step_one)
+    return lambda: None
+
+
+def checksums(model: torch.nn.Module) -> dict[str, int]:
+    """Sum of every parameter's bits as integers, computed where it lives, one parameter at a time."""
+    return {name: int(p.detach().view(torch.int32).to(torch.int64).sum()) for name, p in model.named_parameters()}
+
+
+def run(args: argparse.Namespace, device: str) -> dict:
+    """Trains for warmup + repeat steps; times, losses, digest of the parameters, peak of the driver's figure."""
+    shape = SHAPES[args.shape]
+    if args.layers:
+        shape = dataclasses.replace(shape, layers=args.layers)
+    model = build(shape, device, torch.float32, recompute=not args.no_recompute)
+    apply = make_steps(model, args.hooks)
+    times, losses, peak = [], [], 0
+    for step in range(args.warmup + args.repeat):
+        generator = torch.Generator().manual_seed(1000 + step)
+        tokens = torch.randint(0, shape.vocabulary, (args.batch, args.tokens + 1), generator=generator).to(device)
+        synchronize(device)
+        start = time.perf_counter()
+        with torch.autocast(device, dtype=torch.bfloat16):
+            logits = model(tokens[:, :-1])
+            loss = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        del logits
+        loss.backward()
+        apply()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+        losses.append(loss.item())
+        if device == "cuda":
+            peak = max(peak, process_device_bytes())
+    out = {
+        "seconds": statistics.median(times[args.warmup :]), "times": [round(t, 3) for t in times],
+        "losses": losses, "sums": checksums(model), "device_bytes_max": peak,
+    }
+    del model, apply, loss
+    gc.collect()
+    return out
+
+
+def describe_difference(plain: dict, paged: dict) -> str:
+    """Where two runs part: the first differing loss, and how many parameters differ."""
+    first = next((i for i, pair in enumerate(zip(plain["losses"], paged["losses"], strict=True)) if len(set(pair)) > 1), None)
+    names = [name for name, value in plain["sums"].items() if paged["sums"][name] != value]
+    if first is None and not names:
+        return "none"
+    losses = "no loss" if first is None else f"loss {first}: {plain['losses'][first]!r} against {paged['losses'][first]!r}"
+    return f"{losses}; {len(names)} of {len(plain['sums'])} parameters, {', '.join(names[:3])}"
+
+
+def run_plain(arguments: list[str]) -> dict:
+    """The same run without tierpage, in a child process."""
+    command = [sys.executable, os.path.abspath(__file__), *arguments, "--role", "plain"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> int:
+    """Runs both sides and prints the row; exit code 1 where the bits differ under --deterministic."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="tiny", choices=sorted(SHAPES))
+    parser.add_argument("--layers", type=int, default=0, help="fewer layers than the shape has")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device-budget", default="8MiB")
+    parser.add_argument("--host-budget", default=None)
+    parser.add_argument("--nvme-path", default=None)
+    parser.add_argument("--hooks", action="store_true", help="optimizer step in post-accumulate-grad hooks")
+    parser.add_argument("--no-recompute", action="store_true")
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--no-plain", action="store_true")
+    parser.add_argument("--twice-plain", action="store_true", help="only tell whether the plain run repeats itself")
+    parser.add_argument("--trace", default=None)
+    parser.add_argument("--deterministic", action="store_true", help="deterministic kernels, so that bits can be compared")
+    parser.add_argument("--role", default="both", choices=("both", "plain"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    device = args.device
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # The other attention kernels add their query gradients atomically.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+    if args.role == "plain":
+        print(json.dumps(run(args, device)))
+        return 0
+    plain = None if args.no_plain else run_plain(sys.argv[1:])
+    if args.twice_plain:
+        print(json.dumps({"plain_against_plain": describe_difference(plain, run_plain(sys.argv[1:]))}))
+        return 0
+
+    import tierpage
+    from tierpage import _C
+
+    links = _C.measure_links({"device": device})
+    context = process_device_bytes() if device == "cuda" else 0
+    tierpage.enable(nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget)
+    before = tierpage.memory_stats()
+    paged = run(args, device)
+    after = tierpage.memory_stats()
+    if args.trace:
+        tierpage.export_trace(args.trace)
+    difference = describe_difference(plain, paged) if plain else "not compared"
+    steps = args.warmup + args.repeat
+    moved = {k: (after[k] - before[k]) / steps for k in after if k.startswith(("fetch_bytes", "writeback_bytes"))}
+    up = moved["fetch_bytes.host_to_device"] / (links.get("host_to_device", 1.0) * 1e9)
+    down = moved["writeback_bytes.device_to_host"] / (links.get("device_to_host", 1.0) * 1e9)
+    bound = max(up, down, plain["seconds"] if plain else 0.0)
+    print(json.dumps({
+        "bench": "train", "shape": args.shape, "batch": args.batch, "tokens": args.tokens, "hooks": args.hooks,
+        "recompute": not args.no_recompute, "deterministic": args.deterministic, "device_budget_bytes": tierpage.config().device_budget,
+        "seconds": round(paged["seconds"], 3), "bound_seconds_of_moved_bytes": round(bound, 3),
+        "plain_seconds": round(plain["seconds"], 3) if plain else None, "times": paged["times"],
+        "bits_equal": difference == "none" if plain else None, "difference": difference,
+        "bytes_per_step": {k: int(v) for k, v in moved.items() if v},
+        "stall_seconds": {k: round(after[k] - before[k], 2) for k in after if k.startswith("stall_seconds.") and "max" not in k},
+        "driver_bytes_above_context": paged["device_bytes_max"] - context,
+        "plain_driver_bytes": plain["device_bytes_max"] if plain else None,
+        "prefetch": {k: after[k] for k in after if k.startswith("prefetch.")},
+        "faults": after["faults.count"] - before["faults.count"],
+    }))  # fmt: skip
+    if plain is None or not args.deterministic:
+        return 0
+    return 0 if difference == "none" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
