@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# One command for each thing that a fresh machine should do. Makes .venv beside this file and changes nothing else,
+# except that as root on Debian or Ubuntu it installs missing compiler packages.
+#
+#   ./run.sh demo [options of `tierpage demo`]   set everything up, build, run the main job
+#   ./run.sh test                                set everything up, build, pass all tests
+#   ./run.sh setup | doctor | python ...
+#
+# TIERPAGE_YES=1 answers the one question that may come up (a download of gigabytes). PYTHON names the interpreter.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+ROOT=$PWD
+VENV=$ROOT/.venv
+TORCH_PIN="torch==2.13.0"
+TORCH_RANGE="torch>=2.11,<2.14"
+BUILD_PACKAGES=("scikit-build-core>=0.11" "pybind11>=2.13" ninja "nvidia-cuda-runtime==13.*" "nvidia-cuda-crt==13.*")
+TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen ruff)
+JOBS=${JOBS:-$(nproc)}
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+say() { printf '\n== %s\n' "$*" >&2; }
+fail() { printf 'run.sh: %s\n' "$*" >&2; exit 2; }
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
+    if command -v "$candidate" >/dev/null &&
+       "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  fail "no Python 3.11, 3.12 or 3.13 found. Install one, or name it: PYTHON=/path/to/python3.12 ./run.sh ..."
+}
+
+has_torch() {  # without importing it: fast, and no CUDA start
+  "$1" -c 'import sys
+from importlib.metadata import version
+sys.exit(not (2, 11) <= tuple(map(int, version("torch").split(".")[:2])) <= (2, 13))' 2>/dev/null
+}
+
+system_packages() {  # $@: packages by the program or header that they bring, as "probe=package"
+  local missing=() item probe
+  for item in "$@"; do
+    probe=${item%%=*}
+    [[ -e $probe ]] || command -v "$probe" >/dev/null || missing+=("${item##*=}")
+  done
+  [[ ${#missing[@]} -eq 0 ]] && return
+  if [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
+    say "installing ${missing[*]}"
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  else
+    fail "missing: ${missing[*]}. Run: sudo apt-get install ${missing[*]}"
+  fi
+}
+
+make_venv() {
+  local python
+  python=$(find_python)
+  if [[ ! -x $VENV/bin/python ]]; then
+    "$python" -c 'import ensurepip' 2>/dev/null || system_packages "/no/such/file=python3-venv"
+    local inherit=()
+    has_torch "$python" && inherit=(--system-site-packages)
+    say "making .venv with $("$python" --version)${inherit:+ and the torch that it has}"
+    "$python" -m venv "${inherit[@]}" "$VENV"
+  fi
+  has_torch "$VENV/bin/python" || install_torch
+}
+
+install_torch() {
+  local wanted=$TORCH_PIN
+  if [[ -e /dev/nvidia0 ]]; then
+    wanted=$TORCH_RANGE
+  elif "$VENV/bin/pip" install -q "torch==2.13.0+cpu" 2>/dev/null; then
+    return  # pip is configured with an index that has the CPU build
+  fi
+  local plan
+  plan=$("$VENV/bin/pip" install --dry-run --quiet --report - "$wanted" 2>/dev/null || true)
+  if grep -q '"nvidia-' <<<"$plan"; then
+    say "pip would fetch torch for CUDA: about 3 GB."
+    [[ -e /dev/nvidia0 ]] || echo "For the CPU build (200 MB) stop here, install torch into .venv as pytorch.org/get-started says for CPU, and run this again." >&2
+    if [[ ${TIERPAGE_YES:-} != 1 && -t 0 ]]; then
+      read -r -p "Fetch it? [y/N] " answer
+      [[ $answer == [yY]* ]] || fail "stopped; nothing was fetched"
+    fi
+  fi
+  say "installing $wanted"
+  "$VENV/bin/pip" install -q "$wanted"
+}
+
+setup() {
+  system_packages g++=g++ cmake=cmake
+  make_venv
+  say "building tierpage for torch $("$VENV/bin/python" -c 'from importlib.metadata import version; print(version("torch"))')"
+  "$VENV/bin/pip" install -q "${BUILD_PACKAGES[@]}"
+  CMAKE_BUILD_PARALLEL_LEVEL=$JOBS "$VENV/bin/pip" install -q --no-build-isolation --no-deps --force-reinstall .
+}
+
+native_suites() {  # $1: folder under build/, $2: sanitizer or empty
+  say "C++ suites${2:+ under the $2 sanitizer}"
+  cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_SANITIZER="$2" \
+    -DPython_EXECUTABLE="$VENV/bin/python" >"build/$1.log" || { cat "build/$1.log"; return 1; }
+  cmake --build "build/$1" -j "$JOBS"
+  local only=()
+  [[ -n $2 ]] && only=(-R '^(core|sim|tiers|engine)$')
+  ctest --test-dir "build/$1" --output-on-failure --output-junit "$ROOT/build/$1.xml" "${only[@]}"
+}
+
+run_tests() {
+  system_packages /usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build
+  setup
+  "$VENV/bin/pip" install -q "${TEST_PACKAGES[@]}"
+  mkdir -p build
+  native_suites tests ""
+  TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" native_suites tsan thread
+  ASAN_OPTIONS="detect_leaks=1" native_suites asan address
+  say "source rules, lint and stubs"
+  "$VENV/bin/python" tests/tidy.py
+  "$VENV/bin/ruff" check python tests/python tests/tidy.py tools
+  "$VENV/bin/python" tools/stubs.py --check
+  say "Python tests"
+  "$VENV/bin/python" -m pytest -q --junit-xml=build/pytest.xml
+}
+
+case "${1:-}" in
+  setup) setup ;;
+  demo | doctor) setup >&2; exec "$VENV/bin/tierpage" "$@" ;;
+  test) run_tests ;;
+  python) shift; exec "$VENV/bin/python" "$@" ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+esac
