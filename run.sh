@@ -14,7 +14,8 @@ VENV=$ROOT/.venv
 TORCH_PIN="torch==2.13.0"
 TORCH_RANGE="torch>=2.11,<2.14"
 BUILD_PACKAGES=("scikit-build-core>=0.11" "pybind11>=2.13" ninja "nvidia-cuda-runtime==13.*" "nvidia-cuda-crt==13.*")
-TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen ruff)
+TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen)
+TEST_PROGRAMS=(ruff)
 JOBS=${JOBS:-$(nproc)}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
@@ -110,6 +111,8 @@ run_tests() {
   system_packages /usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build
   setup
   "$VENV/bin/pip" install -q "${TEST_PACKAGES[@]}"
+  # An environment that inherits counts a program of the outer Python as installed, and leaves .venv/bin without it.
+  "$VENV/bin/pip" install -q --ignore-installed "${TEST_PROGRAMS[@]}"
   mkdir -p build
   native_suites tests ""
   TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" native_suites tsan thread
