@@ -315,6 +315,9 @@ void Pager::check_invariants() const {
     if (pages_.exists(PageId(i)) && pages_[PageId(i)].prefetched) ahead += pages_[PageId(i)].bytes;
   }
   TP_ASSERT(ahead == prefetched_bytes_);
+  std::vector<std::pair<PageId, RegionId>> hints = hinted_;
+  std::sort(hints.begin(), hints.end());
+  TP_ASSERT(std::adjacent_find(hints.begin(), hints.end()) == hints.end());
   uint64_t cached = 0;
   for (const Region& region : regions_) cached += region.state == RegionState::kCached ? region.bytes : 0;
   TP_ASSERT(cached == cached_bytes_);

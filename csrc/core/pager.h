@@ -25,6 +25,7 @@
 //   used bytes of each pool = sum over the pages that own memory there;
 //   every frame and span has exactly one owner;
 //   pins of all slots = pins of all pages;
+//   no page stands twice among the hints;
 //   a waiting slot's request is in the queue exactly once.
 #pragma once
 

@@ -179,6 +179,7 @@ void Pager::retire_region(RegionId id) {
   Region& region = regions_[id.value];
   for (const PageId page_id : region.pages) {
     pages_[page_id].leaving = false;
+    if (pages_[page_id].hinted) std::erase_if(hinted_, [=](const auto& hint) { return hint.first == page_id; });
     pages_.remove(page_id);
   }
   map_.give_back(region.offset, region.bytes);

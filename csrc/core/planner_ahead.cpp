@@ -69,9 +69,11 @@ void Pager::serve_hints() {
   for (const auto& [id, region] : hinted_) {
     if (!pages_.exists(id) || pages_[id].region != region || !region_live(region)) continue;
     Page& page = pages_[id];
+    page.hinted = false;
     if (page.is_valid(Tier::kDevice)) continue;
     if (page.movement != Movement::kNone) continue;
     if (waiting_.empty() && start_arrival(id, false)) continue;
+    page.hinted = true;
     later.emplace_back(id, region);
     wanted += page.bytes;
   }
@@ -82,6 +84,7 @@ void Pager::serve_hints() {
   if (leaving_.empty()) {
     for (const auto& [id, region] : hinted_) {
       Page& page = pages_[id];
+      page.hinted = false;
       if (page.movement != Movement::kNone || page.valid != 4 || !host_.can_take(page.bytes)) continue;
       page.start_stage(host_.take(page.bytes));
       ++moving_;

@@ -195,10 +195,12 @@ bool Pager::evictions_pending() const {
 uint64_t Pager::prefetch(RegionId region) {
   uint64_t bytes = 0;
   for (const PageId id : regions_[region.value].pages) {
-    const Page& page = pages_[id];
+    Page& page = pages_[id];
     if (page.is_valid(Tier::kDevice) || !page.has_content()) continue;
-    hinted_.emplace_back(id, region);
     bytes += page.bytes;
+    if (page.hinted) continue;  // however often a hint is given, it is kept once
+    page.hinted = true;
+    hinted_.emplace_back(id, region);
   }
   wants_planning_ = true;
   return bytes;

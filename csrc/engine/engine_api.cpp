@@ -128,6 +128,7 @@ void Runtime::fill_api() {
       .range_base = reinterpret_cast<uint64_t>(backend_->base()),
       .range_bytes = backend_->range_bytes(),
       .min_paged_bytes = options_.min_paged_bytes,
+      .granule_bytes = pager_config_.granule_bytes,
       .device_type = options_.cuda ? 1 : 0,
       .device_index = options_.device_index,
       .scope_create = scope_create,

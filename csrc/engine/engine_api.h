@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TIERPAGE_ENGINE_API_VERSION 1u
+#define TIERPAGE_ENGINE_API_VERSION 2u
 
 // Numbers equal to tierpage::StatusCode.
 enum tp_code {
@@ -66,6 +66,7 @@ typedef struct tp_engine_api {
   uint64_t range_base;
   uint64_t range_bytes;
   uint64_t min_paged_bytes;
+  uint64_t granule_bytes;  // a power of two: regions begin at multiples of it and take whole ones
   int32_t device_type;   // 0: CPU tensors, 1: CUDA tensors
   int32_t device_index;
 
@@ -94,7 +95,8 @@ typedef struct tp_engine_api {
   // the same begin/wait protocol on `scope`, which must not be waiting.
   int32_t (*touch)(tp_scope*, uint64_t address, uint32_t keep);
 
-  // Operators over lists are split into runs of at most this many bytes when their pages exceed it.
+  // Operators over lists are split into runs of at most this many bytes, counted in whole
+  // granules, when their pages exceed it.
   uint64_t (*list_run_bytes_max)(void);
   // Bytes that the framework's own allocator holds on the device: they count against device_budget.
   void (*set_native_reserved)(uint64_t bytes);

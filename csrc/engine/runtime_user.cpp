@@ -245,9 +245,7 @@ uint64_t Runtime::make_room(uint64_t bytes) {
 
 uint64_t Runtime::list_run_bytes_max() {
   std::lock_guard lock(mutex_);
-  // The torch library counts bytes of tensors; a tensor just over min_paged_bytes may take a whole granule, twice as much.
-  const double rounding = options_.min_paged_bytes < pager_config_.granule_bytes ? 2.0 : 1.0;
-  const auto bytes = static_cast<double>(pager_->capacity(Tier::kDevice)) * options_.list_run_fraction / rounding;
+  const auto bytes = static_cast<double>(pager_->capacity(Tier::kDevice)) * options_.list_run_fraction;
   return std::max<uint64_t>(static_cast<uint64_t>(bytes), pager_config_.granule_bytes);
 }
 

@@ -170,7 +170,13 @@ struct Walk {
   uint32_t mode;
   bool whole_storage;
   bool note_storages;
-  uint64_t paged_bytes = 0;
+  uint64_t paged_bytes = 0;  // in whole granules: what has to be resident
+
+  void count(uint64_t address, uint64_t bytes) {
+    const uint64_t below = engine.granule_bytes - 1;
+    paged_bytes += ((address + bytes + below) & ~below) - (address & ~below);
+    state.accesses.push_back({address, bytes, mode, 0});
+  }
 
   void add(const c10::TensorImpl& tensor, c10::StorageImpl* storage, uint64_t base) {
     if (note_storages) disarm_storage(state, storage);
@@ -183,8 +189,7 @@ struct Walk {
       bytes = std::min(reached, bytes - offset);
     }
     if (bytes == 0) return;
-    paged_bytes += bytes;
-    state.accesses.push_back({base + offset, bytes, mode, 0});
+    count(base + offset, bytes);
   }
 
   void visit(const c10::TensorImpl& tensor) {
@@ -239,8 +244,7 @@ struct Walk {
     if (note_storages) disarm_storage(state, storage);
     const uint64_t bytes = storage->nbytes();
     if (bytes == 0) return;
-    paged_bytes += bytes;
-    state.accesses.push_back({reinterpret_cast<uint64_t>(base), bytes, mode, 0});
+    count(reinterpret_cast<uint64_t>(base), bytes);
   }
 };
 

@@ -148,6 +148,24 @@ TEST(Pager, APersistentWriteErrorReachesTheWaitingOperator) {
   EXPECT_EQ(failures, 3);
 }
 
+TEST(Pager, AHintThatCannotBeServedYetIsKeptOnce) {
+  ManualWorld world(small_config(1, 4, 0));
+  const RegionId below = world.make();
+  const RegionId above = world.make();  // pushes the first one down
+  const SlotId waiting = world.pager.add_slot();
+  const SlotId holder = world.pager.add_slot();
+  ASSERT_EQ(world.begin(holder, {{above, AccessMode::kRead}}), Outcome::kGranted);
+  ASSERT_EQ(world.begin(waiting, {{below, AccessMode::kRead}}), Outcome::kWait);
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(world.pager.prefetch(below), kPage);
+    world.settle();  // checks the invariants
+  }
+  world.end(holder);
+  world.complete_all();
+  EXPECT_EQ(world.pager.outcome(waiting), Outcome::kGranted);
+  world.end(waiting);
+}
+
 TEST(Pager, ARequestLargerThanTheBudgetFailsAtOnce) {
   ManualWorld world(small_config(2, 4, 0));
   const SlotId slot = world.pager.add_slot();

@@ -236,7 +236,7 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
   action.sa_flags = SA_SIGINFO;
   sigaction(SIGSEGV, &action, &previous_handler);
   table = tp_engine_api{TIERPAGE_ENGINE_API_VERSION, sizeof(tp_engine_api), next_address, kRangeBytes,
-                        min_paged_bytes, 0, 0, scope_create, scope_destroy, scope_open, begin, wait, cancel, seen,
+                        min_paged_bytes, 1, 0, 0, scope_create, scope_destroy, scope_open, begin, wait, cancel, seen,
                         scope_close, error_message, wants, allocate, allocate_result, deallocate, record_stream,
                         region_bytes, touch, list_run_bytes_max, set_native_reserved, make_room, forked};
   return &table;
