@@ -1,0 +1,85 @@
+// Replays a recorded program on the modelled machine (csrc/estimate) and prints a line for each step.
+//
+//   replay_bench PROGRAM --device 16 [--host 200] [--nvme 0] [--loops 4] [--policy auto|clock] [--no-prefetch] [--check]
+//
+// Sizes in GiB. PROGRAM: a file made by bench/record_program.py. --smoke runs a small built-in one.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <string_view>
+
+#include "estimate/machine.h"
+
+using namespace tierpage;
+using namespace tierpage::estimate;
+
+namespace {
+
+// Ten weights of 8 MiB, read in turn.
+std::string smoke_program() {
+  std::ostringstream text;
+  text << "tierpage-program 1\n";
+  for (int i = 0; i < 10; ++i) text << "A " << i << " 8388608\n";
+  text << "S\nL\n";
+  for (int i = 0; i < 10; ++i) text << "O mm 500 " << i << "r +10:2097152\nF 10\n";
+  text << "S\n";
+  return text.str();
+}
+
+double gib(const char* text) { return std::atof(text) * static_cast<double>(kGiB); }
+
+void print(size_t index, const StepReport& step) {
+  std::printf("%3zu  %8.4f s  compute %.4f  fault %.4f  allocate %.4f  up %6.2f GB (%.4f s)  down %6.2f GB (%.4f s)  "
+              "disk %.2f/%.2f GB  faults %llu  maps %llu\n",
+              index, step.seconds, step.compute_seconds, step.fault_seconds, step.allocate_seconds,
+              static_cast<double>(step.to_device_bytes) / 1e9, step.to_device_busy_seconds,
+              static_cast<double>(step.to_host_bytes) / 1e9, step.to_host_busy_seconds,
+              static_cast<double>(step.disk_read_bytes) / 1e9, static_cast<double>(step.disk_write_bytes) / 1e9,
+              static_cast<unsigned long long>(step.faults), static_cast<unsigned long long>(step.maps));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  ReplayOptions options;
+  options.pager.device_bytes_max = 48 * kMiB;
+  options.pager.host_bytes_max = kGiB;
+  std::string path;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    const char* value = i + 1 < argc ? argv[i + 1] : "0";
+    if (word == "--smoke") continue;
+    if (word == "--no-prefetch") options.pager.prefetch = false;
+    else if (word == "--check") options.check = true;
+    else if (word == "--device") options.pager.device_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
+    else if (word == "--host") options.pager.host_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
+    else if (word == "--nvme") options.pager.nvme_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
+    else if (word == "--prefetch-bytes") options.pager.prefetch_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
+    else if (word == "--run") options.list_run_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
+    else if (word == "--loops") options.loops = std::atoi(value), ++i;
+    else if (word == "--policy") options.pager.policy = value == std::string_view("clock") ? PolicyKind::kClock : PolicyKind::kAuto, ++i;
+    else path = word;
+  }
+  options.pager.range_bytes = kGiB * 2048;
+  options.pager.span_bytes_min = 256 * kKiB;
+  Program program;
+  Status status;
+  if (path.empty()) {
+    std::istringstream text(smoke_program());
+    status = read_program(text, &program);
+  } else {
+    std::ifstream text(path);
+    status = read_program(text, &program);
+  }
+  std::vector<StepReport> reports;
+  if (status.ok()) status = replay(program, options, &reports);
+  for (size_t i = 0; i < reports.size(); ++i) print(i, reports[i]);
+  if (!status.ok()) {
+    std::fprintf(stderr, "%s\n", status.message.c_str());
+    return 1;
+  }
+  return 0;
+}

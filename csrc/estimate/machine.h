@@ -1,0 +1,63 @@
+// A machine with a clock under a Pager: one program thread, one stream of kernels, two links, a disk and the pager
+// thread, with measured rates. Runs recorded programs through the very core that production runs, and tells how long
+// each step would take and what it would move. The planner is developed and held to its bounds with it, without a GPU.
+//
+// What is modelled: kernels run one after the other and take what the recording says; the program thread runs ahead of
+// them until it has to wait for pages; copies go in pieces, a few with the device at a time, urgent ones first, both
+// directions slower when both are busy; mapping, unmapping and creating frames take the pager thread's time; it sees
+// completions when it next looks. What is not: contents (sim_world of the tests has those), several streams, jitter.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/pager.h"
+#include "estimate/program.h"
+
+namespace tierpage::estimate {
+
+// Rates in bytes per second, costs in microseconds. Defaults: an H200 on PCIe 5, docs/benchmarks.md.
+struct MachineRates {
+  double host_to_device = 55.2e9;
+  double device_to_host = 55.0e9;
+  double duplex_factor = 0.86;      // of each direction's rate while both are busy
+  double disk_read = 3.5e9;
+  double disk_write = 2.5e9;
+  double map_us = 22;               // map and set access, one frame
+  double unmap_us = 14;
+  double create_us = 40;            // a frame's memory, once
+  double launch_us = 7;             // program thread, per operator
+  double wake_us = 40;              // from the grant to the waiting thread's next instruction
+  double look_us = 15;              // until the pager thread sees a completion
+  uint32_t launches_ahead_max = 1000;
+  uint64_t piece_bytes = 16 * kMiB;
+};
+
+struct StepReport {
+  double seconds = 0;
+  double compute_seconds = 0;     // kernels alone
+  double fault_seconds = 0;       // the program thread waited for pages
+  double allocate_seconds = 0;    // ... for room
+  double to_device_busy_seconds = 0;
+  double to_host_busy_seconds = 0;
+  uint64_t to_device_bytes = 0;
+  uint64_t to_host_bytes = 0;
+  uint64_t disk_read_bytes = 0;
+  uint64_t disk_write_bytes = 0;
+  uint64_t faults = 0;
+  uint64_t maps = 0;
+};
+
+struct ReplayOptions {
+  PagerConfig pager;
+  MachineRates rates;
+  uint64_t list_run_bytes_max = 0;  // 0: half of the device budget
+  int loops = 4;                    // how often the repeating step runs
+  bool check = false;               // check_invariants after every round of the pager thread
+};
+
+// One report for each step (from one S to the next), the warm-up steps of the recording first.
+// kOutOfMemory where an operator got that error.
+Status replay(const Program& program, const ReplayOptions& options, std::vector<StepReport>* reports);
+
+}  // namespace tierpage::estimate
