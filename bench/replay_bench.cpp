@@ -59,6 +59,7 @@ int main(int argc, char** argv) {
     else if (word == "--nvme") options.pager.nvme_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
     else if (word == "--prefetch-bytes") options.pager.prefetch_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
     else if (word == "--run") options.list_run_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
+    else if (word == "--ahead-us") options.rates.ahead_us_max = std::atof(value), ++i;
     else if (word == "--loops") options.loops = std::atoi(value), ++i;
     else if (word == "--policy") options.pager.policy = value == std::string_view("clock") ? PolicyKind::kClock : PolicyKind::kAuto, ++i;
     else path = word;

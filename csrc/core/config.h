@@ -24,7 +24,7 @@ struct PagerConfig {
   uint64_t span_bytes_min = 4096;         // smallest piece of HOST and NVME, at most the granule
   PolicyKind policy = PolicyKind::kAuto;
   bool prefetch = true;
-  uint64_t prefetch_bytes_max = 0;        // look ahead, and bytes on their way up at once; 0: 1/32 of the budget, or six pages
+  uint64_t prefetch_bytes_max = 0;        // look ahead, and bytes on their way up at once; 0: four of the largest pages, at most 1/8 of the budget
   uint64_t trace_uses_max = 1u << 18;     // uses remembered; older ones are forgotten
 };
 

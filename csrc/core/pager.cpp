@@ -14,14 +14,13 @@ Pager::Pager(const PagerConfig& config)
       map_(config.range_bytes, config.granule_bytes),
       trace_(config.trace_uses_max),
       predictor_(trace_),
-      min_([this](RegionId region) { return predictor_.uses_until(regions_[region.value].key); }),
+      min_([this](RegionId region) { return next_use(region); }),
       device_capacity_wanted_(config.device_bytes_max) {
   nvme_.add_space(config.nvme_bytes_max);
   host_growing_ = config.host_bytes_max > 0;
   if (config_.prefetch_bytes_max == 0) {
-    // Enough that the link never idles while operators run, little of what MIN would keep.
-    const uint64_t few_pages = std::min(6 * config.frame_bytes_max, config.device_bytes_max / 8);
-    config_.prefetch_bytes_max = std::max({config.granule_bytes, few_pages, config.device_bytes_max / 32});
+    // Enough that the link never idles between two looks, little of what the plan would keep.
+    config_.prefetch_bytes_max = std::max(config.granule_bytes, std::min(4 * config.frame_bytes_max, config.device_bytes_max / 8));
   }
 }
 
@@ -88,19 +87,28 @@ Outcome Pager::begin_op(SlotId id, uint64_t operator_hash, const char* operator_
     TP_ASSERT(region_live(use.region));
     const size_t first = slot.wanted.size();
     collect(use, slot.wanted);
-    slot.regions.push_back(use.region);
+    slot.regions.emplace_back(use.region, use.mode == AccessMode::kWrite);
     for (size_t i = first; i < slot.wanted.size(); ++i) {
       resident = resident && grantable(pages_[slot.wanted[i].page], use.mode);
     }
   }
   if (resident) {
     for (const Wanted& wanted : slot.wanted) pin(slot, wanted.page, wanted.mode);
-    for (const RegionId region : slot.regions) trace_.append(regions_[region.value].key);
+    note_uses(slot);
     ++stats_.grants;
     slot.outcome = Outcome::kGranted;
     return Outcome::kGranted;
   }
   return enqueue(id);
+}
+
+// An allocation inside an operator belongs to the operator's uses.
+inline void Pager::note_uses(const Slot& slot) {
+  bool opens = !slot.is_allocation || !slot.pin_result;
+  for (const auto& [region, wrote] : slot.regions) {
+    trace_.append(regions_[region.value].key, wrote, opens);
+    opens = false;
+  }
 }
 
 Outcome Pager::allocate(SlotId id, const AllocateRequest& request) {
@@ -136,7 +144,7 @@ Outcome Pager::allocate(SlotId id, const AllocateRequest& request) {
   region.tag = request.tag;
   region.key = trace_.open_key(bytes, region_id);
   stats_.live_bytes.set(stats_.live_bytes.current + request.bytes);
-  slot.regions.push_back(region_id);
+  slot.regions.emplace_back(region_id, true);
   for (const PageId page : region.pages) slot.wanted.push_back({page, AccessMode::kWrite});
   if (!reused) {
     if (fresh_bytes_lately() == 0) fresh_since_ = trace_.end();
@@ -148,7 +156,7 @@ Outcome Pager::allocate(SlotId id, const AllocateRequest& request) {
     pages_[page].write();
     if (slot.pin_result) pin(slot, page, AccessMode::kRead);
   }
-  trace_.append(region.key);
+  note_uses(slot);
   slot.outcome = Outcome::kGranted;
   return Outcome::kGranted;
 }
@@ -209,7 +217,7 @@ void Pager::grant(SlotId id) {
   Slot& slot = slots_[id.value];
   leave_queue(id);
   for (const Wanted& wanted : slot.wanted) pin(slot, wanted.page, wanted.mode);
-  for (const RegionId region : slot.regions) trace_.append(regions_[region.value].key);
+  note_uses(slot);
   ++stats_.grants;
   slot.outcome = Outcome::kGranted;
 }
@@ -241,6 +249,9 @@ void Pager::end_op(SlotId id, Fence fence) {
     if (--page.pins == 0) {
       stats_.pinned_bytes.current -= page.bytes;
       freed = freed || regions_[page.region.value].state == RegionState::kDying;
+      if (under_pressure_ && page.dirty() && !page.leaving && plan_.valid() && planned_to_be_written(page.region)) {
+        cleanable_.emplace_back(page_id, page.region);
+      }
     }
   }
   if (freed) {  // interleaving 4

@@ -30,6 +30,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <span>
 #include <string>
@@ -43,6 +44,7 @@
 #include "core/policy.h"
 #include "core/predictor.h"
 #include "core/region_map.h"
+#include "core/residency_plan.h"
 #include "core/stats.h"
 #include "core/status.h"
 #include "core/trace.h"
@@ -171,6 +173,7 @@ class Pager {
   uint64_t dirty_bytes() const;
   const char* policy_in_force() { return use_min() ? min_.name() : clock_.name(); }
   const Predictor& predictor() const { return predictor_; }
+  const ResidencyPlan& residency_plan() const { return plan_; }
   std::string tier_table() const;  // "device 3.9 of 4.0 GiB, ..." for messages
   void check_invariants() const;
 
@@ -221,7 +224,7 @@ class Pager {
     bool is_allocation = false;
     bool pin_result = true;
     std::vector<Wanted> wanted;
-    std::vector<RegionId> regions;   // for the trace
+    std::vector<std::pair<RegionId, bool>> regions;  // for the trace; true: written
     RegionId allocated;
     int storage_failures = 0;
     const char* name = "";
@@ -232,6 +235,7 @@ class Pager {
   bool grantable(const Page& page, AccessMode mode) const;
   bool grantable(const Slot& slot) const;
   void grant(SlotId id);
+  void note_uses(const Slot& slot);
   void pin(Slot& slot, PageId page, AccessMode mode);
   void fail(SlotId id, Status status);
   void leave_queue(SlotId id);
@@ -243,7 +247,8 @@ class Pager {
   void cut_into_pages(RegionId id);
   void retire_region(RegionId id);
   void finish_dying(RegionId id);
-  uint64_t drop_oldest_cached(uint64_t age_min = 0);
+  uint64_t drop_oldest_cached(uint64_t age_min = 0, bool finished_only = false);
+  bool finished(const Page& page) const;
   void uncache(RegionId id);
   void settle_freed(PageId id);
   void cleanup_allocation(Slot& slot);
@@ -272,6 +277,11 @@ class Pager {
   void shrink_host();
   void prefetch_ahead();
   uint64_t fresh_bytes_lately();
+  void renew_residency_plan();
+  bool planned_to_stay(RegionId region) const;
+  bool planned_to_be_written(RegionId region) const;
+  MinPolicy::Next next_use(RegionId region);
+  void clean_ahead();
   bool take_prefetched(Page& page);
   bool make_room_ahead(uint64_t bytes, uint64_t distance, RoomBelow& below);
   void serve_hints();
@@ -308,6 +318,10 @@ class Pager {
   std::vector<std::vector<uint64_t>> watched_;  // by stream: sequences being watched
   Trace trace_;
   Predictor predictor_;
+  ResidencyPlan plan_;
+  uint64_t plan_mispredictions_ = 0;  // of the predictor, when plan_ was made
+  uint64_t planned_at_ = 0;           // trace position
+  uint64_t cached_bytes_peak_ = 0;    // of cached regions, since the plan before
   ClockPolicy clock_;
   MinPolicy min_;
   Stats stats_;
@@ -333,6 +347,8 @@ class Pager {
   bool wants_planning_ = false;
   bool under_pressure_ = false;      // something had to leave DEVICE
   std::vector<std::pair<PageId, RegionId>> hinted_;  // pages that the user asked to have
+  std::deque<std::pair<PageId, RegionId>> cleanable_;  // dirty pages that are planned to leave, in order of their last use
+  uint64_t descending_bytes_ = 0;    // of write-backs under way
 };
 
 }  // namespace tierpage

@@ -92,6 +92,7 @@ void Pager::free_region(RegionId id, std::span<const Fence> fences) {
     region.cached_serial = next_cached_serial_++;
     region.cached_at = trace_.end();
     cached_bytes_ += region.bytes;
+    cached_bytes_peak_ = std::max(cached_bytes_peak_, cached_bytes_);
     cached_[region.bytes].push_back(id);
     cached_by_age_.emplace(region.cached_serial, id);
   } else {
@@ -128,6 +129,13 @@ RegionId Pager::reuse_cached(uint64_t bytes, StreamId stream) {
   return RegionId::none();
 }
 
+// As far as completions are known; asks for none.
+bool Pager::finished(const Page& page) const {
+  return std::all_of(page.fences.begin(), page.fences.end(), [this](const Fence& fence) {
+    return fence.stream < completed_.size() && fence.sequence <= completed_[fence.stream];
+  });
+}
+
 void Pager::uncache(RegionId id) {
   std::vector<RegionId>& same_size = cached_[regions_[id.value].bytes];
   same_size.erase(std::find(same_size.begin(), same_size.end(), id));
@@ -139,14 +147,16 @@ void Pager::uncache(RegionId id) {
 
 // Takes the cached region that has waited longest apart; returns the bytes that will become free, 0 if there is none.
 // Pages that an operator still holds (interleaving 4) leave when it ends.
-// Only regions freed at least age_min uses ago: a younger one is likely to be wanted again at once.
-uint64_t Pager::drop_oldest_cached(uint64_t age_min) {
+// Only regions freed at least age_min uses ago: a younger one is likely to be wanted again at once. finished_only: whose
+// frames can be had now, because the work on them is known to have ended.
+uint64_t Pager::drop_oldest_cached(uint64_t age_min, bool finished_only) {
   for (const auto& [serial, id] : cached_by_age_) {
     if (regions_[id.value].cached_at + age_min > trace_.end()) return 0;
     const std::vector<PageId> pages = regions_[id.value].pages;
     uint64_t bytes = 0;
     for (const PageId page : pages) bytes += pages_[page].pins == 0 ? pages_[page].bytes : 0;
     if (bytes == 0) continue;
+    if (finished_only && !std::all_of(pages.begin(), pages.end(), [&](PageId page) { return finished(pages_[page]); })) continue;
     uncache(id);
     for (const PageId page : pages) settle_freed(page);
     return bytes;

@@ -14,12 +14,17 @@ void Pager::plan() {
     serve_hints();
     advance_leaving();
     prefetch_ahead();
+    clean_ahead();
     fail_if_stuck();
   } while (wants_planning_);
   update_gauges();
 }
 
-bool Pager::use_min() { return config_.policy == PolicyKind::kAuto && predictor_.catch_up(); }
+bool Pager::use_min() {
+  if (config_.policy != PolicyKind::kAuto || !predictor_.catch_up()) return false;
+  if (config_.prefetch) renew_residency_plan();
+  return true;
+}
 
 void Pager::serve_requests() {
   short_of_frames_ = false;
@@ -124,6 +129,11 @@ void Pager::make_room(uint64_t bytes, uint64_t order) {
   EvictionPolicy& policy = begin_eviction(order);
   RoomBelow below = room_below();
   while (room < bytes) {
+    // What is planned to stay goes only after every freed region: mapping anew costs less than moving.
+    if (future_known && plan_.valid() && cached_bytes_ > 0 && !min_.leaves_ahead()) {
+      drop_cached(0);
+      if (room >= bytes) return;
+    }
     const PageId victim = next_victim(policy, below);
     if (!victim.valid()) break;
     leave(victim);
@@ -279,6 +289,7 @@ bool Pager::send_down(PageId id) {
   if (page.is_valid(target)) return false;
   page.start_write_back(target, (target == Tier::kHost ? host_ : nvme_).take(page.bytes));
   ++moving_;
+  descending_bytes_ += page.bytes;
   Action action;
   action.kind = ActionKind::kWriteBack;
   action.transfer = page.transfer(id);

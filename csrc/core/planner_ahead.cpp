@@ -145,6 +145,61 @@ void Pager::prefetch_ahead() {
   }
 }
 
+// A plan is good while the program repeats what it was made from: the same distance to the past that matches. It is made
+// again when that changes, or when freed regions came to hold much more than it left for them.
+void Pager::renew_residency_plan() {
+  const uint64_t period = predictor_.horizon();
+  const uint64_t end = trace_.end();
+  if (period == 0 || end < period + trace_.begin()) {
+    plan_.clear();
+    return;
+  }
+  const uint64_t aside = config_.prefetch_bytes_max + std::min(cached_bytes_peak_, config_.device_bytes_max / 32);
+  const uint64_t capacity = device_.capacity_bytes() > aside ? device_.capacity_bytes() - aside : 0;
+  const uint64_t slack = device_.capacity_bytes() / 32;
+  const bool same = plan_.valid() && plan_.period() == period && plan_mispredictions_ == predictor_.mispredicted_uses() &&
+                    capacity <= plan_.capacity_bytes() + slack && plan_.capacity_bytes() <= capacity + slack;
+  if (same) return;
+  if (plan_.valid() && plan_.period() == period && end < planned_at_ + period / 4) return;  // not all the time
+  plan_.build(trace_, end - period, end, capacity);
+  plan_mispredictions_ = predictor_.mispredicted_uses();
+  planned_at_ = end;
+  cached_bytes_peak_ = cached_bytes_;
+}
+
+bool Pager::planned_to_stay(RegionId region) const {
+  const uint64_t last = trace_.last_use(regions_[region.value].key);
+  return last != Trace::kNever && plan_.keeps(last);
+}
+
+bool Pager::planned_to_be_written(RegionId region) const {
+  const uint64_t last = trace_.last_use(regions_[region.value].key);
+  return last != Trace::kNever && plan_.writes(last);
+}
+
+MinPolicy::Next Pager::next_use(RegionId region) {
+  const KeyId key = regions_[region.value].key;
+  const uint64_t last = trace_.last_use(key);
+  return {predictor_.uses_until(key), last == Trace::kNever ? trace_.end() : trace_.end() - last,
+          !plan_.valid() || planned_to_stay(region)};
+}
+
+// Writes down what is planned to be written, before anybody needs its frame; it stays readable where it is. Only into room
+// that is free: what has to make room first is left to the eviction.
+void Pager::clean_ahead() {
+  const uint64_t limit = std::max(config_.frame_bytes_max * 4, config_.granule_bytes);
+  while (!cleanable_.empty() && descending_bytes_ < limit) {
+    const auto [id, region] = cleanable_.front();
+    const bool wanted = config_.prefetch && pages_.exists(id) && pages_[id].region == region && region_live(region) &&
+                        pages_[id].dirty() && pages_[id].movement == Movement::kNone && pages_[id].pins == 0 &&
+                        !pages_[id].leaving && pages_[id].claim == 0 && plan_.valid() && planned_to_be_written(region) &&
+                        host_.can_take(pages_[id].bytes);
+    if (wanted && !fences_finished(id)) return;
+    cleanable_.pop_front();
+    if (wanted) send_down(id);
+  }
+}
+
 // The page was used, left, or will not come: it does not count as fetched ahead any more. True if it did.
 bool Pager::take_prefetched(Page& page) {
   if (!page.prefetched) return false;
@@ -165,7 +220,9 @@ uint64_t Pager::fresh_bytes_lately() {
 bool Pager::make_room_ahead(uint64_t bytes, uint64_t distance, RoomBelow& below) {
   uint64_t room = device_room();
   while (room < bytes) {
-    uint64_t left = drop_oldest_cached(kCachedAgeOld);
+    // A plan counts on the memory that freed regions hold, but for a little.
+    const bool many_cached = plan_.valid() && cached_bytes_ > device_.capacity_bytes() / 32;
+    uint64_t left = many_cached ? drop_oldest_cached(0, true) : drop_oldest_cached(kCachedAgeOld);
     if (left == 0) {
       if (min_.distance_ahead() <= distance) return false;
       const PageId victim = next_victim(min_, below);

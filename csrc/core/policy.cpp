@@ -39,16 +39,16 @@ void MinPolicy::begin(PageTable& pages, Eligible eligible) {
 void MinPolicy::scan() {
   const auto larger = [](const Candidate& a, const Candidate& b) { return a > b; };
   RegionId region;
-  uint64_t distance = 0;
+  uint64_t rank = 0;
   complete_ = true;
   for (uint32_t i = 0; i < pages_->size(); ++i) {
     const PageId id(i);
     if (!pages_->exists(id) || !eligible_(id)) continue;
     if ((*pages_)[id].region != region) {  // pages of one region mostly stand together: ask once
       region = (*pages_)[id].region;
-      distance = next_use_(region);
+      rank = rank_of(next_use_(region));
     }
-    const Candidate candidate{distance, id};
+    const Candidate candidate{rank, id};
     if (!(candidate < last_)) continue;
     if (best_.size() == kCandidatesMax) {
       complete_ = false;
@@ -68,13 +68,18 @@ PageId MinPolicy::next() {
   if (best_.empty()) return PageId::none();
   last_ = best_.back();
   best_.pop_back();
-  distance_ = last_.first;
+  distance_ = distance_of(last_);
   return last_.second;
+}
+
+bool MinPolicy::leaves_ahead() {
+  if (best_.empty() && !complete_) scan();
+  return !best_.empty() && (best_.back().first & kLeaves) != 0;
 }
 
 uint64_t MinPolicy::distance_ahead() {
   if (best_.empty() && !complete_) scan();
-  return best_.empty() ? 0 : best_.back().first;
+  return best_.empty() ? 0 : distance_of(best_.back());
 }
 
 }  // namespace tierpage

@@ -42,18 +42,34 @@ class ClockPolicy final : public EvictionPolicy {
 
 class MinPolicy final : public EvictionPolicy {
  public:
-  // In how many uses from now a page's region is used next; Trace::kNever: not within the known future.
-  using NextUse = std::function<uint64_t(RegionId)>;
+  // In how many uses from now a page's region is used next (Trace::kNever: not within the known future), how many ago it
+  // was used last, and whether a plan says that it stays until then. What does not stay leaves before what does, whatever
+  // the distances, and in the order of last uses: it will be fetched again in any case, and the work on the oldest has
+  // ended first.
+  struct Next {
+    uint64_t distance = 0;
+    uint64_t age = 0;
+    bool stays = true;
+  };
+  using NextUse = std::function<Next(RegionId)>;
   explicit MinPolicy(NextUse next_use) : next_use_(std::move(next_use)) {}
   const char* name() const override { return "min"; }
   void begin(PageTable& pages, Eligible eligible) override;
   PageId next() override;
-  // In how many uses the page that next() returned last is used, and the one that it would return now (0: none).
+  // In how many uses the page that next() returned last is used, and the one that it would return now (0: there is none).
   uint64_t distance() const { return distance_; }
   uint64_t distance_ahead();
+  bool leaves_ahead();  // the page that next() would return now is not planned to stay
 
  private:
-  using Candidate = std::pair<uint64_t, PageId>;  // (distance, page); the largest leaves first
+  using Candidate = std::pair<uint64_t, PageId>;  // (rank, page); the largest leaves first
+  static constexpr uint64_t kLeaves = uint64_t{1} << 63;  // of a rank: above all distances
+  static uint64_t rank_of(const Next& next) {
+    return next.stays || next.distance == ~uint64_t{0} ? next.distance : kLeaves | next.age;
+  }
+  uint64_t distance_of(const Candidate& candidate) const {
+    return next_use_((*pages_)[candidate.second].region).distance;
+  }
   static constexpr size_t kCandidatesMax = 64;
   void scan();
 

@@ -48,6 +48,7 @@ KeyId Trace::open_key(uint64_t bytes, RegionId region) {
   }
   keys_[key.value].region = region;
   keys_[key.value].context = context;
+  keys_[key.value].bytes = bytes;
   candidates.push_back(key);
   return key;
 }
@@ -68,7 +69,11 @@ void Trace::recycle_keys() {
   recycle_at_ = std::max<size_t>(4096, 2 * key_count());
 }
 
-void Trace::close_key(KeyId key) { keys_[key.value].region = RegionId::none(); }
+void Trace::close_key(KeyId key) {
+  Key& row = keys_[key.value];
+  row.region = RegionId::none();
+  if (row.last != kNever && row.last >= begin()) ring_[row.last & mask_].freed_after = static_cast<uint32_t>(end_ - row.last);
+}
 
 uint64_t Trace::next_use(KeyId key, uint64_t position) {
   Key& row = keys_[key.value];

@@ -6,9 +6,10 @@
 // same hash the smallest free ordinal tells them apart, which in a repeating program comes out the same every step.
 //
 // The trace is a ring: the newest uses_max uses are kept. For each use it stores how far away the same key is used
-// next and before, so that "when is this key used after position p" is a walk along that chain from the last answer.
+// next and before, so that "when is this key used after position p" is a walk along that chain from the last answer;
+// whether it wrote, when the region was freed if that came before any other use, and whether it opens an operator.
 //
-// Pure, single-threaded; guarded by the owner of the Pager. Memory: 12 bytes a use plus the key table, which holds the
+// Pure, single-threaded; guarded by the owner of the Pager. Memory: 20 bytes a use plus the key table, which holds the
 // keys of live regions and of uses in the ring (older ones are recycled).
 //
 // Invariants: every key in the ring is in use; next and previous of two uses of one key mirror each other as long as
@@ -40,10 +41,11 @@ class Trace {
   void close_key(KeyId key);
   RegionId region_of(KeyId key) const { return keys_[key.value].region; }
 
-  void append(KeyId key) {
+  // `opens`: the first use of an operator, or an allocation outside of one.
+  void append(KeyId key, bool wrote, bool opens = true) {
     const uint64_t position = end_++;
     Use& use = ring_[position & mask_];
-    use = {key.value, 0, 0};
+    use = {key.value, 0, 0, 0, wrote, opens};
     Key& row = keys_[key.value];
     if (row.last != kNever && position - row.last < uses_max()) {
       use.previous = static_cast<uint32_t>(position - row.last);
@@ -56,6 +58,12 @@ class Trace {
   uint64_t begin() const { return end_ > uses_max() ? end_ - uses_max() : 0; }
   uint64_t end() const { return end_; }
   KeyId at(uint64_t position) const { return KeyId(ring_[position & mask_].key); }
+  bool wrote(uint64_t position) const { return ring_[position & mask_].wrote; }
+  bool opens(uint64_t position) const { return ring_[position & mask_].opens; }
+  // How many uses later the key's region was freed, if it was not used in between; 0: it was used, or lives.
+  uint64_t freed_after(uint64_t position) const { return ring_[position & mask_].freed_after; }
+  uint64_t bytes_of(KeyId key) const { return keys_[key.value].bytes; }
+  uint64_t last_use(KeyId key) const { return keys_[key.value].last; }  // kNever: none yet
   // First use of `key` at a position greater than `position`, or kNever.
   uint64_t next_use(KeyId key, uint64_t position);
   size_t key_count() const { return keys_.size() - unused_keys_.size(); }
@@ -66,12 +74,16 @@ class Trace {
     uint32_t key = 0;
     uint32_t next = 0;      // distance to the next use of the same key, 0: none yet
     uint32_t previous = 0;  // distance to the one before, 0: none, or it had left the ring
+    uint32_t freed_after = 0;
+    bool wrote = false;
+    bool opens = false;
   };
   struct Key {
     RegionId region;          // the live region that has this key, none between lives
     uint64_t last = kNever;   // newest use
     uint64_t hint = kNever;   // next_use's last answer, from which it walks on
     uint64_t context = 0;     // where it stands in by_context_
+    uint64_t bytes = 0;       // of its regions, in whole granules
     bool in_use = true;
   };
   uint64_t context_hash(uint64_t bytes) const;

@@ -78,6 +78,7 @@ void Pager::copy_down_done(PageId id, const TransferResult& result) {
   Page& page = pages_[id];
   const Tier target = page.lower;
   const Movement movement = page.movement;
+  if (movement == Movement::kWriteBack) descending_bytes_ -= page.bytes;
   if (!region_live(page.region)) {  // interleaving 3
     give_back(target, page.abandon_copy_down());
     settle_freed(id);

@@ -123,7 +123,7 @@ class Machine {
       resume = std::max(resume, kernel_ends_[kernel_ends_.size() - rates_.launches_ahead_max]);
     }
     wake_pager(now_);
-    advance_to(resume);
+    advance_to(std::max(resume, kernels_end_ - rates_.ahead_us_max));
   }
 
   // As the torch library splits it: as many indices as fit into a run.

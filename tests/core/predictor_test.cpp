@@ -21,7 +21,7 @@ TEST(Predictor, FollowsAPeriod) {
   Predictor predictor(trace);
   const auto keys = open_keys(trace, 50);
   for (int pass = 0; pass < 3; ++pass) {
-    for (const KeyId key : keys) trace.append(key);
+    for (const KeyId key : keys) trace.append(key, false);
   }
   ASSERT_TRUE(predictor.catch_up());
   ASSERT_EQ(predictor.horizon(), 50u);
@@ -36,7 +36,7 @@ TEST(Predictor, ChoosesAmongAlternatingPeriods) {
   Predictor predictor(trace);
   const auto keys = open_keys(trace, 120);
   const auto run = [&](uint32_t first, uint32_t count) {
-    for (uint32_t i = 0; i < count; ++i) trace.append(keys[first + i]);
+    for (uint32_t i = 0; i < count; ++i) trace.append(keys[first + i], false);
   };
   for (int round = 0; round < 5; ++round) {  // train, train, evaluate
     run(0, 60);
@@ -54,14 +54,14 @@ TEST(Predictor, ResynchronisesWithinOnePeriodAfterAnInterruption) {
   Predictor predictor(trace);
   const auto keys = open_keys(trace, 80);
   for (int pass = 0; pass < 3; ++pass) {
-    for (int i = 0; i < 40; ++i) trace.append(keys[i]);
+    for (int i = 0; i < 40; ++i) trace.append(keys[i], false);
   }
-  for (int i = 0; i < 13; ++i) trace.append(keys[i]);
-  for (int i = 40; i < 80; ++i) trace.append(keys[i]);  // never seen before
+  for (int i = 0; i < 13; ++i) trace.append(keys[i], false);
+  for (int i = 40; i < 80; ++i) trace.append(keys[i], false);  // never seen before
   EXPECT_FALSE(predictor.catch_up());
   int lost = 0;
   for (int i = 0; i < 40; ++i) {
-    trace.append(keys[i]);
+    trace.append(keys[i], false);
     lost += !predictor.catch_up();
   }
   EXPECT_LE(lost, 6);
@@ -75,7 +75,7 @@ TEST(Trace, NextUseAgreesWithASearch) {
     Trace trace(256);
     const auto keys = open_keys(trace, static_cast<uint32_t>(random.between(1, 30)));
     for (int step = 0; step < 1500; ++step) {
-      trace.append(keys[random.below(keys.size())]);
+      trace.append(keys[random.below(keys.size())], false);
       if (step % 97 == 0) trace.check_invariants();
       if (!random.chance(0.5)) continue;
       const uint64_t position = trace.begin() + random.below(trace.end() - trace.begin());
@@ -117,7 +117,7 @@ TEST(Trace, KeysThatNeverComeBackAreRecycled) {
   for (uint32_t i = 0; i < 200'000; ++i) {
     trace.note_operator(i);
     const KeyId key = trace.open_key(i + 1, RegionId(i));
-    trace.append(key);
+    trace.append(key, false);
     trace.close_key(key);
     if (i % 100 == 0) predictor.catch_up();
   }
@@ -130,7 +130,7 @@ TEST(Predictor, SurvivesFallingFarBehindAWrappedRing) {
   Predictor predictor(trace);
   const auto keys = open_keys(trace, 100);
   for (int pass = 0; pass < 100; ++pass) {
-    for (const KeyId key : keys) trace.append(key);
+    for (const KeyId key : keys) trace.append(key, false);
     if (pass % 33 == 0) predictor.catch_up();
   }
   ASSERT_TRUE(predictor.catch_up());

@@ -1,0 +1,57 @@
+// Which contents stay in DEVICE between two of their uses, for a program that repeats itself.
+//
+// The problem. A recurrence of the trace cuts the life of every region into intervals: from one use to the next, and from
+// the last use until it is freed. To keep a region resident over an interval costs its bytes for that long; it saves a
+// fetch if the content is used again, and a write-back if the content is nowhere else. Choose the intervals so that never
+// more than the capacity is held at once, and the busier of the two directions moves as little as possible.
+//
+// Method. Greedy by length over what is saved, the cheapest first, each taken if the capacity holds everywhere along it
+// (a segment tree over buckets of time). By length is what MIN (Belady 1966) does one victim at a time. What is saved
+// is weighted by direction (a Lagrange multiplier, by bisection), because a write-back costs nothing while fetches are
+// the bottleneck, and the other way round.
+//
+// What MIN leaves open decides about speed: where many intervals cost the same (weights that are read once a pass), MIN
+// keeps any of them, and mostly those beside each other, so that all fetches fall into one part of the pass and the link
+// idles in the rest. Among equals this plan takes them in bit-reversed order (van der Corput 1935) of their place in
+// the pass: whatever number fits, it is spread evenly, and so are the fetches.
+//
+// Time is counted in operators: what one operator uses, it needs at once.
+//
+// Invariant: at every bucket, bytes of regions used there + bytes of intervals kept across it <= capacity, unless the uses
+// alone exceed it (checked by the tests against a plain count).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/trace.h"
+
+namespace tierpage {
+
+class ResidencyPlan {
+ public:
+  // Plans the recurrence [begin, end) of the trace, which is expected to go on repeating. O(n log n) in its uses.
+  void build(const Trace& trace, uint64_t begin, uint64_t end, uint64_t capacity_bytes);
+  void clear() { period_ = 0; }
+  bool valid() const { return period_ != 0; }
+  uint64_t period() const { return period_; }
+  uint64_t capacity_bytes() const { return capacity_bytes_; }
+  // Whether what was used at `position` (at or after begin, any number of recurrences later) stays until its next use,
+  // or until it is freed.
+  bool keeps(uint64_t position) const { return position >= begin_ && keep_[(position - begin_) % period_]; }
+  // Whether the content as it is after that use will be written down before it changes or ends: sooner costs nothing more.
+  bool writes(uint64_t position) const { return position >= begin_ && write_[(position - begin_) % period_]; }
+  uint64_t fetched_bytes() const { return fetched_bytes_; }  // in each recurrence, if all goes by the plan
+  uint64_t written_bytes() const { return written_bytes_; }
+
+ private:
+  uint64_t begin_ = 0;
+  uint64_t period_ = 0;
+  uint64_t capacity_bytes_ = 0;
+  uint64_t fetched_bytes_ = 0;
+  uint64_t written_bytes_ = 0;
+  std::vector<bool> keep_;
+  std::vector<bool> write_;
+};
+
+}  // namespace tierpage

@@ -1,0 +1,58 @@
+"""bench/record_program.py: what it records of a tiny model is consistent, and what real tensors would have done."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).parents[2] / "bench" / "record_program.py"
+SMALLEST = 2**12
+
+
+@pytest.fixture(scope="module")
+def recorder():
+    """The module under test."""
+    spec = importlib.util.spec_from_file_location("record_program", PATH)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setitem(sys.modules, "record_program", module)
+        spec.loader.exec_module(module)
+        yield module
+
+
+def tiny(recorder, name: str):
+    """The named program with the tiny shape."""
+    return dataclasses.replace(recorder.PROGRAMS[name], shape=recorder.SHAPES["tiny"], layers=2, batch=2, tokens=32)
+
+
+@pytest.mark.parametrize("name", ["infer-13b", "train-3b", "train-3b-hooks", "train-3b-plain"])
+def test_ids_are_alive_where_used_and_the_loop_closes(recorder, name: str) -> None:
+    live, at_loop = set(), None
+    for line in recorder.record(tiny(recorder, name), SMALLEST).lines:
+        kind, *words = line.split()
+        if kind == "L":
+            at_loop = set(live)
+        elif kind == "F":
+            live.remove(int(words[0]))
+        elif kind != "S":
+            new = [words[0]] if kind == "A" else [w[1:].split(":")[0] for w in words if w[0] == "+"]
+            used = [] if kind == "A" else [w[:-1] for w in words[2:] if w != ";" and w[0] != "+"]
+            assert live.issuperset(map(int, used)), line
+            assert live.isdisjoint(map(int, new)), line
+            live.update(map(int, new))
+    assert at_loop == live
+
+
+@pytest.mark.parametrize("name", ["infer-13b", "train-3b", "train-3b-hooks", "accumulate"])
+def test_fake_tensors_live_and_die_as_real_ones(recorder, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(recorder, "cuda_kernels", contextlib.nullcontext)  # the host has no such kernels
+    fake = recorder.record(tiny(recorder, name), SMALLEST)
+    monkeypatch.setattr(recorder, "FakeTensorMode", contextlib.nullcontext)
+    assert recorder.record(tiny(recorder, name), SMALLEST).lines == fake.lines
+    assert fake.late_frees == 0
