@@ -330,6 +330,7 @@ class Pager {
   uint64_t moving_ = 0;              // movements under way
   uint64_t arriving_bytes_ = 0;
   uint64_t ahead_serial_ = 0;
+  uint64_t ahead_quiet_until_ = 0;   // trace position before which nothing is missing for long
   uint64_t native_reserved_bytes_ = 0;
   bool short_of_frames_ = false;     // a waiting request needs more frames than there are
   uint64_t prefetched_bytes_ = 0;    // of pages fetched ahead and not used yet

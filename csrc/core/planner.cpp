@@ -199,6 +199,7 @@ void Pager::leave(PageId id) {
   Page& page = pages_[id];
   page.leaving = true;
   page.wrote_back = false;
+  ahead_quiet_until_ = 0;
   under_pressure_ = true;
   if (page.listed) return;
   page.listed = true;

@@ -11,6 +11,7 @@ namespace {
 
 constexpr uint64_t kLastInLine = std::numeric_limits<uint64_t>::max();
 constexpr uint64_t kUsesAheadMax = 2048;  // how far one plan looks into the future
+constexpr uint64_t kQuietUses = 32;       // for which nobody looks again after nothing was found missing
 
 double mebibytes(uint64_t bytes) { return static_cast<double>(bytes) / kMiB; }
 
@@ -107,7 +108,7 @@ void Pager::serve_hints() {
 // for pages on their way do not stop it (a link-bound program always has one); one that lacks frames does.
 void Pager::prefetch_ahead() {
   if (!config_.prefetch || !under_pressure_ || short_of_frames_) return;
-  if (prefetched_bytes_ >= config_.prefetch_bytes_max || !use_min()) return;
+  if (prefetched_bytes_ >= config_.prefetch_bytes_max || trace_.end() < ahead_quiet_until_ || !use_min()) return;
   if (device_.used_bytes() > device_.capacity_bytes()) return;  // the budget shrank: pages must go first
   const uint64_t horizon = std::min(predictor_.horizon(), kUsesAheadMax);
   // For what operators will allocate meanwhile: as much as lately had to be mapped afresh because no freed region
@@ -143,6 +144,7 @@ void Pager::prefetch_ahead() {
       if (!make_room_ahead(unserved + reserve, i, *below)) return;
     }
   }
+  if (unserved == 0) ahead_quiet_until_ = trace_.end() + kQuietUses;
 }
 
 // A plan is good while the program repeats what it was made from: the same distance to the past that matches. It is made

@@ -63,7 +63,7 @@ struct RuntimeOptions {
   bool direct_io = true;
   bool verify = true;                // pages that come back from the NVMe tier are checked
   uint64_t trace_events_max = 1u << 16;
-  double list_run_fraction = 0.25;
+  double list_run_fraction = 0.0625;
 };
 
 // Parts made elsewhere (tests put faults in them); what is empty is made from the options.

@@ -25,7 +25,7 @@ uint64_t collect(const OperatorInfo& info, const c10::Stack& stack, ThreadState&
   const c10::IValue* values = arguments_of(info, stack);
   uint64_t paged_bytes = 0;
   for (const ArgumentInfo& argument : info.arguments) {
-    paged_bytes += collect_argument(state, engine, argument, values[argument.index], note_storages);
+    paged_bytes += collect_argument(state, engine, info.as_called(argument, values), values[argument.index], note_storages);
   }
   return paged_bytes;
 }

@@ -113,6 +113,18 @@ bool writes_unmarked(const c10::FunctionSchema& schema) {
 constexpr std::array<std::string_view, 6> kWrittenUnmarked = {"running_mean", "running_var",  "workspace",
                                                               "reserve",      "reserveSpace", "dropout_state"};
 
+// The fused optimizers store a gradient only where they unscale it, that is with a grad_scale; their schemas mark it as
+// written always. Read gradients stay clean: in a step beyond the budget each would be written down once more, for nothing.
+void note_unscaled_gradients(const c10::FunctionSchema& schema, OperatorInfo& info) {
+  if (!schema.name().starts_with("aten::_fused_ada") && !schema.name().starts_with("aten::_fused_sgd")) return;
+  const auto& arguments = schema.arguments();
+  for (size_t index = 0; index < arguments.size(); ++index) {
+    if (arguments[index].name() == "grads") info.read_index = static_cast<int32_t>(index);
+    if (arguments[index].name() == "grad_scale") info.read_if_none_index = static_cast<int32_t>(index);
+  }
+  if (info.read_if_none_index < 0) info.read_index = -1;
+}
+
 }  // namespace
 
 std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
@@ -139,6 +151,7 @@ std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
     if (*kind == ArgumentKind::kPlainList || *kind == ArgumentKind::kList) info.list_arguments.push_back(entry);
   }
   if (info.arguments.empty()) return std::nullopt;
+  note_unscaled_gradients(schema, info);
   info.splittable = is_splittable(schema);
   if (!info.splittable) info.list_arguments.clear();
   for (const c10::Argument& result : schema.returns()) {

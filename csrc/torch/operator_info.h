@@ -35,10 +35,20 @@ struct OperatorInfo {
   tp_operator identity;
   uint32_t argument_count;
   uint32_t return_count;
+  // The argument at read_index is only read when the one at read_if_none_index is None, whatever the schema says. -1: no
+  // such case.
+  int32_t read_index = -1;
+  int32_t read_if_none_index = -1;
   bool splittable;                       // list_ops.h
   uint32_t fresh_lists = 0;              // of splittable operators: results that are new lists
   std::vector<ArgumentInfo> arguments;   // those that can hold tensors
   std::vector<ArgumentInfo> list_arguments;  // of splittable operators: every list, in order
+
+  ArgumentInfo as_called(const ArgumentInfo& argument, const c10::IValue* values) const {
+    ArgumentInfo actual = argument;
+    if (static_cast<int32_t>(argument.index) == read_index && values[read_if_none_index].isNone()) actual.mode = TP_READ;
+    return actual;
+  }
 };
 
 // Null: the operator never touches tensor memory itself, or somebody else owns its BackendSelect slot.

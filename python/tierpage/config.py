@@ -47,7 +47,7 @@ class Config:
     io_workers: int = 8
     direct_io: bool = True
     trace_events_max: int = 1 << 18
-    list_run_fraction: float = 0.5
+    list_run_fraction: float = 0.0625
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     in_force: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)

@@ -72,6 +72,7 @@ inline RuntimeOptions small_options() {
   options.staging_slot_bytes = 64 * kKiB;
   options.staging_slots = 4;
   options.io_workers = 4;
+  options.list_run_fraction = 0.25;
   return options;
 }
 inline constexpr uint64_t kRingBytes = 256 * kKiB;  // of small_options
