@@ -33,12 +33,12 @@ double gib(const char* text) { return std::atof(text) * static_cast<double>(kGiB
 
 void print(size_t index, const StepReport& step) {
   std::printf("%3zu  %8.4f s  compute %.4f  fault %.4f  allocate %.4f  up %6.2f GB (%.4f s)  down %6.2f GB (%.4f s)  "
-              "disk %.2f/%.2f GB  faults %llu  maps %llu\n",
+              "disk %.2f/%.2f GB  faults %llu  maps %llu  created %llu\n",
               index, step.seconds, step.compute_seconds, step.fault_seconds, step.allocate_seconds,
               static_cast<double>(step.to_device_bytes) / 1e9, step.to_device_busy_seconds,
               static_cast<double>(step.to_host_bytes) / 1e9, step.to_host_busy_seconds,
               static_cast<double>(step.disk_read_bytes) / 1e9, static_cast<double>(step.disk_write_bytes) / 1e9,
-              static_cast<unsigned long long>(step.faults), static_cast<unsigned long long>(step.maps));
+              static_cast<unsigned long long>(step.faults), static_cast<unsigned long long>(step.maps), static_cast<unsigned long long>(step.frames_created));
 }
 
 }  // namespace
@@ -60,6 +60,7 @@ int main(int argc, char** argv) {
     else if (word == "--prefetch-bytes") options.pager.prefetch_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
     else if (word == "--run") options.list_run_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
     else if (word == "--ahead-us") options.rates.ahead_us_max = std::atof(value), ++i;
+    else if (word == "--page-mib") options.pager.frame_bytes_max = static_cast<uint64_t>(std::atoi(value)) * kMiB, ++i;
     else if (word == "--loops") options.loops = std::atoi(value), ++i;
     else if (word == "--policy") options.pager.policy = value == std::string_view("clock") ? PolicyKind::kClock : PolicyKind::kAuto, ++i;
     else path = word;

@@ -16,7 +16,7 @@ enum class PolicyKind : uint8_t {
 
 struct PagerConfig {
   uint64_t granule_bytes = 2 * kMiB;      // smallest page; every page is granule * 2^n
-  uint64_t frame_bytes_max = 64 * kMiB;   // largest page
+  uint64_t frame_bytes_max = 16 * kMiB;   // largest page
   uint64_t range_bytes = 0;               // reserved addresses
   uint64_t device_bytes_max = 0;          // budget of frames in DEVICE
   uint64_t host_bytes_max = 0;            // budget of locked RAM
@@ -24,7 +24,7 @@ struct PagerConfig {
   uint64_t span_bytes_min = 4096;         // smallest piece of HOST and NVME, at most the granule
   PolicyKind policy = PolicyKind::kAuto;
   bool prefetch = true;
-  uint64_t prefetch_bytes_max = 0;        // look ahead, and bytes on their way up at once; 0: four of the largest pages, at most 1/8 of the budget
+  uint64_t prefetch_bytes_max = 0;        // look ahead, and bytes on their way up at once; 0: eight of the largest pages, at most 1/8 of the budget
   uint64_t trace_uses_max = 1u << 18;     // uses remembered; older ones are forgotten
 };
 

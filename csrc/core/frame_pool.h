@@ -8,6 +8,10 @@
 // Pure bookkeeping: no memory is touched here. Guarded by the owner of the Pager.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -46,6 +50,10 @@ class DevicePool {
   uint64_t capacity_bytes() const { return capacity_bytes_; }
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t free_bytes() const { return free_bytes_; }
+  size_t free_count(uint64_t bytes) const {  // frames of just that size
+    const auto found = free_by_size_.find(bytes);
+    return found == free_by_size_.end() ? 0 : found->second.size();
+  }
   void check_invariants() const;
 
  private:
@@ -62,6 +70,35 @@ class DevicePool {
   std::vector<Frame> frames_;
   std::vector<FrameId> unused_ids_;
   std::map<uint64_t, std::vector<FrameId>> free_by_size_;
+};
+
+// Pages that need a frame, by size. To free one of just that size saves taking a larger one apart: making a frame anew
+// costs the driver half a millisecond.
+class FramesWanted {
+ public:
+  void add(uint64_t bytes) {
+    ++count_[std::countr_zero(bytes)];
+    bytes_ += bytes;
+  }
+  // `count` frames of that size are there, or will be.
+  void found(uint64_t bytes, size_t count) {
+    uint32_t& row = count_[std::countr_zero(bytes)];
+    row -= static_cast<uint32_t>(std::min<size_t>(row, count));
+  }
+  uint64_t bytes() const { return bytes_; }  // of all that were added
+  // Calls visit(size) for each frame still missing, the largest first, until it returns false.
+  template <class Visit>
+  void for_each(Visit&& visit) const {
+    for (size_t bit = count_.size(); bit-- > 0;) {
+      for (uint32_t i = 0; i < count_[bit]; ++i) {
+        if (!visit(uint64_t{1} << bit)) return;
+      }
+    }
+  }
+
+ private:
+  std::array<uint32_t, 64> count_{};
+  uint64_t bytes_ = 0;
 };
 
 struct Span {

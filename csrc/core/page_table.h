@@ -57,6 +57,7 @@ struct Page {
   bool evict_asked = false; // leaving because the user or a smaller budget wants it
   bool listed = false;      // stands in the pager's list of leaving pages
   bool wrote_back = false;  // on this way out its content was copied down
+  bool cleanable = false;   // stands in the pager's list of pages to be written ahead
   bool hinted = false;      // stands in the pager's list of hints
   bool prefetched = false;  // brought up ahead of use and not used yet
   bool referenced = false;  // Clock's bit

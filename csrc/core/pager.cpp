@@ -20,7 +20,7 @@ Pager::Pager(const PagerConfig& config)
   host_growing_ = config.host_bytes_max > 0;
   if (config_.prefetch_bytes_max == 0) {
     // Enough that the link never idles between two looks, little of what the plan would keep.
-    config_.prefetch_bytes_max = std::max(config.granule_bytes, std::min(4 * config.frame_bytes_max, config.device_bytes_max / 8));
+    config_.prefetch_bytes_max = std::max(config.granule_bytes, std::min(8 * config.frame_bytes_max, config.device_bytes_max / 8));
   }
 }
 
@@ -249,7 +249,8 @@ void Pager::end_op(SlotId id, Fence fence) {
     if (--page.pins == 0) {
       stats_.pinned_bytes.current -= page.bytes;
       freed = freed || regions_[page.region.value].state == RegionState::kDying;
-      if (under_pressure_ && page.dirty() && !page.leaving && plan_.valid() && planned_to_be_written(page.region)) {
+      if (under_pressure_ && !page.cleanable && page.dirty() && !page.leaving && plan_.valid() && planned_to_be_written(page.region)) {
+        page.cleanable = true;
         cleanable_.emplace_back(page_id, page.region);
       }
     }

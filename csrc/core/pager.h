@@ -179,6 +179,7 @@ class Pager {
 
  private:
   static constexpr uint64_t kFreshHalfLife = 512;  // uses
+  static constexpr uint64_t kExpectedUses = 512;  // how far ahead allocations are counted
   static constexpr uint64_t kCachedAgeOld = 256;  // uses since a region was freed, after which nobody expects it back
   enum class RegionState : uint8_t { kGone, kLive, kCached, kDying };
   struct Region {
@@ -247,7 +248,10 @@ class Pager {
   void cut_into_pages(RegionId id);
   void retire_region(RegionId id);
   void finish_dying(RegionId id);
-  uint64_t drop_oldest_cached(uint64_t age_min = 0, bool finished_only = false);
+  uint64_t drop_oldest_cached(uint64_t age_min = 0);
+  uint64_t drop_surplus_cached(uint64_t page_bytes = 0);
+  uint64_t drop_cached(RegionId region);
+  void look_for_allocations();
   bool finished(const Page& page) const;
   void uncache(RegionId id);
   void settle_freed(PageId id);
@@ -255,9 +259,11 @@ class Pager {
   // planner.cpp: plan() and its parts
   bool use_min();
   void serve_requests();
-  uint64_t start_missing(Slot& slot, bool frames_allowed);
+  FramesWanted start_missing(Slot& slot, bool frames_allowed);
   bool start_arrival(PageId id, bool urgent);
-  void make_room(uint64_t bytes, uint64_t order);
+  void make_room(FramesWanted wanted, uint64_t order);
+  uint64_t free_exactly(FramesWanted& wanted, RoomBelow& below, uint64_t bytes);
+  PageId leaving_victim(uint64_t bytes, uint64_t distance, RoomBelow& below);
   EvictionPolicy& begin_eviction(uint64_t order);
   PageId next_victim(EvictionPolicy& policy, RoomBelow& below);
   bool evictable(PageId id, uint64_t order) const;
@@ -283,7 +289,7 @@ class Pager {
   MinPolicy::Next next_use(RegionId region);
   void clean_ahead();
   bool take_prefetched(Page& page);
-  bool make_room_ahead(uint64_t bytes, uint64_t distance, RoomBelow& below);
+  bool make_room_ahead(uint64_t bytes, uint64_t page_bytes, uint64_t distance, RoomBelow& below);
   void serve_hints();
   void start_unmap(PageId id);
   void fail_if_stuck();
@@ -337,6 +343,8 @@ class Pager {
   uint64_t fresh_bytes_ = 0;         // allocations that no cached region served, decaying
   uint64_t fresh_since_ = 0;         // trace position of the last decay
   uint64_t cached_bytes_ = 0;        // of cached regions
+  std::unordered_map<uint64_t, uint32_t> expected_;  // by rounded size: allocations that the trace announces
+  uint64_t expected_at_ = ~uint64_t{0};  // trace position at which they were counted
   uint64_t device_capacity_wanted_ = 0;  // what the user set; the pool's may be lower after the device refused
   uint64_t host_space_wanted_ = 0;
   uint32_t host_hand_ = 0;

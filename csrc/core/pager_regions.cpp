@@ -1,6 +1,7 @@
 // Regions: cutting them into pages, freeing, keeping freed ones for reuse, and taking them apart.
 #include <algorithm>
 #include <bit>
+#include <unordered_set>
 
 #include "core/pager.h"
 
@@ -146,22 +147,56 @@ void Pager::uncache(RegionId id) {
 }
 
 // Takes the cached region that has waited longest apart; returns the bytes that will become free, 0 if there is none.
-// Pages that an operator still holds (interleaving 4) leave when it ends.
-// Only regions freed at least age_min uses ago: a younger one is likely to be wanted again at once. finished_only: whose
-// frames can be had now, because the work on them is known to have ended.
-uint64_t Pager::drop_oldest_cached(uint64_t age_min, bool finished_only) {
+// Only regions freed at least age_min uses ago: a younger one is likely to be wanted again at once.
+uint64_t Pager::drop_oldest_cached(uint64_t age_min) {
   for (const auto& [serial, id] : cached_by_age_) {
     if (regions_[id.value].cached_at + age_min > trace_.end()) return 0;
-    const std::vector<PageId> pages = regions_[id.value].pages;
-    uint64_t bytes = 0;
-    for (const PageId page : pages) bytes += pages_[page].pins == 0 ? pages_[page].bytes : 0;
-    if (bytes == 0) continue;
-    if (finished_only && !std::all_of(pages.begin(), pages.end(), [&](PageId page) { return finished(pages_[page]); })) continue;
-    uncache(id);
-    for (const PageId page : pages) settle_freed(page);
-    return bytes;
+    if (const uint64_t bytes = drop_cached(id); bytes > 0) return bytes;
   }
   return 0;
+}
+
+// The same for regions of which more are kept than the trace announces allocations of their size, and whose frames can be
+// had now because the work on them is known to have ended. page_bytes: only one with a page of just that size; 0: any.
+uint64_t Pager::drop_surplus_cached(uint64_t page_bytes) {
+  look_for_allocations();
+  for (const auto& [serial, id] : cached_by_age_) {
+    const Region& region = regions_[id.value];
+    const auto expected = expected_.find(region.bytes);
+    if (expected != expected_.end() && cached_[region.bytes].size() <= expected->second) continue;
+    bool fits = page_bytes == 0, ended = true;
+    for (const PageId page : region.pages) {
+      fits = fits || pages_[page].bytes == page_bytes;
+      ended = ended && finished(pages_[page]);
+    }
+    if (!fits || !ended) continue;
+    if (const uint64_t bytes = drop_cached(id); bytes > 0) return bytes;
+  }
+  return 0;
+}
+
+// Pages that an operator still holds (interleaving 4) leave when it ends; 0 if all of them are held.
+uint64_t Pager::drop_cached(RegionId id) {
+  const std::vector<PageId> pages = regions_[id.value].pages;
+  uint64_t bytes = 0;
+  for (const PageId page : pages) bytes += pages_[page].pins == 0 ? pages_[page].bytes : 0;
+  if (bytes == 0) return 0;
+  uncache(id);
+  for (const PageId page : pages) settle_freed(page);
+  return bytes;
+}
+
+// Keys without a region that are used soon: each will be allocated first.
+void Pager::look_for_allocations() {
+  if (expected_at_ <= trace_.end() && trace_.end() < expected_at_ + kExpectedUses / 16) return;
+  expected_at_ = trace_.end();
+  expected_.clear();
+  std::unordered_set<uint32_t> counted;
+  const uint64_t horizon = std::min(predictor_.horizon(), kExpectedUses);
+  for (uint64_t i = 1; i <= horizon; ++i) {
+    const KeyId key = predictor_.future(i);
+    if (!trace_.region_of(key).valid() && counted.insert(key.value).second) ++expected_[trace_.bytes_of(key)];
+  }
 }
 
 // One page of a freed region: gives back what is at rest, sends its frame away. Interleavings 3 and 4.

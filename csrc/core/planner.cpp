@@ -33,7 +33,7 @@ void Pager::serve_requests() {
   for (const SlotId id : queue) {
     Slot& slot = slots_[id.value];
     if (slot.order == 0) continue;
-    const uint64_t missing = start_missing(slot, frames_allowed);
+    const FramesWanted missing = start_missing(slot, frames_allowed);
     if (grantable(slot)) {
       grant(id);
       continue;
@@ -44,7 +44,7 @@ void Pager::serve_requests() {
       fail(id, too_large(slot, needed));
       continue;
     }
-    if (missing > 0) {
+    if (missing.bytes() > 0) {
       if (frames_allowed) make_room(missing, slot.order);
       frames_allowed = false;
       short_of_frames_ = true;
@@ -52,9 +52,9 @@ void Pager::serve_requests() {
   }
 }
 
-// Starts what the request lacks; returns the bytes for which there was no frame.
-uint64_t Pager::start_missing(Slot& slot, bool frames_allowed) {
-  uint64_t missing = 0;
+// Starts what the request lacks; returns the frames that there were not.
+FramesWanted Pager::start_missing(Slot& slot, bool frames_allowed) {
+  FramesWanted missing;
   for (const Wanted& wanted : slot.wanted) {
     Page& page = pages_[wanted.page];
     if (page.claim == 0 || page.claim > slot.order) page.claim = slot.order;
@@ -68,7 +68,7 @@ uint64_t Pager::start_missing(Slot& slot, bool frames_allowed) {
       if (take_prefetched(page)) ++stats_.prefetch_late;
       continue;
     }
-    if (!frames_allowed || !start_arrival(wanted.page, true)) missing += page.bytes;
+    if (!frames_allowed || !start_arrival(wanted.page, true)) missing.add(page.bytes);
   }
   return missing;
 }
@@ -118,16 +118,21 @@ uint64_t Pager::device_room() const {
 
 // Freed regions go first. With a known future only the old ones do: a buffer freed a moment ago is about to be asked for
 // again (the next layer's temporary), while MIN's victim is not needed for long; young ones are the last resort.
-void Pager::make_room(uint64_t bytes, uint64_t order) {
+void Pager::make_room(FramesWanted wanted, uint64_t order) {
+  const uint64_t bytes = wanted.bytes();
   uint64_t room = device_room();
   const auto drop_cached = [&](uint64_t age_min) {
     for (uint64_t cached = 1; room < bytes && cached > 0; room += cached) cached = drop_oldest_cached(age_min);
   };
-  const bool future_known = use_min();
-  drop_cached(future_known ? kCachedAgeOld : 0);
   if (room >= bytes) return;
+  const bool future_known = use_min();
   EvictionPolicy& policy = begin_eviction(order);
   RoomBelow below = room_below();
+  if (future_known && plan_.valid()) {
+    for (uint64_t surplus = 1; room < bytes && surplus > 0; room += surplus) surplus = drop_surplus_cached();
+    if (room < bytes) room += free_exactly(wanted, below, bytes - room);
+  }
+  drop_cached(future_known ? kCachedAgeOld : 0);
   while (room < bytes) {
     // What is planned to stay goes only after every freed region: mapping anew costs less than moving.
     if (future_known && plan_.valid() && cached_bytes_ > 0 && !min_.leaves_ahead()) {
@@ -140,6 +145,29 @@ void Pager::make_room(uint64_t bytes, uint64_t order) {
     room += pages_[victim].bytes;
   }
   drop_cached(0);
+}
+
+// Victims whose frames have just the sizes that are wanted, as far as there are any that cost nothing more than others.
+uint64_t Pager::free_exactly(FramesWanted& wanted, RoomBelow& below, uint64_t bytes) {
+  for (const PageId id : leaving_) {
+    if (pages_.exists(id) && (pages_[id].leaving || pages_[id].movement == Movement::kUnmap)) wanted.found(pages_[id].bytes, 1);
+  }
+  for (uint64_t size = config_.granule_bytes; size <= config_.frame_bytes_max; size *= 2) {
+    wanted.found(size, device_.free_count(size));
+  }
+  uint64_t freed = 0;
+  wanted.for_each([&](uint64_t size) {
+    const PageId victim = leaving_victim(size, 0, below);
+    if (victim.valid()) leave(victim);
+    freed += victim.valid() ? size : drop_surplus_cached(size);
+    return freed < bytes;
+  });
+  return freed;
+}
+
+PageId Pager::leaving_victim(uint64_t bytes, uint64_t distance, RoomBelow& below) {
+  const PageId victim = min_.next_leaving(bytes, distance);
+  return victim.valid() && pages_[victim].dirty() && !below.take(bytes) ? PageId::none() : victim;
 }
 
 EvictionPolicy& Pager::begin_eviction(uint64_t order) {

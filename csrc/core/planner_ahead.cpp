@@ -66,7 +66,7 @@ void Pager::shrink_host() {
 void Pager::serve_hints() {
   if (hinted_.empty()) return;
   std::vector<std::pair<PageId, RegionId>> later;
-  uint64_t wanted = 0;
+  FramesWanted wanted;
   for (const auto& [id, region] : hinted_) {
     if (!pages_.exists(id) || pages_[id].region != region || !region_live(region)) continue;
     Page& page = pages_[id];
@@ -76,11 +76,11 @@ void Pager::serve_hints() {
     if (waiting_.empty() && start_arrival(id, false)) continue;
     page.hinted = true;
     later.emplace_back(id, region);
-    wanted += page.bytes;
+    if (wanted.bytes() + page.bytes <= device_.capacity_bytes() / 2) wanted.add(page.bytes);
   }
   hinted_.swap(later);
   if (hinted_.empty() || !waiting_.empty()) return;
-  make_room(std::min(wanted, device_.capacity_bytes() / 2), kLastInLine);
+  make_room(wanted, kLastInLine);
   // No room can be made: the hint is let go, RAM is the next best place.
   if (leaving_.empty()) {
     for (const auto& [id, region] : hinted_) {
@@ -141,7 +141,7 @@ void Pager::prefetch_ahead() {
       }
       unserved += page.bytes;
       if (!below) below = room_below();
-      if (!make_room_ahead(unserved + reserve, i, *below)) return;
+      if (!make_room_ahead(unserved + reserve, page.bytes, i, *below)) return;
     }
   }
   if (unserved == 0) ahead_quiet_until_ = trace_.end() + kQuietUses;
@@ -156,7 +156,7 @@ void Pager::renew_residency_plan() {
     plan_.clear();
     return;
   }
-  const uint64_t aside = config_.prefetch_bytes_max + std::min(cached_bytes_peak_, config_.device_bytes_max / 32);
+  const uint64_t aside = config_.prefetch_bytes_max + std::min(cached_bytes_peak_, config_.device_bytes_max / 64);
   const uint64_t capacity = device_.capacity_bytes() > aside ? device_.capacity_bytes() - aside : 0;
   const uint64_t slack = device_.capacity_bytes() / 32;
   const bool same = plan_.valid() && plan_.period() == period && plan_mispredictions_ == predictor_.mispredicted_uses() &&
@@ -189,15 +189,17 @@ MinPolicy::Next Pager::next_use(RegionId region) {
 // Writes down what is planned to be written, before anybody needs its frame; it stays readable where it is. Only into room
 // that is free: what has to make room first is left to the eviction.
 void Pager::clean_ahead() {
-  const uint64_t limit = std::max(config_.frame_bytes_max * 4, config_.granule_bytes);
+  const uint64_t limit = std::max(config_.frame_bytes_max * 8, config_.granule_bytes);
   while (!cleanable_.empty() && descending_bytes_ < limit) {
     const auto [id, region] = cleanable_.front();
-    const bool wanted = config_.prefetch && pages_.exists(id) && pages_[id].region == region && region_live(region) &&
+    const bool same = pages_.exists(id) && pages_[id].region == region;  // else the row is another page's by now
+    const bool wanted = same && config_.prefetch && region_live(region) &&
                         pages_[id].dirty() && pages_[id].movement == Movement::kNone && pages_[id].pins == 0 &&
                         !pages_[id].leaving && pages_[id].claim == 0 && plan_.valid() && planned_to_be_written(region) &&
                         host_.can_take(pages_[id].bytes);
     if (wanted && !fences_finished(id)) return;
     cleanable_.pop_front();
+    if (same) pages_[id].cleanable = false;
     if (wanted) send_down(id);
   }
 }
@@ -219,12 +221,16 @@ uint64_t Pager::fresh_bytes_lately() {
   return fresh_bytes_;
 }
 
-bool Pager::make_room_ahead(uint64_t bytes, uint64_t distance, RoomBelow& below) {
+bool Pager::make_room_ahead(uint64_t bytes, uint64_t page_bytes, uint64_t distance, RoomBelow& below) {
   uint64_t room = device_room();
   while (room < bytes) {
-    // A plan counts on the memory that freed regions hold, but for a little.
-    const bool many_cached = plan_.valid() && cached_bytes_ > device_.capacity_bytes() / 32;
-    uint64_t left = many_cached ? drop_oldest_cached(0, true) : drop_oldest_cached(kCachedAgeOld);
+    if (const PageId victim = plan_.valid() ? leaving_victim(page_bytes, distance, below) : PageId::none(); victim.valid()) {
+      leave(victim);
+      room += page_bytes;
+      continue;
+    }
+    uint64_t left = plan_.valid() ? drop_surplus_cached() : 0;
+    if (left == 0) left = drop_oldest_cached(kCachedAgeOld);
     if (left == 0) {
       if (min_.distance_ahead() <= distance) return false;
       const PageId victim = next_victim(min_, below);

@@ -31,7 +31,7 @@ void MinPolicy::begin(PageTable& pages, Eligible eligible) {
   pages_ = &pages;
   eligible_ = std::move(eligible);
   best_.clear();
-  last_ = {~uint64_t{0}, PageId::none()};
+  bound_ = {~uint64_t{0}, PageId::none()};
   complete_ = false;
 }
 
@@ -49,7 +49,7 @@ void MinPolicy::scan() {
       rank = rank_of(next_use_(region));
     }
     const Candidate candidate{rank, id};
-    if (!(candidate < last_)) continue;
+    if (!(candidate < bound_)) continue;
     if (best_.size() == kCandidatesMax) {
       complete_ = false;
       if (candidate < best_.front()) continue;
@@ -61,15 +61,27 @@ void MinPolicy::scan() {
     std::push_heap(best_.begin(), best_.end(), larger);
   }
   std::sort(best_.begin(), best_.end());
+  if (!best_.empty()) bound_ = best_.front();
 }
 
 PageId MinPolicy::next() {
   if (best_.empty() && !complete_) scan();
   if (best_.empty()) return PageId::none();
-  last_ = best_.back();
+  const Candidate chosen = best_.back();
   best_.pop_back();
-  distance_ = distance_of(last_);
-  return last_.second;
+  distance_ = distance_of(chosen);
+  return chosen.second;
+}
+
+PageId MinPolicy::next_leaving(uint64_t bytes, uint64_t distance) {
+  if (best_.empty() && !complete_) scan();
+  for (size_t i = best_.size(); i-- > 0 && (best_[i].first & kLeaves) != 0;) {
+    const Candidate chosen = best_[i];
+    if ((*pages_)[chosen.second].bytes != bytes || distance_of(chosen) <= distance) continue;
+    best_.erase(best_.begin() + static_cast<std::ptrdiff_t>(i));
+    return chosen.second;
+  }
+  return PageId::none();
 }
 
 bool MinPolicy::leaves_ahead() {

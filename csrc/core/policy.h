@@ -59,6 +59,9 @@ class MinPolicy final : public EvictionPolicy {
   // In how many uses the page that next() returned last is used, and the one that it would return now (0: there is none).
   uint64_t distance() const { return distance_; }
   uint64_t distance_ahead();
+  // Of the best few candidates one that is not planned to stay, has just that size and is used later than in `distance`
+  // uses: a victim as good as another, whose frame fits. None if there is no such.
+  PageId next_leaving(uint64_t bytes, uint64_t distance);
   bool leaves_ahead();  // the page that next() would return now is not planned to stay
 
  private:
@@ -77,7 +80,7 @@ class MinPolicy final : public EvictionPolicy {
   PageTable* pages_ = nullptr;
   Eligible eligible_;
   std::vector<Candidate> best_;  // the last one leaves first
-  Candidate last_;               // returned by next(); all that are larger have been returned
+  Candidate bound_;              // all candidates that are not smaller were in best_ at some time
   bool complete_ = true;         // best_ holds every candidate that is left
   uint64_t distance_ = 0;
 };

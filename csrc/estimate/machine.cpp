@@ -75,7 +75,7 @@ class Machine {
  private:
   struct Totals {
     double time = 0, compute = 0, fault = 0, allocate = 0, up_busy = 0, down_busy = 0;
-    uint64_t up = 0, down = 0, disk_read = 0, disk_write = 0, faults = 0, maps = 0;
+    uint64_t up = 0, down = 0, disk_read = 0, disk_write = 0, faults = 0, maps = 0, created = 0;
   };
 
   // --- the program thread ----------------------------------------------------------------------------------------
@@ -264,6 +264,7 @@ class Machine {
       }
       case ActionKind::kMap:
         ++totals_.maps;
+        totals_.created += action.create_frame;
         finished_.push_back(action.transfer);
         return time + rates_.map_us + (action.create_frame ? rates_.create_us : 0);
       case ActionKind::kUnmap:
@@ -271,6 +272,7 @@ class Machine {
         return time + rates_.unmap_us;
       case ActionKind::kFetch:
         ++totals_.maps;
+        totals_.created += action.create_frame;
         link_for(action, up_, true).add(action.transfer, action.bytes, rates_.piece_bytes, action.urgent);
         totals_.up += action.bytes;
         return time + rates_.map_us + (action.create_frame ? rates_.create_us : 0);
@@ -316,6 +318,7 @@ class Machine {
     step.disk_write_bytes = b.disk_write - a.disk_write;
     step.faults = b.faults - a.faults;
     step.maps = b.maps - a.maps;
+    step.frames_created = b.created - a.created;
     step_start_ = totals_;
     return step;
   }

@@ -23,9 +23,9 @@ struct MachineRates {
   double duplex_factor = 0.86;      // of each direction's rate while both are busy
   double disk_read = 3.5e9;
   double disk_write = 2.5e9;
-  double map_us = 22;               // map and set access, one frame
-  double unmap_us = 14;
-  double create_us = 40;            // a frame's memory, once
+  double map_us = 40;               // map and set access, one frame
+  double unmap_us = 30;
+  double create_us = 500;           // the memory of a frame, whatever its size
   double launch_us = 7;             // program thread, per operator
   double wake_us = 40;              // from the grant to the waiting thread's next instruction
   double look_us = 15;              // until the pager thread sees a completion
@@ -47,6 +47,7 @@ struct StepReport {
   uint64_t disk_write_bytes = 0;
   uint64_t faults = 0;
   uint64_t maps = 0;
+  uint64_t frames_created = 0;
 };
 
 struct ReplayOptions {

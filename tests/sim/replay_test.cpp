@@ -1,0 +1,134 @@
+// Recorded programs on the modelled machine: the figures that the planner is held to, and hostile files.
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "estimate/machine.h"
+
+namespace tierpage::estimate {
+namespace {
+
+constexpr double kWeightBytes = 26.03e9;      // Llama shape of 13 B parameters, bfloat16
+constexpr double kWorkingSetBytes = 0.478e9;  // at 2048 tokens: what a plain run on an H200 takes above the weights
+
+Program read(const std::string& text) {
+  std::istringstream stream(text);
+  Program program;
+  const Status status = read_program(stream, &program);
+  EXPECT_TRUE(status.ok()) << status.message;
+  return program;
+}
+
+Program read_recorded(const char* name) {
+  std::ifstream file(std::string(TIERPAGE_PROGRAMS) + "/" + name);
+  Program program;
+  const Status status = read_program(file, &program);
+  EXPECT_TRUE(status.ok()) << status.message;
+  return program;
+}
+
+ReplayOptions options_for(uint64_t device_bytes, uint64_t host_bytes) {
+  ReplayOptions options;
+  options.pager.range_bytes = 1024 * kGiB;
+  options.pager.span_bytes_min = 256 * kKiB;
+  options.pager.device_bytes_max = device_bytes;
+  options.pager.host_bytes_max = host_bytes;
+  return options;
+}
+
+std::vector<StepReport> run(const Program& program, const ReplayOptions& options) {
+  std::vector<StepReport> reports;
+  const Status status = replay(program, options, &reports);
+  EXPECT_TRUE(status.ok()) << status.message;
+  return reports;
+}
+
+// The two budgets of docs/benchmarks.md: at most 1.10 x (weights - budget + working set) / link.
+TEST(Replay, InferenceStaysNearTheLinksBound) {
+  const Program program = read_recorded("infer-13b.txt");
+  for (const uint64_t gib : {16u, 4u}) {
+    const ReplayOptions options = options_for(gib * kGiB, 64 * kGiB);
+    const std::vector<StepReport> reports = run(program, options);
+    ASSERT_GE(reports.size(), 5u);
+    const double budget = static_cast<double>(gib * kGiB);
+    const double bound = (kWeightBytes - budget + kWorkingSetBytes) / options.rates.host_to_device;
+    const StepReport& steady = reports.back();
+    EXPECT_LE(steady.seconds, 1.10 * bound) << gib << " GiB: " << steady.seconds << " s";
+    EXPECT_LE(steady.to_host_bytes, uint64_t{64} << 20) << "weights are clean";
+  }
+}
+
+TEST(Replay, WhatFitsMovesNothing) {
+  const Program program = read_recorded("infer-13b.txt");
+  const std::vector<StepReport> reports = run(program, options_for(40 * kGiB, 64 * kGiB));
+  const StepReport& steady = reports.back();
+  EXPECT_EQ(steady.to_device_bytes + steady.to_host_bytes + steady.maps, 0u);
+  EXPECT_LE(steady.seconds, 1.01 * steady.compute_seconds);
+}
+
+// A training step in small: weights are read forwards and backwards, each has a state that is rewritten at the end.
+std::string training_program(int layers, int steps) {
+  constexpr int kBytes = 32 << 20;
+  std::ostringstream text;
+  text << "tierpage-program 1\n";
+  for (int i = 0; i < 2 * layers; ++i) text << "A " << i << " " << kBytes << "\n";
+  text << "S\n";
+  for (int step = 0; step < steps; ++step) {
+    if (step == steps - 1) text << "L\n";
+    for (int i = 0; i < layers; ++i) text << "O forward 400 " << i << "r\n";
+    for (int i = layers; i-- > 0;) text << "O backward 800 " << i << "r +" << 2 * layers + i << ":" << kBytes << "\n";
+    for (int i = 0; i < layers; ++i) {
+      text << "O step 30 " << i << "w " << layers + i << "w " << 2 * layers + i << "r\n";
+      text << "F " << 2 * layers + i << "\n";
+    }
+    text << "S\n";
+  }
+  return text.str();
+}
+
+// Each written page goes down once a step at most, what is about to be freed never, and transfers hide behind kernels.
+TEST(Replay, TrainingWritesEachPageOnceAndOverlaps) {
+  constexpr uint64_t kPage = 32 * kMiB;
+  constexpr int kLayers = 40;
+  ReplayOptions options = options_for(50 * kPage, 8 * kGiB);
+  options.check = true;
+  const StepReport steady = run(read(training_program(kLayers, 3)), options).back();
+  EXPECT_LE(steady.to_host_bytes, 3 * kLayers * kPage);
+  EXPECT_GE(steady.to_host_bytes, kPage);
+  const double links = std::max(steady.to_device_busy_seconds, steady.to_host_busy_seconds);
+  EXPECT_LE(steady.seconds, 1.25 * (steady.compute_seconds + 0.5 * links));
+}
+
+TEST(Replay, TheSameTwice) {
+  const Program program = read(training_program(12, 3));
+  const ReplayOptions options = options_for(14 * 32 * kMiB, 4 * kGiB);
+  const std::vector<StepReport> first = run(program, options), second = run(program, options);
+  ASSERT_EQ(first.size(), second.size());
+  for (size_t i = 0; i < first.size(); ++i) {
+    EXPECT_EQ(first[i].seconds, second[i].seconds);
+    EXPECT_EQ(first[i].to_device_bytes, second[i].to_device_bytes);
+  }
+}
+
+TEST(Replay, TooSmallABudgetIsAnError) {
+  std::vector<StepReport> reports;
+  const Status status = replay(read(training_program(4, 1)), options_for(2 * 32 * kMiB, kGiB), &reports);
+  EXPECT_EQ(status.code, StatusCode::kOutOfMemory);
+}
+
+TEST(Replay, HostileFilesAreRefused) {
+  const std::string head = "tierpage-program 1\n";
+  for (const std::string& text :
+       {std::string(), std::string("something else\n"), head + "A 1 0\n", head + "A 1 99999999999999999999\n",
+        head + "A 4294967296 4096\n", head + "A 1 4096\nA 1 4096\n", head + "F 1\n", head + "O mm 10 1r\n",
+        head + "O mm nan\n", head + "O mm -1\n", head + "O mm 10 1x\n", head + "O mm 10 +1\n", head + "O mm 10 +1:-5\n",
+        head + "Q\n", head + "A 1 4096\nL\nA 2 4096\nS\n"}) {
+    std::istringstream stream(text);
+    Program program;
+    EXPECT_EQ(read_program(stream, &program).code, StatusCode::kInvalidArgument) << text;
+  }
+}
+
+}  // namespace
+}  // namespace tierpage::estimate
