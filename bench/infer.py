@@ -76,6 +76,12 @@ def measure(args: argparse.Namespace, device: str) -> dict:
     }
 
 
+def best_links(native, device: str) -> dict[str, float]:
+    """The links' rates in GB/s, the best of three looks: a look is short, and a machine may have other tenants."""
+    looks = [native.measure_links({"device": device}) for _ in range(3)]
+    return {name: max(look[name] for look in looks) for name in looks[0]}
+
+
 def main() -> int:
     """Runs both sides and prints the row; exit code 1 where the bits differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,7 +107,7 @@ def main() -> int:
         plain = measure(args, device)
         if device == "cuda":
             torch.cuda.empty_cache()
-    links = _C.measure_links({"device": device})
+    links = best_links(_C, device)
     rate = args.link_gb_per_s or links.get("host_to_device", 0.0)
     context = process_device_bytes() if device == "cuda" else 0
     tierpage.enable(nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget)

@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from infer import process_device_bytes, synchronize  # noqa: E402
+from infer import best_links, process_device_bytes, synchronize  # noqa: E402
 from llama_shape import SHAPES, build  # noqa: E402
 
 
@@ -145,7 +145,7 @@ def main() -> int:
     import tierpage
     from tierpage import _C
 
-    links = _C.measure_links({"device": device})
+    links = best_links(_C, device)
     context = process_device_bytes() if device == "cuda" else 0
     tierpage.enable(nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget)
     before = tierpage.memory_stats()
