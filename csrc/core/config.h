@@ -16,7 +16,7 @@ enum class PolicyKind : uint8_t {
 
 struct PagerConfig {
   uint64_t granule_bytes = 2 * kMiB;      // smallest page; every page is granule * 2^n
-  uint64_t frame_bytes_max = 16 * kMiB;   // largest page
+  uint64_t frame_bytes_max = 32 * kMiB;   // largest page
   uint64_t range_bytes = 0;               // reserved addresses
   uint64_t device_bytes_max = 0;          // budget of frames in DEVICE
   uint64_t host_bytes_max = 0;            // budget of locked RAM

@@ -275,11 +275,11 @@ class Machine {
         totals_.created += action.create_frame;
         link_for(action, up_, true).add(action.transfer, action.bytes, rates_.piece_bytes, action.urgent);
         totals_.up += action.bytes;
-        return time + rates_.map_us + (action.create_frame ? rates_.create_us : 0);
+        return time + rates_.map_us + (action.create_frame ? rates_.create_us : 0) + submit_us(action);
       case ActionKind::kWriteBack:
         link_for(action, down_, false).add(action.transfer, action.bytes, rates_.piece_bytes, action.urgent);
         totals_.down += action.bytes;
-        return time;
+        return time + submit_us(action);
       case ActionKind::kSpill:
       case ActionKind::kStage:
         disk_reads_ = action.kind == ActionKind::kStage;
@@ -288,6 +288,10 @@ class Machine {
         return time;
     }
     return time;
+  }
+
+  double submit_us(const Action& action) const {
+    return rates_.submit_us * static_cast<double>((action.bytes + rates_.piece_bytes - 1) / rates_.piece_bytes);
   }
 
   // What comes from or goes to the disk is as slow as the disk; its way over the bus hides behind that.

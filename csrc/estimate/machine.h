@@ -26,6 +26,7 @@ struct MachineRates {
   double map_us = 40;               // map and set access, one frame
   double unmap_us = 30;
   double create_us = 500;           // the memory of a frame, whatever its size
+  double submit_us = 12;            // to hand one piece of a copy to the device
   double launch_us = 7;             // program thread, per operator
   double wake_us = 40;              // from the grant to the waiting thread's next instruction
   double look_us = 15;              // until the pager thread sees a completion

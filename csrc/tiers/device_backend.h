@@ -117,7 +117,7 @@ struct CudaBackendOptions {
   int device_index = 0;
   uint64_t range_bytes = 0;             // 0: sixteen times the device's memory
   uint64_t granule_bytes = 0;           // 0: the driver's granularity (2 MiB)
-  uint64_t frame_bytes_max = 16 * kMiB;  // larger ones map no faster than the link, and fit each other's place less often
+  uint64_t frame_bytes_max = 32 * kMiB;  // measured: smaller ones keep the pager thread busy, larger fit each other less often
 };
 
 // Both return kUnavailable with cause and remedy where the machine lacks what they need; neither throws.
