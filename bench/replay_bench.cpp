@@ -31,14 +31,19 @@ std::string smoke_program() {
 
 double gib(const char* text) { return std::atof(text) * static_cast<double>(kGiB); }
 
+double gigabytes(uint64_t bytes) { return static_cast<double>(bytes) / 1e9; }
+
 void print(size_t index, const StepReport& step) {
+  const double uses = static_cast<double>(step.uses), pages = static_cast<double>(step.pages_ahead + step.pages_on_demand);
   std::printf("%3zu  %8.4f s  compute %.4f  fault %.4f  allocate %.4f  up %6.2f GB (%.4f s)  down %6.2f GB (%.4f s)  "
-              "disk %.2f/%.2f GB  faults %llu  maps %llu  created %llu\n",
+              "disk %.2f/%.2f GB  faults %llu  maps %llu  created %llu  predicted %.1f %% of uses  ahead %.1f %% of pages\n",
               index, step.seconds, step.compute_seconds, step.fault_seconds, step.allocate_seconds,
-              static_cast<double>(step.to_device_bytes) / 1e9, step.to_device_busy_seconds,
-              static_cast<double>(step.to_host_bytes) / 1e9, step.to_host_busy_seconds,
-              static_cast<double>(step.disk_read_bytes) / 1e9, static_cast<double>(step.disk_write_bytes) / 1e9,
-              static_cast<unsigned long long>(step.faults), static_cast<unsigned long long>(step.maps), static_cast<unsigned long long>(step.frames_created));
+              gigabytes(step.to_device_bytes), step.to_device_busy_seconds, gigabytes(step.to_host_bytes),
+              step.to_host_busy_seconds, gigabytes(step.disk_read_bytes), gigabytes(step.disk_write_bytes),
+              static_cast<unsigned long long>(step.faults), static_cast<unsigned long long>(step.maps),
+              static_cast<unsigned long long>(step.frames_created),
+              uses > 0 ? 100 * static_cast<double>(step.uses_predicted) / uses : 0.0,
+              pages > 0 ? 100 * static_cast<double>(step.pages_ahead) / pages : 0.0);
 }
 
 }  // namespace

@@ -173,6 +173,7 @@ class Pager {
   uint64_t dirty_bytes() const;
   const char* policy_in_force() { return use_min() ? min_.name() : clock_.name(); }
   const Predictor& predictor() const { return predictor_; }
+  uint64_t trace_uses() const { return trace_.end(); }
   const ResidencyPlan& residency_plan() const { return plan_; }
   std::string tier_table() const;  // "device 3.9 of 4.0 GiB, ..." for messages
   void check_invariants() const;

@@ -75,7 +75,7 @@ class Machine {
  private:
   struct Totals {
     double time = 0, compute = 0, fault = 0, allocate = 0, up_busy = 0, down_busy = 0;
-    uint64_t up = 0, down = 0, disk_read = 0, disk_write = 0, faults = 0, maps = 0, created = 0;
+    uint64_t up = 0, down = 0, disk_read = 0, disk_write = 0, faults = 0, maps = 0, created = 0, uses = 0, predicted = 0, ahead = 0, on_demand = 0;
   };
 
   // --- the program thread ----------------------------------------------------------------------------------------
@@ -307,6 +307,10 @@ class Machine {
     totals_.up_busy = up_.busy_us;
     totals_.down_busy = down_.busy_us;
     totals_.faults = pager_.stats().faults;
+    totals_.uses = pager_.trace_uses();
+    totals_.predicted = pager_.predictor().predicted_uses();
+    totals_.ahead = pager_.stats().prefetch_issued;
+    totals_.on_demand = pager_.stats().fault_pages;
     StepReport step;
     const Totals& a = step_start_;
     const Totals& b = totals_;
@@ -323,6 +327,10 @@ class Machine {
     step.faults = b.faults - a.faults;
     step.maps = b.maps - a.maps;
     step.frames_created = b.created - a.created;
+    step.uses = b.uses - a.uses;
+    step.uses_predicted = b.predicted - a.predicted;
+    step.pages_ahead = b.ahead - a.ahead;
+    step.pages_on_demand = b.on_demand - a.on_demand;
     step_start_ = totals_;
     return step;
   }

@@ -49,6 +49,10 @@ struct StepReport {
   uint64_t faults = 0;
   uint64_t maps = 0;
   uint64_t frames_created = 0;
+  uint64_t uses = 0;            // of regions by operators and allocations
+  uint64_t uses_predicted = 0;  // that came as the trace had said
+  uint64_t pages_ahead = 0;     // fetched before anybody asked
+  uint64_t pages_on_demand = 0;
 };
 
 struct ReplayOptions {

@@ -163,5 +163,22 @@ TEST(RegionMap, RandomOperationsAgreeWithAModel) {
   }
 }
 
+TEST(FramesWanted, CountsWhatIsMissingBySizeLargestFirst) {
+  FramesWanted wanted;
+  for (const uint64_t bytes : {64, 128, 64, 256, 64}) wanted.add(bytes);
+  EXPECT_EQ(wanted.bytes(), 576u);
+  wanted.found(64, 2);
+  wanted.found(128, 5);  // more than are wanted
+  std::vector<uint64_t> missing;
+  wanted.for_each([&](uint64_t bytes) {
+    missing.push_back(bytes);
+    return true;
+  });
+  EXPECT_EQ(missing, (std::vector<uint64_t>{256, 64}));
+  int visits = 0;
+  wanted.for_each([&](uint64_t) { return ++visits < 1; });
+  EXPECT_EQ(visits, 1);
+}
+
 }  // namespace
 }  // namespace tierpage
