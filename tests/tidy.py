@@ -91,6 +91,17 @@ def check_core() -> Iterator[str]:
                 yield f"{where}: iteration over the unordered container {loop[1]}"
 
 
+def check_synchronisation() -> Iterator[str]:
+    """Nobody waits for a whole device or context, which would stop every stream; only a backend that is taken down does."""
+    for path in sorted((ROOT / "csrc").rglob("*.*")):
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines, start=1):
+            in_destructor = any("::~CudaBackend" in above for above in lines[max(0, number - 12) : number])
+            if re.search(r"(cuda?|ctx_|device_|context_)\w*[sS]ynchronize\(", line) and not in_destructor:
+                if not line.strip().startswith("(void)driver_.stream_synchronize(direction.stream)"):
+                    yield f"{path.relative_to(ROOT)}:{number}: waits for the whole device"
+
+
 def check_settings() -> Iterator[str]:
     """Every setting has a section in docs/tuning.md, and every section a setting."""
     text = (ROOT / "python" / "tierpage" / "config.py").read_text()
@@ -117,9 +128,8 @@ def check_package() -> Iterator[str]:
 
 
 def main() -> int:
-    findings = [
-        line for check in (check_sizes, check_core, check_settings, check_paths, check_package) for line in check()
-    ]
+    checks = (check_sizes, check_core, check_synchronisation, check_settings, check_paths, check_package)
+    findings = [line for check in checks for line in check()]
     print("\n".join(findings) if findings else "tidy: nothing found")
     return 1 if findings else 0
 
