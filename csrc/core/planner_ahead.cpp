@@ -11,6 +11,8 @@ namespace {
 
 constexpr uint64_t kLastInLine = std::numeric_limits<uint64_t>::max();
 constexpr uint64_t kUsesAheadMax = 2048;  // how far one plan looks into the future
+constexpr uint64_t kReplanUses = 256;     // between two residency plans, at least
+constexpr uint64_t kPlanUsesMax = 1 << 16;  // longer recurrences are not planned
 constexpr uint64_t kQuietUses = 32;       // for which nobody looks again after nothing was found missing
 
 double mebibytes(uint64_t bytes) { return static_cast<double>(bytes) / kMiB; }
@@ -162,7 +164,12 @@ void Pager::renew_residency_plan() {
   const bool same = plan_.valid() && plan_.period() == period && plan_mispredictions_ == predictor_.mispredicted_uses() &&
                     capacity <= plan_.capacity_bytes() + slack && plan_.capacity_bytes() <= capacity + slack;
   if (same) return;
-  if (plan_.valid() && plan_.period() == period && end < planned_at_ + period / 4) return;  // not all the time
+  // A plan takes milliseconds: where the future changes all the time, plain MIN is the better use of them.
+  const bool too_soon = planned_at_ != 0 && end < planned_at_ + std::max(kReplanUses, period);
+  if (too_soon || period > kPlanUsesMax) {
+    if (plan_.period() != period) plan_.clear();
+    return;
+  }
   plan_.build(trace_, end - period, end, capacity);
   plan_mispredictions_ = predictor_.mispredicted_uses();
   planned_at_ = end;

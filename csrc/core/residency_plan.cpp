@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint64_t kBucketsMax = 4096;
 constexpr int kSettling = 2;  // rounds until it is known which versions are written down anyway
-constexpr int kRounds = 8;    // these and those of the bisection
+constexpr int kRounds = 6;    // these and those of the bisection
 
 // Sums over buckets of a ring: add to a range, ask for the largest in a range. Both O(log n).
 class RangeLoad {
