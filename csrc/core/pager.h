@@ -328,6 +328,7 @@ class Pager {
   ResidencyPlan plan_;
   uint64_t plan_mispredictions_ = 0;  // of the predictor, when plan_ was made
   uint64_t planned_at_ = 0;           // trace position
+  bool plan_confirmed_ = false;       // made from a recurrence that was predicted whole
   uint64_t cached_bytes_peak_ = 0;    // of cached regions, since the plan before
   ClockPolicy clock_;
   MinPolicy min_;

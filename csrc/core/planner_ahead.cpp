@@ -163,7 +163,10 @@ void Pager::renew_residency_plan() {
   const uint64_t slack = device_.capacity_bytes() / 32;
   const bool same = plan_.valid() && plan_.period() == period && plan_mispredictions_ == predictor_.mispredicted_uses() &&
                     capacity <= plan_.capacity_bytes() + slack && plan_.capacity_bytes() <= capacity + slack;
-  if (same) return;
+  // The first one may have been made from a recurrence that was not yet as all others will be: once more from a whole
+  // one that came as predicted.
+  const bool confirm = same && !plan_confirmed_ && end >= planned_at_ + period + period / 8;
+  if (same && !confirm) return;
   // A plan takes milliseconds: where the future changes all the time, plain MIN is the better use of them.
   const bool too_soon = planned_at_ != 0 && end < planned_at_ + std::max(kReplanUses, period);
   if (too_soon || period > kPlanUsesMax) {
@@ -171,6 +174,7 @@ void Pager::renew_residency_plan() {
     return;
   }
   plan_.build(trace_, end - period, end, capacity);
+  plan_confirmed_ = confirm;
   plan_mispredictions_ = predictor_.mispredicted_uses();
   planned_at_ = end;
   cached_bytes_peak_ = cached_bytes_;
