@@ -305,7 +305,7 @@ void Pager::check_invariants() const {
   nvme_.check_invariants();
   map_.check_invariants();
   pages_.check_invariants();
-  uint64_t frames = 0, host = 0, nvme = 0, pins = 0, moving = 0;
+  uint64_t frames = 0, host = 0, nvme = 0, pins = 0, moving = 0, descending = 0;
   for (uint32_t i = 0; i < pages_.size(); ++i) {
     if (!pages_.exists(PageId(i))) continue;
     const Page& page = pages_[PageId(i)];
@@ -317,6 +317,8 @@ void Pager::check_invariants() const {
     for (const Span& span : page.nvme) nvme += span.bytes;
     pins += page.pins;
     moving += page.movement != Movement::kNone;
+    descending += page.movement == Movement::kWriteBack ? page.bytes : 0;
+    TP_ASSERT(!page.cleanable || std::find(cleanable_.begin(), cleanable_.end(), std::pair{PageId(i), page.region}) != cleanable_.end());
     TP_ASSERT(!page.leaving || page.listed);
     const Region& region = regions_[page.region.value];
     TP_ASSERT(region.state != RegionState::kGone);
@@ -334,7 +336,7 @@ void Pager::check_invariants() const {
   for (const Region& region : regions_) cached += region.state == RegionState::kCached ? region.bytes : 0;
   TP_ASSERT(cached == cached_bytes_);
   TP_ASSERT(frames == device_.used_bytes() && host == host_.used_bytes() && nvme == nvme_.used_bytes());
-  TP_ASSERT(moving == moving_);
+  TP_ASSERT(moving == moving_ && descending == descending_bytes_);
   for (const Slot& slot : slots_) {
     pins -= slot.pinned.size();
     if (slot.order == 0) continue;

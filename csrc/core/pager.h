@@ -19,13 +19,17 @@
 //   6. A fence of the last use is not finished: the page neither copies down nor unmaps before fence_done.
 //   7. A movement fails: the source stays valid, the target's memory is given back, requests that cannot be served
 //      because of it get the error; nobody waits for ever.
+//   8. A page is written down ahead of need and stays: readers go on, a writer waits for the end of the copy (as in 2). Only
+//      what may be evicted: held memory, and memory never seen as a tensor, may be written without an operator that says
+//      so, and the copy would be taken for its content.
 //
 // Invariants, checked by check_invariants() after every event in tests:
 //   page rows and pools: see page_table.h, frame_pool.h;
 //   used bytes of each pool = sum over the pages that own memory there;
 //   every frame and span has exactly one owner;
 //   pins of all slots = pins of all pages;
-//   no page stands twice among the hints;
+//   no page stands twice among the hints, and every page marked as cleanable stands in that list;
+//   descending bytes = bytes of the pages that are being written back;
 //   a waiting slot's request is in the queue exactly once.
 #pragma once
 
@@ -295,6 +299,7 @@ class Pager {
   void start_unmap(PageId id);
   void fail_if_stuck();
   Status out_of_memory(const Slot& slot) const;
+  Action& push_movement(ActionKind kind, PageId id);
   void push_release(const std::vector<FrameId>& frames);
   void return_frame(FrameId frame);
   void give_back(Tier tier, const SpanList& spans);

@@ -85,18 +85,9 @@ bool Pager::start_arrival(PageId id, bool urgent) {
   ++moving_;
   arriving_bytes_ += page.bytes;
   if (urgent && kind == Movement::kFetch) ++stats_.fault_pages;
-  Action action;
-  action.kind = kind == Movement::kFetch ? ActionKind::kFetch : ActionKind::kMap;
-  action.transfer = page.transfer(id);
-  action.frame = taken->frame;
+  Action& action = push_movement(kind == Movement::kFetch ? ActionKind::kFetch : ActionKind::kMap, id);
   action.create_frame = taken->create;
-  action.device_offset = page.offset;
-  action.bytes = page.bytes;
-  action.lower = source;
-  action.host = page.host;
-  action.nvme = page.nvme;
   action.urgent = urgent;
-  actions_.push_back(std::move(action));
   return true;
 }
 
@@ -276,13 +267,7 @@ void Pager::start_unmap(PageId id) {
   if (take_prefetched(page)) ++stats_.prefetch_wasted;
   page.start_unmap();
   ++moving_;
-  Action action;
-  action.kind = ActionKind::kUnmap;
-  action.transfer = page.transfer(id);
-  action.frame = page.frame;
-  action.device_offset = page.offset;
-  action.bytes = page.bytes;
-  actions_.push_back(std::move(action));
+  push_movement(ActionKind::kUnmap, id);
 }
 
 bool Pager::fences_finished(PageId id) {
@@ -319,16 +304,23 @@ bool Pager::send_down(PageId id) {
   page.start_write_back(target, (target == Tier::kHost ? host_ : nvme_).take(page.bytes));
   ++moving_;
   descending_bytes_ += page.bytes;
+  push_movement(ActionKind::kWriteBack, id);
+  return true;
+}
+
+// The action for the movement that the page's row has just begun.
+Action& Pager::push_movement(ActionKind kind, PageId id) {
+  const Page& page = pages_[id];
   Action action;
-  action.kind = ActionKind::kWriteBack;
+  action.kind = kind;
   action.transfer = page.transfer(id);
+  action.frame = page.frame;
   action.device_offset = page.offset;
   action.bytes = page.bytes;
-  action.lower = target;
+  action.lower = page.lower;
   action.host = page.host;
   action.nvme = page.nvme;
-  actions_.push_back(std::move(action));
-  return true;
+  return actions_.emplace_back(std::move(action));
 }
 
 // Drops HOST copies that another tier holds too: first of pages that are in DEVICE (their return costs nothing until

@@ -54,13 +54,7 @@ void Pager::shrink_host() {
     } else if (moving_ < 4 && nvme_.can_take(page.bytes) && !spill_blocked_) {
       page.start_spill(nvme_.take(page.bytes));
       ++moving_;
-      Action action;
-      action.kind = ActionKind::kSpill;
-      action.transfer = page.transfer(PageId(i));
-      action.bytes = page.bytes;
-      action.host = page.host;
-      action.nvme = page.nvme;
-      actions_.push_back(std::move(action));
+      push_movement(ActionKind::kSpill, PageId(i));
     }
   }
 }
@@ -91,13 +85,7 @@ void Pager::serve_hints() {
       if (page.movement != Movement::kNone || page.valid != 4 || !host_.can_take(page.bytes)) continue;
       page.start_stage(host_.take(page.bytes));
       ++moving_;
-      Action action;
-      action.kind = ActionKind::kStage;
-      action.transfer = page.transfer(id);
-      action.bytes = page.bytes;
-      action.host = page.host;
-      action.nvme = page.nvme;
-      actions_.push_back(std::move(action));
+      push_movement(ActionKind::kStage, id);
     }
     hinted_.clear();
   }
@@ -204,10 +192,9 @@ void Pager::clean_ahead() {
   while (!cleanable_.empty() && descending_bytes_ < limit) {
     const auto [id, region] = cleanable_.front();
     const bool same = pages_.exists(id) && pages_[id].region == region;  // else the row is another page's by now
-    const bool wanted = same && config_.prefetch && region_live(region) &&
-                        pages_[id].dirty() && pages_[id].movement == Movement::kNone && pages_[id].pins == 0 &&
-                        !pages_[id].leaving && pages_[id].claim == 0 && plan_.valid() && planned_to_be_written(region) &&
-                        host_.can_take(pages_[id].bytes);
+    // Interleaving 8: only what may leave. Memory that is held, or was never seen as a tensor, may be written unannounced.
+    const bool wanted = same && config_.prefetch && evictable(id, kLastInLine) && pages_[id].dirty() && plan_.valid() &&
+                        planned_to_be_written(region) && host_.can_take(pages_[id].bytes);
     if (wanted && !fences_finished(id)) return;
     cleanable_.pop_front();
     if (same) pages_[id].cleanable = false;

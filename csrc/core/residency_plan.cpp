@@ -17,10 +17,9 @@ constexpr int kRounds = 6;    // these and those of the bisection
 // Sums over buckets of a ring: add to a range, ask for the largest in a range. Both O(log n).
 class RangeLoad {
  public:
-  explicit RangeLoad(size_t count) : count_(count), size_(std::bit_ceil(count)), largest_(2 * size_), added_(2 * size_) {}
+  explicit RangeLoad(size_t count) : size_(std::bit_ceil(count)), largest_(2 * size_), added_(2 * size_) {}
   void add(size_t first, size_t last, uint64_t bytes) { visit(1, 0, size_, first, last, bytes); }
   uint64_t largest(size_t first, size_t last) const { return find(1, 0, size_, first, last); }
-  size_t count() const { return count_; }
 
  private:
   // Nodes cover [low, high); ranges are [first, last).
@@ -45,7 +44,7 @@ class RangeLoad {
     return below + added_[node];
   }
 
-  size_t count_, size_;
+  size_t size_;
   std::vector<uint64_t> largest_, added_;
 };
 

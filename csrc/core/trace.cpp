@@ -72,7 +72,10 @@ void Trace::recycle_keys() {
 void Trace::close_key(KeyId key) {
   Key& row = keys_[key.value];
   row.region = RegionId::none();
-  if (row.last != kNever && row.last >= begin()) ring_[row.last & mask_].freed_after = static_cast<uint32_t>(end_ - row.last);
+  if (row.last == kNever || row.last < begin()) return;
+  // An allocation that failed has no use of its own: the last one is of the life before, and has its end already.
+  uint32_t& freed_after = ring_[row.last & mask_].freed_after;
+  if (freed_after == 0) freed_after = static_cast<uint32_t>(end_ - row.last);
 }
 
 uint64_t Trace::next_use(KeyId key, uint64_t position) {

@@ -166,6 +166,63 @@ TEST(Pager, AHintThatCannotBeServedYetIsKeptOnce) {
   world.end(waiting);
 }
 
+// A program that repeats itself: eight weights forwards and backwards, and one page that is written once a pass and has the
+// longest way to its next use, so that the plan writes it down. What happens to it in the last passes, by what it is.
+struct WrittenAhead {
+  bool copied_down = false;  // it had a copy below while it stood in DEVICE
+  bool moved = false;        // it was not in DEVICE at some time
+};
+WrittenAhead write_in_each_pass(bool seen, bool held) {
+  PagerConfig config = small_config(6, 64, 0);
+  config.prefetch = true;
+  config.prefetch_bytes_max = kPage;
+  ManualWorld world(config);
+  std::vector<RegionId> weights;
+  for (int i = 0; i < 8; ++i) weights.push_back(world.make());
+  const SlotId slot = world.pager.add_slot();
+  world.pager.allocate(slot, {kPage, 0, 0, false});
+  world.settle();
+  world.complete_all();
+  const RegionId written = world.pager.allocated(slot);
+  if (seen) world.pager.mark_seen(written);
+  if (held) world.pager.hold_region(written);
+  WrittenAhead result;
+  const auto use = [&](RegionId region, AccessMode mode) {
+    world.begin(slot, {{region, mode}});
+    world.complete_all();
+    EXPECT_EQ(world.pager.outcome(slot), Outcome::kGranted);
+    world.end(slot);
+    world.complete_all();
+  };
+  std::vector<RegionId> turn = weights;  // forwards, backwards, and so on twice
+  turn.insert(turn.end(), weights.rbegin(), weights.rend());
+  turn.insert(turn.end(), weights.rbegin() + 1, weights.rend());
+  for (int pass = 0; pass < 20; ++pass) {
+    use(written, AccessMode::kWrite);
+    for (const RegionId weight : turn) {
+      use(weight, AccessMode::kRead);
+      const Page& page = world.page(written);
+      result.copied_down = result.copied_down || (page.is_valid(Tier::kHost) && page.is_valid(Tier::kDevice) && !page.leaving);
+      result.moved = result.moved || !page.is_valid(Tier::kDevice);
+    }
+  }
+  EXPECT_TRUE(world.pager.residency_plan().valid());
+  return result;
+}
+
+TEST(Pager, WhatIsPlannedToBeWrittenGoesDownAheadOfNeed) {
+  EXPECT_TRUE(write_in_each_pass(true, false).copied_down);
+}
+
+// Its memory may be written without an operator that says so: a copy below would be taken for its content later on.
+TEST(Pager, Interleaving8WhatMayBeWrittenUnannouncedIsNeverCopiedDown) {
+  for (const auto& [seen, held] : {std::pair{false, false}, std::pair{true, true}, std::pair{false, true}}) {
+    const WrittenAhead result = write_in_each_pass(seen, held);
+    EXPECT_FALSE(result.copied_down) << seen << held;
+    EXPECT_FALSE(result.moved) << seen << held;
+  }
+}
+
 TEST(Pager, ARequestLargerThanTheBudgetFailsAtOnce) {
   ManualWorld world(small_config(2, 4, 0));
   const SlotId slot = world.pager.add_slot();
