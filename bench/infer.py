@@ -17,6 +17,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -42,8 +43,8 @@ def process_device_bytes() -> int:
     return total - free
 
 
-def measure(args: argparse.Namespace, device: str) -> dict:
-    """Builds the model and times its forward; {seconds, first_seconds, digest, device_bytes_max}."""
+def measure(args: argparse.Namespace, device: str, after_warmup: Callable[[], None] = lambda: None) -> dict:
+    """Builds the model and times its forwards; the median of those after warm-up, a digest of the output, peaks."""
     shape = SHAPES[args.shape]
     started = time.perf_counter()
     model = build(shape, device, torch.bfloat16).eval()
@@ -54,7 +55,9 @@ def measure(args: argparse.Namespace, device: str) -> dict:
     ).to(device)
     times, peak = [], 0
     with torch.inference_mode():
-        for _ in range(args.warmup + args.repeat):
+        for index in range(args.warmup + args.repeat):
+            if index == args.warmup:
+                after_warmup()
             synchronize(device)
             start = time.perf_counter()
             logits = model(tokens)
@@ -111,15 +114,14 @@ def main() -> int:
     rate = args.link_gb_per_s or links.get("host_to_device", 0.0)
     context = process_device_bytes() if device == "cuda" else 0
     tierpage.enable(nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget)
-    before = tierpage.memory_stats()
-    paged = measure(args, device)
+    before: dict = {}
+    paged = measure(args, device, lambda: before.update(tierpage.memory_stats()))
     after = tierpage.memory_stats()
     if args.trace:
         tierpage.export_trace(args.trace)
     budget_bytes = tierpage.config().device_budget
     weights = SHAPES[args.shape].parameters() * 2
-    runs = args.warmup + args.repeat
-    moved = {k: (after[k] - before[k]) / runs for k in after if k.startswith(("fetch_bytes", "writeback_bytes"))}
+    moved = {k: (after[k] - before[k]) / args.repeat for k in after if k.startswith(("fetch_bytes", "writeback_bytes"))}
     # Beside the weights an operator needs room for what it reads and makes: what the plain run took above the weights.
     working_set = max(plain["allocated_bytes_max"] - weights, 0) if plain else 0
     link_bound = max(weights - budget_bytes + working_set, 0) / (rate * 1e9) if rate else 0.0

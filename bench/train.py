@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
@@ -55,8 +56,11 @@ def checksums(model: torch.nn.Module) -> dict[str, int]:
     return {name: int(p.detach().view(torch.int32).to(torch.int64).sum()) for name, p in model.named_parameters()}
 
 
-def run(args: argparse.Namespace, device: str) -> dict:
-    """Trains for warmup + repeat steps; times, losses, digest of the parameters, peak of the driver's figure."""
+def run(args: argparse.Namespace, device: str, mark: Callable[[str], None] = lambda name: None) -> dict:
+    """Trains for warmup + repeat steps; times, losses, digest of the parameters, peak of the driver's figure.
+
+    ``mark`` is called with "warm" before the first step that counts, and with "end" after the last.
+    """
     shape = SHAPES[args.shape]
     if args.layers:
         shape = dataclasses.replace(shape, layers=args.layers)
@@ -64,6 +68,8 @@ def run(args: argparse.Namespace, device: str) -> dict:
     apply = make_steps(model, args.hooks)
     times, losses, peak = [], [], 0
     for step in range(args.warmup + args.repeat):
+        if step == args.warmup:
+            mark("warm")
         generator = torch.Generator().manual_seed(1000 + step)
         tokens = torch.randint(0, shape.vocabulary, (args.batch, args.tokens + 1), generator=generator).to(device)
         synchronize(device)
@@ -79,6 +85,7 @@ def run(args: argparse.Namespace, device: str) -> dict:
         losses.append(loss.item())
         if device == "cuda":
             peak = max(peak, process_device_bytes())
+    mark("end")  # before the checksums bring every parameter up once more
     out = {
         "seconds": statistics.median(times[args.warmup :]), "times": [round(t, 3) for t in times],
         "losses": losses, "sums": checksums(model), "device_bytes_max": peak,
@@ -148,14 +155,13 @@ def main() -> int:
     links = best_links(_C, device)
     context = process_device_bytes() if device == "cuda" else 0
     tierpage.enable(nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget)
-    before = tierpage.memory_stats()
-    paged = run(args, device)
-    after = tierpage.memory_stats()
+    stats: dict[str, dict] = {}
+    paged = run(args, device, lambda name: stats.update({name: tierpage.memory_stats()}))
+    before, after = stats["warm"], stats["end"]
     if args.trace:
         tierpage.export_trace(args.trace)
     difference = describe_difference(plain, paged) if plain else "not compared"
-    steps = args.warmup + args.repeat
-    moved = {k: (after[k] - before[k]) / steps for k in after if k.startswith(("fetch_bytes", "writeback_bytes"))}
+    moved = {k: (after[k] - before[k]) / args.repeat for k in after if k.startswith(("fetch_bytes", "writeback_bytes"))}
     up = moved["fetch_bytes.host_to_device"] / (links.get("host_to_device", 1.0) * 1e9)
     down = moved["writeback_bytes.device_to_host"] / (links.get("device_to_host", 1.0) * 1e9)
     bound = max(up, down, plain["seconds"] if plain else 0.0)
