@@ -58,12 +58,14 @@ int main(int argc, char** argv) {
     const char* value = i + 1 < argc ? argv[i + 1] : "0";
     if (word == "--smoke") continue;
     if (word == "--no-prefetch") options.pager.prefetch = false;
+    else if (word == "--untimed") options.timed = false;
     else if (word == "--check") options.check = true;
     else if (word == "--device") options.pager.device_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
     else if (word == "--host") options.pager.host_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
     else if (word == "--nvme") options.pager.nvme_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
     else if (word == "--prefetch-bytes") options.pager.prefetch_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
     else if (word == "--run") options.list_run_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
+    else if (word == "--create-us") options.rates.create_us = std::atof(value), ++i;
     else if (word == "--ahead-us") options.rates.ahead_us_max = std::atof(value), ++i;
     else if (word == "--page-mib") options.pager.frame_bytes_max = static_cast<uint64_t>(std::atoi(value)) * kMiB, ++i;
     else if (word == "--loops") options.loops = std::atoi(value), ++i;

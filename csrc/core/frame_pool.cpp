@@ -4,18 +4,51 @@
 #include <bit>
 
 namespace tierpage {
+namespace {
+
+constexpr size_t kPartsMax = 8;  // of a composed page: mapping more costs as much as creating a frame
+
+}  // namespace
+
+FrameId DevicePool::take_last(std::vector<FrameId>& same_size) {
+  const FrameId frame = same_size.back();
+  same_size.pop_back();
+  frames_[frame.value].state = State::kUsed;
+  free_bytes_ -= frames_[frame.value].bytes;
+  used_bytes_ += frames_[frame.value].bytes;
+  return frame;
+}
+
+// Free frames of `bytes` together, the largest first; empty if there are none, or too many would be needed. Sizes are
+// powers of two, so to take the largest that still fits leaves a rest that the smaller ones can fill exactly, if any can.
+FrameList DevicePool::take_free(uint64_t bytes) {
+  size_t count = 0;
+  uint64_t rest = bytes;
+  for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend() && rest > 0; ++sizes) {
+    const uint64_t taken = std::min<uint64_t>(rest / sizes->first, sizes->second.size());
+    rest -= taken * sizes->first;
+    count += taken;
+  }
+  FrameList frames;
+  if (rest > 0 || count > kPartsMax) return frames;
+  for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend() && bytes > 0; ++sizes) {
+    for (; bytes >= sizes->first && !sizes->second.empty(); bytes -= sizes->first) {
+      frames.push_back({take_last(sizes->second), sizes->first});
+    }
+  }
+  return frames;
+}
 
 std::optional<DevicePool::Taken> DevicePool::take(uint64_t bytes, std::vector<FrameId>& release_first) {
-  auto same_size = free_by_size_.find(bytes);
+  const auto same_size = free_by_size_.find(bytes);
   if (same_size != free_by_size_.end() && !same_size->second.empty()) {
-    const FrameId frame = same_size->second.back();
-    same_size->second.pop_back();
-    frames_[frame.value].state = State::kUsed;
-    free_bytes_ -= bytes;
-    used_bytes_ += bytes;
-    return Taken{frame, false};
+    return Taken{{{take_last(same_size->second), bytes}}, false};
   }
   if (!fits(bytes)) return std::nullopt;
+  // Composed only where a new one would have to take others apart: whole frames are cheaper for ever after.
+  if (used_bytes_ + free_bytes_ + bytes > capacity_bytes_) {
+    if (FrameList frames = take_free(bytes); !frames.empty()) return Taken{std::move(frames), false};
+  }
   // Largest first: fewest driver calls for the room that is needed.
   for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend(); ++sizes) {
     while (!sizes->second.empty() && used_bytes_ + free_bytes_ + bytes > capacity_bytes_) {
@@ -35,11 +68,11 @@ std::optional<DevicePool::Taken> DevicePool::take(uint64_t bytes, std::vector<Fr
   }
   frames_[frame.value] = {bytes, State::kUsed};
   used_bytes_ += bytes;
-  return Taken{frame, true};
+  return Taken{{{frame, bytes}}, true};
 }
 
 void DevicePool::release_one(FrameId frame, std::vector<FrameId>& released) {
-  Frame& row = frames_[frame.value];
+  Row& row = frames_[frame.value];
   TP_ASSERT(row.state == State::kFree);
   free_bytes_ -= row.bytes;
   row = {};
@@ -47,17 +80,19 @@ void DevicePool::release_one(FrameId frame, std::vector<FrameId>& released) {
   released.push_back(frame);
 }
 
-void DevicePool::give_back(FrameId frame) {
-  Frame& row = frames_[frame.value];
-  TP_ASSERT(row.state == State::kUsed);
-  row.state = State::kFree;
-  used_bytes_ -= row.bytes;
-  free_bytes_ += row.bytes;
-  free_by_size_[row.bytes].push_back(frame);
+void DevicePool::give_back(const FrameList& frames) {
+  for (const Frame& frame : frames) {
+    Row& row = frames_[frame.id.value];
+    TP_ASSERT(row.state == State::kUsed && row.bytes == frame.bytes);
+    row.state = State::kFree;
+    used_bytes_ -= row.bytes;
+    free_bytes_ += row.bytes;
+    free_by_size_[row.bytes].push_back(frame.id);
+  }
 }
 
 void DevicePool::forget(FrameId frame) {
-  Frame& row = frames_[frame.value];
+  Row& row = frames_[frame.value];
   TP_ASSERT(row.state == State::kUsed);
   used_bytes_ -= row.bytes;
   row = {};
@@ -88,7 +123,7 @@ std::vector<FrameId> DevicePool::release_free() {
 
 void DevicePool::check_invariants() const {
   uint64_t used = 0, free = 0;
-  for (const Frame& row : frames_) {
+  for (const Row& row : frames_) {
     if (row.state == State::kUsed) used += row.bytes;
     if (row.state == State::kFree) free += row.bytes;
   }

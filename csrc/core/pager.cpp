@@ -103,8 +103,9 @@ Outcome Pager::begin_op(SlotId id, uint64_t operator_hash, const char* operator_
 }
 
 // An allocation inside an operator belongs to the operator's uses.
-inline void Pager::note_uses(const Slot& slot) {
+inline void Pager::note_uses(Slot& slot) {
   bool opens = !slot.is_allocation || !slot.pin_result;
+  if (slot.traced_at == Trace::kNever) slot.traced_at = trace_.end();
   for (const auto& [region, wrote] : slot.regions) {
     trace_.append(regions_[region.value].key, wrote, opens);
     opens = false;
@@ -260,6 +261,11 @@ void Pager::end_op(SlotId id, Fence fence) {
   }
   slot.pinned.clear();
   slot.age = 0;
+  if (slot.traced_at != Trace::kNever && fence.sequence != 0) {
+    if (ended_ops_.size() <= fence.stream) ended_ops_.resize(fence.stream + 1, std::vector<TimedOp>(kEndedOps));
+    ended_ops_[fence.stream][fence.sequence % kEndedOps] = {fence.sequence, slot.traced_at};
+  }
+  slot.traced_at = Trace::kNever;
   if (!waiting_.empty() || !leaving_.empty() || (under_pressure_ && config_.prefetch)) wants_planning_ = true;
 }
 
@@ -309,9 +315,9 @@ void Pager::check_invariants() const {
   for (uint32_t i = 0; i < pages_.size(); ++i) {
     if (!pages_.exists(PageId(i))) continue;
     const Page& page = pages_[PageId(i)];
-    if (page.frame.valid()) {
-      TP_ASSERT(device_.bytes_of(page.frame) == page.bytes);
-      frames += page.bytes;
+    for (const Frame& frame : page.frames) {
+      TP_ASSERT(device_.bytes_of(frame.id) == frame.bytes);
+      frames += frame.bytes;
     }
     for (const Span& span : page.host) host += span.bytes;
     for (const Span& span : page.nvme) nvme += span.bytes;

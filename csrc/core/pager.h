@@ -36,6 +36,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -72,10 +73,10 @@ enum class Outcome : uint8_t { kGranted, kWait, kFailed };
 
 enum class ActionKind : uint8_t {
   kReleaseFrame,  // give the frame's memory back to the device
-  kMap,           // (create and) map `frame` at `device_offset`
+  kMap,           // (create and) map `frames` at `device_offset`, one behind the other
   kFetch,         // (create and) map, then copy from `source` spans into it
   kWriteBack,     // copy the mapped page to `target` spans
-  kUnmap,         // unmap; the frame keeps its memory
+  kUnmap,         // unmap; the frames keep their memory
   kSpill,         // HOST spans -> NVME spans
   kStage,         // NVME spans -> HOST spans
   kWatchFence,    // tell fence_done when `fence` has finished
@@ -84,8 +85,8 @@ enum class ActionKind : uint8_t {
 struct Action {
   ActionKind kind = ActionKind::kReleaseFrame;
   TransferId transfer;
-  FrameId frame;
-  bool create_frame = false;
+  FrameList frames;
+  bool create_frame = false;  // there is one, and it has no memory yet
   uint64_t device_offset = 0;
   uint64_t bytes = 0;
   Tier lower = Tier::kHost;  // source of a fetch, target of a write-back
@@ -98,7 +99,7 @@ struct Action {
 // What became of a movement.
 struct TransferResult {
   Status status;
-  bool mapped = true;         // map and fetch: the frame is in the range
+  bool mapped = true;         // map and fetch: the frames are in the range
   bool frame_created = true;  // map and fetch with create_frame: the frame has memory
 };
 
@@ -137,6 +138,10 @@ class Pager {
   // --- events from the executor of actions ---------------------------------------------------------------------
   void transfer_done(TransferId transfer, const TransferResult& result);
   void fence_done(Fence fence);
+  // The device worked so long on the operator that ended with `fence`. Not every operator has to be timed: what was timed
+  // once is known whenever the program comes that way again.
+  void op_timed(Fence fence, double microseconds);
+  void set_fetch_rate(double bytes_per_microsecond) { fetch_rate_ = bytes_per_microsecond; }  // HOST to DEVICE, measured
   void host_space_ready(uint64_t bytes, bool growth_failed);
   void tick();  // about once a second: retries what had been given up
 
@@ -183,6 +188,7 @@ class Pager {
   void check_invariants() const;
 
  private:
+  static constexpr uint64_t kEndedOps = 2048;     // of each stream, whose times may still come
   static constexpr uint64_t kFreshHalfLife = 512;  // uses
   static constexpr uint64_t kExpectedUses = 512;  // how far ahead allocations are counted
   static constexpr uint64_t kCachedAgeOld = 256;  // uses since a region was freed, after which nobody expects it back
@@ -218,6 +224,11 @@ class Pager {
       return true;
     }
   };
+  // One look ahead.
+  struct Ahead {
+    uint64_t unserved = 0;           // bytes for which room is being made
+    std::optional<RoomBelow> below;  // counted when it is needed first
+  };
   struct Slot {
     bool in_use = false;
     bool permanent = false;
@@ -227,6 +238,7 @@ class Pager {
     std::vector<PageId> pinned;
     // The waiting request.
     uint64_t order = 0;              // 0: not waiting
+    uint64_t traced_at = Trace::kNever;  // position of the open operator's first use
     bool is_allocation = false;
     bool pin_result = true;
     std::vector<Wanted> wanted;
@@ -241,7 +253,7 @@ class Pager {
   bool grantable(const Page& page, AccessMode mode) const;
   bool grantable(const Slot& slot) const;
   void grant(SlotId id);
-  void note_uses(const Slot& slot);
+  void note_uses(Slot& slot);
   void pin(Slot& slot, PageId page, AccessMode mode);
   void fail(SlotId id, Status status);
   void leave_queue(SlotId id);
@@ -277,6 +289,7 @@ class Pager {
   uint64_t redundant_host_bytes() const;
   uint64_t leaving_bytes() const;
   uint64_t device_room() const;
+  uint64_t device_room_soon() const;
   void leave(PageId id);
   void advance_leaving();
   bool advance_leaving(PageId id);
@@ -287,6 +300,8 @@ class Pager {
   void make_room_over_budget(uint64_t excess);
   void shrink_host();
   void prefetch_ahead();
+  void fetch_early();
+  bool fetch_early(RegionId region, uint64_t distance, Ahead& ahead);
   uint64_t fresh_bytes_lately();
   void renew_residency_plan();
   bool planned_to_stay(RegionId region) const;
@@ -294,14 +309,14 @@ class Pager {
   MinPolicy::Next next_use(RegionId region);
   void clean_ahead();
   bool take_prefetched(Page& page);
-  bool make_room_ahead(uint64_t bytes, uint64_t page_bytes, uint64_t distance, RoomBelow& below);
+  bool make_room_ahead(uint64_t bytes, uint64_t room, uint64_t page_bytes, uint64_t distance, RoomBelow& below);
   void serve_hints();
   void start_unmap(PageId id);
   void fail_if_stuck();
   Status out_of_memory(const Slot& slot) const;
   Action& push_movement(ActionKind kind, PageId id);
   void push_release(const std::vector<FrameId>& frames);
-  void return_frame(FrameId frame);
+  void return_frames(const FrameList& frames);
   void give_back(Tier tier, const SpanList& spans);
   void drop_lower(Page& page, Tier tier);
   void update_gauges();
@@ -331,6 +346,13 @@ class Pager {
   Trace trace_;
   Predictor predictor_;
   ResidencyPlan plan_;
+  double fetch_rate_ = 0;             // bytes per microsecond, 0: not known
+  struct TimedOp {
+    uint64_t sequence = 0;  // of the fence that ended it
+    uint64_t position = 0;  // in the trace, of its first use
+  };
+  std::vector<std::vector<TimedOp>> ended_ops_;  // by stream: the newest, at sequence modulo kEndedOps
+  uint64_t early_next_ = 0;           // place in plan_.early(), counted through the recurrences since it was made
   uint64_t plan_mispredictions_ = 0;  // of the predictor, when plan_ was made
   uint64_t planned_at_ = 0;           // trace position
   bool plan_confirmed_ = false;       // made from a recurrence that was predicted whole

@@ -1,6 +1,8 @@
 // Regions: cutting them into pages, freeing, keeping freed ones for reuse, and taking them apart.
 #include <algorithm>
 #include <bit>
+#include <functional>
+#include <queue>
 #include <unordered_set>
 
 #include "core/pager.h"
@@ -186,16 +188,30 @@ uint64_t Pager::drop_cached(RegionId id) {
   return bytes;
 }
 
-// Keys without a region that are used soon: each will be allocated first.
+// How many regions of each size will be asked for soon beyond those that are freed meanwhile: keys without a region are
+// allocated at their next use, and freed as long after their last one as they were the time before.
 void Pager::look_for_allocations() {
   if (expected_at_ <= trace_.end() && trace_.end() < expected_at_ + kExpectedUses / 16) return;
   expected_at_ = trace_.end();
   expected_.clear();
-  std::unordered_set<uint32_t> counted;
+  using Free = std::pair<uint64_t, uint64_t>;  // (in how many uses, size)
+  std::priority_queue<Free, std::vector<Free>, std::greater<>> frees;
+  std::unordered_set<uint32_t> made;
+  std::unordered_map<uint64_t, int64_t> live;
   const uint64_t horizon = std::min(predictor_.horizon(), kExpectedUses);
   for (uint64_t i = 1; i <= horizon; ++i) {
+    for (; !frees.empty() && frees.top().first <= i; frees.pop()) --live[frees.top().second];
     const KeyId key = predictor_.future(i);
-    if (!trace_.region_of(key).valid() && counted.insert(key.value).second) ++expected_[trace_.bytes_of(key)];
+    const uint64_t bytes = trace_.bytes_of(key);
+    const bool has_region = trace_.region_of(key).valid();
+    if (!has_region && made.insert(key.value).second) {
+      uint32_t& most = expected_[bytes];
+      most = static_cast<uint32_t>(std::max<int64_t>(most, ++live[bytes]));
+    }
+    if (const uint64_t freed = predictor_.freed_after(i); freed != 0) {
+      frees.emplace(i + freed, bytes);
+      made.erase(key.value);
+    }
   }
 }
 
@@ -215,7 +231,7 @@ void Pager::finish_dying(RegionId id) {
   const Region& region = regions_[id.value];
   for (const PageId page_id : region.pages) {
     const Page& page = pages_[page_id];
-    if (page.frame.valid() || page.movement != Movement::kNone || page.pins > 0) return;
+    if (!page.frames.empty() || page.movement != Movement::kNone || page.pins > 0) return;
   }
   retire_region(id);
 }

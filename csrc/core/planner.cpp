@@ -14,6 +14,7 @@ void Pager::plan() {
     serve_hints();
     advance_leaving();
     prefetch_ahead();
+    fetch_early();
     clean_ahead();
     fail_if_stuck();
   } while (wants_planning_);
@@ -76,12 +77,12 @@ FramesWanted Pager::start_missing(Slot& slot, bool frames_allowed) {
 bool Pager::start_arrival(PageId id, bool urgent) {
   Page& page = pages_[id];
   std::vector<FrameId> release_first;
-  const auto taken = device_.take(page.bytes, release_first);
+  auto taken = device_.take(page.bytes, release_first);
   if (!taken) return false;
   push_release(release_first);
   const Tier source = page.is_valid(Tier::kHost) ? Tier::kHost : Tier::kNvme;
   const Movement kind = page.has_content() ? Movement::kFetch : Movement::kMap;
-  page.start_arrival(kind, taken->frame, source);
+  page.start_arrival(kind, std::move(taken->frames), source);
   ++moving_;
   arriving_bytes_ += page.bytes;
   if (urgent && kind == Movement::kFetch) ++stats_.fault_pages;
@@ -104,6 +105,17 @@ uint64_t Pager::leaving_bytes() const {
 // Bytes of frames that are free or will be when what is leaving has left.
 uint64_t Pager::device_room() const {
   const uint64_t room = device_.capacity_bytes() + leaving_bytes();
+  return room > device_.used_bytes() ? room - device_.used_bytes() : 0;
+}
+
+// The same without what leaves only when work has ended that is not known to have ended.
+uint64_t Pager::device_room_soon() const {
+  uint64_t room = device_.capacity_bytes();
+  for (const PageId id : leaving_) {
+    if (!pages_.exists(id)) continue;
+    const Page& page = pages_[id];
+    if (page.movement == Movement::kUnmap || (page.leaving && finished(page))) room += page.bytes;
+  }
   return room > device_.used_bytes() ? room - device_.used_bytes() : 0;
 }
 
@@ -314,7 +326,7 @@ Action& Pager::push_movement(ActionKind kind, PageId id) {
   Action action;
   action.kind = kind;
   action.transfer = page.transfer(id);
-  action.frame = page.frame;
+  action.frames = page.frames;
   action.device_offset = page.offset;
   action.bytes = page.bytes;
   action.lower = page.lower;
@@ -353,8 +365,8 @@ bool Pager::make_host_room(uint64_t bytes) {
   return host_.can_take(bytes);
 }
 
-void Pager::return_frame(FrameId frame) {
-  device_.give_back(frame);
+void Pager::return_frames(const FrameList& frames) {
+  device_.give_back(frames);
   push_release(device_.set_capacity(device_.capacity_bytes()));  // the budget may have shrunk meanwhile
 }
 
@@ -362,7 +374,7 @@ void Pager::push_release(const std::vector<FrameId>& frames) {
   for (const FrameId frame : frames) {
     Action action;
     action.kind = ActionKind::kReleaseFrame;
-    action.frame = frame;
+    action.frames.push_back({frame, 0});
     actions_.push_back(std::move(action));
     ++stats_.frames_released;
   }

@@ -131,10 +131,55 @@ void Pager::prefetch_ahead() {
       }
       unserved += page.bytes;
       if (!below) below = room_below();
-      if (!make_room_ahead(unserved + reserve, page.bytes, i, *below)) return;
+      if (!make_room_ahead(unserved + reserve, device_room(), page.bytes, i, *below)) return;
     }
   }
   if (unserved == 0) ahead_quiet_until_ = trace_.end() + kQuietUses;
+}
+
+// What the plan wants here long before its use, because later the link has no time for it: after what is used sooner, and
+// with as much on its way, or waiting for room, as keeps the link busy.
+void Pager::fetch_early() {
+  if (!config_.prefetch || !plan_.valid() || plan_.early().empty() || short_of_frames_) return;
+  if (arriving_bytes_ >= config_.prefetch_bytes_max || device_.used_bytes() > device_.capacity_bytes() || !use_min()) return;
+  const std::vector<ResidencyPlan::Early>& early = plan_.early();
+  const uint64_t now = trace_.end();
+  Ahead ahead;
+  min_.begin(pages_, [this](PageId id) { return evictable(id, kLastInLine); });
+  for (uint64_t i = early_next_;; ++i) {
+    const uint64_t lap = plan_.begin() + i / early.size() * plan_.period();
+    const ResidencyPlan::Early& next = early[i % early.size()];
+    if (lap + next.use <= now) {
+      early_next_ = i + 1;
+      continue;
+    }
+    const uint64_t distance = lap + next.use - now;
+    if (lap + next.arrives > now || distance > predictor_.horizon()) return;
+    const RegionId region = trace_.region_of(predictor_.future(distance));
+    if (!region.valid() || !region_live(region)) continue;
+    if (!fetch_early(region, distance, ahead)) return;
+  }
+}
+
+// False if there is enough on its way.
+bool Pager::fetch_early(RegionId region, uint64_t distance, Ahead& ahead) {
+  for (const PageId id : regions_[region.value].pages) {
+    Page& page = pages_[id];
+    if (page.is_valid(Tier::kDevice)) {
+      if (page.leaving && !page.evict_asked) page.leaving = false;
+      continue;
+    }
+    if (page.movement != Movement::kNone || !page.has_content()) continue;
+    if (arriving_bytes_ + ahead.unserved >= config_.prefetch_bytes_max) return false;
+    if (ahead.unserved == 0 && device_.fits(page.bytes) && start_arrival(id, false)) {
+      ++stats_.prefetch_early;
+      continue;
+    }
+    ahead.unserved += page.bytes;
+    if (!ahead.below) ahead.below = room_below();
+    if (!make_room_ahead(ahead.unserved, device_room_soon(), page.bytes, distance, *ahead.below)) return false;
+  }
+  return true;
 }
 
 // A plan is good while the program repeats what it was made from: the same distance to the past that matches. It is made
@@ -161,7 +206,8 @@ void Pager::renew_residency_plan() {
     if (plan_.period() != period) plan_.clear();
     return;
   }
-  plan_.build(trace_, end - period, end, capacity);
+  plan_.build(trace_, end - period, end, capacity, fetch_rate_);
+  early_next_ = 0;
   plan_confirmed_ = confirm;
   plan_mispredictions_ = predictor_.mispredicted_uses();
   planned_at_ = end;
@@ -181,8 +227,8 @@ bool Pager::planned_to_be_written(RegionId region) const {
 MinPolicy::Next Pager::next_use(RegionId region) {
   const KeyId key = regions_[region.value].key;
   const uint64_t last = trace_.last_use(key);
-  return {predictor_.uses_until(key), last == Trace::kNever ? trace_.end() : trace_.end() - last,
-          !plan_.valid() || planned_to_stay(region)};
+  const uint64_t age = last == Trace::kNever ? trace_.end() : trace_.end() - last;
+  return {predictor_.uses_until(key), age, !plan_.valid() || (last != Trace::kNever && plan_.wants(last, age))};
 }
 
 // Writes down what is planned to be written, before anybody needs its frame; it stays readable where it is. Only into room
@@ -219,8 +265,7 @@ uint64_t Pager::fresh_bytes_lately() {
   return fresh_bytes_;
 }
 
-bool Pager::make_room_ahead(uint64_t bytes, uint64_t page_bytes, uint64_t distance, RoomBelow& below) {
-  uint64_t room = device_room();
+bool Pager::make_room_ahead(uint64_t bytes, uint64_t room, uint64_t page_bytes, uint64_t distance, RoomBelow& below) {
   while (room < bytes) {
     if (const PageId victim = plan_.valid() ? leaving_victim(page_bytes, distance, below) : PageId::none(); victim.valid()) {
       leave(victim);

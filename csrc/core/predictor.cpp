@@ -41,6 +41,8 @@ void Predictor::consume(uint64_t position) {
     follows = expected < position && expected >= trace_.begin() && trace_.at(expected) == key;
     ++(follows ? predicted_uses_ : mispredicted_uses_);
     cursor_ = follows ? expected : kNever;
+    // What an operator took then it will take now: not every step has to be timed.
+    if (follows && trace_.microseconds(position) == 0) trace_.set_microseconds(position, trace_.microseconds(expected));
   }
   for (int i = 0; i < kLengths; ++i) {
     const uint64_t length = kLengthOf[i];

@@ -29,6 +29,8 @@ class Predictor {
   uint64_t horizon() const { return matched() ? trace_.end() - 1 - cursor_ : 0; }
   // Key of the i-th use after now (i from 1 to horizon()).
   KeyId future(uint64_t i) const { return trace_.at(cursor_ + i); }
+  // How many uses after that its region is freed without being used again; 0: it is used again.
+  uint64_t freed_after(uint64_t i) const { return trace_.freed_after(cursor_ + i); }
   // In how many uses from now the key is used next, kNever if not within the horizon.
   uint64_t uses_until(KeyId key);
 

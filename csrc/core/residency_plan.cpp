@@ -5,12 +5,14 @@
 #include <bit>
 #include <unordered_map>
 
+#include "core/arrival_plan.h"
+#include "core/recurrence.h"
 #include "core/status.h"
 
 namespace tierpage {
 namespace {
 
-constexpr uint64_t kBucketsMax = 4096;
+constexpr double kTimedShareMin = 0.9;  // of operators, or the times say nothing
 constexpr int kSettling = 2;  // rounds until it is known which versions are written down anyway
 constexpr int kRounds = 6;    // these and those of the bisection
 
@@ -70,61 +72,11 @@ uint64_t reverse_bits(uint64_t value, int width) {
   return reversed;
 }
 
-// One recurrence of the trace as rows: what is used when, and what becomes of it.
-class Recurrence {
- public:
-  Recurrence(const Trace& trace, uint64_t begin, uint64_t end) : trace_(trace), begin_(begin), period_(end - begin) {
-    std::unordered_map<uint32_t, uint64_t> first;
-    uint32_t lowest = ~0u;
-    uint32_t op = 0;
-    ops_.resize(period_);
-    for (uint64_t slot = 0; slot < period_; ++slot) {
-      const KeyId key = trace_.at(begin_ + slot);
-      op += slot > 0 && trace_.opens(begin_ + slot);
-      ops_[slot] = op;
-      first.try_emplace(key.value, slot);
-      if (key.value < lowest) {
-        lowest = key.value;
-        anchor_ = slot;
-      }
-    }
-    next_.resize(period_);
-    for (uint64_t slot = period_; slot-- > 0;) {
-      uint64_t& known = first[trace_.at(begin_ + slot).value];
-      // Walking backwards, `known` is the next use; at the last one it is the first of the next recurrence.
-      next_[slot] = known > slot ? known : known + period_;
-      known = slot;
-    }
-  }
-  KeyId key(uint64_t slot) const { return trace_.at(begin_ + slot % period_); }
-  uint64_t next(uint64_t slot) const { return next_[slot]; }  // may lie in the next recurrence
-  bool wrote(uint64_t slot) const { return trace_.wrote(begin_ + slot % period_); }
-  // In how many uses the region is freed without being used again, 0: it is used. Near the end of the window the freeing
-  // may still lie in the future: then the recurrence before tells.
-  uint64_t freed_after(uint64_t slot) const {
-    const uint64_t position = begin_ + slot % period_;
-    if (const uint64_t distance = trace_.freed_after(position); distance != 0) return distance;
-    if (position < trace_.begin() + period_) return 0;
-    return trace_.at(position - period_) == trace_.at(position) ? trace_.freed_after(position - period_) : 0;
-  }
-  uint64_t period() const { return period_; }
-  uint64_t op_count() const { return ops_.back() + 1; }
-  uint64_t op(uint64_t slot) const { return ops_[slot % period_]; }
-  uint64_t anchor() const { return anchor_; }  // a place that is the same whenever the window begins
-
- private:
-  const Trace& trace_;
-  uint64_t begin_, period_;
-  uint64_t anchor_ = 0;
-  std::vector<uint64_t> next_;
-  std::vector<uint32_t> ops_;  // number of each slot's operator
-};
-
 // The intervals of the recurrence, by slot. A *version* is what one write made, until the next write or the end: it is
 // written down once, at the first of its intervals over which it is not kept.
 class Intervals {
  public:
-  Intervals(const Trace& trace, const Recurrence& uses) : version_(uses.period(), kNoVersion) {
+  explicit Intervals(const Recurrence& uses) : version_(uses.period(), kNoVersion) {
     std::unordered_map<uint32_t, uint32_t> newest;  // by key; two rounds, for versions that reach over the border
     for (uint64_t slot = 0; slot < uses.period(); ++slot) {
       if (uses.wrote(slot)) newest[uses.key(slot).value] = static_cast<uint32_t>(slot);
@@ -134,7 +86,7 @@ class Intervals {
       if (found != newest.end()) version_[slot] = uses.wrote(slot) ? found->second = static_cast<uint32_t>(slot) : found->second;
       Interval interval;
       interval.slot = slot;
-      interval.bytes = trace.bytes_of(uses.key(slot));
+      interval.bytes = uses.bytes(slot);
       const uint64_t freed = uses.freed_after(slot);
       interval.length = freed != 0 ? freed : uses.next(slot) - slot;
       interval.fetch = freed == 0;
@@ -220,17 +172,16 @@ std::vector<Interval> sorted_by_cost(std::vector<Interval> intervals, const Recu
   return intervals;
 }
 
-// Buckets of time on a ring, and what the operators of each need whatever is kept.
+// What the operators of each bucket need whatever is kept, and what is kept across it.
 class Timeline {
  public:
-  Timeline(const Trace& trace, const Recurrence& uses)
-      : uses_(uses), buckets_(static_cast<size_t>(std::min(uses.op_count(), kBucketsMax))), base_(buckets_) {
+  explicit Timeline(const Recurrence& uses) : uses_(uses), base_(uses.bucket_count()) {
     std::unordered_map<uint32_t, size_t> counted;  // by key: bucket in which its bytes were counted last
     for (uint64_t slot = 0; slot < uses.period(); ++slot) {
-      const KeyId key = uses.key(slot);
-      const auto [entry, added] = counted.try_emplace(key.value, bucket(slot));
-      if (added || entry->second != bucket(slot)) base_.add(bucket(slot), bucket(slot) + 1, trace.bytes_of(key));
-      entry->second = bucket(slot);
+      const size_t bucket = uses.bucket(slot);
+      const auto [entry, added] = counted.try_emplace(uses.key(slot).value, bucket);
+      if (added || entry->second != bucket) base_.add(bucket, bucket + 1, uses.bytes(slot));
+      entry->second = bucket;
     }
   }
   // Takes what fits, in order; the slots from which content stays.
@@ -238,38 +189,55 @@ class Timeline {
     std::vector<bool> keep(uses_.period(), false);
     RangeLoad load = base_;
     for (const Interval& interval : intervals) {
-      // The buckets strictly between the two uses; at the uses themselves the region is counted already.
-      const size_t first = bucket(interval.slot) + 1;
-      const size_t last = bucket(interval.slot + interval.length);
-      const bool wraps = interval.slot + interval.length >= uses_.period();
+      const Stretch stretch(uses_, interval);
       const uint64_t limit = capacity_bytes > interval.bytes ? capacity_bytes - interval.bytes : 0;
-      const bool at_once = !wraps && first >= last;
-      const uint64_t most = at_once ? 0
-                            : wraps ? std::max(load.largest(first, buckets_), load.largest(0, last))
-                                    : load.largest(first, last);
-      if (most > limit && !at_once) continue;
+      if (!stretch.empty() && stretch.largest(load) > limit) continue;
       keep[interval.slot] = true;
-      if (at_once) continue;
-      load.add(first, wraps ? buckets_ : last, interval.bytes);
-      if (wraps) load.add(0, last, interval.bytes);
+      stretch.add(load, interval.bytes);
     }
     return keep;
   }
+  // Bytes in each bucket when `keep` holds.
+  std::vector<uint64_t> loads(const std::vector<Interval>& intervals, const std::vector<bool>& keep) const {
+    RangeLoad load = base_;
+    for (const Interval& interval : intervals) {
+      if (keep[interval.slot]) Stretch(uses_, interval).add(load, interval.bytes);
+    }
+    std::vector<uint64_t> bytes;
+    for (size_t bucket = 0; bucket < uses_.bucket_count(); ++bucket) bytes.push_back(load.largest(bucket, bucket + 1));
+    return bytes;
+  }
 
  private:
-  size_t bucket(uint64_t slot) const { return static_cast<size_t>(uses_.op(slot) * buckets_ / uses_.op_count()); }
+  // The buckets strictly between the two uses of an interval; at the uses themselves the region is counted already.
+  struct Stretch {
+    Stretch(const Recurrence& uses, const Interval& interval)
+        : count(uses.bucket_count()), first(uses.bucket(interval.slot) + 1), last(uses.bucket(interval.slot + interval.length)),
+          wraps(interval.slot + interval.length >= uses.period()) {}
+    bool empty() const { return !wraps && first >= last; }
+    uint64_t largest(const RangeLoad& load) const {
+      return wraps ? std::max(load.largest(first, count), load.largest(0, last)) : load.largest(first, last);
+    }
+    void add(RangeLoad& load, uint64_t bytes) const {
+      if (empty()) return;
+      load.add(first, wraps ? count : last, bytes);
+      if (wraps) load.add(0, last, bytes);
+    }
+    size_t count, first, last;
+    bool wraps;
+  };
   const Recurrence& uses_;
-  size_t buckets_;
   RangeLoad base_;
 };
 
 }  // namespace
 
-void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint64_t capacity_bytes) {
+void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint64_t capacity_bytes,
+                          double bytes_per_microsecond) {
   TP_ASSERT(begin >= trace.begin() && begin < end && end <= trace.end());
   const Recurrence uses(trace, begin, end);
-  const Timeline timeline(trace, uses);
-  Intervals intervals(trace, uses);
+  const Timeline timeline(uses);
+  Intervals intervals(uses);
   begin_ = begin;
   period_ = end - begin;
   capacity_bytes_ = capacity_bytes;
@@ -291,6 +259,26 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
   write_ = intervals.written_down(keep_);
   fetched_bytes_ = best.fetched;
   written_bytes_ = best.written;
+  arrives_.clear();
+  early_.clear();
+  seconds_ = 0;
+  if (bytes_per_microsecond <= 0 || uses.timed_share() < kTimedShareMin) return;
+  std::vector<PlannedFetch> fetches;
+  for (const Interval& interval : intervals.by_slot()) {
+    if (interval.fetch && !keep_[interval.slot]) fetches.push_back({interval.slot, interval.length, interval.bytes, interval.length});
+  }
+  plan_early(uses, timeline.loads(intervals.by_slot(), keep_), bytes_per_microsecond, std::move(fetches));
+}
+
+void ResidencyPlan::plan_early(const Recurrence& uses, const std::vector<uint64_t>& loads, double bytes_per_microsecond,
+                               std::vector<PlannedFetch> fetches) {
+  seconds_ = plan_arrivals(uses, loads, capacity_bytes_, bytes_per_microsecond, fetches).seconds;
+  arrives_.assign(period_, ~uint32_t{0});
+  for (const PlannedFetch& fetch : fetches) {
+    arrives_[fetch.slot] = static_cast<uint32_t>(fetch.arrives);
+    if (fetch.arrives < fetch.length) early_.push_back({fetch.slot + fetch.arrives, fetch.slot + fetch.length});
+  }
+  std::sort(early_.begin(), early_.end(), [](const Early& a, const Early& b) { return a.use < b.use; });
 }
 
 }  // namespace tierpage

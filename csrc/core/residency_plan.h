@@ -31,7 +31,8 @@ namespace tierpage {
 class ResidencyPlan {
  public:
   // Plans the recurrence [begin, end) of the trace, which is expected to go on repeating. O(n log n) in its uses.
-  void build(const Trace& trace, uint64_t begin, uint64_t end, uint64_t capacity_bytes);
+  // bytes_per_microsecond: of fetches, 0: not known.
+  void build(const Trace& trace, uint64_t begin, uint64_t end, uint64_t capacity_bytes, double bytes_per_microsecond = 0);
   void clear() { period_ = 0; }
   bool valid() const { return period_ != 0; }
   uint64_t period() const { return period_; }
@@ -39,8 +40,23 @@ class ResidencyPlan {
   // Whether what was used at `position` (at or after begin, any number of recurrences later) stays until its next use,
   // or until it is freed.
   bool keeps(uint64_t position) const { return position >= begin_ && keep_[(position - begin_) % period_]; }
+  // Whether it should be there `age` uses after `position`: it stays, or is to have arrived for its next use by then.
+  bool wants(uint64_t position, uint64_t age) const {
+    if (position < begin_) return false;
+    const uint64_t slot = (position - begin_) % period_;
+    return keep_[slot] || (!arrives_.empty() && arrives_[slot] <= age);
+  }
   // Whether the content as it is after that use will be written down before it changes or ends: sooner costs nothing more.
   bool writes(uint64_t position) const { return position >= begin_ && write_[(position - begin_) % period_]; }
+  // What arrives early, in the order in which it is needed. Slots count from begin(), `use` may lie in the next recurrence.
+  struct Early {
+    uint64_t arrives = 0;
+    uint64_t use = 0;
+  };
+  const std::vector<Early>& early() const { return early_; }
+  uint64_t begin() const { return begin_; }
+  bool timed() const { return !arrives_.empty(); }   // the kernels' times were known
+  double seconds() const { return seconds_; }        // of a recurrence, if all goes by the plan; 0: not timed
   uint64_t fetched_bytes() const { return fetched_bytes_; }  // in each recurrence, if all goes by the plan
   uint64_t written_bytes() const { return written_bytes_; }
 
@@ -50,6 +66,12 @@ class ResidencyPlan {
   uint64_t capacity_bytes_ = 0;
   uint64_t fetched_bytes_ = 0;
   uint64_t written_bytes_ = 0;
+  void plan_early(const class Recurrence& uses, const std::vector<uint64_t>& loads, double bytes_per_microsecond,
+                  std::vector<struct PlannedFetch> fetches);
+
+  double seconds_ = 0;
+  std::vector<uint32_t> arrives_;  // by slot: in how many uses its content should be there (again); empty: not timed
+  std::vector<Early> early_;
   std::vector<bool> keep_;
   std::vector<bool> write_;
 };

@@ -35,6 +35,7 @@ struct Stats {
   uint64_t allocations_reused = 0;  // served from a cached region
   uint64_t grants = 0;
   uint64_t prefetch_issued = 0;
+  uint64_t prefetch_early = 0;     // pages fetched before their turn, into time and room that a plan found
   uint64_t prefetch_useful = 0;    // used before it left again
   uint64_t prefetch_late = 0;      // used while still on its way
   uint64_t prefetch_wasted = 0;    // left unused

@@ -7,9 +7,10 @@
 //
 // The trace is a ring: the newest uses_max uses are kept. For each use it stores how far away the same key is used
 // next and before, so that "when is this key used after position p" is a walk along that chain from the last answer;
-// whether it wrote, when the region was freed if that came before any other use, and whether it opens an operator.
+// whether it wrote, when the region was freed if that came before any other use, whether it opens an operator, and how
+// long that one kept the device busy.
 //
-// Pure, single-threaded; guarded by the owner of the Pager. Memory: 20 bytes a use plus the key table, which holds the
+// Pure, single-threaded; guarded by the owner of the Pager. Memory: 24 bytes a use plus the key table, which holds the
 // keys of live regions and of uses in the ring (older ones are recycled).
 //
 // Invariants: every key in the ring is in use; next and previous of two uses of one key mirror each other as long as
@@ -45,7 +46,7 @@ class Trace {
   void append(KeyId key, bool wrote, bool opens = true) {
     const uint64_t position = end_++;
     Use& use = ring_[position & mask_];
-    use = {key.value, 0, 0, 0, wrote, opens};
+    use = {key.value, 0, 0, 0, 0, wrote, opens};
     Key& row = keys_[key.value];
     if (row.last != kNever && position - row.last < uses_max()) {
       use.previous = static_cast<uint32_t>(position - row.last);
@@ -60,6 +61,11 @@ class Trace {
   KeyId at(uint64_t position) const { return KeyId(ring_[position & mask_].key); }
   bool wrote(uint64_t position) const { return ring_[position & mask_].wrote; }
   bool opens(uint64_t position) const { return ring_[position & mask_].opens; }
+  // How long the device worked on the operator that this use opens; 0: not known.
+  double microseconds(uint64_t position) const { return static_cast<double>(ring_[position & mask_].microseconds); }
+  void set_microseconds(uint64_t position, double time) {
+    if (position >= begin() && position < end_) ring_[position & mask_].microseconds = static_cast<float>(time);
+  }
   // How many uses later the key's region was freed, if it was not used in between; 0: it was used, or lives.
   uint64_t freed_after(uint64_t position) const { return ring_[position & mask_].freed_after; }
   uint64_t bytes_of(KeyId key) const { return keys_[key.value].bytes; }
@@ -75,6 +81,7 @@ class Trace {
     uint32_t next = 0;      // distance to the next use of the same key, 0: none yet
     uint32_t previous = 0;  // distance to the one before, 0: none, or it had left the ring
     uint32_t freed_after = 0;
+    float microseconds = 0;
     bool wrote = false;
     bool opens = false;
   };

@@ -39,8 +39,8 @@ void Pager::arrival_done(PageId id, const TransferResult& result) {
     settle_freed(id);  // interleaving 3
     return;
   }
-  // Interleaving 7: the source is untouched; the frame goes back.
-  const FrameId frame = page.frame;
+  // Interleaving 7: the source is untouched; the frames go back.
+  const FrameList frames = page.frames;
   page.abandon_arrival(result.mapped);
   take_prefetched(page);
   if (result.mapped) {
@@ -48,10 +48,10 @@ void Pager::arrival_done(PageId id, const TransferResult& result) {
     if (!page.listed) leaving_.push_back(id);
     page.listed = true;
   } else if (result.frame_created) {
-    return_frame(frame);
+    return_frames(frames);
   } else {
     // The device is fuller than the budget says (another program?): go on with what it gave so far.
-    device_.forget(frame);
+    device_.forget(frames.front().id);
     push_release(device_.set_capacity(std::min(device_.capacity_bytes(), device_held_bytes())));
   }
   // A refused frame is tried again under the lower budget; anything else would only fail again.
@@ -111,7 +111,7 @@ void Pager::copy_down_done(PageId id, const TransferResult& result) {
 void Pager::unmap_done(PageId id) {
   Page& page = pages_[id];
   page.evict_asked = false;
-  return_frame(page.finish_unmap());
+  return_frames(page.finish_unmap());
   ++stats_.unmaps;
   settle_freed(id);
 }
@@ -134,6 +134,12 @@ void Pager::fence_done(Fence fence) {
     std::erase_if(watched_[fence.stream], [&](uint64_t sequence) { return sequence <= fence.sequence; });
   }
   wants_planning_ = true;
+}
+
+void Pager::op_timed(Fence fence, double microseconds) {
+  if (fence.stream >= ended_ops_.size()) return;
+  const TimedOp& op = ended_ops_[fence.stream][fence.sequence % kEndedOps];
+  if (op.sequence == fence.sequence) trace_.set_microseconds(op.position, microseconds);
 }
 
 void Pager::host_space_ready(uint64_t bytes, bool growth_failed) {

@@ -44,7 +44,7 @@ std::string TransferEngine::queue_state() const {
 void TransferEngine::execute(const Action& action, Finished& finished) {
   switch (action.kind) {
     case ActionKind::kReleaseFrame:
-      backend_.release_frame(action.frame);
+      backend_.release_frame(action.frames.front().id);
       return;
     case ActionKind::kWatchFence:
       watched_.push_back(action.fence);
@@ -54,7 +54,7 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
       return;
     case ActionKind::kUnmap: {
       const int64_t start = realtime_ns();
-      Status status = backend_.unmap(action.frame, action.device_offset);
+      Status status = backend_.unmap_all(action.frames, action.device_offset);
       if (!status.ok()) status.code = StatusCode::kInternal;  // the range's state is unknown: the pager must stop
       log_.add({EventKind::kUnmap, 0, 0, start, realtime_ns() - start, action.bytes});
       finished.transfers.push_back({action.transfer, TransferResult{std::move(status)}});
@@ -80,11 +80,11 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
 bool TransferEngine::bring_frame(const Action& action, TransferResult& result) {
   result.mapped = false;
   if (action.create_frame) {
-    result.status = backend_.create_frame(action.frame, action.bytes);
+    result.status = backend_.create_frame(action.frames.front().id, action.bytes);
     result.frame_created = result.status.ok();
     if (!result.status.ok()) return false;
   }
-  result.status = backend_.map(action.frame, action.device_offset);
+  result.status = backend_.map_all(action.frames, action.device_offset);
   result.mapped = result.status.ok();
   return result.mapped;
 }

@@ -59,8 +59,9 @@ class Machine {
   Machine(const Program& program, const ReplayOptions& options)
       : program_(program), options_(options), rates_(options.rates), pager_(options.pager), slot_(pager_.add_slot()) {
     regions_.resize(program.id_count);
-    run_bytes_max_ = options.list_run_bytes_max != 0 ? options.list_run_bytes_max : options.pager.device_bytes_max / 2;
+    run_bytes_max_ = options.list_run_bytes_max != 0 ? options.list_run_bytes_max : options.pager.device_bytes_max / 16;
     pager_.host_space_ready(options.pager.host_bytes_max, false);
+    pager_.set_fetch_rate(rates_.host_to_device * rates_.duplex_factor / 1e6);
   }
 
   Status run(std::vector<StepReport>* reports) {
@@ -117,6 +118,7 @@ class Machine {
     totals_.compute += microseconds;
     kernel_ends_.push_back(kernels_end_);
     pager_.end_op(slot_, Fence{0, kernel_ends_.size()});
+    if (options_.timed) pager_.op_timed(Fence{0, kernel_ends_.size()}, microseconds);
     for (const ProgramAllocation& fresh : line.fresh) pager_.mark_seen(regions_[fresh.id]);
     double resume = now_ + rates_.launch_us;
     if (kernel_ends_.size() > rates_.launches_ahead_max) {
@@ -266,16 +268,16 @@ class Machine {
         ++totals_.maps;
         totals_.created += action.create_frame;
         finished_.push_back(action.transfer);
-        return time + rates_.map_us + (action.create_frame ? rates_.create_us : 0);
+        return time + map_us(action);
       case ActionKind::kUnmap:
         finished_.push_back(action.transfer);
-        return time + rates_.unmap_us;
+        return time + rates_.unmap_us + rates_.unmap_part_us * static_cast<double>(action.frames.size() - 1);
       case ActionKind::kFetch:
         ++totals_.maps;
         totals_.created += action.create_frame;
         link_for(action, up_, true).add(action.transfer, action.bytes, rates_.piece_bytes, action.urgent);
         totals_.up += action.bytes;
-        return time + rates_.map_us + (action.create_frame ? rates_.create_us : 0) + submit_us(action);
+        return time + map_us(action) + submit_us(action);
       case ActionKind::kWriteBack:
         link_for(action, down_, false).add(action.transfer, action.bytes, rates_.piece_bytes, action.urgent);
         totals_.down += action.bytes;
@@ -288,6 +290,11 @@ class Machine {
         return time;
     }
     return time;
+  }
+
+  double map_us(const Action& action) const {
+    return rates_.map_us + rates_.map_part_us * static_cast<double>(action.frames.size() - 1) +
+           (action.create_frame ? rates_.create_us : 0);
   }
 
   double submit_us(const Action& action) const {

@@ -24,8 +24,10 @@ struct MachineRates {
   double duplex_factor = 0.86;      // of each direction's rate while both are busy
   double disk_read = 3.5e9;
   double disk_write = 2.5e9;
-  double map_us = 40;               // map and set access, one frame
+  double map_us = 40;               // map and set access, a page of one frame
+  double map_part_us = 12;          // each further frame of a composed page
   double unmap_us = 30;
+  double unmap_part_us = 10;
   double create_us = 500;           // the memory of a frame, whatever its size
   double submit_us = 12;            // to hand one piece of a copy to the device
   double launch_us = 7;             // program thread, per operator
@@ -59,8 +61,9 @@ struct StepReport {
 struct ReplayOptions {
   PagerConfig pager;
   MachineRates rates;
-  uint64_t list_run_bytes_max = 0;  // 0: half of the device budget
+  uint64_t list_run_bytes_max = 0;  // 0: a sixteenth of the device budget, as in engine/runtime.h
   int loops = 4;                    // how often the repeating step runs
+  bool timed = true;              // the pager learns how long operators take
   bool check = false;               // check_invariants after every round of the pager thread
 };
 
