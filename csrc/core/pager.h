@@ -190,6 +190,7 @@ class Pager {
  private:
   static constexpr uint64_t kEndedOps = 2048;     // of each stream, whose times may still come
   static constexpr uint64_t kFreshHalfLife = 512;  // uses
+  static constexpr int kReuseTries = 32;         // larger cached regions looked at for one allocation
   static constexpr uint64_t kExpectedUses = 512;  // how far ahead allocations are counted
   static constexpr uint64_t kCachedAgeOld = 256;  // uses since a region was freed, after which nobody expects it back
   enum class RegionState : uint8_t { kGone, kLive, kCached, kDying };
@@ -260,7 +261,14 @@ class Pager {
   void collect(const Use& use, std::vector<Wanted>& wanted) const;
   Status too_large(const Slot& slot, uint64_t bytes) const;
   // pager_regions.cpp: regions
+  RegionId new_region();
+  bool ordered_before(const Region& region, StreamId stream) const;
   RegionId reuse_cached(uint64_t bytes, StreamId stream);
+  bool ends_page(const Region& region, uint64_t bytes) const;
+  void split_cached(RegionId id, uint64_t bytes);
+  void give_page(PageId page, RegionId to);
+  void add_cached(RegionId id);
+  void remove_cached(RegionId id);
   RegionId make_region(uint64_t bytes);
   void cut_into_pages(RegionId id);
   void retire_region(RegionId id);
@@ -335,7 +343,7 @@ class Pager {
   PageTable pages_;
   std::vector<Region> regions_;
   std::vector<RegionId> unused_regions_;
-  std::unordered_map<uint64_t, std::vector<RegionId>> cached_;  // by rounded size, newest last
+  std::map<uint64_t, std::vector<RegionId>> cached_;  // by rounded size, newest last
   std::map<uint64_t, RegionId> cached_by_age_;  // by cached_serial, oldest first
   uint64_t next_cached_serial_ = 1;
   std::vector<Slot> slots_;
@@ -372,6 +380,7 @@ class Pager {
   uint64_t fresh_bytes_ = 0;         // allocations that no cached region served, decaying
   uint64_t fresh_since_ = 0;         // trace position of the last decay
   uint64_t cached_bytes_ = 0;        // of cached regions
+  uint64_t expected_bytes_ = 0;
   std::unordered_map<uint64_t, uint32_t> expected_;  // by rounded size: allocations that the trace announces
   uint64_t expected_at_ = ~uint64_t{0};  // trace position at which they were counted
   uint64_t device_capacity_wanted_ = 0;  // what the user set; the pool's may be lower after the device refused

@@ -21,15 +21,18 @@ std::vector<RegionId> Pager::live_regions() const {
   return live;
 }
 
-RegionId Pager::make_region(uint64_t bytes) {
-  RegionId id;
+RegionId Pager::new_region() {
   if (unused_regions_.empty()) {
-    id = RegionId(static_cast<uint32_t>(regions_.size()));
     regions_.emplace_back();
-  } else {
-    id = unused_regions_.back();
-    unused_regions_.pop_back();
+    return RegionId(static_cast<uint32_t>(regions_.size() - 1));
   }
+  const RegionId id = unused_regions_.back();
+  unused_regions_.pop_back();
+  return id;
+}
+
+RegionId Pager::make_region(uint64_t bytes) {
+  const RegionId id = new_region();
   const uint64_t offset = map_.take(bytes, id);
   if (offset == RegionMap::kNone) {
     unused_regions_.push_back(id);
@@ -91,13 +94,8 @@ void Pager::free_region(RegionId id, std::span<const Fence> fences) {
     whole = whole && page.mapped && page.movement == Movement::kNone && !page.leaving;
   }
   if (whole && device_.used_bytes() <= device_.capacity_bytes()) {
-    region.state = RegionState::kCached;
-    region.cached_serial = next_cached_serial_++;
     region.cached_at = trace_.end();
-    cached_bytes_ += region.bytes;
-    cached_bytes_peak_ = std::max(cached_bytes_peak_, cached_bytes_);
-    cached_[region.bytes].push_back(id);
-    cached_by_age_.emplace(region.cached_serial, id);
+    add_cached(id);
   } else {
     region.state = RegionState::kDying;
     const std::vector<PageId> pages = region.pages;  // settle_freed may end the region
@@ -108,28 +106,82 @@ void Pager::free_region(RegionId id, std::span<const Fence> fences) {
 
 // A cached region may be given out again when everything still queued on it is ordered before the new owner's work:
 // the same stream, or finished.
-RegionId Pager::reuse_cached(uint64_t bytes, StreamId stream) {
-  auto found = cached_.find(bytes);
-  if (found == cached_.end()) return RegionId::none();
-  std::vector<RegionId>& candidates = found->second;
-  for (size_t i = candidates.size(); i-- > 0;) {
-    const RegionId id = candidates[i];
-    const Region& region = regions_[id.value];
-    const bool ordered = std::all_of(region.pages.begin(), region.pages.end(), [&](PageId page_id) {
-      const Page& page = pages_[page_id];
-      if (page.pins > 0 && (region.stream != stream || region.other_streams)) return false;
-      return std::all_of(page.fences.begin(), page.fences.end(), [&](const Fence& fence) {
-        return fence.stream == stream ||
-               (fence.stream < completed_.size() && fence.sequence <= completed_[fence.stream]);
-      });
+bool Pager::ordered_before(const Region& region, StreamId stream) const {
+  return std::all_of(region.pages.begin(), region.pages.end(), [&](PageId page_id) {
+    const Page& page = pages_[page_id];
+    if (page.pins > 0 && (region.stream != stream || region.other_streams)) return false;
+    return std::all_of(page.fences.begin(), page.fences.end(), [&](const Fence& fence) {
+      return fence.stream == stream || (fence.stream < completed_.size() && fence.sequence <= completed_[fence.stream]);
     });
-    if (!ordered) continue;
-    candidates.erase(candidates.begin() + static_cast<std::ptrdiff_t>(i));
-    cached_by_age_.erase(region.cached_serial);
-    cached_bytes_ -= region.bytes;
-    return id;
+  });
+}
+
+// One of just that size, the newest first; else a part of a larger one, or of several that lie side by side. Pages cannot
+// be cut, so a part ends where a page does.
+RegionId Pager::reuse_cached(uint64_t bytes, StreamId stream) {
+  if (const auto found = cached_.find(bytes); found != cached_.end()) {
+    for (size_t i = found->second.size(); i-- > 0;) {
+      const RegionId id = found->second[i];
+      if (!ordered_before(regions_[id.value], stream)) continue;
+      uncache(id);
+      return id;
+    }
+  }
+  int tries = kReuseTries;
+  for (auto larger = cached_.upper_bound(bytes); larger != cached_.end(); ++larger) {
+    for (const RegionId id : larger->second) {
+      if (tries-- == 0) return RegionId::none();
+      if (!ends_page(regions_[id.value], bytes) || !ordered_before(regions_[id.value], stream)) continue;
+      split_cached(id, bytes);
+      uncache(id);
+      return id;
+    }
   }
   return RegionId::none();
+}
+
+// Whether the first pages of the region have that size together.
+bool Pager::ends_page(const Region& region, uint64_t bytes) const {
+  uint64_t sum = 0;
+  for (size_t i = 0; sum < bytes && i < region.pages.size(); ++i) sum += pages_[region.pages[i]].bytes;
+  return sum == bytes;
+}
+
+// The region keeps its first `bytes`; the rest becomes a cached region of its own.
+void Pager::split_cached(RegionId id, uint64_t bytes) {
+  const RegionId rest = new_region();
+  Region& region = regions_[id.value];
+  Region& other = regions_[rest.value];
+  remove_cached(id);
+  other = region;
+  other.pages.clear();
+  uint64_t sum = 0;
+  size_t count = 0;
+  while (sum < bytes) sum += pages_[region.pages[count++]].bytes;
+  TP_ASSERT(sum == bytes);
+  for (size_t i = count; i < region.pages.size(); ++i) give_page(region.pages[i], rest);
+  region.pages.resize(count);
+  other.offset += bytes;
+  other.bytes -= bytes;
+  region.bytes = bytes;
+  map_.rename(other.offset, other.bytes, rest);
+  add_cached(id);
+  add_cached(rest);
+}
+
+void Pager::give_page(PageId page, RegionId to) {
+  pages_[page].region = to;
+  regions_[to.value].pages.push_back(page);
+}
+
+void Pager::add_cached(RegionId id) {
+  Region& region = regions_[id.value];
+  region.state = RegionState::kCached;
+  region.cached_serial = next_cached_serial_++;
+  cached_bytes_ += region.bytes;
+  cached_bytes_peak_ = std::max(cached_bytes_peak_, cached_bytes_);
+  cached_[region.bytes].push_back(id);
+  cached_by_age_.emplace(region.cached_serial, id);
 }
 
 // As far as completions are known; asks for none.
@@ -140,12 +192,16 @@ bool Pager::finished(const Page& page) const {
 }
 
 void Pager::uncache(RegionId id) {
+  remove_cached(id);
+  regions_[id.value].state = RegionState::kDying;
+}
+
+void Pager::remove_cached(RegionId id) {
   std::vector<RegionId>& same_size = cached_[regions_[id.value].bytes];
   same_size.erase(std::find(same_size.begin(), same_size.end(), id));
   if (same_size.empty()) cached_.erase(regions_[id.value].bytes);
   cached_by_age_.erase(regions_[id.value].cached_serial);
   cached_bytes_ -= regions_[id.value].bytes;
-  regions_[id.value].state = RegionState::kDying;
 }
 
 // Takes the cached region that has waited longest apart; returns the bytes that will become free, 0 if there is none.
@@ -165,7 +221,8 @@ uint64_t Pager::drop_surplus_cached(uint64_t page_bytes) {
   for (const auto& [serial, id] : cached_by_age_) {
     const Region& region = regions_[id.value];
     const auto expected = expected_.find(region.bytes);
-    if (expected != expected_.end() && cached_[region.bytes].size() <= expected->second) continue;
+    const bool by_size = expected == expected_.end() || cached_[region.bytes].size() > expected->second;
+    if (!by_size && cached_bytes_ < region.bytes + expected_bytes_ + expected_bytes_ / 8) continue;
     bool fits = page_bytes == 0, ended = true;
     for (const PageId page : region.pages) {
       fits = fits || pages_[page].bytes == page_bytes;
@@ -194,19 +251,26 @@ void Pager::look_for_allocations() {
   if (expected_at_ <= trace_.end() && trace_.end() < expected_at_ + kExpectedUses / 16) return;
   expected_at_ = trace_.end();
   expected_.clear();
+  expected_bytes_ = 0;
+  int64_t net = 0;
   using Free = std::pair<uint64_t, uint64_t>;  // (in how many uses, size)
   std::priority_queue<Free, std::vector<Free>, std::greater<>> frees;
   std::unordered_set<uint32_t> made;
   std::unordered_map<uint64_t, int64_t> live;
   const uint64_t horizon = std::min(predictor_.horizon(), kExpectedUses);
   for (uint64_t i = 1; i <= horizon; ++i) {
-    for (; !frees.empty() && frees.top().first <= i; frees.pop()) --live[frees.top().second];
+    for (; !frees.empty() && frees.top().first <= i; frees.pop()) {
+      --live[frees.top().second];
+      net -= static_cast<int64_t>(frees.top().second);
+    }
     const KeyId key = predictor_.future(i);
     const uint64_t bytes = trace_.bytes_of(key);
     const bool has_region = trace_.region_of(key).valid();
     if (!has_region && made.insert(key.value).second) {
       uint32_t& most = expected_[bytes];
       most = static_cast<uint32_t>(std::max<int64_t>(most, ++live[bytes]));
+      net += static_cast<int64_t>(bytes);
+      expected_bytes_ = static_cast<uint64_t>(std::max(static_cast<int64_t>(expected_bytes_), net));
     }
     if (const uint64_t freed = predictor_.freed_after(i); freed != 0) {
       frees.emplace(i + freed, bytes);

@@ -32,6 +32,10 @@ uint64_t RegionMap::take(uint64_t bytes, RegionId region) {
   return offset;
 }
 
+void RegionMap::rename(uint64_t offset, uint64_t bytes, RegionId region) {
+  std::fill_n(table_.get() + (offset >> granule_shift_), bytes >> granule_shift_, region.value + 1);
+}
+
 void RegionMap::give_back(uint64_t offset, uint64_t bytes) {
   std::fill_n(table_.get() + (offset >> granule_shift_), bytes >> granule_shift_, 0u);
   taken_bytes_ -= bytes;

@@ -26,6 +26,7 @@ class RegionMap {
 
   uint64_t take(uint64_t bytes, RegionId region);  // offset or kNone
   void give_back(uint64_t offset, uint64_t bytes);
+  void rename(uint64_t offset, uint64_t bytes, RegionId region);  // a taken part belongs to another region from here on
   RegionId find(uint64_t offset) const {
     const uint64_t granule = offset >> granule_shift_;
     return granule < granules_ ? RegionId(table_[granule] - 1) : RegionId::none();

@@ -5,7 +5,7 @@
 #include <bit>
 #include <unordered_map>
 
-#include "core/arrival_plan.h"
+#include "core/link_plan.h"
 #include "core/recurrence.h"
 #include "core/status.h"
 
@@ -14,6 +14,7 @@ namespace {
 
 constexpr double kTimedShareMin = 0.9;  // of operators, or the times say nothing
 constexpr int kSettling = 2;  // rounds until it is known which versions are written down anyway
+constexpr int kTimedRounds = 10;
 constexpr int kRounds = 6;    // these and those of the bisection
 
 // Sums over buckets of a ring: add to a range, ask for the largest in a range. Both O(log n).
@@ -58,6 +59,11 @@ struct Interval {
   bool write_back = false;  // keeping it saves a write-back too
   double cost = 0;
   uint64_t rank = 0;        // among equals
+};
+
+struct Copies {
+  std::vector<PlannedFetch> fetches;
+  std::vector<PlannedWrite> writes;
 };
 
 struct Moved {
@@ -134,18 +140,60 @@ class Intervals {
     for (size_t slot = 0; slot < version_.size(); ++slot) result[slot] = version_[slot] != kNoVersion && written[version_[slot]];
     return result;
   }
+  // The same one by one. A version is written down where it first does not stay.
+  Copies copies(const std::vector<bool>& keep) const {
+    Copies copies;
+    const uint64_t period = version_.size();
+    std::vector<uint64_t> first(period, kNowhere);  // by version: uses until then
+    for (const Interval& interval : intervals_) {
+      if (keep[interval.slot]) continue;
+      if (interval.fetch) copies.fetches.push_back({interval.slot, interval.length, interval.bytes, interval.length});
+      const uint32_t version = version_[interval.slot];
+      if (version != kNoVersion) first[version] = std::min(first[version], (interval.slot + period - version) % period);
+    }
+    for (uint64_t version = 0; version < period; ++version) {
+      if (first[version] == kNowhere) continue;
+      const Interval& interval = intervals_[(version + first[version]) % period];
+      copies.writes.push_back({version, version + first[version], interval.length, interval.bytes});
+    }
+    return copies;
+  }
   const std::vector<Interval>& by_slot() const { return intervals_; }
 
  private:
+  static constexpr uint64_t kNowhere = ~uint64_t{0};
   static constexpr uint32_t kNoVersion = ~0u;  // never written: the lower tier has it
   std::vector<Interval> intervals_;
   std::vector<uint32_t> version_;  // by slot: the slot of the write
 };
 
+// What copies cost where, by bucket of the use that they belong to: a fetch of the use that needs it, a write of the use
+// after which its content does not stay. Between 0 (hidden behind kernels) and 1 (waited for).
+class Prices {
+ public:
+  explicit Prices(size_t buckets) : fetch_(buckets, 1.0F), write_(buckets, 1.0F) {}
+  double fetch(size_t bucket) const { return static_cast<double>(fetch_[bucket]); }
+  double write(size_t bucket) const { return static_cast<double>(write_[bucket]); }
+  // Half way: what is free once everybody goes there is not free any more.
+  void learn(const LinkPlan& plan) {
+    for (size_t i = 0; i < fetch_.size(); ++i) {
+      fetch_[i] = (fetch_[i] + std::max(plan.fetch_prices[i], kPriceMin)) / 2;
+      write_[i] = (write_[i] + std::max(plan.write_prices[i], kPriceMin)) / 2;
+    }
+  }
+
+ private:
+  static constexpr float kPriceMin = 0.02F;  // of two that cost no time the one that moves less
+  std::vector<float> fetch_, write_;
+};
+
 // Sorts by cost. Equals are told apart by rank: the bit-reversed place in the pass, counted in bytes from the anchor.
-std::vector<Interval> sorted_by_cost(std::vector<Interval> intervals, const Recurrence& uses, double fetch_weight) {
+std::vector<Interval> sorted_by_cost(std::vector<Interval> intervals, const Recurrence& uses, double fetch_weight,
+                                     const Prices& prices) {
   for (Interval& interval : intervals) {
-    const double saved = (interval.fetch ? fetch_weight : 0) + (interval.write_back ? 1 - fetch_weight : 0);
+    double saved = 0;
+    if (interval.fetch) saved += fetch_weight * prices.fetch(uses.bucket(interval.slot + interval.length));
+    if (interval.write_back) saved += (1 - fetch_weight) * prices.write(uses.bucket(interval.slot));
     interval.cost = static_cast<double>(interval.length) / std::max(saved, 1e-6);
   }
   const auto place = [&](const Interval& interval) {
@@ -238,42 +286,50 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
   const Recurrence uses(trace, begin, end);
   const Timeline timeline(uses);
   Intervals intervals(uses);
+  Prices prices(uses.bucket_count());
+  const bool timed = bytes_per_microsecond > 0 && uses.timed_share() >= kTimedShareMin;
   begin_ = begin;
   period_ = end - begin;
   capacity_bytes_ = capacity_bytes;
+  seconds_ = 0;
+  arrives_.clear();
+  early_.clear();
   Moved best;
   double low = 0, high = 1;  // the weight of a fetch lies between
-  for (int round = 0; round < kRounds; ++round) {
+  for (int round = 0; round < (timed ? kTimedRounds : kRounds); ++round) {
     const double fetch_weight = (low + high) / 2;
-    std::vector<bool> keep = timeline.choose(sorted_by_cost(intervals.by_slot(), uses, fetch_weight), capacity_bytes);
+    std::vector<bool> keep = timeline.choose(sorted_by_cost(intervals.by_slot(), uses, fetch_weight, prices), capacity_bytes);
     const Moved moved = intervals.moved(keep);
     intervals.weigh(keep);
-    if (round == 0 || moved.busier() < best.busier()) {
+    double up = static_cast<double>(moved.fetched), down = static_cast<double>(moved.written);
+    bool better = round == 0 || moved.busier() < best.busier();
+    if (timed) {
+      Copies copies = intervals.copies(keep);
+      const LinkPlan links = plan_links(uses, timeline.loads(intervals.by_slot(), keep), capacity_bytes, bytes_per_microsecond,
+                                        copies.fetches, copies.writes);
+      prices.learn(links);
+      up = links.fetch_stall_seconds;
+      down = links.write_stall_seconds;
+      better = round == 0 || links.seconds < seconds_;
+      if (better) take_arrivals(links.seconds, copies.fetches);
+    }
+    if (better) {
       best = moved;
       keep_ = std::move(keep);
     }
     if (moved.fetched == 0 || moved.written == 0) break;  // one direction alone: nothing to weigh
     if (round < kSettling) continue;
-    (moved.fetched > moved.written ? low : high) = fetch_weight;
+    (up > down ? low : high) = fetch_weight;
   }
   write_ = intervals.written_down(keep_);
   fetched_bytes_ = best.fetched;
   written_bytes_ = best.written;
-  arrives_.clear();
-  early_.clear();
-  seconds_ = 0;
-  if (bytes_per_microsecond <= 0 || uses.timed_share() < kTimedShareMin) return;
-  std::vector<PlannedFetch> fetches;
-  for (const Interval& interval : intervals.by_slot()) {
-    if (interval.fetch && !keep_[interval.slot]) fetches.push_back({interval.slot, interval.length, interval.bytes, interval.length});
-  }
-  plan_early(uses, timeline.loads(intervals.by_slot(), keep_), bytes_per_microsecond, std::move(fetches));
 }
 
-void ResidencyPlan::plan_early(const Recurrence& uses, const std::vector<uint64_t>& loads, double bytes_per_microsecond,
-                               std::vector<PlannedFetch> fetches) {
-  seconds_ = plan_arrivals(uses, loads, capacity_bytes_, bytes_per_microsecond, fetches).seconds;
+void ResidencyPlan::take_arrivals(double seconds, const std::vector<PlannedFetch>& fetches) {
+  seconds_ = seconds;
   arrives_.assign(period_, ~uint32_t{0});
+  early_.clear();
   for (const PlannedFetch& fetch : fetches) {
     arrives_[fetch.slot] = static_cast<uint32_t>(fetch.arrives);
     if (fetch.arrives < fetch.length) early_.push_back({fetch.slot + fetch.arrives, fetch.slot + fetch.length});

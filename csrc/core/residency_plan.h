@@ -66,8 +66,7 @@ class ResidencyPlan {
   uint64_t capacity_bytes_ = 0;
   uint64_t fetched_bytes_ = 0;
   uint64_t written_bytes_ = 0;
-  void plan_early(const class Recurrence& uses, const std::vector<uint64_t>& loads, double bytes_per_microsecond,
-                  std::vector<struct PlannedFetch> fetches);
+  void take_arrivals(double seconds, const std::vector<struct PlannedFetch>& fetches);
 
   double seconds_ = 0;
   std::vector<uint32_t> arrives_;  // by slot: in how many uses its content should be there (again); empty: not timed
