@@ -275,6 +275,7 @@ bool Pager::make_room_ahead(uint64_t bytes, uint64_t room, uint64_t page_bytes, 
     uint64_t left = plan_.valid() ? drop_surplus_cached() : 0;
     if (left == 0) left = drop_oldest_cached(kCachedAgeOld);
     if (left == 0) {
+      if (plan_.valid() && !min_.leaves_ahead()) return false;
       if (min_.distance_ahead() <= distance) return false;
       const PageId victim = next_victim(min_, below);
       if (!victim.valid() || min_.distance() <= distance) return false;
