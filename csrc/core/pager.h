@@ -266,7 +266,7 @@ class Pager {
   RegionId reuse_cached(uint64_t bytes, StreamId stream);
   bool ends_page(const Region& region, uint64_t bytes) const;
   void split_cached(RegionId id, uint64_t bytes);
-  void give_page(PageId page, RegionId to);
+  void give_page(PageId id, RegionId to);
   void add_cached(RegionId id);
   void remove_cached(RegionId id);
   RegionId make_region(uint64_t bytes);

@@ -169,9 +169,13 @@ void Pager::split_cached(RegionId id, uint64_t bytes) {
   add_cached(rest);
 }
 
-void Pager::give_page(PageId page, RegionId to) {
-  pages_[page].region = to;
-  regions_[to.value].pages.push_back(page);
+void Pager::give_page(PageId id, RegionId to) {
+  Page& page = pages_[id];
+  // The lists name a page together with its region.
+  if (std::exchange(page.hinted, false)) std::erase_if(hinted_, [id](const auto& hint) { return hint.first == id; });
+  if (std::exchange(page.cleanable, false)) std::erase_if(cleanable_, [id](const auto& entry) { return entry.first == id; });
+  page.region = to;
+  regions_[to.value].pages.push_back(id);
 }
 
 void Pager::add_cached(RegionId id) {

@@ -1,0 +1,29 @@
+// Several frames one behind the other, for backends that have no quicker way.
+#include "tiers/device_backend.h"
+
+namespace tierpage {
+
+Status DeviceBackend::map_all(const FrameList& frames, uint64_t offset) {
+  uint64_t at = offset;
+  for (size_t i = 0; i < frames.size(); at += frames[i++].bytes) {
+    Status status = map(frames[i].id, at);
+    if (status.ok()) continue;
+    while (i-- > 0) {
+      at -= frames[i].bytes;
+      // Then nobody knows what is mapped: an error of another kind, after which the pager stops.
+      if (!unmap(frames[i].id, at).ok()) status.code = StatusCode::kInternal;
+    }
+    return status;
+  }
+  return Status::success();
+}
+
+Status DeviceBackend::unmap_all(const FrameList& frames, uint64_t offset) {
+  for (const Frame& frame : frames) {
+    if (Status status = unmap(frame.id, offset); !status.ok()) return status;
+    offset += frame.bytes;
+  }
+  return Status::success();
+}
+
+}  // namespace tierpage
