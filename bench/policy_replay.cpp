@@ -13,6 +13,7 @@
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "estimate/foresight.h"
@@ -111,7 +112,7 @@ Status run_all(const Program& program, const Arguments& arguments, const UseStri
   rows->resize(7);
   Status status = run_core(program, arguments.replay, PolicyKind::kClock, window, &(*rows)[0]);
   if (status.ok()) status = run_core(program, arguments.replay, PolicyKind::kAuto, window, &(*rows)[1]);
-  PageReplayOptions pages{pager.granule_bytes, pager.frame_bytes_max, pager.device_bytes_max, Victims::kLeastRecent, false};
+  PageReplayOptions pages{pager.frame_bytes_max, pager.device_bytes_max, Victims::kLeastRecent, false};
   if (status.ok()) status = run_pages(string, pages, "lru", window, &(*rows)[2]);
   pages.victims = Victims::kFarthest;
   if (status.ok()) status = run_pages(string, pages, "oracle, farthest", window, &(*rows)[3]);
@@ -119,7 +120,7 @@ Status run_all(const Program& program, const Arguments& arguments, const UseStri
   if (status.ok()) status = run_pages(string, pages, "oracle, by cost", window, &(*rows)[4]);
   pages.drop_dead = true;
   if (status.ok()) status = run_pages(string, pages, "oracle, dead dropped", window, &(*rows)[5]);
-  pages = {pager.granule_bytes, pager.granule_bytes, pager.device_bytes_max, Victims::kFarthest, false};
+  pages = {pager.granule_bytes, pager.device_bytes_max, Victims::kFarthest, false};
   if (status.ok()) status = run_pages(string, pages, "least fetches", window, &(*rows)[6]);
   if (!status.ok()) return status;
   *best = (*rows)[3].total() < (*rows)[4].total() ? 3 : 4;
@@ -180,7 +181,8 @@ void print_json(const std::vector<Row>& rows, size_t best, const Lookout& lookou
   for (size_t i = 0; i < rows.size(); ++i) {
     const Row& row = rows[i];
     const double base = rows[best].total();
-    std::printf("{\"policy\": \"%s\", \"fetched_bytes\": %.0f, \"written_bytes\": %.0f, \"faults\": %.1f, \"bytes_ratio\": %.4f, \"is_oracle\": %s",
+    std::printf("{\"policy\": \"%s\", \"fetched_bytes\": %.0f, \"written_bytes\": %.0f, \"faults\": %.1f, "
+                "\"bytes_ratio\": %.4f, \"is_oracle\": %s",
                 row.policy.c_str(), row.fetched_bytes, row.written_bytes, row.faults, base > 0 ? row.total() / base : 1.0,
                 i == best ? "true" : "false");
     if (row.seconds > 0) std::printf(", \"seconds\": %.6f", row.seconds);

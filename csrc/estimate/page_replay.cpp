@@ -5,6 +5,7 @@
 #include <bit>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "core/residency_plan.h"
 

@@ -2,6 +2,7 @@
 #include "estimate/use_string.h"
 
 #include <map>
+#include <utility>
 
 namespace tierpage::estimate {
 namespace {

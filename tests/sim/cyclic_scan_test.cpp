@@ -15,7 +15,9 @@
 // more: what was fetched ahead at the end of the last.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <sstream>
+#include <string>
 
 #include "estimate/page_replay.h"
 
@@ -78,7 +80,7 @@ void check(const Scan& scan) {
 
   ++options.loops;  // MIN knows what comes after the passes that count
   const UseString string = write_out(program, options);
-  PageReplayOptions pages{options.pager.granule_bytes, options.pager.granule_bytes, scan.budget_bytes, Victims::kFarthest, false};
+  PageReplayOptions pages{options.pager.granule_bytes, scan.budget_bytes, Victims::kFarthest, false};
   std::vector<Moved> steps;
   ASSERT_TRUE(replay_pages(string, pages, &steps).ok());
   uint64_t min = 0;

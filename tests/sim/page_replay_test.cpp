@@ -48,7 +48,7 @@ Total replay_whole(const UseString& string, const PageReplayOptions& options) {
 }
 
 PageReplayOptions page_options(const ReplayOptions& options, Victims victims) {
-  return {options.pager.granule_bytes, options.pager.frame_bytes_max, options.pager.device_bytes_max, victims, false};
+  return {options.pager.frame_bytes_max, options.pager.device_bytes_max, victims, false};
 }
 
 // Operators of one to three regions of one page, of which some are made inside and some freed afterwards.
@@ -147,7 +147,7 @@ TEST(PageReplay, TheFarthestFirstFetchesTheLeastThereIs) {
   EXPECT_GE(compared, 300) << "too few cases where anything had to be fetched";
 }
 
-// With write-backs nobody knows the least without searching; the better of the two choices is near it, and at most twice it.
+// With write-backs nobody knows the least without searching; the better of the two choices is near it on the whole.
 TEST(PageReplay, TheBetterOracleIsNearTheLeastTraffic) {
   uint64_t oracle_sum = 0, least_sum = 0;
   for (uint64_t seed = 1; seed <= 400; ++seed) {
