@@ -1,7 +1,9 @@
-// The residency plan: never over capacity, near the optimum of small cases, evenly spread among equals.
+// The residency plan: never over capacity, near the optimum of small cases and exact where that can be proven, evenly
+// spread among equals.
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <map>
 #include <random>
@@ -164,6 +166,118 @@ TEST(ResidencyPlan, NeverOverCapacityAndNearTheOptimum) {
     optimal += static_cast<double>(best);
   }
   EXPECT_GE(planned, 0.93 * optimal) << planned << " of " << optimal;
+}
+
+// --- read-only uses of one page each: where the plan is exact --------------------------------------------------------
+//
+// The optimum here is the best choice of intervals that is the same in every recurrence. (MIN itself may fetch a page less
+// now and then by choosing others in each.) Compared by trying every choice.
+
+uint64_t fewest_fetched(const std::vector<Step>& steps, const std::map<int, uint64_t>& sizes, uint64_t capacity) {
+  const std::vector<Gap> gaps = gaps_of(steps, sizes);
+  uint64_t most_kept = 0;
+  for (uint32_t set = 0; set < 1u << gaps.size(); ++set) {
+    const auto kept_count = static_cast<uint64_t>(std::popcount(set));
+    if (kept_count <= most_kept) continue;
+    std::vector<bool> chosen;
+    for (size_t g = 0; g < gaps.size(); ++g) chosen.push_back(set >> g & 1);
+    if (peak(steps, sizes, gaps, chosen) <= capacity) most_kept = kept_count;
+  }
+  return gaps.size() - most_kept;
+}
+
+// Calls visit(steps, sizes) for every order of `count` uses of at most five keys; names do not matter, so key k appears
+// only after k - 1 did.
+template <class Visit>
+void each_trace(size_t count, Visit&& visit) {
+  std::vector<Step> steps;
+  std::map<int, uint64_t> sizes;
+  const auto extend = [&](const auto& self, int keys) -> void {
+    if (steps.size() == count) return visit(steps, sizes);
+    for (int key = 0; key <= std::min(keys, 4); ++key) {
+      steps.push_back({key});
+      sizes[key] = 1;
+      self(self, std::max(keys, key + 1));
+      if (key == keys) sizes.erase(key);
+      steps.pop_back();
+    }
+  };
+  extend(extend, 0);
+}
+
+// The places strictly inside each interval, as a set; whether any two of them are nested or disjoint.
+bool nested_or_disjoint(const std::vector<Step>& steps, const std::map<int, uint64_t>& sizes) {
+  std::vector<uint64_t> inside;
+  for (const Gap& gap : gaps_of(steps, sizes)) {
+    uint64_t places = 0;
+    for (size_t at = 1; at < gap.length; ++at) places |= uint64_t{1} << (gap.from + at) % steps.size();
+    inside.push_back(places);
+  }
+  for (const uint64_t a : inside) {
+    for (const uint64_t b : inside) {
+      if ((a & b) != 0 && (a & b) != a && (a & b) != b) return false;
+    }
+  }
+  return true;
+}
+
+// Proof that the shortest first is the best where intervals are nested or disjoint: take the first interval I that it takes
+// and an optimum that agrees so far does not. What overlaps I in that optimum and was not taken before is not shorter, hence
+// contains I. If I does not fit into it, leaving out one such interval makes room everywhere along I, so the exchange loses
+// nothing. (If nothing contains I, it fits, as it did for the plan.) By induction the plan keeps as many.
+TEST(ResidencyPlan, ExactWhereIntervalsAreNestedOrDisjoint) {
+  int exact = 0, others = 0, others_exact = 0;
+  for (size_t count = 1; count <= 8; ++count) {
+    each_trace(count, [&](const std::vector<Step>& steps, const std::map<int, uint64_t>& sizes) {
+      const Recorded recorded(steps, sizes);
+      const bool nested = nested_or_disjoint(steps, sizes);
+      for (uint64_t capacity = 1; capacity <= sizes.size(); ++capacity) {
+        const uint64_t best = fewest_fetched(steps, sizes, capacity), planned = recorded.plan(capacity).fetched_bytes();
+        ASSERT_GE(planned, best);
+        if (nested) {
+          ASSERT_EQ(planned, best) << "capacity " << capacity << ", " << count << " uses";
+        }
+        ASSERT_LE(planned, best + 1);  // of all others, this small
+        ++(nested ? exact : others);
+        others_exact += !nested && planned == best;
+      }
+    });
+  }
+  EXPECT_GE(exact, 300);
+  EXPECT_GE(others_exact, others * 99 / 100);
+}
+
+// Each key once: every interval is as long as the recurrence and all of them overlap everywhere but at their own use, so
+// capacity - 1 of them is the best, and any that many do.
+TEST(ResidencyPlan, ExactForCyclicScans) {
+  for (int keys = 2; keys <= 12; ++keys) {
+    std::vector<Step> steps;
+    std::map<int, uint64_t> sizes;
+    for (int key = 0; key < keys; ++key) steps.push_back({key}), sizes[key] = 1;
+    const Recorded recorded(steps, sizes);
+    for (uint64_t capacity = 1; capacity <= static_cast<uint64_t>(keys); ++capacity) {
+      ASSERT_EQ(recorded.plan(capacity).fetched_bytes(), fewest_fetched(steps, sizes, capacity)) << keys << " keys, " << capacity;
+    }
+  }
+}
+
+// Forwards and backwards, as a training step reads its weights. All intervals that begin on the way forwards contain the turn
+// in the middle, all others the one at the border, so at most capacity of each kind (the use at a turn is one that it has in
+// common with the next) can stay. The shortest of both kinds are the last and the first keys; with N keys and capacity C <= N,
+// at key t at most (t - (N - C)) + (C - t - 1) + 1 <= C of them are held. So both bounds are reached.
+TEST(ResidencyPlan, ExactForwardsAndBackwards) {
+  for (int keys = 2; keys <= 7; ++keys) {
+    std::vector<Step> steps;
+    std::map<int, uint64_t> sizes;
+    for (int key = 0; key < keys; ++key) steps.push_back({key}), sizes[key] = 1;
+    for (int key = keys; key-- > 0;) steps.push_back({key});
+    const Recorded recorded(steps, sizes);
+    for (uint64_t capacity = 1; capacity <= static_cast<uint64_t>(keys); ++capacity) {
+      const uint64_t planned = recorded.plan(capacity).fetched_bytes();
+      ASSERT_EQ(planned, 2 * (static_cast<uint64_t>(keys) - capacity)) << keys << " keys, " << capacity;
+      ASSERT_EQ(planned, fewest_fetched(steps, sizes, capacity)) << keys << " keys, " << capacity;
+    }
+  }
 }
 
 }  // namespace
