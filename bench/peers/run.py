@@ -185,6 +185,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.repeat < REPEATS_MIN:
         parser.error(f"--repeat must be at least {REPEATS_MIN}")
+    if args.side == "infer" and args.layers:
+        parser.error("bench/infer.py has no --layers: its rows could not be told from these")
     if args.side != "list":
         try:
             chosen(args.side, args.only)
