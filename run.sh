@@ -119,7 +119,7 @@ run_tests() {
   ASAN_OPTIONS="detect_leaks=1" native_suites asan address
   say "source rules, lint and stubs"
   "$VENV/bin/python" tests/tidy.py
-  "$VENV/bin/ruff" check python tests/python tests/tidy.py tools
+  "$VENV/bin/ruff" check bench python tests/python tests/tidy.py tools
   "$VENV/bin/python" tools/stubs.py --check
   say "Python tests"
   "$VENV/bin/python" -m pytest -q --junit-xml=build/pytest.xml

@@ -95,14 +95,18 @@ class Decoder(nn.Module):
         self.norm = Norm(shape.dim)
         self.head = nn.Linear(shape.dim, shape.vocabulary, bias=False)
 
+    def angles(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of each position's rotation. x: (batch, length, dim)."""
+        half = self.shape.dim // self.shape.heads // 2
+        frequency = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+        angle = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)[:, None] * frequency
+        angle = torch.cat((angle, angle), dim=-1)
+        return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens: (batch, length) of int64 -> logits (batch, length, vocabulary)."""
         x = self.embedding(tokens)
-        half = self.shape.dim // self.shape.heads // 2
-        frequency = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-        angle = torch.arange(tokens.shape[1], device=x.device, dtype=torch.float32)[:, None] * frequency
-        angle = torch.cat((angle, angle), dim=-1)
-        cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        cosine, sine = self.angles(x)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x = torch.utils.checkpoint.checkpoint(layer, x, cosine, sine, use_reentrant=False)
@@ -111,10 +115,13 @@ class Decoder(nn.Module):
         return self.head(self.norm(x))
 
 
-def build(shape: Shape, device: str, dtype: torch.dtype, seed: int = 0, recompute: bool = False) -> Decoder:
+def build(
+    shape: Shape, device: str, dtype: torch.dtype, seed: int = 0, recompute: bool = False, home: str | None = None
+) -> Decoder:
     """Makes the model with random weights, layer by layer, so that no more than one float32 layer is temporary.
 
-    The weights depend on ``seed`` alone, not on where they live: each tensor is drawn from its own generator.
+    The weights depend on ``seed`` and on the kind of device that draws them, each tensor from its own generator.
+    ``home``: where they are kept after that, when it is not ``device``.
     """
     with torch.device("meta"):
         model = Decoder(shape, recompute)
@@ -127,5 +134,5 @@ def build(shape: Shape, device: str, dtype: torch.dtype, seed: int = 0, recomput
             generator = torch.Generator(device=device).manual_seed(seed * 100_003 + index)
             value = torch.empty(parameter.shape, device=device, dtype=dtype)
             value.normal_(0.0, 0.02, generator=generator)
-        setattr(owner, leaf, nn.Parameter(value))
+        setattr(owner, leaf, nn.Parameter(value if home is None else value.to(home)))
     return model

@@ -3,8 +3,9 @@
     python bench/train.py --shape 3b --batch 4 --tokens 2048 --device-budget 16GiB [--hooks] [--no-recompute]
 
 fp32 parameters, autocast bfloat16, AdamW(fused=True). Prints one JSON line: median step seconds, bytes moved a step,
-the bound (the longest of compute, bytes in / H2D, bytes out / D2H, with the bytes that were moved), the driver's figure
-for the process, and whether losses and every parameter equal the all-in-VRAM run bit for bit. The plain run is a child process.
+the bound (the longest of compute, bytes up / rate, bytes down / rate, with the bytes that were moved and the rates that
+the link has while both directions are busy), the driver's figure for the process, and whether losses and every parameter
+equal the all-in-VRAM run bit for bit. The plain run is a child process; --plain-seconds gives its time without it.
 Bits can only be compared where the kernels themselves repeat: use --deterministic for that (attention's backward adds
 atomically otherwise), and leave it out for speed.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import json
 import os
 import statistics
@@ -21,13 +21,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from infer import best_links, process_device_bytes, synchronize  # noqa: E402
-from llama_shape import SHAPES, build  # noqa: E402
+from llama_shape import SHAPES, Shape, build
+from machine import best_links, duplex_links, process_device_bytes, provenance, synchronize
 
 
 def make_steps(model: torch.nn.Module, hooks: bool):
@@ -56,43 +57,70 @@ def checksums(model: torch.nn.Module) -> dict[str, int]:
     return {name: int(p.detach().view(torch.int32).to(torch.int64).sum()) for name, p in model.named_parameters()}
 
 
-def run(args: argparse.Namespace, device: str, mark: Callable[[str], None] = lambda name: None) -> dict:
-    """Trains for warmup + repeat steps; times, losses, digest of the parameters, peak of the driver's figure.
+def shape_of(args: argparse.Namespace) -> Shape:
+    """The shape that was asked for, with fewer layers where that was asked for as well."""
+    shape = SHAPES[args.shape]
+    return dataclasses.replace(shape, layers=args.layers) if args.layers else shape
+
+
+def make_batch(shape: Shape, batch: int, token_count: int, step: int, device: str) -> torch.Tensor:
+    """The input of a step, the same in every run; one token longer, so that each has a successor."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    return torch.randint(0, shape.vocabulary, (batch, token_count + 1), generator=generator).to(device)
+
+
+def loss_of(model: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of each next token."""
+    logits = model(tokens[:, :-1])
+    return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def time_steps(
+    train_step: Callable[[torch.Tensor], torch.Tensor],
+    shape: Shape,
+    args: argparse.Namespace,
+    device: str,
+    mark: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """Calls ``train_step`` warmup + repeat times; times, the losses that it returns, peak of the driver's figure.
 
     ``mark`` is called with "warm" before the first step that counts, and with "end" after the last.
     """
-    shape = SHAPES[args.shape]
-    if args.layers:
-        shape = dataclasses.replace(shape, layers=args.layers)
-    model = build(shape, device, torch.float32, recompute=not args.no_recompute)
-    apply = make_steps(model, args.hooks)
     times, losses, peak = [], [], 0
     for step in range(args.warmup + args.repeat):
         if step == args.warmup:
             mark("warm")
-        generator = torch.Generator().manual_seed(1000 + step)
-        tokens = torch.randint(0, shape.vocabulary, (args.batch, args.tokens + 1), generator=generator).to(device)
+        tokens = make_batch(shape, args.batch, args.tokens, step, device)
         synchronize(device)
         start = time.perf_counter()
-        with torch.autocast(device, dtype=torch.bfloat16):
-            logits = model(tokens[:, :-1])
-            loss = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        del logits
-        loss.backward()
-        apply()
+        loss = train_step(tokens)
         synchronize(device)
         times.append(time.perf_counter() - start)
         losses.append(loss.item())
+        del loss
         if device == "cuda":
             peak = max(peak, process_device_bytes())
     mark("end")  # before the checksums bring every parameter up once more
-    out = {
+    return {
         "seconds": statistics.median(times[args.warmup :]), "times": [round(t, 3) for t in times],
-        "losses": losses, "sums": checksums(model), "device_bytes_max": peak,
-    }
-    del model, apply, loss
-    gc.collect()
-    return out
+        "losses": losses, "device_bytes_max": peak,
+    }  # fmt: skip
+
+
+def run(args: argparse.Namespace, device: str, mark: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
+    """Builds the model where its tensors are made by default, and trains it: times, losses, sums of the parameters."""
+    shape = shape_of(args)
+    model = build(shape, device, torch.float32, recompute=not args.no_recompute)
+    apply = make_steps(model, args.hooks)
+
+    def train_step(tokens: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            loss = loss_of(model, tokens)
+        loss.backward()
+        apply()
+        return loss
+
+    return {**time_steps(train_step, shape, args, device, mark), "sums": checksums(model)}
 
 
 def describe_difference(plain: dict, paged: dict) -> str:
@@ -112,6 +140,63 @@ def run_plain(arguments: list[str]) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def bounds_of(moved: dict[str, float], links: dict[str, float], plain_seconds: float) -> dict[str, float]:
+    """Seconds that a step cannot beat: of each direction of the link, and of the kernels."""
+    up = moved["fetch_bytes.host_to_device"] / (links.get("host_to_device", 1.0) * 1e9)
+    down = moved["writeback_bytes.device_to_host"] / (links.get("device_to_host", 1.0) * 1e9)
+    return {"up": up, "down": down, "compute": plain_seconds}
+
+
+def paged_row(args: argparse.Namespace, plain: dict[str, Any] | None) -> dict[str, Any]:
+    """Trains under tierpage and puts the figures beside their bound."""
+    import tierpage
+    from tierpage import _C
+
+    device = args.device
+    links = best_links(_C, device)
+    duplex = duplex_links(device, links)
+    context = process_device_bytes() if device == "cuda" else 0
+    tierpage.enable(nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget)
+    stats: dict[str, dict] = {}
+    paged = run(args, device, lambda name: stats.update({name: tierpage.memory_stats()}))
+    before, after = stats["warm"], stats["end"]
+    if args.trace:
+        tierpage.export_trace(args.trace)
+    difference = describe_difference(plain, paged) if plain else "not compared"
+    moved = {k: (after[k] - before[k]) / args.repeat for k in after if k.startswith(("fetch_bytes", "writeback_bytes"))}
+    plain_seconds = plain["seconds"] if plain else args.plain_seconds
+    bounds = bounds_of(moved, duplex, plain_seconds or 0.0)
+    bound = max(bounds.values())
+    return {
+        "bench": "train", "shape": args.shape, "batch": args.batch, "tokens": args.tokens, "hooks": args.hooks,
+        "layers": shape_of(args).layers, "device": device,
+        "recompute": not args.no_recompute, "deterministic": args.deterministic, "device_budget_bytes": tierpage.config().device_budget,
+        "seconds": round(paged["seconds"], 3), "bound_seconds_of_moved_bytes": round(bound, 3),
+        "ratio_to_bound": round(paged["seconds"] / bound, 3) if bound else None,
+        "bound_seconds_by_part": {name: round(seconds, 3) for name, seconds in bounds.items()},
+        "links_duplex_gb_per_s": {name: round(rate, 2) for name, rate in duplex.items()},
+        "plain_seconds": round(plain_seconds, 3) if plain_seconds else None, "times": paged["times"],
+        "bits_equal": difference == "none" if plain else None, "difference": difference,
+        "bytes_per_step": {k: int(v) for k, v in moved.items() if v},
+        "stall_seconds": {k: round(after[k] - before[k], 2) for k in after if k.startswith("stall_seconds.") and "max" not in k},
+        "driver_bytes_above_context": paged["device_bytes_max"] - context,
+        "plain_driver_bytes": plain["device_bytes_max"] if plain else None,
+        "prefetch": {k: after[k] for k in after if k.startswith("prefetch.")},
+        "faults": after["faults.count"] - before["faults.count"],
+        **provenance(device),
+    }  # fmt: skip
+
+
+def be_deterministic() -> None:
+    """Chooses kernels that repeat themselves."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # The other attention kernels add their query gradients atomically.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+
+
 def main() -> int:
     """Runs both sides and prints the row; exit code 1 where the bits differ under --deterministic."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,59 +213,26 @@ def main() -> int:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--no-plain", action="store_true")
+    parser.add_argument("--plain-seconds", type=float, default=None, help="of the plain run, measured before; no bits then")
     parser.add_argument("--twice-plain", action="store_true", help="only tell whether the plain run repeats itself")
     parser.add_argument("--trace", default=None)
     parser.add_argument("--deterministic", action="store_true", help="deterministic kernels, so that bits can be compared")
     parser.add_argument("--role", default="both", choices=("both", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    device = args.device
     if args.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # The other attention kernels add their query gradients atomically.
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        be_deterministic()
     if args.role == "plain":
-        print(json.dumps(run(args, device)))
+        print(json.dumps(run(args, args.device)))
         return 0
-    plain = None if args.no_plain else run_plain(sys.argv[1:])
+    plain = None if args.no_plain or args.plain_seconds is not None else run_plain(sys.argv[1:])
     if args.twice_plain:
         print(json.dumps({"plain_against_plain": describe_difference(plain, run_plain(sys.argv[1:]))}))
         return 0
-
-    import tierpage
-    from tierpage import _C
-
-    links = best_links(_C, device)
-    context = process_device_bytes() if device == "cuda" else 0
-    tierpage.enable(nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget)
-    stats: dict[str, dict] = {}
-    paged = run(args, device, lambda name: stats.update({name: tierpage.memory_stats()}))
-    before, after = stats["warm"], stats["end"]
-    if args.trace:
-        tierpage.export_trace(args.trace)
-    difference = describe_difference(plain, paged) if plain else "not compared"
-    moved = {k: (after[k] - before[k]) / args.repeat for k in after if k.startswith(("fetch_bytes", "writeback_bytes"))}
-    up = moved["fetch_bytes.host_to_device"] / (links.get("host_to_device", 1.0) * 1e9)
-    down = moved["writeback_bytes.device_to_host"] / (links.get("device_to_host", 1.0) * 1e9)
-    bound = max(up, down, plain["seconds"] if plain else 0.0)
-    print(json.dumps({
-        "bench": "train", "shape": args.shape, "batch": args.batch, "tokens": args.tokens, "hooks": args.hooks,
-        "recompute": not args.no_recompute, "deterministic": args.deterministic, "device_budget_bytes": tierpage.config().device_budget,
-        "seconds": round(paged["seconds"], 3), "bound_seconds_of_moved_bytes": round(bound, 3),
-        "plain_seconds": round(plain["seconds"], 3) if plain else None, "times": paged["times"],
-        "bits_equal": difference == "none" if plain else None, "difference": difference,
-        "bytes_per_step": {k: int(v) for k, v in moved.items() if v},
-        "stall_seconds": {k: round(after[k] - before[k], 2) for k in after if k.startswith("stall_seconds.") and "max" not in k},
-        "driver_bytes_above_context": paged["device_bytes_max"] - context,
-        "plain_driver_bytes": plain["device_bytes_max"] if plain else None,
-        "prefetch": {k: after[k] for k in after if k.startswith("prefetch.")},
-        "faults": after["faults.count"] - before["faults.count"],
-    }))  # fmt: skip
+    row = paged_row(args, plain)
+    print(json.dumps(row))
     if plain is None or not args.deterministic:
         return 0
-    return 0 if difference == "none" else 1
+    return 0 if row["bits_equal"] else 1
 
 
 if __name__ == "__main__":
