@@ -35,6 +35,7 @@ void Page::start_arrival(Movement kind, FrameId taken, Tier source) {
   frame = taken;
   movement = kind;
   lower = source;
+  arrival = ArrivalStage::kQueued;
   ++movement_serial;
 }
 

@@ -34,7 +34,9 @@
 #pragma once
 
 #include <cstdint>
+#include <array>
 #include <deque>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -49,6 +51,7 @@
 #include "core/predictor.h"
 #include "core/region_map.h"
 #include "core/residency_plan.h"
+#include "core/stall_cause.h"
 #include "core/stats.h"
 #include "core/status.h"
 #include "core/trace.h"
@@ -109,6 +112,23 @@ struct AllocateRequest {
   bool inside_operator = false;  // pin it for the slot's open operator
 };
 
+// What a request lacked when it began to wait. Pages and bytes are those that were not there.
+struct WaitDetails {
+  struct Part {
+    RegionId region;
+    uint32_t pages = 0;
+    uint64_t bytes = 0;
+  };
+  const char* name = "";          // of the operator
+  bool allocation = false;
+  uint32_t pages = 0;
+  uint64_t bytes = 0;
+  uint64_t predicted_bytes = 0;   // of regions whose use the predictor expected soon
+  TagId tag = 0;                  // of the region that lacked most
+  uint32_t region_count = 0;
+  std::array<Part, 4> largest{};  // of those regions, the ones that lacked most; the rest of the array is empty
+};
+
 class Pager {
  public:
   explicit Pager(const PagerConfig& config);
@@ -136,6 +156,7 @@ class Pager {
 
   // --- events from the executor of actions ---------------------------------------------------------------------
   void transfer_done(TransferId transfer, const TransferResult& result);
+  void arrival_reached(TransferId transfer, ArrivalStage stage);  // optional: names the causes of waits
   void fence_done(Fence fence);
   void host_space_ready(uint64_t bytes, bool growth_failed);
   void tick();  // about once a second: retries what had been given up
@@ -149,6 +170,11 @@ class Pager {
   void release_free_frames();
   void drop_cached_regions();  // freed regions kept for reuse give their frames back
   void step_hint() {}                  // borders are found by the predictor; kept as an event of the interface
+
+  // --- waits ----------------------------------------------------------------------------------------------------
+  void on_request_waits(std::function<void()> hook) { request_waits_ = std::move(hook); }  // before it is planned for
+  StallCause waiting_for(SlotId slot) const;
+  WaitDetails describe_wait(SlotId slot);  // of a waiting slot
 
   // --- actions --------------------------------------------------------------------------------------------------
   void take_actions(std::vector<Action>& actions);
@@ -179,6 +205,9 @@ class Pager {
   const Predictor& predictor() const { return predictor_; }
   uint64_t trace_uses() const { return trace_.end(); }
   const ResidencyPlan& residency_plan() const { return plan_; }
+  uint64_t arriving_bytes() const { return arriving_bytes_; }
+  uint64_t departing_bytes() const { return leaving_bytes(); }  // on their way out of DEVICE
+  size_t wanted_pages(SlotId slot) const { return slots_[slot.value].wanted.size(); }
   std::string tier_table() const;  // "device 3.9 of 4.0 GiB, ..." for messages
   void check_invariants() const;
 
@@ -206,6 +235,7 @@ class Pager {
   struct Wanted {
     PageId page;
     AccessMode mode;
+    bool under_way = false;  // it was being fetched before this request asked for it
   };
   // Bytes that dirty pages may still be sent down to, counted once per choice of victims. take() mirrors send_down().
   struct RoomBelow {
@@ -245,6 +275,7 @@ class Pager {
   void pin(Slot& slot, PageId page, AccessMode mode);
   void fail(SlotId id, Status status);
   void leave_queue(SlotId id);
+  void mark_under_way(Slot& slot) const;  // pager_waits.cpp
   void collect(const Use& use, std::vector<Wanted>& wanted) const;
   Status too_large(const Slot& slot, uint64_t bytes) const;
   // pager_regions.cpp: regions
@@ -338,6 +369,7 @@ class Pager {
   ClockPolicy clock_;
   MinPolicy min_;
   Stats stats_;
+  std::function<void()> request_waits_;
   std::vector<Action> actions_;
   uint64_t next_order_ = 1;
   uint64_t moving_ = 0;              // movements under way

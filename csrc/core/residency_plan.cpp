@@ -256,6 +256,27 @@ class Timeline {
     return keep;
   }
 
+  // The most that is held at once where every interval is kept.
+  uint64_t whole(const std::vector<Interval>& intervals) const {
+    std::vector<uint64_t> begins(buckets_ + 1), ends(buckets_ + 1);  // bytes kept from, and up to, a bucket
+    uint64_t held = 0;
+    for (const Interval& interval : intervals) {
+      const size_t first = bucket(interval.slot) + 1;
+      const size_t last = bucket(interval.slot + interval.length);
+      const bool wraps = interval.slot + interval.length >= uses_.period();
+      if (!wraps && first >= last) continue;
+      begins[first] += interval.bytes;
+      ends[last] += interval.bytes;
+      if (wraps) held += interval.bytes;
+    }
+    uint64_t most = 0;
+    for (size_t i = 0; i < buckets_; ++i) {
+      held = held + begins[i] - ends[i];
+      most = std::max(most, held + base_.largest(i, i + 1));
+    }
+    return most;
+  }
+
  private:
   size_t bucket(uint64_t slot) const { return static_cast<size_t>(uses_.op(slot) * buckets_ / uses_.op_count()); }
   const Recurrence& uses_;
@@ -289,6 +310,7 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
     (moved.fetched > moved.written ? low : high) = fetch_weight;
   }
   write_ = intervals.written_down(keep_);
+  whole_bytes_ = timeline.whole(intervals.by_slot());
   fetched_bytes_ = best.fetched;
   written_bytes_ = best.written;
 }

@@ -43,6 +43,7 @@ class ResidencyPlan {
   bool writes(uint64_t position) const { return position >= begin_ && write_[(position - begin_) % period_]; }
   uint64_t fetched_bytes() const { return fetched_bytes_; }  // in each recurrence, if all goes by the plan
   uint64_t written_bytes() const { return written_bytes_; }
+  uint64_t whole_bytes() const { return whole_bytes_; }  // capacity with which a recurrence would move nothing
 
  private:
   uint64_t begin_ = 0;
@@ -50,6 +51,7 @@ class ResidencyPlan {
   uint64_t capacity_bytes_ = 0;
   uint64_t fetched_bytes_ = 0;
   uint64_t written_bytes_ = 0;
+  uint64_t whole_bytes_ = 0;
   std::vector<bool> keep_;
   std::vector<bool> write_;
 };
