@@ -174,6 +174,7 @@ TEST_F(Stalls, AnUnfinishedKernelOfAVictimIsAnEvictionWait) {
 TEST_F(Stalls, AWriterWaitsForThePageThatIsCopiedDown) {
   start();
   Caller caller(engine());
+  engine()->evict({caller.make(64 * kKiB, 2).address});  // the RAM tier is ready from here on
   const Region region = caller.make(64 * kKiB, 1);
   backend_->hold_copies = true;
   std::thread evicting([&] { engine()->evict({region.address}); });
