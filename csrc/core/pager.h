@@ -235,7 +235,6 @@ class Pager {
   struct Wanted {
     PageId page;
     AccessMode mode;
-    bool under_way = false;  // it was being fetched before this request asked for it
   };
   // Bytes that dirty pages may still be sent down to, counted once per choice of victims. take() mirrors send_down().
   struct RoomBelow {
@@ -260,6 +259,7 @@ class Pager {
     bool is_allocation = false;
     bool pin_result = true;
     std::vector<Wanted> wanted;
+    std::vector<PageId> under_way;   // of them: being fetched before this request asked for them; sorted
     std::vector<std::pair<RegionId, bool>> regions;  // for the trace; true: written
     RegionId allocated;
     int storage_failures = 0;
@@ -369,7 +369,6 @@ class Pager {
   ClockPolicy clock_;
   MinPolicy min_;
   Stats stats_;
-  std::function<void()> request_waits_;
   std::vector<Action> actions_;
   uint64_t next_order_ = 1;
   uint64_t moving_ = 0;              // movements under way
@@ -397,6 +396,7 @@ class Pager {
   std::vector<std::pair<PageId, RegionId>> hinted_;  // pages that the user asked to have
   std::deque<std::pair<PageId, RegionId>> cleanable_;  // dirty pages that are planned to leave, in order of their last use
   uint64_t descending_bytes_ = 0;    // of write-backs under way
+  std::function<void()> request_waits_;
 };
 
 }  // namespace tierpage

@@ -17,9 +17,10 @@ void Pager::arrival_reached(TransferId transfer, ArrivalStage stage) {
 
 // Remembers which pages were coming before anybody planned for this request.
 void Pager::mark_under_way(Slot& slot) const {
-  for (Wanted& wanted : slot.wanted) {
+  slot.under_way.clear();
+  for (const Wanted& wanted : slot.wanted) {
     const Movement movement = pages_[wanted.page].movement;
-    wanted.under_way = movement == Movement::kFetch || movement == Movement::kStage;
+    if (movement == Movement::kFetch || movement == Movement::kStage) slot.under_way.push_back(wanted.page);
   }
 }
 
@@ -35,7 +36,8 @@ StallCause Pager::waiting_for(SlotId id) const {
       case Movement::kMap: map = map || page.arrival != ArrivalStage::kQueued; break;
       case Movement::kFetch:
         map = map || page.arrival == ArrivalStage::kMapping;
-        if (page.arrival == ArrivalStage::kCopying) (wanted.under_way ? copy : fault) = true;
+        if (page.arrival != ArrivalStage::kCopying) break;
+        (std::binary_search(slot.under_way.begin(), slot.under_way.end(), wanted.page) ? copy : fault) = true;
         break;
       default: return StallCause::kEvictionWait;
     }

@@ -229,7 +229,15 @@ class Runtime {
   void close_lower_tiers(std::unique_lock<std::mutex>& lock);
 
   // runtime_stalls.cpp: waits, levels and recurrences are counted
-  std::unique_lock<std::mutex> lock_counted(int64_t& asked_ns);
+  // asked_ns: when the caller asked, if it had to wait for the lock; else untouched. Inline: on every operator's way.
+  std::unique_lock<std::mutex> lock_counted(int64_t& asked_ns) {
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) [[unlikely]] {
+      asked_ns = steady_ns();
+      lock.lock();
+    }
+    return lock;
+  }
   void stall_begins_locked(SlotId slot, int64_t start_ns);
   void stall_ends_locked(SlotId slot);
   void count_request_locked(SlotId slot, const char* name, int64_t asked_ns);

@@ -111,7 +111,7 @@ Status Runtime::begin(Scope& scope, const tp_operator& op, const tp_access* acce
 // After an event of this scope's slot: granted, waiting (the thread is told to work), or the failure.
 Status Runtime::outcome_locked(Scope& scope, const char* name, int64_t asked_ns) {
   after_core_locked();
-  if (enqueued_ns_ != 0 || asked_ns != 0) count_request_locked(scope.waiting_slot, name, asked_ns);
+  if ((enqueued_ns_ | asked_ns) != 0) [[unlikely]] count_request_locked(scope.waiting_slot, name, asked_ns);
   const Outcome outcome = pager_->outcome(scope.waiting_slot);
   if (outcome == Outcome::kGranted) return Status::success();
   if (outcome == Outcome::kFailed) return pager_->failure(scope.waiting_slot);

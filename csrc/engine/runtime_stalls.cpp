@@ -28,16 +28,6 @@ Runtime::Runtime(const RuntimeOptions& options)
       stall_log_(share_of(options.trace_events_max, 16)),
       level_log_(share_of(options.trace_events_max, 4)) {}
 
-// asked_ns: when the caller asked, if it had to wait for the lock; else untouched.
-std::unique_lock<std::mutex> Runtime::lock_counted(int64_t& asked_ns) {
-  std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock.owns_lock()) {
-    asked_ns = steady_ns();
-    lock.lock();
-  }
-  return lock;
-}
-
 // After a request that was not served at once, or that came to a lock that was taken.
 void Runtime::count_request_locked(SlotId slot, const char* name, int64_t asked_ns) {
   const int64_t enqueued_ns = std::exchange(enqueued_ns_, 0);
