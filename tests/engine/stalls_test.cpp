@@ -198,8 +198,8 @@ TEST_F(Stalls, ASlowDiskIsAFaultFromItsReadToTheEndOfItsCopy) {
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
   engine()->evict({region.address});
-  store->on_operation(StoreOperation::kRead, 1, StoreFault::delay(kDelayMs));
-  expect_cause(waited([&] { caller.expect_intact(region); }, [] {}), StallCause::kFault);
+  store->on_operation(StoreOperation::kRead, 1, StoreFault::hold());
+  expect_cause(waited([&] { caller.expect_intact(region); }, [&] { store->release(); }), StallCause::kFault);
 }
 
 TEST_F(Stalls, TheTimeUntilTheBusyPagerThreadTurnsToARequestIsOurOwn) {
@@ -306,7 +306,7 @@ TEST_F(Stalls, TheEquationHoldsAmongThreadsThatPageThroughThreeTiers) {
       Caller caller(engine());
       std::mt19937_64 random(t);
       std::vector<Region> regions;
-      for (uint64_t i = 0; i < 8; ++i) regions.push_back(caller.make((i % 3 + 1) * 16 * kKiB, random()));
+      for (uint64_t i = 0; i < 20; ++i) regions.push_back(caller.make((i % 3 + 1) * 16 * kKiB, random()));
       for (int i = 0; i < 300; ++i) {
         Region& region = regions[random() % regions.size()];
         caller.open();
