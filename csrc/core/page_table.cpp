@@ -35,6 +35,7 @@ void Page::start_arrival(Movement kind, FrameList taken, Tier source) {
   frames = std::move(taken);
   movement = kind;
   lower = source;
+  arrival = ArrivalStage::kQueued;
   ++movement_serial;
 }
 

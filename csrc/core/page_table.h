@@ -34,6 +34,9 @@ enum class Movement : uint8_t {
   kStage,      // NVME -> HOST
 };
 
+// How far the executor is with a page that maps or is fetched, as far as the pager was told.
+enum class ArrivalStage : uint8_t { kQueued, kMapping, kCopying };
+
 // What a row amounts to, for tests, traces and people. Derived.
 enum class PageState : uint8_t { kEmpty, kArriving, kResidentClean, kResidentDirty, kCached, kDeparting, kBelow };
 const char* name_of(PageState state);
@@ -51,6 +54,7 @@ struct Page {
 
   Movement movement = Movement::kNone;
   Tier lower = Tier::kHost;      // source of a fetch, target of a write-back
+  ArrivalStage arrival = ArrivalStage::kQueued;  // of an arrival under way; decides nothing, names the cause of waits
   uint32_t movement_serial = 0;  // makes TransferId unique
 
   bool leaving = false;     // chosen as a victim; not yet unmapping

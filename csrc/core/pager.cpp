@@ -192,6 +192,8 @@ Outcome Pager::enqueue(SlotId id) {
                                 [](const Wanted& a, const Wanted& b) { return a.page == b.page; }),
                     slot.wanted.end());
   ++stats_.faults;
+  if (request_waits_) request_waits_();
+  mark_under_way(slot);
   slot.outcome = Outcome::kWait;
   slot.storage_failures = 0;
   // Who holds pages already goes first: others may wait for what it holds. Its age is lower than any new order.

@@ -34,7 +34,9 @@
 #pragma once
 
 #include <cstdint>
+#include <array>
 #include <deque>
+#include <functional>
 #include <map>
 #include <optional>
 #include <span>
@@ -50,6 +52,7 @@
 #include "core/predictor.h"
 #include "core/region_map.h"
 #include "core/residency_plan.h"
+#include "core/stall_cause.h"
 #include "core/stats.h"
 #include "core/status.h"
 #include "core/trace.h"
@@ -110,6 +113,23 @@ struct AllocateRequest {
   bool inside_operator = false;  // pin it for the slot's open operator
 };
 
+// What a request lacked when it began to wait. Pages and bytes are those that were not there.
+struct WaitDetails {
+  struct Part {
+    RegionId region;
+    uint32_t pages = 0;
+    uint64_t bytes = 0;
+  };
+  const char* name = "";          // of the operator
+  bool allocation = false;
+  uint32_t pages = 0;
+  uint64_t bytes = 0;
+  uint64_t predicted_bytes = 0;   // of regions whose use the predictor expected soon
+  TagId tag = 0;                  // of the region that lacked most
+  uint32_t region_count = 0;
+  std::array<Part, 4> largest{};  // of those regions, the ones that lacked most; the rest of the array is empty
+};
+
 class Pager {
  public:
   explicit Pager(const PagerConfig& config);
@@ -137,6 +157,7 @@ class Pager {
 
   // --- events from the executor of actions ---------------------------------------------------------------------
   void transfer_done(TransferId transfer, const TransferResult& result);
+  void arrival_reached(TransferId transfer, ArrivalStage stage);  // optional: names the causes of waits
   void fence_done(Fence fence);
   // The device worked so long on the operator that ended with `fence`. Not every operator has to be timed: what was timed
   // once is known whenever the program comes that way again.
@@ -154,6 +175,11 @@ class Pager {
   void release_free_frames();
   void drop_cached_regions();  // freed regions kept for reuse give their frames back
   void step_hint() {}                  // borders are found by the predictor; kept as an event of the interface
+
+  // --- waits ----------------------------------------------------------------------------------------------------
+  void on_request_waits(std::function<void()> hook) { request_waits_ = std::move(hook); }  // before it is planned for
+  StallCause waiting_for(SlotId slot) const;
+  WaitDetails describe_wait(SlotId slot);  // of a waiting slot
 
   // --- actions --------------------------------------------------------------------------------------------------
   void take_actions(std::vector<Action>& actions);
@@ -184,6 +210,9 @@ class Pager {
   const Predictor& predictor() const { return predictor_; }
   uint64_t trace_uses() const { return trace_.end(); }
   const ResidencyPlan& residency_plan() const { return plan_; }
+  uint64_t arriving_bytes() const { return arriving_bytes_; }
+  uint64_t departing_bytes() const { return leaving_bytes(); }  // on their way out of DEVICE
+  size_t wanted_pages(SlotId slot) const { return slots_[slot.value].wanted.size(); }
   std::string tier_table() const;  // "device 3.9 of 4.0 GiB, ..." for messages
   void check_invariants() const;
 
@@ -243,6 +272,7 @@ class Pager {
     bool is_allocation = false;
     bool pin_result = true;
     std::vector<Wanted> wanted;
+    std::vector<PageId> under_way;   // of them: being fetched before this request asked for them; sorted
     std::vector<std::pair<RegionId, bool>> regions;  // for the trace; true: written
     RegionId allocated;
     int storage_failures = 0;
@@ -258,6 +288,7 @@ class Pager {
   void pin(Slot& slot, PageId page, AccessMode mode);
   void fail(SlotId id, Status status);
   void leave_queue(SlotId id);
+  void mark_under_way(Slot& slot) const;  // pager_waits.cpp
   void collect(const Use& use, std::vector<Wanted>& wanted) const;
   Status too_large(const Slot& slot, uint64_t bytes) const;
   // pager_regions.cpp: regions
@@ -396,6 +427,7 @@ class Pager {
   std::vector<std::pair<PageId, RegionId>> hinted_;  // pages that the user asked to have
   std::deque<std::pair<PageId, RegionId>> cleanable_;  // dirty pages that are planned to leave, in order of their last use
   uint64_t descending_bytes_ = 0;    // of write-backs under way
+  std::function<void()> request_waits_;
 };
 
 }  // namespace tierpage

@@ -322,6 +322,8 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
     (up > down ? low : high) = fetch_weight;
   }
   write_ = intervals.written_down(keep_);
+  const std::vector<uint64_t> whole = timeline.loads(intervals.by_slot(), std::vector<bool>(period_, true));
+  whole_bytes_ = *std::max_element(whole.begin(), whole.end());
   fetched_bytes_ = best.fetched;
   written_bytes_ = best.written;
 }

@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/link_plan.h"
 #include "core/trace.h"
 
 namespace tierpage {
@@ -59,15 +60,17 @@ class ResidencyPlan {
   double seconds() const { return seconds_; }        // of a recurrence, if all goes by the plan; 0: not timed
   uint64_t fetched_bytes() const { return fetched_bytes_; }  // in each recurrence, if all goes by the plan
   uint64_t written_bytes() const { return written_bytes_; }
+  uint64_t whole_bytes() const { return whole_bytes_; }  // capacity with which a recurrence would move nothing
 
  private:
+  void take_arrivals(double seconds, const std::vector<PlannedFetch>& fetches);
+
   uint64_t begin_ = 0;
   uint64_t period_ = 0;
   uint64_t capacity_bytes_ = 0;
   uint64_t fetched_bytes_ = 0;
   uint64_t written_bytes_ = 0;
-  void take_arrivals(double seconds, const std::vector<struct PlannedFetch>& fetches);
-
+  uint64_t whole_bytes_ = 0;
   double seconds_ = 0;
   std::vector<uint32_t> arrives_;  // by slot: in how many uses its content should be there (again); empty: not timed
   std::vector<Early> early_;

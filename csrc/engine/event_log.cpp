@@ -1,6 +1,7 @@
-// The ring of events.
+// Clocks, and the names of events.
 #include "engine/event_log.h"
 
+#include <algorithm>
 #include <ctime>
 
 namespace tierpage {
@@ -27,28 +28,13 @@ const char* name_of(EventKind kind) {
     case EventKind::kNvmeToHost: return "nvme_to_host";
     case EventKind::kMap: return "map";
     case EventKind::kUnmap: return "unmap";
-    case EventKind::kFaultStall: return "fault_stall";
-    case EventKind::kAllocateStall: return "allocate_stall";
   }
   return "?";
 }
 
-void EventLog::add(const Event& event) {
-  if (events_max_ == 0) return;
-  std::lock_guard lock(mutex_);
-  if (ring_.size() < events_max_) {
-    ring_.push_back(event);
-    return;
-  }
-  ring_[next_] = event;
-  next_ = (next_ + 1) % events_max_;
-}
-
-std::vector<Event> EventLog::snapshot() const {
-  std::lock_guard lock(mutex_);
-  std::vector<Event> events(ring_.begin() + static_cast<std::ptrdiff_t>(next_), ring_.end());
-  events.insert(events.end(), ring_.begin(), ring_.begin() + static_cast<std::ptrdiff_t>(next_));
-  return events;
+bool Levels::same_bytes(const Levels& other) const {
+  return std::equal(std::begin(resident_bytes), std::end(resident_bytes), std::begin(other.resident_bytes)) &&
+         arriving_bytes == other.arriving_bytes && leaving_bytes == other.leaving_bytes;
 }
 
 }  // namespace tierpage

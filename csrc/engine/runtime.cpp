@@ -92,9 +92,10 @@ Status Runtime::open() {
   status = open_lower_tiers();
   if (!status.ok()) return status;
   pager_ = std::make_unique<Pager>(pager_config_);
+  pager_->on_request_waits([this] { enqueued_ns_ = steady_ns(); });
   device_budget_ = options_.device_bytes_max;
   if (!arena_) pager_->host_space_ready(0, true);
-  last_progress_ns_ = last_tick_ns_ = steady_ns();
+  opened_ns_ = last_progress_ns_ = last_tick_ns_ = steady_ns();
   transfers_ = std::make_unique<TransferEngine>(*backend_, arena_.get(), store_.get(), ring_.get(), log_, 16 * kMiB);
   fill_api();
   return Status::success();

@@ -34,6 +34,7 @@
 #include "core/pager.h"
 #include "engine/engine_api.h"
 #include "engine/event_log.h"
+#include "engine/stall_ledger.h"
 #include "engine/staging_ring.h"
 #include "engine/transfer_engine.h"
 #include "tiers/block_store.h"
@@ -72,11 +73,25 @@ struct RuntimeParts {
   std::unique_ptr<BlockStore> store;
 };
 
-// What the runtime counts itself; the core's are in Stats.
-struct StallStats {
-  uint64_t fault_ns = 0;
-  uint64_t allocate_ns = 0;
-  uint64_t max_ns = 0;
+// One recurrence of the program as it was, to be held against the residency plan. Bytes and times are of `uses` uses,
+// which are `period_uses` or a few more: somebody must look.
+struct RecurrenceTotals {
+  uint64_t uses = 0;  // 0: none has been seen whole
+  uint64_t fetched_bytes = 0;
+  uint64_t written_bytes = 0;
+  uint64_t elapsed_ns = 0;
+  uint64_t stalled_ns = 0;
+  CauseTimes stalled_by_cause_ns{};
+  LinkUses links{};
+};
+
+// What the residency plan in force promises of each recurrence.
+struct PlanReport {
+  uint64_t period_uses = 0;  // 0: there is no plan
+  uint64_t capacity_bytes = 0;
+  uint64_t whole_bytes = 0;  // capacity with which nothing would move
+  uint64_t fetched_bytes = 0;
+  uint64_t written_bytes = 0;
 };
 
 // One thread's scope; also the engine's side of tp_scope.
@@ -90,7 +105,6 @@ struct Scope {
   bool waiting_allocation = false;
   bool touched = false;         // sticky may hold something; of this thread alone
   bool blocked_by_touch = false;  // its own pins cannot end before a touch is served: see touch()
-  int64_t wait_start_ns = 0;
   std::string error;
   struct Sticky {
     SlotId slot;
@@ -160,6 +174,10 @@ class Runtime {
     std::string policy;
     uint64_t predicted_uses, mispredicted_uses;
     uint64_t host_locked_bytes;
+    uint64_t elapsed_ns;               // since the runtime opened
+    LinkUses links;
+    PlanReport plan;
+    RecurrenceTotals recurrence;             // the last whole one under that plan
   };
   Snapshot snapshot();
   void reset_peaks();
@@ -168,6 +186,14 @@ class Runtime {
   };
   Placement placement(uint64_t address);
   EventLog& log() { return log_; }
+  // Ended waits with their causes, oldest first; `start_ns` is on the time base of the log.
+  std::vector<Stall> stalls() const { return stall_log_.snapshot(); }
+  std::vector<Levels> levels();  // oldest first; the last one is of now
+  struct StalledMost {
+    std::vector<StalledName> operators, tags;  // longest first, at most kStalledNamesMax each
+  };
+  StalledMost stalled_most();
+  void reset_stalled_most();
   std::string device_name() const { return backend_->info().name; }
   std::string storage_description() const { return storage_description_; }
   const PagerConfig& pager_config() const { return pager_config_; }
@@ -176,7 +202,7 @@ class Runtime {
   std::string take_notices();  // lines for the log, oldest first
 
  private:
-  explicit Runtime(const RuntimeOptions& options) : options_(options), log_(options.trace_events_max) {}
+  explicit Runtime(const RuntimeOptions& options);
   static void deactivate(Runtime* runtime);
   static void before_fork();
   static void after_fork_in_parent();
@@ -202,6 +228,30 @@ class Runtime {
   void once_a_second_locked();
   void close_lower_tiers(std::unique_lock<std::mutex>& lock);
 
+  // runtime_stalls.cpp: waits, levels and recurrences are counted
+  // asked_ns: when the caller asked, if it had to wait for the lock; else untouched. Inline: on every operator's way.
+  std::unique_lock<std::mutex> lock_counted(int64_t& asked_ns) {
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) [[unlikely]] {
+      asked_ns = steady_ns();
+      lock.lock();
+    }
+    return lock;
+  }
+  void stall_begins_locked(SlotId slot, int64_t start_ns);
+  void stall_ends_locked(SlotId slot);
+  void count_request_locked(SlotId slot, const char* name, int64_t asked_ns);
+  void count_wait_locked(const char* name, StallCause cause, int64_t start_ns);
+  void record_stall_locked(Stall stall, int64_t now_ns);
+  const char* tag_name_locked(TagId tag) const;
+  void look_at_waits_locked(int64_t now_ns);
+  void apply_locked(const Finished& finished);
+  void note_levels_locked(bool at_rest);
+  void note_recurrence_locked();
+  Levels levels_now_locked() const;
+  PlanReport plan_report_locked() const;
+  RecurrenceTotals since_open_locked(int64_t now_ns) const;
+
   // Runs events on the core; a broken invariant (or no memory half-way) kills the pager instead of leaving.
   template <class Events>
   Status core_locked(Events&& events) {
@@ -219,13 +269,13 @@ class Runtime {
   Status abandon_wait_locked(SlotId slot);
 
   RegionId region_of_locked(uint64_t address) const;
-  Status outcome_locked(Scope& scope);
+  Status outcome_locked(Scope& scope, const char* name, int64_t asked_ns);
   Status finish_wait_locked(Scope& scope);
   void settle_touch_locked(Scope& scope, bool failed);
   template <class Done>
-  bool wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, Done&& done);
+  bool wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, const char* name, Done&& done);
   bool pages_leave_locked(const std::vector<RegionId>& regions) const;
-  Status wait_for_evictions(std::unique_lock<std::mutex>& lock, const std::vector<RegionId>& regions, int timeout_ms);
+  Status wait_for_evictions(std::unique_lock<std::mutex>& lock, const std::vector<RegionId>& regions, const char* name);
   Status fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, const std::vector<Use>& uses, const char* name);
   void drop_touches_locked(RegionId region);
   void free_region_locked(RegionId region, const std::vector<Fence>& fences);
@@ -246,6 +296,8 @@ class Runtime {
   std::string storage_description_ = "none";
   uint64_t ring_bytes_ = 0;                // of the host budget
   EventLog log_;
+  BoundedLog<Stall> stall_log_;
+  BoundedLog<Levels> level_log_;
 
   std::mutex close_mutex_;                 // one close or shutdown at a time; taken before mutex_
   std::mutex mutex_;
@@ -259,7 +311,14 @@ class Runtime {
   bool lower_tiers_closed_ = false;
   int other_waiters_ = 0;                  // threads on slots_changed_ that wait for no slot
   Status dead_;                            // first cause; ok while alive
-  StallStats stalls_;
+  StallLedger stalls_;
+  int64_t opened_ns_ = 0;
+  int64_t enqueued_ns_ = 0;                // when the request in hand could not be served; 0: it was, so far
+  LinkUses link_uses_{};                   // as of the pager thread's last round
+  RecurrenceTotals recurrence_;                  // the last whole one
+  RecurrenceTotals recurrence_start_;            // totals at the start of the one that runs
+  PlanReport recurrence_plan_;             // the plan in force then
+  Levels last_levels_;
   uint64_t device_budget_ = 0;
   uint64_t native_reserved_ = 0;
   uint64_t native_expected_ = 0;           // room made for a native allocation that has not happened yet

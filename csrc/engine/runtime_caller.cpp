@@ -35,6 +35,7 @@ void Runtime::remove_scope(Scope* scope) {
   {
     std::lock_guard lock(mutex_);
     std::erase(scopes_, scope);
+    stall_ends_locked(scope->waiting_slot);
     // Of a dead pager nothing is given back: its state is not to be trusted, and a thread's end must not throw.
     if (dead_.ok()) {
       (void)core_locked([&] {
@@ -86,7 +87,8 @@ RegionId Runtime::region_of_locked(uint64_t address) const {
 }
 
 Status Runtime::begin(Scope& scope, const tp_operator& op, const tp_access* accesses, size_t count) {
-  std::lock_guard lock(mutex_);
+  int64_t asked_ns = 0;
+  const std::unique_lock lock = lock_counted(asked_ns);
   if (Status refusal = refusal_locked(); !refusal.ok()) return refusal;
   scope.uses.clear();
   for (size_t i = 0; i < count; ++i) {
@@ -103,24 +105,28 @@ Status Runtime::begin(Scope& scope, const tp_operator& op, const tp_access* acce
   scope.waiting_slot = scope.slot;
   scope.waiting_allocation = false;
   const Status status = core_locked([&] { pager_->begin_op(scope.slot, op.hash, op.name, scope.uses); });
-  return status.ok() ? outcome_locked(scope) : status;
+  return status.ok() ? outcome_locked(scope, op.name, asked_ns) : status;
 }
 
 // After an event of this scope's slot: granted, waiting (the thread is told to work), or the failure.
-Status Runtime::outcome_locked(Scope& scope) {
+Status Runtime::outcome_locked(Scope& scope, const char* name, int64_t asked_ns) {
   after_core_locked();
+  if ((enqueued_ns_ | asked_ns) != 0) [[unlikely]] count_request_locked(scope.waiting_slot, name, asked_ns);
   const Outcome outcome = pager_->outcome(scope.waiting_slot);
   if (outcome == Outcome::kGranted) return Status::success();
   if (outcome == Outcome::kFailed) return pager_->failure(scope.waiting_slot);
-  if (ended_locked()) return abandon_wait_locked(scope.waiting_slot);
-  scope.wait_start_ns = realtime_ns();
+  if (ended_locked()) {
+    stall_ends_locked(scope.waiting_slot);
+    return abandon_wait_locked(scope.waiting_slot);
+  }
   last_progress_ns_ = steady_ns();
   return Status{StatusCode::kWait, 0, {}};
 }
 
 Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t* address) {
   const StreamId stream = backend_->stream_id(native_stream);
-  std::lock_guard lock(mutex_);
+  int64_t asked_ns = 0;
+  const std::unique_lock lock = lock_counted(asked_ns);
   if (Status refusal = refusal_locked(); !refusal.ok()) return refusal;
   if (bytes == 0) return Status::error(StatusCode::kInvalidArgument, "an allocation of 0 bytes has no pages");
   AllocateRequest request;
@@ -142,7 +148,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
     if (!scope.open && !backend_->info().synchronous_streams) streams_of_[region.value].push_back(native_stream);
   });
   if (!status.ok()) return status;
-  Status outcome = outcome_locked(scope);
+  Status outcome = outcome_locked(scope, "an allocation", asked_ns);
   if (outcome.ok()) *address = api_.range_base + pager_->region_offset(pager_->allocated(scope.slot));
   return outcome;
 }
@@ -163,12 +169,7 @@ Status Runtime::wait(Scope& scope, uint32_t timeout_ms) {
 }
 
 Status Runtime::finish_wait_locked(Scope& scope) {
-  const int64_t end = realtime_ns();
-  const auto waited = static_cast<uint64_t>(end - scope.wait_start_ns);
-  (scope.waiting_allocation ? stalls_.allocate_ns : stalls_.fault_ns) += waited;
-  stalls_.max_ns = std::max(stalls_.max_ns, waited);
-  log_.add({scope.waiting_allocation ? EventKind::kAllocateStall : EventKind::kFaultStall, scope.waiting_slot.value, 0,
-            scope.wait_start_ns, end - scope.wait_start_ns, 0});
+  stall_ends_locked(scope.waiting_slot);
   if (!dead_.ok()) return dead_;
   const Outcome outcome = pager_->outcome(scope.waiting_slot);
   Status status = outcome == Outcome::kGranted  ? Status::success()
@@ -180,6 +181,7 @@ Status Runtime::finish_wait_locked(Scope& scope) {
 
 void Runtime::cancel(Scope& scope) {
   std::lock_guard lock(mutex_);
+  stall_ends_locked(scope.waiting_slot);
   if (!dead_.ok()) return;
   (void)core_locked([&] { pager_->cancel(scope.waiting_slot); });
   settle_touch_locked(scope, true);
@@ -225,7 +227,9 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   Fence fence;
   // Recorded before the pins are let go: whoever evicts afterwards sees the fence.
   const Status recorded = lets_go ? backend_->record_fence(native_stream, &fence) : Status::success();
-  std::unique_lock lock(mutex_);
+  int64_t asked_ns = 0;
+  std::unique_lock lock = lock_counted(asked_ns);
+  if (asked_ns != 0) count_wait_locked("the end of an operator", StallCause::kHost, asked_ns);
   scope.pinned = false;
   if (!refusal_locked().ok()) return Status::success();  // the operator itself has run; the next begin tells
   Status status = core_locked([&] {
@@ -251,7 +255,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
     pager_->plan();
   });
   after_core_locked();
-  if (status.ok()) status = wait_for_evictions(lock, pager_->live_regions(), 60'000);
+  if (status.ok()) status = wait_for_evictions(lock, pager_->live_regions(), "paranoid mode");
   if (const uint64_t missed = missed_accesses_.exchange(0); missed > 0) {
     return Status::error(StatusCode::kInternal,
                          std::to_string(missed) + " accesses to paged memory were announced by no operator (paranoid "
@@ -281,7 +285,7 @@ Status Runtime::touch(Scope& scope, uint64_t address, uint32_t keep) {
     pager_->set_permanent(scope.slot, true);
     pager_->begin_op(scope.waiting_slot, 0, "a raw access", {&use, 1});
   });
-  if (status.ok()) status = outcome_locked(scope);
+  if (status.ok()) status = outcome_locked(scope, "a raw access", 0);
   if (status.code != StatusCode::kWait) settle_touch_locked(scope, !status.ok());
   return status;
 }

@@ -105,11 +105,8 @@ void Runtime::once_a_second_locked() {
 
 bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions) {
   woken_ = false;
-  for (const Fence& fence : finished.fences) pager_->fence_done(fence);
-  for (const auto& [transfer, result] : finished.transfers) {
-    if (result.status.code == StatusCode::kInternal) throw InternalError(result.status.message);
-    pager_->transfer_done(transfer, result);
-  }
+  apply_locked(finished);
+  link_uses_ = transfers_->link_uses(steady_ns());
   if (!finished.empty()) {
     last_progress_ns_ = steady_ns();
     watchdog_said_ = false;
@@ -120,6 +117,9 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   if (pager_->wants_planning()) pager_->plan();
   request_host_space_locked();
   if (closed_) pager_->release_free_frames();
+  if (stalls_.waits()) look_at_waits_locked(steady_ns());
+  note_levels_locked(false);
+  note_recurrence_locked();
   actions.clear();
   pager_->take_actions(actions);
   const bool waiters_may_go = pager_->slots_changed() || other_waiters_ > 0;
@@ -151,6 +151,7 @@ void Runtime::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
 
 void Runtime::idle_wait(std::unique_lock<std::mutex>& lock, bool acted) {
   if (acted || woken_ || stop_) return;
+  if (transfers_->idle()) note_levels_locked(true);
   // Device completions announce themselves to nobody: look again soon.
   const auto patience = transfers_->must_poll() ? std::chrono::microseconds(20) : std::chrono::microseconds(1'000'000);
   work_.wait_for(lock, patience, [this] { return woken_ || stop_; });

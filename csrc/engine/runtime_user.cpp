@@ -22,7 +22,9 @@ Status Runtime::fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, 
   });
   if (!status.ok()) return status;
   after_core_locked();
+  if (enqueued_ns_ != 0) count_request_locked(slot, name, 0);
   slots_changed_.wait(lock, [&] { return ended_locked() || pager_->outcome(slot) != Outcome::kWait; });
+  stall_ends_locked(slot);
   if (!dead_.ok()) return dead_;
   const Outcome outcome = pager_->outcome(slot);
   status = outcome == Outcome::kGranted  ? Status::success()
@@ -97,10 +99,17 @@ uint64_t Runtime::prefetch(const std::vector<uint64_t>& addresses) {
 
 // Waits for something that is no slot's outcome. False when the time is over or nobody will bring it about.
 template <class Done>
-bool Runtime::wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, Done&& done) {
+bool Runtime::wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, const char* name, Done&& done) {
+  const int64_t start = steady_ns();
+  bool waited = false;
   ++other_waiters_;
-  (void)slots_changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] { return ended_locked() || done(); });
+  (void)slots_changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] {
+    const bool over = ended_locked() || done();
+    waited = waited || !over;
+    return over;
+  });
   --other_waiters_;
+  if (waited) count_wait_locked(name, StallCause::kEvictionWait, start);
   return dead_.ok() && done();
 }
 
@@ -117,8 +126,9 @@ bool Runtime::pages_leave_locked(const std::vector<RegionId>& regions) const {
 }
 
 Status Runtime::wait_for_evictions(std::unique_lock<std::mutex>& lock, const std::vector<RegionId>& regions,
-                                   int timeout_ms) {
-  if (wait_until(lock, timeout_ms, [&] { return !pages_leave_locked(regions); })) return Status::success();
+                                   const char* name) {
+  constexpr int timeout_ms = 60'000;
+  if (wait_until(lock, timeout_ms, name, [&] { return !pages_leave_locked(regions); })) return Status::success();
   if (ended_locked()) return end_locked();
   return Status::error(StatusCode::kInternal, "eviction did not finish within " + std::to_string(timeout_ms) +
                                                   " ms: " + pager_->tier_table());
@@ -139,7 +149,7 @@ uint64_t Runtime::evict(const std::vector<uint64_t>& addresses) {
     pager_->plan();
   });
   after_core_locked();
-  if (status.ok()) (void)wait_for_evictions(lock, regions, 60'000);
+  if (status.ok()) (void)wait_for_evictions(lock, regions, "tierpage.evict");
   return bytes;
 }
 
@@ -161,7 +171,7 @@ uint64_t Runtime::pause(const std::string& tag) {
     pager_->plan();
   });
   after_core_locked();
-  if (status.ok()) status = wait_for_evictions(lock, regions, 60'000);
+  if (status.ok()) status = wait_for_evictions(lock, regions, "tierpage.pause");
   if (ended_locked()) return bytes;
   (void)core_locked([&] {
     pager_->drop_cached_regions();
@@ -235,7 +245,7 @@ uint64_t Runtime::make_room(uint64_t bytes) {
   });
   after_core_locked();
   if (!status.ok()) return 0;
-  (void)wait_until(lock, 10'000, [&] { return pager_->device_held_bytes() <= device_capacity_locked(); });
+  (void)wait_until(lock, 10'000, "torch's own allocator", [&] { return pager_->device_held_bytes() <= device_capacity_locked(); });
   if (ended_locked()) return 0;
   (void)core_locked([&] { pager_->release_free_frames(); });
   after_core_locked();
@@ -325,7 +335,7 @@ Status Runtime::close() {
   closed_ = true;
   deactivate(this);
   status = core_locked([&] { release_when_closed_locked(); });
-  (void)wait_until(lock, 10'000, [&] { return lower_tiers_closed_; });
+  (void)wait_until(lock, 10'000, "tierpage.disable", [&] { return lower_tiers_closed_; });
   return status;
 }
 
@@ -356,7 +366,11 @@ Runtime::Snapshot Runtime::snapshot() {
   Snapshot snapshot{};
   snapshot.stats = pager_->stats();
   snapshot.stats.resident_bytes[index_of(Tier::kDevice)].current = pager_->device_held_bytes();
-  snapshot.stalls = stalls_;
+  snapshot.stalls = stalls_.stats();
+  snapshot.elapsed_ns = static_cast<uint64_t>(steady_ns() - opened_ns_);
+  snapshot.links = link_uses_;
+  snapshot.plan = plan_report_locked();
+  if (snapshot.plan.period_uses != 0) snapshot.recurrence = recurrence_;
   for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {
     snapshot.budget_bytes[index_of(tier)] = pager_->capacity(tier);
   }
@@ -374,7 +388,7 @@ void Runtime::reset_peaks() {
   for (Gauge& gauge : stats.resident_bytes) gauge.reset_peak();
   stats.live_bytes.reset_peak();
   stats.pinned_bytes.reset_peak();
-  stalls_.max_ns = 0;
+  stalls_.reset_max();
 }
 
 Runtime::Placement Runtime::placement(uint64_t address) {

@@ -17,6 +17,8 @@ EventKind kind_of(const Action& action) {
   }
 }
 
+uint32_t page_of(TransferId transfer) { return static_cast<uint32_t>(transfer.value >> 32); }
+
 constexpr size_t kDiskRequestsMax = 16;
 
 }  // namespace
@@ -56,14 +58,14 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
       const int64_t start = realtime_ns();
       Status status = backend_.unmap_all(action.frames, action.device_offset);
       if (!status.ok()) status.code = StatusCode::kInternal;  // the range's state is unknown: the pager must stop
-      log_.add({EventKind::kUnmap, 0, 0, start, realtime_ns() - start, action.bytes});
-      finished.transfers.push_back({action.transfer, TransferResult{std::move(status)}});
+      log_.add({EventKind::kUnmap, page_of(action.transfer), start, realtime_ns() - start, action.bytes});
+      finished.transfers.push_back({action.transfer, TransferResult{std::move(status)}, steady_ns()});
       return;
     }
     case ActionKind::kFetch: {
       TransferResult result;
-      if (!bring_frame(action, result)) {
-        finished.transfers.emplace_back(action.transfer, std::move(result));
+      if (!bring_frame(action, result, finished)) {
+        finished.transfers.push_back({action.transfer, std::move(result), steady_ns()});
         return;
       }
       break;
@@ -75,10 +77,13 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
   flights_[action.transfer] = Flight{action, 0, Status::success(), realtime_ns()};
   cut(action);
   pump(finished);
+  // Where looking costs nothing, a copy that ended inside its submission ends now, not after the mappings that follow.
+  if (!backend_.info().must_poll) collect_copies(finished);
 }
 
-bool TransferEngine::bring_frame(const Action& action, TransferResult& result) {
+bool TransferEngine::bring_frame(const Action& action, TransferResult& result, Finished& finished) {
   result.mapped = false;
+  finished.arrivals.push_back({action.transfer, ArrivalStage::kMapping, steady_ns()});
   if (action.create_frame) {
     result.status = backend_.create_frame(action.frames.front().id, action.bytes);
     result.frame_created = result.status.ok();
@@ -86,15 +91,16 @@ bool TransferEngine::bring_frame(const Action& action, TransferResult& result) {
   }
   result.status = backend_.map_all(action.frames, action.device_offset);
   result.mapped = result.status.ok();
+  if (action.kind == ActionKind::kFetch) finished.arrivals.push_back({action.transfer, ArrivalStage::kCopying, steady_ns()});
   return result.mapped;
 }
 
 void TransferEngine::execute_map(const Action& action, Finished& finished) {
   const int64_t start = realtime_ns();
   TransferResult result;
-  bring_frame(action, result);
-  log_.add({EventKind::kMap, 0, 0, start, realtime_ns() - start, action.bytes});
-  finished.transfers.emplace_back(action.transfer, std::move(result));
+  bring_frame(action, result, finished);
+  log_.add({EventKind::kMap, page_of(action.transfer), start, realtime_ns() - start, action.bytes});
+  finished.transfers.push_back({action.transfer, std::move(result), steady_ns()});
 }
 
 // Walks the span lists of the two sides in step and cuts pieces that are contiguous on both.
@@ -207,6 +213,7 @@ bool TransferEngine::start(uint32_t piece_index, Finished& finished) {
 Status TransferEngine::issue(uint32_t piece_index) {
   const Piece& piece = pieces_[piece_index];
   const Step step = current_step(piece);
+  const int64_t start = steady_ns();  // before the copy: one that ends at once was busy too
   Status status;
   if (step == Step::kCopyToDevice || step == Step::kCopyToHost) {
     const auto direction = step == Step::kCopyToDevice ? CopyDirection::kToDevice : CopyDirection::kToHost;
@@ -217,22 +224,33 @@ Status TransferEngine::issue(uint32_t piece_index) {
     status = store_->submit({piece_index, operation, piece.nvme_offset, piece.bytes, piece.host});
     if (status.ok()) ++disk_requests_;
   }
+  if (status.ok()) meter_.began(link_of(step), start);
   return status;
 }
 
-void TransferEngine::poll(Finished& finished) {
+void TransferEngine::collect_copies(Finished& finished) {
   copy_completions_.clear();
   backend_.poll_copies(copy_completions_);
+  const int64_t now = steady_ns();
   for (const CopyCompletion& completion : copy_completions_) {
     const Piece& piece = pieces_[completion.cookie];
-    --submitted_[current_step(piece) == Step::kCopyToDevice ? 0 : 1];
+    const Step step = current_step(piece);
+    --submitted_[step == Step::kCopyToDevice ? 0 : 1];
+    meter_.ended(link_of(step), piece.bytes, now);
     piece_done(static_cast<uint32_t>(completion.cookie), completion.status, finished);
   }
+}
+
+void TransferEngine::poll(Finished& finished) {
+  collect_copies(finished);
   if (store_ != nullptr) {
+    const int64_t now = steady_ns();
     store_completions_.clear();
     store_->poll(store_completions_);
     for (const StoreCompletion& completion : store_completions_) {
       --disk_requests_;
+      const Piece& piece = pieces_[completion.cookie];
+      meter_.ended(link_of(current_step(piece)), piece.bytes, now);
       piece_done(static_cast<uint32_t>(completion.cookie), completion.status, finished);
     }
   }
@@ -267,9 +285,8 @@ void TransferEngine::piece_done(uint32_t piece_index, const Status& status, Fini
 void TransferEngine::finish_flight(TransferId id, Finished& finished) {
   const auto found = flights_.find(id);
   const Flight& flight = found->second;
-  log_.add({kind_of(flight.action), 0, static_cast<uint32_t>(id.value >> 32), flight.start_ns,
-            realtime_ns() - flight.start_ns, flight.action.bytes});
-  finished.transfers.emplace_back(id, TransferResult{flight.status, true, true});
+  log_.add({kind_of(flight.action), page_of(id), flight.start_ns, realtime_ns() - flight.start_ns, flight.action.bytes});
+  finished.transfers.push_back({id, TransferResult{flight.status, true, true}, steady_ns()});
   flights_.erase(found);
 }
 

@@ -19,6 +19,7 @@
 
 #include "core/pager.h"
 #include "engine/event_log.h"
+#include "engine/link_meter.h"
 #include "engine/staging_ring.h"
 #include "tiers/block_store.h"
 #include "tiers/device_backend.h"
@@ -26,11 +27,24 @@
 
 namespace tierpage {
 
+// What happened since the last look, each list in order of time (steady clock).
 struct Finished {
-  std::vector<std::pair<TransferId, TransferResult>> transfers;
+  struct Arrival {
+    TransferId transfer;
+    ArrivalStage stage;
+    int64_t at_ns;
+  };
+  struct Transfer {
+    TransferId id;
+    TransferResult result;
+    int64_t at_ns;
+  };
+  std::vector<Arrival> arrivals;  // stages that transfers have reached
+  std::vector<Transfer> transfers;
   std::vector<Fence> fences;
   bool empty() const { return transfers.empty() && fences.empty(); }
   void clear() {
+    arrivals.clear();
     transfers.clear();
     fences.clear();
   }
@@ -48,10 +62,11 @@ class TransferEngine {
   bool must_poll() const;
   // The lower tiers are gone from here on (the runtime closed); nothing may be under way.
   void detach_lower_tiers();
+  LinkUses link_uses(int64_t now_ns) const { return meter_.uses(now_ns); }
   std::string queue_state() const;  // for the watchdog's message
 
  private:
-  enum class Step : uint8_t { kCopyToDevice, kCopyToHost, kRead, kWrite };
+  enum class Step : uint8_t { kCopyToDevice, kCopyToHost, kRead, kWrite };  // the order of Link
   struct Flight {
     Action action;
     uint32_t pieces_left = 0;
@@ -71,15 +86,17 @@ class TransferEngine {
   };
 
   void execute_map(const Action& action, Finished& finished);
-  bool bring_frame(const Action& action, TransferResult& result);
+  bool bring_frame(const Action& action, TransferResult& result, Finished& finished);
   void cut(const Action& action);
   void add_piece(const Action& action, const Piece& piece);
   void pump(Finished& finished);
+  void collect_copies(Finished& finished);
   bool start(uint32_t piece_index, Finished& finished);
   Status issue(uint32_t piece_index);
   void piece_done(uint32_t piece_index, const Status& status, Finished& finished);
   void finish_flight(TransferId id, Finished& finished);
   Step current_step(const Piece& piece) const;
+  static Link link_of(Step step) { return static_cast<Link>(step); }  // in the same order
 
   static constexpr int kSubmitted = 3;
   DeviceBackend& backend_;
@@ -95,6 +112,7 @@ class TransferEngine {
   std::deque<uint32_t> second_half_[2];  // staged pieces ready for their device copy, by CopyDirection
   int submitted_[2] = {0, 0};         // device copies under way, by CopyDirection
   size_t disk_requests_ = 0;
+  LinkMeter meter_;
   std::vector<Fence> watched_;
   std::vector<CopyCompletion> copy_completions_;
   std::vector<StoreCompletion> store_completions_;

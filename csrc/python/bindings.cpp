@@ -8,6 +8,7 @@
 
 #include "csrc_python.h"
 #include "engine/runtime.h"
+#include "reports.h"
 
 namespace py = pybind11;
 
@@ -144,24 +145,14 @@ py::dict stats_of(const PyRuntime& self) {
   }
   out["locked_bytes.host"] = snapshot.host_locked_bytes;
   out["dirty_bytes.current"] = snapshot.dirty_bytes;
-  const auto seconds = [](uint64_t ns) { return static_cast<double>(ns) * 1e-9; };
-  out["stall_seconds.fault"] = seconds(snapshot.stalls.fault_ns);
-  out["stall_seconds.allocate"] = seconds(snapshot.stalls.allocate_ns);
-  out["stall_seconds.total"] = seconds(snapshot.stalls.fault_ns + snapshot.stalls.allocate_ns);
-  out["stall_seconds.max"] = seconds(snapshot.stalls.max_ns);
+  put_stalls(out, snapshot.stalls);
+  put_links(out, snapshot.links, "");
+  put_plan(out, snapshot);
+  out["elapsed_seconds"] = static_cast<double>(snapshot.elapsed_ns) * 1e-9;
   out["predictor.predicted"] = snapshot.predicted_uses;
   out["predictor.mispredicted"] = snapshot.mispredicted_uses;
   out["policy"] = snapshot.policy;
   return out;
-}
-
-py::list events_of(const PyRuntime& self) {
-  py::list rows;
-  for (const Event& event : self.runtime().log().snapshot()) {
-    rows.append(py::make_tuple(name_of(event.kind), event.start_ns, event.duration_ns, event.bytes, event.region,
-                               event.thread));
-  }
-  return rows;
 }
 
 py::list addresses_info(const PyRuntime& self, const std::vector<uint64_t>& addresses) {
@@ -244,7 +235,14 @@ PYBIND11_MODULE(_C, module) {
            py::arg("tag"), Release())
       .def("set_budget", &set_budget, py::arg("tier"), py::arg("bytes"))
       .def("step", [](const PyRuntime&) {}, "A hint that a step of the program ended; the predictor finds periods itself.")
-      .def("events", &events_of)
+      .def("events", [](const PyRuntime& self) { return event_rows(self.runtime()); },
+           "(kind, start_ns, duration_ns, bytes, page) of movements, oldest first.")
+      .def("stalls", [](const PyRuntime& self) { return stall_rows(self.runtime()); }, "Ended waits, oldest first.")
+      .def("levels", [](const PyRuntime& self) { return level_rows(self.runtime()); },
+           "Bytes in each tier and on their way, oldest first.")
+      .def("stalled_most", [](const PyRuntime& self) { return stalled_most_rows(self.runtime()); },
+           "Operators and tags that waited longest.")
+      .def("reset_stalled_most", [](const PyRuntime& self) { self.runtime().reset_stalled_most(); })
       .def("close", &close_runtime)
       .def("shutdown", [](const PyRuntime& self) { self.runtime().shutdown(); }, Release())
       .def("alive_bytes", [](const PyRuntime& self) { return self.runtime().live_bytes(); })

@@ -28,9 +28,15 @@ class Runtime:
         Address of the tp_engine_api table.
         """
     def events(self) -> list:
-        ...
+        """
+        (kind, start_ns, duration_ns, bytes, page) of movements, oldest first.
+        """
     def evict(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> int:
         ...
+    def levels(self) -> list:
+        """
+        Bytes in each tier and on their way, oldest first.
+        """
     def missed_accesses(self) -> int:
         ...
     def pause(self, tag: str) -> int:
@@ -41,6 +47,8 @@ class Runtime:
         ...
     def reset_peaks(self) -> None:
         ...
+    def reset_stalled_most(self) -> None:
+        ...
     def resume(self, tag: str) -> int:
         ...
     def set_budget(self, tier: str, bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
@@ -49,6 +57,14 @@ class Runtime:
         ...
     def shutdown(self) -> None:
         ...
+    def stalled_most(self) -> dict:
+        """
+        Operators and tags that waited longest.
+        """
+    def stalls(self) -> list:
+        """
+        Ended waits, oldest first.
+        """
     def stats(self) -> dict:
         ...
     def step(self) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from tierpage import api, native, touching
+from tierpage import advice, api, native, touching
 from tierpage.system import format_bytes
 
 TIERS = ("device", "host", "nvme")
@@ -22,9 +23,10 @@ LINKS = (
 )
 Number = int | float
 _LEVELS = (".current", ".peak", ".max")
-_LEVEL_GROUPS = ("budget_bytes", "reserved")
+_LEVEL_GROUPS = ("budget_bytes", "reserved", "plan.", "recurrence.")
+_NAMES_SHOWN = 10
 _baseline: dict[str, Number] = {}
-_baseline_owner: object | None = None
+_baseline_owner: api.Session | None = None
 
 
 def _accumulates(name: str) -> bool:
@@ -48,7 +50,11 @@ def memory_stats() -> OrderedDict[str, Number]:
     """Statistics by dotted name, sorted; empty while tierpage is off.
 
     Bytes end in ``.current`` and ``.peak`` (levels) or are totals since ``enable`` or the last
-    :func:`reset_accumulated_memory_stats`; ``stall_seconds.*`` are seconds; the rest are counts.
+    :func:`reset_accumulated_memory_stats`; names with ``seconds`` are seconds; the rest are counts.
+
+    ``stall_seconds.total`` is the sum of ``stall_seconds.fault``, ``.copy_wait``, ``.map``, ``.eviction_wait`` and
+    ``.host``; ``.allocate`` is its part in allocations. ``plan.*`` (bytes that the residency plan in force moves in each
+    recurrence) and ``recurrence.*`` (what the last one did) are there while a plan is in force.
     """
     session = api.current_or_none()
     stats = _raw()
@@ -72,6 +78,9 @@ def reset_accumulated_memory_stats() -> None:
     global _baseline, _baseline_owner
     _baseline_owner = api.current_or_none()
     _baseline = {name: value for name, value in _raw().items() if _accumulates(name)}
+    if _baseline_owner is not None:
+        with native.translated():
+            _baseline_owner.runtime.reset_stalled_most()
 
 
 @dataclass(frozen=True)
@@ -115,15 +124,26 @@ def where(tensor: torch.Tensor) -> Placement:
 
 
 def memory_summary() -> str:
-    """A text table of tiers, links, faults and stalls, for printing or for a report. Returns it, prints nothing."""
+    """Text tables of tiers, links, stalls by cause and operator, predicted against measured, and what would have helped.
+
+    For printing or for a report. Returns the text, prints nothing.
+    """
     session = api.current_or_none()
     if session is None:
         return "tierpage is not enabled"
-    return summary_of(memory_stats(), f"{session.config.device}:{session.config.device_index}")
+    with native.translated():
+        most = session.runtime.stalled_most()
+    title = f"{session.config.device}:{session.config.device_index}"
+    return summary_of(memory_stats(), title, most["operators"], most["tags"])
 
 
-def summary_of(stats: Mapping[str, Number], title: str) -> str:
-    """The text of :func:`memory_summary` for given statistics."""
+def summary_of(
+    stats: Mapping[str, Number],
+    title: str,
+    operators: Sequence[Mapping[str, Any]] = (),
+    tags: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The text of :func:`memory_summary` for given statistics; ``operators`` and ``tags`` waited longest, longest first."""
 
     def size(name: str) -> str:
         return format_bytes(stats.get(name, 0))
@@ -146,7 +166,67 @@ def summary_of(stats: Mapping[str, Number], title: str) -> str:
         ),
         f"out-of-memory errors {stats.get('num_ooms', 0)}, storage errors {stats.get('storage_errors.count', 0)}",
     ]
+    lines += ["", *_stalls(stats, operators, tags), "", *_predicted(stats)]
     return "\n".join(lines)
+
+
+def _stalls(
+    stats: Mapping[str, Number], operators: Sequence[Mapping[str, Any]], tags: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    total = stats.get("stall_seconds.total", 0.0)
+    rows = [("Stalls", "waits", "seconds", "share")]
+    for cause in (*advice.CAUSES, "total"):
+        seconds = stats.get(f"stall_seconds.{cause}", 0.0)
+        count = str(stats.get(f"stall_count.{cause}", 0))
+        rows.append((cause, count, f"{seconds:.3f}", f"{advice.share(seconds, total):.0%}"))
+    lines = format_table(rows)
+    for what, known in (("operator", operators), ("tag", tags)):
+        if known:
+            lines += ["", *_stalled_most(what, known)]
+    return lines
+
+
+def _stalled_most(what: str, known: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [(f"{what} that waited", "waits", "seconds", "waited for", "predicted", "mostly", "would have helped")]
+    for row in known[:_NAMES_SHOWN]:
+        rows.append(
+            (
+                str(row["name"]),
+                str(row["count"]),
+                f"{row['seconds']:.3f}",
+                format_bytes(row["bytes"]),
+                f"{advice.share(row['predicted_bytes'], row['bytes']):.0%}",
+                advice.main_cause(row),
+                advice.help_for(row),
+            )
+        )
+    return format_table(rows)
+
+
+def _predicted(stats: Mapping[str, Number]) -> list[str]:
+    now = advice.measured(stats)
+    rows = [("Predicted against measured", "predicted", "measured")]
+    rows.append(("uses that came as predicted", "100%", f"{advice.predicted_share(stats):.0%}"))
+    for kind, value in advice.prefetch_shares(stats).items():
+        rows.append((f"prefetches {kind}", "100%" if kind == "useful" else "0%", f"{value:.0%}"))
+    for what in ("fetched", "written"):
+        pair = advice.moved(stats, what)
+        if pair is not None:
+            rows.append((f"{what} in a recurrence", format_bytes(pair[0]), format_bytes(pair[1])))
+    lines = [*format_table(rows), ""]
+    links = [(f"link, in {now.of}", "bytes", "busy s", "of the time", "GB/s")]
+    for link, label in advice.LINKS.items():
+        size, busy = now.link_bytes[link], now.link_seconds[link]
+        rate = f"{size / busy / 1e9:.2f}" if busy > 0 else "-"
+        links.append((label, format_bytes(size), f"{busy:.3f}", f"{advice.share(busy, now.elapsed):.0%}", rate))
+    lines += [
+        *format_table(links),
+        f"{now.of}: {now.elapsed:.3f} s, waited {now.waited:.3f} s, all else {now.computing:.3f} s",
+    ]
+    advised = advice.advise(stats)
+    if advised:
+        lines += ["", "What would have helped", *(f"- {line}" for line in advised)]
+    return lines
 
 
 def format_table(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -10,11 +10,11 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tierpage import api, native
+from tierpage import advice, api, memory, native
 from tierpage.errors import ConfigError
 
-# (kind, start in nanoseconds since 1970, duration in nanoseconds, bytes, region, thread)
-Event = tuple[str, int, int, int, int, int]
+# (kind, start in nanoseconds since 1970, duration in nanoseconds, bytes, page)
+Event = tuple[str, int, int, int, int]
 
 DIRECTIONS = (
     "host_to_device",
@@ -25,15 +25,27 @@ DIRECTIONS = (
     "device_to_nvme",
 )
 PROCESS = 0x71E9  # a process number of our own, apart from those of a merged trace
-_STALL_ROWS = 1000
-_OTHER_ROWS = 100
-_COUNTER_PREFIX = "resident."
+# Slices of one row must not overlap, so that what overlaps is spread over lanes: rows of their own with the next numbers.
+_LANES_MOST = 64
+_LANES_APART = 100
+_LOOSE_ROW = 900  # waits of no thread's slot
+_STALL_ROWS = 1_000
+_OTHER_ROWS = 100_000
+_COUNTERS = {
+    "device": "device bytes in use",
+    "host": "host bytes in use",
+    "nvme": "nvme bytes in use",
+    "arriving": "bytes arriving",
+    "leaving": "bytes leaving",
+}
 
 
 def export_trace(path: str | os.PathLike[str], merge_with: str | os.PathLike[str] | None = None) -> None:
     """Writes what was moved and waited for since ``enable`` (the newest ``trace_events_max`` events).
 
-    Rows: one per transfer direction, one per thread that waited, and a counter per tier. With ``merge_with``, the file
+    Rows: one per transfer direction, one per thread that waited, and counters of the bytes in each tier, arriving and
+    leaving. A wait carries its operator, its causes in microseconds, the bytes and regions it waited for and how many of
+    those bytes had been predicted. ``otherData.tierpage`` has predicted against measured. With ``merge_with``, the file
     written by ``torch.profiler``'s ``export_chrome_trace``, both are on one time line. A name that ends in .gz is
     compressed. The file appears complete or not at all.
 
@@ -43,45 +55,112 @@ def export_trace(path: str | os.PathLike[str], merge_with: str | os.PathLike[str
     session = api.current()
     with native.translated():
         events = list(session.runtime.events())
-    write_json(path, build_trace(events, _read_trace(merge_with) if merge_with is not None else None))
+        stalls, levels = list(session.runtime.stalls()), list(session.runtime.levels())
+    merged = _read_trace(merge_with) if merge_with is not None else None
+    compared = advice.comparison(memory.memory_stats())
+    write_json(path, build_trace(events, merged, stalls=stalls, levels=levels, compared=compared))
 
 
-def build_trace(events: Iterable[Event], merged: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The trace as a dictionary. Times are microseconds from the merged trace's base, else since 1970."""
+def build_trace(
+    events: Iterable[Event],
+    merged: Mapping[str, Any] | None = None,
+    *,
+    stalls: Iterable[Mapping[str, Any]] = (),
+    levels: Iterable[Mapping[str, int]] = (),
+    compared: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The trace as a dictionary. Times are microseconds from the merged trace's base, else since 1970.
+
+    ``stalls`` and ``levels`` are rows of the engine's functions of that name, ``compared`` goes into the metadata.
+    """
     trace: dict[str, Any] = dict(merged or {"displayTimeUnit": "ms"})
     base = int(trace.setdefault("baseTimeNanoseconds", 0))
-    rows: dict[int, str] = {}
-    made = [_entry(event, base, rows) for event in events]
+    rows = _Rows()
+    made = [_movement(event, base, rows) for event in sorted(events, key=lambda event: event[1])]
+    made += [_wait(stall, base, rows) for stall in sorted(stalls, key=lambda stall: stall["start_ns"])]
+    for row in levels:
+        made += [_counter(label, row["at_ns"], row[name], base) for name, label in _COUNTERS.items()]
     heads = [_metadata("process_name", 0, name="tierpage")]
-    for row in sorted(rows):
-        heads.append(_metadata("thread_name", row, name=rows[row]))
-        heads.append(_metadata("thread_sort_index", row, sort_index=row))
+    for number, name in sorted(rows.names.items()):
+        heads.append(_metadata("thread_name", number, name=name))
+        heads.append(_metadata("thread_sort_index", number, sort_index=number))
     trace["traceEvents"] = [*trace.get("traceEvents", []), *heads, *made]
+    if compared is not None:
+        other = trace.get("otherData")
+        trace["otherData"] = {**(other if isinstance(other, dict) else {}), "tierpage": dict(compared)}
     return trace
 
 
-def _entry(event: Event, base: int, rows: dict[int, str]) -> dict[str, Any]:
-    kind, start, duration, size, region, thread = event
-    common = {"name": kind, "cat": "tierpage", "pid": PROCESS, "ts": (start - base) / 1000}
-    if kind.startswith(_COUNTER_PREFIX):
-        return {**common, "ph": "C", "args": {"bytes": size}}
-    row = _row(kind, thread, rows)
-    arguments: dict[str, Any] = {"bytes": size, "region": region}
+class _Rows:
+    """Numbers and names of the rows in use."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+        self._ends: dict[int, list[int]] = {}
+        self._others: dict[str, int] = {}
+
+    def of_movement(self, kind: str, start: int, end: int) -> int:
+        if kind in DIRECTIONS:
+            first = (DIRECTIONS.index(kind) + 1) * _LANES_APART
+        else:
+            first = self._others.setdefault(kind, _OTHER_ROWS + len(self._others) * _LANES_APART)
+        return self._lane(first, kind.replace("_", " "), start, end)
+
+    def of_wait(self, thread: int, start: int, end: int) -> int:
+        if thread < 0:
+            return self._lane(_LOOSE_ROW, "other waits", start, end)
+        self.names[_STALL_ROWS + thread] = f"waits of thread {thread}"
+        return _STALL_ROWS + thread
+
+    def _lane(self, first: int, name: str, start: int, end: int) -> int:
+        ends = self._ends.setdefault(first, [])
+        lane = next((number for number, busy_until in enumerate(ends) if busy_until <= start), len(ends))
+        if lane == len(ends) < _LANES_MOST:
+            ends.append(0)
+        lane = min(lane, _LANES_MOST - 1)
+        ends[lane] = max(ends[lane], end)
+        self.names[first + lane] = name if lane == 0 else f"{name} {lane + 1}"
+        return first + lane
+
+
+def _slice(name: str, start: int, duration: int, base: int, row: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    times = {"ts": (start - base) / 1000, "dur": duration / 1000}
+    return {"name": name, "cat": "tierpage", "ph": "X", "pid": PROCESS, "tid": row, **times, "args": arguments}
+
+
+def _movement(event: Event, base: int, rows: _Rows) -> dict[str, Any]:
+    kind, start, duration, size, page = event
+    arguments: dict[str, Any] = {"bytes": size, "page": page}
     if kind in DIRECTIONS and duration > 0:
         arguments["GB/s"] = round(size / duration, 3)
-    return {**common, "ph": "X", "tid": row, "dur": duration / 1000, "args": arguments}
+    return _slice(kind, start, duration, base, rows.of_movement(kind, start, start + duration), arguments)
 
 
-def _row(kind: str, thread: int, rows: dict[int, str]) -> int:
-    if kind in DIRECTIONS:
-        row, name = DIRECTIONS.index(kind) + 1, kind.replace("_", " ")
-    elif kind.endswith("stall"):
-        row, name = _STALL_ROWS + thread, f"waits of thread {thread}"
-    else:
-        row = next((number for number, known in rows.items() if known == kind), _OTHER_ROWS + len(rows))
-        name = kind
-    rows[row] = name
-    return row
+def _wait(stall: Mapping[str, Any], base: int, rows: _Rows) -> dict[str, Any]:
+    start, duration = stall["start_ns"], stall["duration_ns"]
+    arguments: dict[str, Any] = {"operator": stall["name"]}
+    if stall["tag"]:
+        arguments["tag"] = stall["tag"]
+    arguments |= {f"{cause} us": ns / 1000 for cause, ns in stall["causes_ns"].items()}
+    arguments |= {name: stall[name] for name in ("bytes", "pages", "predicted_bytes", "region_count")}
+    # The largest few only.
+    arguments["regions"] = [
+        {"region": region, "pages": pages, "bytes": size} for region, pages, size in stall["regions"]
+    ]
+    arguments["predicted"] = stall["bytes"] > 0 and 2 * stall["predicted_bytes"] >= stall["bytes"]
+    row = rows.of_wait(stall["thread"], start, start + duration)
+    return _slice(f"{stall['kind']}: {stall['name']}", start, duration, base, row, arguments)
+
+
+def _counter(label: str, at: int, size: int, base: int) -> dict[str, Any]:
+    return {
+        "name": label,
+        "cat": "tierpage",
+        "ph": "C",
+        "pid": PROCESS,
+        "ts": (at - base) / 1000,
+        "args": {"bytes": size},
+    }
 
 
 def _metadata(what: str, row: int, **arguments: Any) -> dict[str, Any]:

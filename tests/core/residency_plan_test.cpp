@@ -278,6 +278,27 @@ TEST(ResidencyPlan, ExactForwardsAndBackwards) {
       ASSERT_EQ(planned, fewest_fetched(steps, sizes, capacity)) << keys << " keys, " << capacity;
     }
   }
+
+// What more capacity would bring to an end: all of it, at just that size.
+TEST(ResidencyPlan, NothingMovesWithTheWholeCapacity) {
+  std::mt19937 random(7);
+  for (int round = 0; round < 300; ++round) {
+    std::map<int, uint64_t> sizes;
+    for (int key = 0; key < 6; ++key) sizes[key] = (random() % 4 + 1) * kMiB;
+    std::vector<Step> steps;
+    const size_t count = random() % 12 + 6;
+    for (size_t i = 0; i < count; ++i) {
+      steps.push_back({static_cast<int>(random() % 6), random() % 2 == 0, random() % 4 == 0});
+    }
+    const Recorded recorded(steps, sizes);
+    const uint64_t whole = recorded.plan(kMiB).whole_bytes();
+    EXPECT_EQ(recorded.plan(whole).fetched_bytes(), 0u) << "round " << round;
+    EXPECT_EQ(recorded.plan(whole).written_bytes(), 0u) << "round " << round;
+    EXPECT_EQ(recorded.plan(whole).whole_bytes(), whole);
+  }
+  const Recorded cycle({{0}, {1}, {2}, {3}}, {{0, kMiB}, {1, kMiB}, {2, kMiB}, {3, kMiB}});
+  EXPECT_EQ(cycle.plan(kMiB).whole_bytes(), 4 * kMiB);
+  EXPECT_GT(cycle.plan(4 * kMiB - 1).fetched_bytes(), 0u);
 }
 
 }  // namespace

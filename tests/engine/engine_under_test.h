@@ -104,6 +104,7 @@ class CommandedBackend final : public DeviceBackend {
   std::atomic<bool> hold_copies{false};
   std::atomic<bool> hold_fences{false};
   std::atomic<int> poll_delay_rounds{0};  // completions of copies are seen this many polls later
+  std::atomic<int> map_delay_ms{0};
   std::atomic<uint64_t> unmaps{0};
   std::atomic<bool> fence_fails{false};
   std::atomic<uint64_t> fences_passed{0};  // sequence up to which fences have passed while they are held
@@ -117,6 +118,7 @@ class CommandedBackend final : public DeviceBackend {
   }
   void release_frame(FrameId frame) override { inner_->release_frame(frame); }
   Status map(FrameId frame, uint64_t offset) override {
+    std::this_thread::sleep_for(std::chrono::milliseconds(map_delay_ms));
     if (due(fail_map)) return Status::error(StatusCode::kUnavailable, "injected: no map");
     return inner_->map(frame, offset);
   }

@@ -81,9 +81,9 @@ def test_touching_wraps_and_restores():
 
 def test_trace_rows_and_merge(tmp_path):
     events = [
-        ("host_to_device", 2_000, 1_000, 4_000, 7, 1),
-        ("fault_stall", 2_500, 500, 0, 7, 1),
-        ("map", 3_000, 10, 64, 7, 1),
+        ("host_to_device", 2_000, 1_000, 4_000, 7),
+        ("device_to_host", 2_500, 500, 4_000, 8),
+        ("map", 3_000, 10, 64, 7),
     ]
     made = trace.build_trace(events, {"baseTimeNanoseconds": 1_000, "traceEvents": [{"ph": "X"}]})
     slices = [entry for entry in made["traceEvents"] if entry.get("ph") == "X" and "tid" in entry]

@@ -1,0 +1,141 @@
+// Conversion of counts and logs to Python values. No logic.
+#include "reports.h"
+
+#include <pybind11/stl.h>
+
+#include <string>
+
+namespace py = pybind11;
+
+namespace tierpage {
+namespace {
+
+double seconds(uint64_t ns) { return static_cast<double>(ns) * 1e-9; }
+
+constexpr const char* kLinkNames[kLinkCount] = {"to_device", "to_host", "nvme_read", "nvme_write"};
+
+py::str key(const std::string& prefix, const char* name) { return {prefix + name}; }
+
+void put_causes(py::dict& out, const std::string& prefix, const CauseTimes& ns) {
+  for (int i = 0; i < kStallCauseCount; ++i) {
+    out[key(prefix, name_of(static_cast<StallCause>(i)))] = seconds(ns[static_cast<size_t>(i)]);
+  }
+}
+
+py::dict row_of(const StalledName& known) {
+  py::dict row;
+  row["name"] = known.name;
+  row["count"] = known.count;
+  row["bytes"] = known.bytes;
+  row["predicted_bytes"] = known.predicted_bytes;
+  row["unknown_seconds"] = seconds(known.unknown_ns);
+  row["seconds"] = seconds(known.known_ns());
+  put_causes(row, "seconds.", known.ns);
+  return row;
+}
+
+py::dict row_of(const Stall& stall) {
+  const WaitDetails& details = stall.details;
+  py::dict row;
+  row["name"] = details.name;
+  row["tag"] = stall.tag;
+  row["kind"] = details.allocation ? "allocate_stall" : "stall";
+  row["thread"] = stall.thread == StallLedger::kNoThread ? -1 : static_cast<int64_t>(stall.thread);
+  row["start_ns"] = stall.start_ns;
+  row["duration_ns"] = stall.duration_ns;
+  py::dict causes;
+  for (int i = 0; i < kStallCauseCount; ++i) {
+    const uint64_t ns = stall.ns[static_cast<size_t>(i)];
+    if (ns > 0) causes[name_of(static_cast<StallCause>(i))] = ns;
+  }
+  row["causes_ns"] = causes;
+  row["bytes"] = details.bytes;
+  row["pages"] = details.pages;
+  row["predicted_bytes"] = details.predicted_bytes;
+  row["region_count"] = details.region_count;
+  py::list regions;
+  for (const WaitDetails::Part& part : details.largest) {
+    if (part.region.valid()) regions.append(py::make_tuple(part.region.value, part.pages, part.bytes));
+  }
+  row["regions"] = regions;
+  return row;
+}
+
+}  // namespace
+
+void put_stalls(py::dict& out, const StallStats& stalls) {
+  put_causes(out, "stall_seconds.", stalls.ns);
+  out["stall_seconds.total"] = seconds(stalls.total_ns);
+  out["stall_seconds.allocate"] = seconds(stalls.allocate_ns);
+  out["stall_seconds.max"] = seconds(stalls.max_ns);
+  for (int i = 0; i < kStallCauseCount; ++i) {
+    out[key("stall_count.", name_of(static_cast<StallCause>(i)))] = stalls.count[static_cast<size_t>(i)];
+  }
+  out["stall_count.total"] = stalls.waits;
+}
+
+void put_links(py::dict& out, const LinkUses& links, const std::string& prefix) {
+  for (size_t i = 0; i < kLinkCount; ++i) {
+    out[key(prefix + "link_seconds.", kLinkNames[i])] = seconds(links[i].busy_ns);
+    out[key(prefix + "link_bytes.", kLinkNames[i])] = links[i].bytes;
+  }
+}
+
+void put_plan(py::dict& out, const Runtime::Snapshot& snapshot) {
+  const PlanReport& plan = snapshot.plan;
+  if (plan.period_uses == 0) return;
+  out["plan.period_uses"] = plan.period_uses;
+  out["plan.capacity_bytes"] = plan.capacity_bytes;
+  out["plan.whole_bytes"] = plan.whole_bytes;
+  out["plan.fetched_bytes"] = plan.fetched_bytes;
+  out["plan.written_bytes"] = plan.written_bytes;
+  const RecurrenceTotals& last = snapshot.recurrence;
+  if (last.uses == 0) return;
+  out["recurrence.uses"] = last.uses;
+  out["recurrence.fetched_bytes"] = last.fetched_bytes;
+  out["recurrence.written_bytes"] = last.written_bytes;
+  out["recurrence.elapsed_seconds"] = seconds(last.elapsed_ns);
+  put_causes(out, "recurrence.stall_seconds.", last.stalled_by_cause_ns);
+  out["recurrence.stall_seconds.total"] = seconds(last.stalled_ns);
+  put_links(out, last.links, "recurrence.");
+}
+
+py::list event_rows(Runtime& runtime) {
+  py::list rows;
+  for (const Event& event : runtime.log().snapshot()) {
+    rows.append(py::make_tuple(name_of(event.kind), event.start_ns, event.duration_ns, event.bytes, event.page));
+  }
+  return rows;
+}
+
+py::list stall_rows(Runtime& runtime) {
+  py::list rows;
+  for (const Stall& stall : runtime.stalls()) rows.append(row_of(stall));
+  return rows;
+}
+
+py::list level_rows(Runtime& runtime) {
+  py::list rows;
+  for (const Levels& levels : runtime.levels()) {
+    py::dict row;
+    row["at_ns"] = levels.at_ns;
+    for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) row[name_of(tier)] = levels.resident_bytes[index_of(tier)];
+    row["arriving"] = levels.arriving_bytes;
+    row["leaving"] = levels.leaving_bytes;
+    rows.append(row);
+  }
+  return rows;
+}
+
+py::dict stalled_most_rows(Runtime& runtime) {
+  const Runtime::StalledMost most = runtime.stalled_most();
+  py::list operators, tags;
+  for (const StalledName& known : most.operators) operators.append(row_of(known));
+  for (const StalledName& known : most.tags) tags.append(row_of(known));
+  py::dict out;
+  out["operators"] = operators;
+  out["tags"] = tags;
+  return out;
+}
+
+}  // namespace tierpage
