@@ -263,10 +263,6 @@ void Pager::end_op(SlotId id, Fence fence) {
   }
   slot.pinned.clear();
   slot.age = 0;
-  if (slot.traced_at != Trace::kNever && fence.sequence != 0) {
-    if (ended_ops_.size() <= fence.stream) ended_ops_.resize(fence.stream + 1, std::vector<TimedOp>(kEndedOps));
-    ended_ops_[fence.stream][fence.sequence % kEndedOps] = {fence.sequence, slot.traced_at};
-  }
   slot.traced_at = Trace::kNever;
   if (!waiting_.empty() || !leaving_.empty() || (under_pressure_ && config_.prefetch)) wants_planning_ = true;
 }

@@ -159,9 +159,9 @@ class Pager {
   void transfer_done(TransferId transfer, const TransferResult& result);
   void arrival_reached(TransferId transfer, ArrivalStage stage);  // optional: names the causes of waits
   void fence_done(Fence fence);
-  // The device worked so long on the operator that ended with `fence`. Not every operator has to be timed: what was timed
-  // once is known whenever the program comes that way again.
-  void op_timed(Fence fence, double microseconds);
+  // The device worked so long on the operator whose uses stand in the trace from `position` on (op_position() before
+  // end_op). Not every operator has to be timed: what was timed once is known whenever the program comes that way again.
+  void op_timed(uint64_t position, double microseconds) { trace_.set_microseconds(position, microseconds); }
   void set_fetch_rate(double bytes_per_microsecond) { fetch_rate_ = bytes_per_microsecond; }  // HOST to DEVICE, measured
   void host_space_ready(uint64_t bytes, bool growth_failed);
   void tick();  // about once a second: retries what had been given up
@@ -209,6 +209,9 @@ class Pager {
   const char* policy_in_force() { return use_min() ? min_.name() : clock_.name(); }
   const Predictor& predictor() const { return predictor_; }
   uint64_t trace_uses() const { return trace_.end(); }
+  uint64_t op_position(SlotId slot) const { return slots_[slot.value].traced_at; }  // Trace::kNever: it used nothing
+  // There is a plan, and it would be a better one if operators were timed for a recurrence.
+  bool wants_times() const { return under_pressure_ && plan_.valid() && !plan_.timed() && plan_tries_ < kPlanTries; }
   const ResidencyPlan& residency_plan() const { return plan_; }
   uint64_t arriving_bytes() const { return arriving_bytes_; }
   uint64_t departing_bytes() const { return leaving_bytes(); }  // on their way out of DEVICE
@@ -217,7 +220,7 @@ class Pager {
   void check_invariants() const;
 
  private:
-  static constexpr uint64_t kEndedOps = 2048;     // of each stream, whose times may still come
+  static constexpr int kPlanTries = 3;  // once to confirm; more only as long as operators' times are missing
   static constexpr uint64_t kFreshHalfLife = 512;  // uses
   static constexpr int kReuseTries = 32;         // larger cached regions looked at for one allocation
   static constexpr uint64_t kExpectedUses = 512;  // how far ahead allocations are counted
@@ -386,15 +389,10 @@ class Pager {
   Predictor predictor_;
   ResidencyPlan plan_;
   double fetch_rate_ = 0;             // bytes per microsecond, 0: not known
-  struct TimedOp {
-    uint64_t sequence = 0;  // of the fence that ended it
-    uint64_t position = 0;  // in the trace, of its first use
-  };
-  std::vector<std::vector<TimedOp>> ended_ops_;  // by stream: the newest, at sequence modulo kEndedOps
   uint64_t early_next_ = 0;           // place in plan_.early(), counted through the recurrences since it was made
   uint64_t plan_mispredictions_ = 0;  // of the predictor, when plan_ was made
   uint64_t planned_at_ = 0;           // trace position
-  bool plan_confirmed_ = false;       // made from a recurrence that was predicted whole
+  int plan_tries_ = 0;                // how often it was made anew from recurrences that came as predicted
   uint64_t cached_bytes_peak_ = 0;    // of cached regions, since the plan before
   ClockPolicy clock_;
   MinPolicy min_;

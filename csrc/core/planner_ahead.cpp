@@ -197,8 +197,10 @@ void Pager::renew_residency_plan() {
   const bool same = plan_.valid() && plan_.period() == period && plan_mispredictions_ == predictor_.mispredicted_uses() &&
                     capacity <= plan_.capacity_bytes() + slack && plan_.capacity_bytes() <= capacity + slack;
   // The first one may have been made from a recurrence that was not yet as all others will be: once more from a whole
-  // one that came as predicted.
-  const bool confirm = same && !plan_confirmed_ && end >= planned_at_ + period + period / 8;
+  // one that came as predicted. By then operators have been timed for half a recurrence more: the device is behind, and
+  // what it has not reached yet is known from the time before.
+  const bool unfinished = plan_tries_ == 0 || (fetch_rate_ > 0 && !plan_.timed() && plan_tries_ < kPlanTries);
+  const bool confirm = same && unfinished && end >= planned_at_ + period + period / 2;
   if (same && !confirm) return;
   // A plan takes milliseconds: where the future changes all the time, plain MIN is the better use of them.
   const bool too_soon = planned_at_ != 0 && end < planned_at_ + std::max(kReplanUses, period);
@@ -208,7 +210,7 @@ void Pager::renew_residency_plan() {
   }
   plan_.build(trace_, end - period, end, capacity, fetch_rate_);
   early_next_ = 0;
-  plan_confirmed_ = confirm;
+  plan_tries_ = confirm ? plan_tries_ + 1 : 0;
   plan_mispredictions_ = predictor_.mispredicted_uses();
   planned_at_ = end;
   cached_bytes_peak_ = cached_bytes_;

@@ -136,12 +136,6 @@ void Pager::fence_done(Fence fence) {
   wants_planning_ = true;
 }
 
-void Pager::op_timed(Fence fence, double microseconds) {
-  if (fence.stream >= ended_ops_.size()) return;
-  const TimedOp& op = ended_ops_[fence.stream][fence.sequence % kEndedOps];
-  if (op.sequence == fence.sequence) trace_.set_microseconds(op.position, microseconds);
-}
-
 void Pager::host_space_ready(uint64_t bytes, bool growth_failed) {
   const uint64_t limit = std::min(bytes, config_.host_bytes_max);
   if (limit > host_.space_bytes()) host_.add_space(limit);

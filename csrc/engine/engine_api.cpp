@@ -117,6 +117,7 @@ uint64_t make_room(uint64_t bytes) {
   Runtime* runtime = Runtime::active();
   return answered(runtime, 0, [&] { return runtime->make_room(bytes); });
 }
+void launching(tp_scope* scope, uint64_t native_stream) { scope->runtime->launching(*scope, native_stream); }
 int32_t forked() { return Runtime::forked() ? 1 : 0; }
 
 }  // namespace
@@ -150,6 +151,8 @@ void Runtime::fill_api() {
       .list_run_bytes_max = tierpage::list_run_bytes_max,
       .set_native_reserved = tierpage::set_native_reserved,
       .make_room = tierpage::make_room,
+      .wants_times = &wants_times_,
+      .launching = tierpage::launching,
       .forked = tierpage::forked,
   };
 }

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TIERPAGE_ENGINE_API_VERSION 2u
+#define TIERPAGE_ENGINE_API_VERSION 3u
 
 // Numbers equal to tierpage::StatusCode.
 enum tp_code {
@@ -102,6 +102,10 @@ typedef struct tp_engine_api {
   void (*set_native_reserved)(uint64_t bytes);
   // Makes up to `bytes` of device memory free for the native allocator by evicting; returns what became free. Blocks.
   uint64_t (*make_room)(uint64_t bytes);
+  // While *wants_times is not 0, call launching() after begin() was granted and before the kernels are launched: the
+  // engine wants to know how long operators keep the device busy. Read it without a lock; a late answer does no harm.
+  const int32_t* wants_times;
+  void (*launching)(tp_scope*, uint64_t native_stream);
   // 1 in a child process after fork: paged tensors of the parent cannot be used here.
   int32_t (*forked)(void);
 } tp_engine_api;

@@ -105,6 +105,9 @@ struct Scope {
   bool waiting_allocation = false;
   bool touched = false;         // sticky may hold something; of this thread alone
   bool blocked_by_touch = false;  // its own pins cannot end before a touch is served: see touch()
+  uint64_t mark = 0;              // where the open operator's work began on the device; 0: not timed
+  uint64_t mark_stream = 0;
+  int64_t started_ns = 0;         // the same where the caller's thread does the work
   std::string error;
   struct Sticky {
     SlotId slot;
@@ -140,6 +143,7 @@ class Runtime {
   uint64_t allocate_result(Scope& scope);
   void cancel(Scope& scope);
   void seen(const uint64_t* addresses, size_t count);
+  void launching(Scope& scope, uint64_t native_stream);  // the open operator's work begins
   Status close_scope(Scope& scope, uint64_t native_stream);
   Status touch(Scope& scope, uint64_t address, uint32_t keep);
 
@@ -269,6 +273,10 @@ class Runtime {
   Status abandon_wait_locked(SlotId slot);
 
   RegionId region_of_locked(uint64_t address) const;
+  bool wants_times() const;
+  void time_locked(Scope& scope);
+  void note_rates_locked();
+  Status record_end(Scope& scope, uint64_t native_stream, Fence* fence);
   Status outcome_locked(Scope& scope, const char* name, int64_t asked_ns);
   Status finish_wait_locked(Scope& scope);
   void settle_touch_locked(Scope& scope, bool failed);
@@ -314,6 +322,7 @@ class Runtime {
   StallLedger stalls_;
   int64_t opened_ns_ = 0;
   int64_t enqueued_ns_ = 0;                // when the request in hand could not be served; 0: it was, so far
+  LinkUse rated_;                          // of the link up, when its rate was told last
   LinkUses link_uses_{};                   // as of the pager thread's last round
   RecurrenceTotals recurrence_;                  // the last whole one
   RecurrenceTotals recurrence_start_;            // totals at the start of the one that runs
@@ -342,6 +351,7 @@ class Runtime {
 
   std::thread thread_;
   std::atomic<bool> open_{false};
+  int32_t wants_times_ = 0;  // read by callers without the lock; written with __atomic_store_n
   std::atomic<uint64_t> missed_accesses_{0};
   std::atomic<uint64_t> missed_address_{0};
 };

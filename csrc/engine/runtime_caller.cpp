@@ -125,6 +125,7 @@ Status Runtime::outcome_locked(Scope& scope, const char* name, int64_t asked_ns)
 
 Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t* address) {
   const StreamId stream = backend_->stream_id(native_stream);
+  if (scope.open && wants_times()) launching(scope, native_stream);  // an operator without paged arguments
   int64_t asked_ns = 0;
   const std::unique_lock lock = lock_counted(asked_ns);
   if (Status refusal = refusal_locked(); !refusal.ok()) return refusal;
@@ -217,7 +218,10 @@ void Runtime::seen(const uint64_t* addresses, size_t count) {
 Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   scope.open = false;
   if (t_open_scope == &scope) t_open_scope = nullptr;
-  if (!scope.pinned && !scope.touched) return Status::success();
+  if (!scope.pinned && !scope.touched) {
+    backend_->drop_mark(std::exchange(scope.mark, 0));
+    return Status::success();
+  }
   // With synchronous streams other threads may end touches (drop_touches_locked): the list is read under the lock only.
   const bool synchronous = backend_->info().synchronous_streams;
   const bool lets_go = !synchronous && (scope.pinned || std::any_of(scope.sticky.begin(), scope.sticky.end(),
@@ -226,7 +230,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
                                                                     }));
   Fence fence;
   // Recorded before the pins are let go: whoever evicts afterwards sees the fence.
-  const Status recorded = lets_go ? backend_->record_fence(native_stream, &fence) : Status::success();
+  const Status recorded = lets_go ? record_end(scope, native_stream, &fence) : Status::success();
   int64_t asked_ns = 0;
   std::unique_lock lock = lock_counted(asked_ns);
   if (asked_ns != 0) count_wait_locked("the end of an operator", StallCause::kHost, asked_ns);
@@ -235,6 +239,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   Status status = core_locked([&] {
     // No fence (a stream capture, a lost context): nothing says when the kernels end, so the pages stay for good.
     if (!recorded.ok()) pager_->hold_pinned(scope.slot);
+    time_locked(scope);
     pager_->end_op(scope.slot, fence);
     for (Scope::Sticky& sticky : scope.sticky) {
       if (--sticky.closes_left > 0) continue;

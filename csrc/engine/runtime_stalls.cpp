@@ -82,6 +82,7 @@ void Runtime::apply_locked(const Finished& finished) {
     });
   };
   for (const Fence& fence : finished.fences) pager_->fence_done(fence);
+  for (const DeviceBackend::OpTime& time : finished.times) pager_->op_timed(time.cookie, time.microseconds);
   auto arrival = finished.arrivals.begin();
   const auto arrivals_until = [&](int64_t at_ns) {
     for (; arrival != finished.arrivals.end() && arrival->at_ns <= at_ns; ++arrival) {

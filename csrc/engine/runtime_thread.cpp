@@ -115,6 +115,7 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   once_a_second_locked();
   tell_host_space_locked();
   if (pager_->wants_planning()) pager_->plan();
+  note_rates_locked();
   request_host_space_locked();
   if (closed_) pager_->release_free_frames();
   if (stalls_.waits()) look_at_waits_locked(steady_ns());

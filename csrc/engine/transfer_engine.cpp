@@ -243,6 +243,7 @@ void TransferEngine::collect_copies(Finished& finished) {
 
 void TransferEngine::poll(Finished& finished) {
   collect_copies(finished);
+  backend_.take_times(finished.times);
   if (store_ != nullptr) {
     const int64_t now = steady_ns();
     store_completions_.clear();

@@ -42,11 +42,13 @@ struct Finished {
   std::vector<Arrival> arrivals;  // stages that transfers have reached
   std::vector<Transfer> transfers;
   std::vector<Fence> fences;
+  std::vector<DeviceBackend::OpTime> times;  // of operators, by position in the trace
   bool empty() const { return transfers.empty() && fences.empty(); }
   void clear() {
     arrivals.clear();
     transfers.clear();
     fences.clear();
+    times.clear();
   }
 };
 

@@ -117,8 +117,8 @@ class Machine {
     kernels_end_ = std::max(kernels_end_, now_) + microseconds;
     totals_.compute += microseconds;
     kernel_ends_.push_back(kernels_end_);
+    if (options_.timed && pager_.wants_times()) timed_.push_back({kernels_end_, pager_.op_position(slot_), microseconds});
     pager_.end_op(slot_, Fence{0, kernel_ends_.size()});
-    if (options_.timed) pager_.op_timed(Fence{0, kernel_ends_.size()}, microseconds);
     for (const ProgramAllocation& fresh : line.fresh) pager_.mark_seen(regions_[fresh.id]);
     double resume = now_ + rates_.launch_us;
     if (kernel_ends_.size() > rates_.launches_ahead_max) {
@@ -214,6 +214,13 @@ class Machine {
     return true;
   }
 
+  // Times of operators that have ended, as far as the pager asked for them.
+  void tell_times() {
+    for (; !timed_.empty() && timed_.front().end <= now_; timed_.pop_front()) {
+      if (timed_.front().position != Trace::kNever) pager_.op_timed(timed_.front().position, timed_.front().microseconds);
+    }
+  }
+
   void look_soon() { round_at_ = std::min(round_at_, std::max(now_ + rates_.look_us, pager_free_at_)); }
 
   void move_links(double microseconds) {
@@ -236,6 +243,7 @@ class Machine {
 
   // --- the pager thread ------------------------------------------------------------------------------------------
   void round() {
+    tell_times();
     round_at_ = kNever;
     for (const Fence& fence : finished_fences_) pager_.fence_done(fence);
     finished_fences_.clear();
@@ -353,6 +361,12 @@ class Machine {
   double now_ = 0;
   double kernels_end_ = 0;               // when the last launched kernel ends
   std::vector<double> kernel_ends_;      // by sequence - 1
+  struct Timed {
+    double end = 0;
+    uint64_t position = 0;  // in the pager's trace
+    double microseconds = 0;
+  };
+  std::deque<Timed> timed_;
   Link up_, down_, disk_;
   bool disk_reads_ = true;
   std::deque<std::pair<double, Fence>> fence_watches_;  // by time

@@ -53,7 +53,8 @@ namespace tierpage {
   X(event_create, cuEventCreate)                                     \
   X(event_destroy, cuEventDestroy)                                   \
   X(event_record, cuEventRecord)                                     \
-  X(event_query, cuEventQuery)
+  X(event_query, cuEventQuery)                                       \
+  X(event_elapsed_time, cuEventElapsedTime)
 
 inline constexpr int kCudaInterfaceVersion = 12000;
 

@@ -10,6 +10,7 @@
 //     b. at once, by a slot that dominates: when its sequence was taken, no other record on the stream was under way,
 //        so every lower event was in the stream before its own, and a stream finishes in order.
 //     With one thread per stream, which is nearly always so, each slot dominates and done() asks the driver once.
+//     A slot is taken only once its event exists, so none is ever without.
 //  4. An event goes back to the pool only together with its slot, under the mutex. So while a slot exists its event
 //     means that slot, and an answer about it that was got without the mutex is still true afterwards, if the slot
 //     still exists.
@@ -44,56 +45,118 @@ StreamId CudaFences::stream_id(uint64_t native_stream) {
   return stream_id_locked(unique);
 }
 
-Status CudaFences::record(uint64_t native_stream, Fence* fence) {
-  *fence = Fence{};
+// The lock is let go for the driver's call.
+Status CudaFences::take_event(std::unique_lock<std::mutex>& lock, bool timed, CUevent* event) {
+  std::vector<CUevent>& free = timed ? free_timed_events_ : free_events_;
+  if (!free.empty()) {
+    *event = free.back();
+    free.pop_back();
+    return Status::success();
+  }
+  lock.unlock();
+  const CUresult result = driver_.event_create(event, timed ? CU_EVENT_DEFAULT : CU_EVENT_DISABLE_TIMING);
+  lock.lock();
+  if (result != CUDA_SUCCESS) {
+    *event = nullptr;
+    return cuda_status(driver_, result, "cuEventCreate");
+  }
+  all_events_.push_back(*event);
+  return Status::success();
+}
+
+uint64_t CudaFences::mark_start(uint64_t native_stream) {
   CudaContextGuard guard(driver_, context_);
-  if (!guard.ok()) return guard.status();
+  const auto native = reinterpret_cast<CUstream>(native_stream);
+  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
+  if (!guard.ok() || driver_.stream_is_capturing(native, &capture) != CUDA_SUCCESS || capture != CU_STREAM_CAPTURE_STATUS_NONE) return 0;
+  std::unique_lock lock(mutex_);
+  CUevent event = nullptr;
+  if (!take_event(lock, true, &event).ok()) return 0;
+  lock.unlock();
+  const CUresult result = driver_.event_record(event, native);
+  if (result == CUDA_SUCCESS) return reinterpret_cast<uint64_t>(event);
+  lock.lock();
+  free_timed_events_.push_back(event);
+  return 0;
+}
+
+void CudaFences::drop_mark(uint64_t mark) {
+  if (mark == 0) return;
+  const std::lock_guard lock(mutex_);
+  free_timed_events_.push_back(reinterpret_cast<CUevent>(mark));
+}
+
+// Both events of a pair have finished. They go back to the pool after the question, so nobody records them meanwhile.
+void CudaFences::take_times(std::vector<DeviceBackend::OpTime>& times) {
+  std::vector<Timed> ended;
+  {
+    const std::lock_guard lock(mutex_);
+    ended.swap(ended_);
+  }
+  if (ended.empty()) return;
+  {
+    CudaContextGuard guard(driver_, context_);
+    for (const Timed& pair : ended) {
+      float milliseconds = 0;
+      if (driver_.event_elapsed_time(&milliseconds, pair.start, pair.end) != CUDA_SUCCESS) continue;
+      times.push_back({pair.cookie, static_cast<double>(milliseconds) * 1e3});
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  for (const Timed& pair : ended) {
+    free_timed_events_.push_back(pair.start);
+    free_timed_events_.push_back(pair.end);
+  }
+}
+
+Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, uint64_t cookie) {
+  *fence = Fence{};
+  const auto start = reinterpret_cast<CUevent>(mark);
+  const auto refuse = [&](Status status) {
+    drop_mark(mark);
+    return status;
+  };
+  CudaContextGuard guard(driver_, context_);
+  if (!guard.ok()) return refuse(guard.status());
   const auto native = reinterpret_cast<CUstream>(native_stream);
   const uint64_t unique = unique_id(native_stream);
   CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
   const CUresult asked = driver_.stream_is_capturing(native, &capture);
   if (asked != CUDA_SUCCESS && asked != CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) {
-    return cuda_status(driver_, asked, "cuStreamIsCapturing");
+    return refuse(cuda_status(driver_, asked, "cuStreamIsCapturing"));
   }
 
   std::unique_lock lock(mutex_);
   fence->stream = stream_id_locked(unique);
   if (asked != CUDA_SUCCESS || capture != CU_STREAM_CAPTURE_STATUS_NONE) {
-    return Status::error(StatusCode::kUnavailable,
-                         "the stream is being captured into a CUDA graph, so no fence can be recorded on it: an event "
-                         "would become part of the graph. Pages that a graph uses must stay resident while it exists; "
-                         "keep them with tierpage.pin");
+    lock.unlock();
+    return refuse(Status::error(
+        StatusCode::kUnavailable,
+        "the stream is being captured into a CUDA graph, so no fence can be recorded on it: an event would become part of "
+        "the graph. Pages that a graph uses must stay resident while it exists; keep them with tierpage.pin"));
+  }
+  CUevent event = nullptr;
+  if (Status status = take_event(lock, start != nullptr, &event); !status.ok()) {
+    lock.unlock();
+    return refuse(status);
   }
   Stream& stream = streams_[fence->stream];
   const uint64_t sequence = stream.next_sequence();
   Slot taken;
   taken.dominates = stream.recording == 0;
-  if (!free_events_.empty()) {
-    taken.event = free_events_.back();
-    free_events_.pop_back();
-  }
+  taken.event = event;
+  taken.start = start;
+  taken.cookie = cookie;
   stream.slots.push_back(taken);
   ++stream.recording;
   lock.unlock();
-
-  CUevent event = taken.event;
-  CUresult result = CUDA_SUCCESS;
-  const char* call = "cuEventCreate";
-  if (event == nullptr) result = driver_.event_create(&event, CU_EVENT_DISABLE_TIMING);
-  const bool created = taken.event == nullptr && result == CUDA_SUCCESS;
-  if (result == CUDA_SUCCESS) {
-    call = "cuEventRecord";
-    result = driver_.event_record(event, native);
-  }
-
+  const CUresult result = driver_.event_record(event, native);
   lock.lock();
-  if (created) all_events_.push_back(event);
   // 5. The slot is still there: no slot leaves the deque before it is recorded.
   Slot& slot = stream.slots[sequence - stream.completed - 1];
-  slot.event = event;
   slot.state = result == CUDA_SUCCESS ? SlotState::kRecorded : SlotState::kVoid;
   --stream.recording;
-  if (result != CUDA_SUCCESS) return cuda_status(driver_, result, call);
+  if (result != CUDA_SUCCESS) return cuda_status(driver_, result, "cuEventRecord");
   fence->sequence = sequence;
   // 6. Fences that nobody asks about would pile up: retire finished ones now and then.
   if (stream.slots.size() > kReapAbove && sequence % kReapInterval == 0) {
@@ -141,9 +204,20 @@ bool CudaFences::advance(std::unique_lock<std::mutex>& lock, Stream& stream, uin
 
 void CudaFences::finish(Stream& stream, uint64_t sequence) {
   while (stream.completed < sequence) {
-    if (stream.slots.front().event != nullptr) free_events_.push_back(stream.slots.front().event);
+    retire(stream.slots.front());
     stream.slots.pop_front();
     ++stream.completed;
+  }
+}
+
+void CudaFences::retire(const Slot& slot) {
+  if (slot.start == nullptr) {
+    free_events_.push_back(slot.event);
+  } else if (slot.state == SlotState::kRecorded && ended_.size() < kTimedMax) {
+    ended_.push_back({slot.start, slot.event, slot.cookie});
+  } else {
+    free_timed_events_.push_back(slot.start);
+    free_timed_events_.push_back(slot.event);
   }
 }
 
@@ -152,6 +226,8 @@ void CudaFences::destroy_events() {
   for (CUevent event : all_events_) (void)driver_.event_destroy(event);
   all_events_.clear();
   free_events_.clear();
+  free_timed_events_.clear();
+  ended_.clear();
   streams_.clear();
   ids_.clear();
 }

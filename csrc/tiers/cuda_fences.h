@@ -13,6 +13,7 @@
 #include "core/status.h"
 #include "core/types.h"
 #include "tiers/cuda_driver.h"
+#include "tiers/device_backend.h"
 
 namespace tierpage {
 
@@ -22,8 +23,14 @@ class CudaFences {
 
   StreamId stream_id(uint64_t native_stream);
   // kUnavailable while the stream is being captured into a graph; the fence is then {id, 0}.
-  Status record(uint64_t native_stream, Fence* fence);
+  // With a mark the work between it and the fence is timed, and the mark is used up.
+  Status record(uint64_t native_stream, Fence* fence, uint64_t mark = 0, uint64_t cookie = 0);
   bool done(Fence fence);
+
+  // A point in the stream from which time is taken; 0 where none can be (a graph capture, a lost context).
+  uint64_t mark_start(uint64_t native_stream);
+  void drop_mark(uint64_t mark);
+  void take_times(std::vector<DeviceBackend::OpTime>& times);
 
   // With the context current and no other thread in this object.
   void destroy_events();
@@ -36,6 +43,8 @@ class CudaFences {
   enum class SlotState : uint8_t { kRecording, kRecorded, kVoid };
   struct Slot {
     CUevent event = nullptr;
+    CUevent start = nullptr;  // timed: where the operator began
+    uint64_t cookie = 0;
     SlotState state = SlotState::kRecording;
     bool dominates = false;  // when its event has finished, so have all earlier ones of the stream
   };
@@ -56,6 +65,17 @@ class CudaFences {
   std::mutex mutex_;
   std::unordered_map<uint64_t, StreamId> ids_;  // by the driver's unique id
   std::deque<Stream> streams_;                  // by StreamId; a deque, because references outlive the lock
+  // Events with a clock cost the device a little more: they are kept apart.
+  struct Timed {
+    CUevent start, end;
+    uint64_t cookie;
+  };
+  static constexpr size_t kTimedMax = 8192;  // ended and not taken: beyond them nobody wants to know
+  Status take_event(std::unique_lock<std::mutex>& lock, bool timed, CUevent* event);
+  void retire(const Slot& slot);
+
+  std::vector<Timed> ended_;
+  std::vector<CUevent> free_timed_events_;
   std::vector<CUevent> free_events_;
   std::vector<CUevent> all_events_;
 };

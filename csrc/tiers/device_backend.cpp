@@ -1,4 +1,4 @@
-// Several frames one behind the other, for backends that have no quicker way.
+// What a backend need not do itself: several frames one behind the other, and times of operators.
 #include "tiers/device_backend.h"
 
 namespace tierpage {
@@ -25,5 +25,15 @@ Status DeviceBackend::unmap_all(const FrameList& frames, uint64_t offset) {
   }
   return Status::success();
 }
+
+uint64_t DeviceBackend::mark_start(uint64_t) { return 0; }
+
+void DeviceBackend::drop_mark(uint64_t) {}
+
+Status DeviceBackend::record_timed_fence(uint64_t native_stream, uint64_t, uint64_t, Fence* fence) {
+  return record_fence(native_stream, fence);
+}
+
+void DeviceBackend::take_times(std::vector<OpTime>&) {}
 
 }  // namespace tierpage

@@ -5,7 +5,8 @@
 // HostBackend (RAM as simulated VRAM: frames of a memfd mapped into a PROT_NONE range).
 //
 // Threads. create_frame, release_frame, map, unmap, submit_copy and poll_copies are called by the pager thread only.
-// record_fence, fence_done and memory_info may be called by any thread at any time. No method calls back.
+// record_fence and what belongs to it, fence_done and memory_info may be called by any thread at any time. No method
+// calls back.
 //
 // Addresses. Everything inside the range is named by its byte offset from base(); offsets and sizes of mappings are
 // multiples of info().granule_bytes. A mapping always covers one whole frame.
@@ -106,6 +107,18 @@ class DeviceBackend {
   virtual StreamId stream_id(uint64_t native_stream) = 0;
   virtual Status record_fence(uint64_t native_stream, Fence* fence) = 0;
   virtual bool fence_done(Fence fence) = 0;
+
+  // How long the device works on an operator: from mark_start, before its kernels are queued, to record_timed_fence after
+  // them, which otherwise is record_fence. A mark ends there or in drop_mark; 0 is no mark. take_times appends what has
+  // ended since the last call (pager thread). A backend without a clock of the device has no marks.
+  struct OpTime {
+    uint64_t cookie = 0;
+    double microseconds = 0;
+  };
+  virtual uint64_t mark_start(uint64_t native_stream);
+  virtual void drop_mark(uint64_t mark);
+  virtual Status record_timed_fence(uint64_t native_stream, uint64_t mark, uint64_t cookie, Fence* fence);
+  virtual void take_times(std::vector<OpTime>& times);
 
   virtual DeviceMemoryInfo memory_info() = 0;
 };

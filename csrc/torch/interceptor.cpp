@@ -79,6 +79,9 @@ void run_in_frame(const OperatorInfo& info, const c10::OperatorHandle& op, c10::
   OperatorFrame frame(state, engine);
   try {
     announce(info, *stack, state);
+    if (C10_UNLIKELY(__atomic_load_n(engine->wants_times, __ATOMIC_RELAXED) != 0) && state.scope_open && frame.outermost()) {
+      engine->launching(state.scope, native_stream(*engine));
+    }
     op.redispatchBoxed(keys_below, stack);
     if (state.fresh_region && state.scope_open) announce_results(info, *stack, state);
   } catch (const PagedOutOfMemoryError& error) {

@@ -278,6 +278,7 @@ TEST(ResidencyPlan, ExactForwardsAndBackwards) {
       ASSERT_EQ(planned, fewest_fetched(steps, sizes, capacity)) << keys << " keys, " << capacity;
     }
   }
+}
 
 // What more capacity would bring to an end: all of it, at just that size.
 TEST(ResidencyPlan, NothingMovesWithTheWholeCapacity) {

@@ -6,7 +6,7 @@ steps=${STEPS:-"infer train hooks lists bits"}
 export PYTHONWARNINGS=ignore
 python3 -m pip install -q --no-build-isolation --no-index --no-deps . > "$out/build.log" 2>&1 || { tail -40 "$out/build.log"; exit 1; }
 infer() { timeout 120 python3 bench/infer.py --shape 13b --host-budget 32GiB "$@" 2>&1 | tail -1 | cut -c1-1500; }
-train() { timeout 200 python3 bench/train.py --shape 3b --host-budget 80GiB "$@" 2>&1 | tail -1 | cut -c1-1800; }
+train() { timeout 250 python3 bench/train.py --shape 3b --host-budget 80GiB --warmup 7 "$@" 2>&1 | tail -1 | cut -c1-1800; }
 for step in $steps; do
   echo "== $step $(date +%T)"
   case $step in
@@ -14,9 +14,9 @@ for step in $steps; do
     fits) infer --device-budget 40GiB; infer --device-budget 40GiB --tokens 1 ;;
     train) train --device-budget 16GiB --trace "$out/train.json" ;;
     hooks) train --device-budget 16GiB --hooks --no-plain --trace "$out/hooks.json" ;;
-    large) train --device-budget 40GiB --batch 32 --warmup 2 --trace "$out/large.json" ;;
-    tight) train --device-budget 30GiB --batch 32 --warmup 2 --no-plain ;;
-    saved) train --device-budget 16GiB --no-recompute --no-plain --warmup 2 ;;
+    large) train --device-budget 40GiB --batch 32 --warmup 6 --trace "$out/large.json" ;;
+    tight) train --device-budget 30GiB --batch 32 --warmup 6 --no-plain ;;
+    saved) train --device-budget 16GiB --no-recompute --no-plain --warmup 6 ;;
     lists) TIERPAGE_TEST_DEVICE=cuda timeout 200 python3 -m pytest -q tests/python/test_stats.py tests/python/test_api_bad_input.py 2>&1 | tail -15 ;;
     bits) STEPS=bits bash tests/gpu/full_size.sh ;;
   esac

@@ -352,6 +352,16 @@ inline void fill_stream_calls(CudaDriver* table) {
     });
     return CUDA_SUCCESS;
   };
+  table->event_elapsed_time = [](float* milliseconds, CUevent start, CUevent end) {
+    if (CUresult result = entry(); result != CUDA_SUCCESS) return result;
+    std::lock_guard lock(device().mutex);
+    for (CUevent handle : {start, end}) {
+      auto* event = reinterpret_cast<Event*>(handle);
+      if (!device().events.contains(event)) return CUDA_ERROR_INVALID_HANDLE;
+      if (event->finished < event->recorded) return CUDA_ERROR_NOT_READY;
+    }
+    return *milliseconds = 0.25F, CUDA_SUCCESS;
+  };
   table->event_query = [](CUevent handle) {
     if (CUresult result = entry(); result != CUDA_SUCCESS) return result;
     std::lock_guard lock(device().mutex);

@@ -1,0 +1,63 @@
+// How long operators keep the device busy and how fast the link is: what the planner wants to know of this machine.
+//
+// Operators are timed only while the pager has a plan that lacks their times, for one recurrence or two: a mark costs the
+// device and the caller about a microsecond each.
+#include <utility>
+
+#include "engine/runtime.h"
+
+namespace tierpage {
+namespace {
+
+constexpr uint64_t kRateBytesMin = kGiB / 4;  // fewer say little
+
+}  // namespace
+
+bool Runtime::wants_times() const { return __atomic_load_n(&wants_times_, __ATOMIC_RELAXED) != 0; }
+
+void Runtime::launching(Scope& scope, uint64_t native_stream) {
+  if (backend_->info().synchronous_streams) {
+    scope.started_ns = steady_ns();
+    return;
+  }
+  if (scope.mark != 0) return;
+  scope.mark = backend_->mark_start(native_stream);
+  scope.mark_stream = native_stream;
+}
+
+// The fence behind the open operator's work, timed if its beginning was marked on the same stream.
+Status Runtime::record_end(Scope& scope, uint64_t native_stream, Fence* fence) {
+  const uint64_t mark = std::exchange(scope.mark, 0);
+  if (mark == 0) return backend_->record_fence(native_stream, fence);
+  uint64_t position = Trace::kNever;
+  {
+    const std::lock_guard lock(mutex_);
+    position = pager_->op_position(scope.slot);
+  }
+  if (position != Trace::kNever && scope.mark_stream == native_stream) {
+    return backend_->record_timed_fence(native_stream, mark, position, fence);
+  }
+  backend_->drop_mark(mark);
+  return backend_->record_fence(native_stream, fence);
+}
+
+// Where the caller's thread does the work itself.
+void Runtime::time_locked(Scope& scope) {
+  const int64_t started_ns = std::exchange(scope.started_ns, 0);
+  if (started_ns == 0) return;
+  const uint64_t position = pager_->op_position(scope.slot);
+  if (position != Trace::kNever) pager_->op_timed(position, static_cast<double>(steady_ns() - started_ns) / 1e3);
+}
+
+// The rate as it was lately, both directions busy or not, as the program has it.
+void Runtime::note_rates_locked() {
+  const LinkUse& up = link_uses_[static_cast<size_t>(Link::kToDevice)];
+  const uint64_t bytes = up.bytes - rated_.bytes, busy_ns = up.busy_ns - rated_.busy_ns;
+  if (bytes >= kRateBytesMin && busy_ns > 0) {
+    pager_->set_fetch_rate(static_cast<double>(bytes) * 1e3 / static_cast<double>(busy_ns));
+    rated_ = up;
+  }
+  __atomic_store_n(&wants_times_, pager_->wants_times() ? 1 : 0, __ATOMIC_RELAXED);
+}
+
+}  // namespace tierpage
