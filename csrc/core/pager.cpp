@@ -102,14 +102,18 @@ Outcome Pager::begin_op(SlotId id, uint64_t operator_hash, const char* operator_
   return enqueue(id);
 }
 
-// An allocation inside an operator belongs to the operator's uses.
+// What an operator uses later (operators that it is made of, its results) belongs to it like what it used first. An
+// allocation outside of operators stands for itself: the device has nothing to do.
 inline void Pager::note_uses(Slot& slot) {
-  bool opens = !slot.is_allocation || !slot.pin_result;
-  if (slot.traced_at == Trace::kNever) slot.traced_at = trace_.end();
+  const bool outside = slot.is_allocation && !slot.pin_result;
+  const uint64_t first = trace_.end();
+  bool opens = outside || slot.traced_at == Trace::kNever;
+  if (opens && !outside) slot.traced_at = first;
   for (const auto& [region, wrote] : slot.regions) {
     trace_.append(regions_[region.value].key, wrote, opens);
     opens = false;
   }
+  if (outside) trace_.set_microseconds(first, kAllocationMicroseconds);
 }
 
 Outcome Pager::allocate(SlotId id, const AllocateRequest& request) {

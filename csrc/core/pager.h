@@ -220,6 +220,7 @@ class Pager {
   void check_invariants() const;
 
  private:
+  static constexpr double kAllocationMicroseconds = 0.001;  // not 0, which says that the time is not known
   static constexpr int kPlanTries = 3;  // once to confirm; more only as long as operators' times are missing
   static constexpr uint64_t kFreshHalfLife = 512;  // uses
   static constexpr int kReuseTries = 32;         // larger cached regions looked at for one allocation

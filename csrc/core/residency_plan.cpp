@@ -292,6 +292,7 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
   period_ = end - begin;
   capacity_bytes_ = capacity_bytes;
   seconds_ = 0;
+  timed_share_ = uses.timed_share();
   arrives_.clear();
   early_.clear();
   Moved best;

@@ -128,7 +128,7 @@ std::vector<Levels> Runtime::levels() {
 PlanReport Runtime::plan_report_locked() const {
   const ResidencyPlan& plan = pager_->residency_plan();
   if (!plan.valid()) return {};
-  return {plan.period(), plan.capacity_bytes(), plan.whole_bytes(), plan.fetched_bytes(), plan.written_bytes()};
+  return {plan.period(), plan.capacity_bytes(), plan.whole_bytes(), plan.fetched_bytes(), plan.written_bytes(), plan.seconds(), plan.timed_share()};
 }
 
 // Totals; the position in the trace stands in `uses`.

@@ -89,6 +89,8 @@ void put_plan(py::dict& out, const Runtime::Snapshot& snapshot) {
   out["plan.whole_bytes"] = plan.whole_bytes;
   out["plan.fetched_bytes"] = plan.fetched_bytes;
   out["plan.written_bytes"] = plan.written_bytes;
+  out["plan.seconds"] = plan.seconds;
+  out["plan.timed_share"] = plan.timed_share;
   const RecurrenceTotals& last = snapshot.recurrence;
   if (last.uses == 0) return;
   out["recurrence.uses"] = last.uses;

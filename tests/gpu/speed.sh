@@ -21,4 +21,4 @@ for step in $steps; do
     bits) STEPS=bits bash tests/gpu/full_size.sh ;;
   esac
 done
-ls -la "$out" | tail -12
+gzip -f "$out"/*.json 2>/dev/null; ls -la "$out" | tail -12

@@ -94,10 +94,10 @@ TEST(Replay, TrainingWritesEachPageOnceAndOverlaps) {
   ReplayOptions options = options_for(50 * kPage, 8 * kGiB);
   options.check = true;
   const StepReport steady = run(read(training_program(kLayers, 3)), options).back();
-  EXPECT_LE(steady.to_host_bytes, 3 * kLayers * kPage);
+  EXPECT_LE(steady.to_host_bytes, 2 * kLayers * kPage);  // LRU: 2.9 times
   EXPECT_GE(steady.to_host_bytes, kPage);
   const double links = std::max(steady.to_device_busy_seconds, steady.to_host_busy_seconds);
-  EXPECT_LE(steady.seconds, 1.25 * (steady.compute_seconds + 0.5 * links));
+  EXPECT_LE(steady.seconds, 0.8 * (steady.compute_seconds + links));  // 1: nothing overlaps
 }
 
 TEST(Replay, TheSameTwice) {
