@@ -6,7 +6,7 @@
 namespace tierpage {
 namespace {
 
-constexpr size_t kPartsMax = 8;  // of a composed page: mapping more costs as much as creating a frame
+constexpr size_t kPartsMax = 16;  // of a composed page: mapping more costs as much as creating a frame
 
 }  // namespace
 
@@ -19,44 +19,31 @@ FrameId DevicePool::take_last(std::vector<FrameId>& same_size) {
   return frame;
 }
 
-// Free frames of `bytes` together, the largest first; empty if there are none, or too many would be needed. Sizes are
-// powers of two, so to take the largest that still fits leaves a rest that the smaller ones can fill exactly, if any can.
-FrameList DevicePool::take_free(uint64_t bytes) {
-  size_t count = 0;
+// Free frames that are smaller, the largest first, and a new one for each size that then still lacks; no frame is released.
+// Sizes are powers of two: to take the largest that fits leaves a rest that smaller ones can fill. None if nothing smaller
+// is free, if there is no memory for new ones, or if too many would be needed.
+std::optional<DevicePool::Taken> DevicePool::compose(uint64_t bytes) {
   uint64_t rest = bytes;
+  size_t parts = 0;
   for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend() && rest > 0; ++sizes) {
     const uint64_t taken = std::min<uint64_t>(rest / sizes->first, sizes->second.size());
     rest -= taken * sizes->first;
-    count += taken;
+    parts += taken;
   }
-  FrameList frames;
-  if (rest > 0 || count > kPartsMax) return frames;
-  for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend() && bytes > 0; ++sizes) {
+  parts += static_cast<size_t>(std::popcount(rest));
+  if (rest == bytes || parts > kPartsMax || used_bytes_ + free_bytes_ + rest > capacity_bytes_) return std::nullopt;
+  Taken taken;
+  for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend(); ++sizes) {
     for (; bytes >= sizes->first && !sizes->second.empty(); bytes -= sizes->first) {
-      frames.push_back({take_last(sizes->second), sizes->first});
+      taken.frames.push_back({take_last(sizes->second), sizes->first});
     }
   }
-  return frames;
+  taken.have_memory = taken.frames.size();
+  for (; bytes > 0; bytes -= std::bit_floor(bytes)) taken.frames.push_back({new_frame(std::bit_floor(bytes)), std::bit_floor(bytes)});
+  return taken;
 }
 
-std::optional<DevicePool::Taken> DevicePool::take(uint64_t bytes, std::vector<FrameId>& release_first) {
-  const auto same_size = free_by_size_.find(bytes);
-  if (same_size != free_by_size_.end() && !same_size->second.empty()) {
-    return Taken{{{take_last(same_size->second), bytes}}, false};
-  }
-  if (!fits(bytes)) return std::nullopt;
-  // Composed only where a new one would have to take others apart: whole frames are cheaper for ever after.
-  if (used_bytes_ + free_bytes_ + bytes > capacity_bytes_) {
-    if (FrameList frames = take_free(bytes); !frames.empty()) return Taken{std::move(frames), false};
-  }
-  // Largest first: fewest driver calls for the room that is needed.
-  for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend(); ++sizes) {
-    while (!sizes->second.empty() && used_bytes_ + free_bytes_ + bytes > capacity_bytes_) {
-      const FrameId frame = sizes->second.back();
-      sizes->second.pop_back();
-      release_one(frame, release_first);
-    }
-  }
+FrameId DevicePool::new_frame(uint64_t bytes) {
   TP_ASSERT(used_bytes_ + free_bytes_ + bytes <= capacity_bytes_);
   FrameId frame;
   if (unused_ids_.empty()) {
@@ -68,7 +55,28 @@ std::optional<DevicePool::Taken> DevicePool::take(uint64_t bytes, std::vector<Fr
   }
   frames_[frame.value] = {bytes, State::kUsed};
   used_bytes_ += bytes;
-  return Taken{{{frame, bytes}}, true};
+  return frame;
+}
+
+std::optional<DevicePool::Taken> DevicePool::take(uint64_t bytes, std::vector<FrameId>& release_first) {
+  const auto same_size = free_by_size_.find(bytes);
+  if (same_size != free_by_size_.end() && !same_size->second.empty()) {
+    return Taken{{{take_last(same_size->second), bytes}}, 1};
+  }
+  if (!fits(bytes)) return std::nullopt;
+  // Where there is memory for a new one, it is made: whole frames are cheaper for ever after.
+  if (used_bytes_ + free_bytes_ + bytes > capacity_bytes_) {
+    if (auto taken = compose(bytes); taken) return taken;
+  }
+  // Largest first: fewest driver calls for the room that is needed.
+  for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend(); ++sizes) {
+    while (!sizes->second.empty() && used_bytes_ + free_bytes_ + bytes > capacity_bytes_) {
+      const FrameId frame = sizes->second.back();
+      sizes->second.pop_back();
+      release_one(frame, release_first);
+    }
+  }
+  return Taken{{{new_frame(bytes), bytes}}, 0};
 }
 
 void DevicePool::release_one(FrameId frame, std::vector<FrameId>& released) {

@@ -1,8 +1,9 @@
 // Who owns which physical memory of a tier, in bytes and frames. Two shapes:
 //
 // DevicePool: frames are separate physical handles, so any free bytes serve any size (no fragmentation): a frame of
-// the wanted size is reused, or several smaller ones in its place, or free frames of other sizes are released until a
-// new one may be created. To create one costs the driver half a millisecond, to map each of a few some 20 us.
+// the wanted size is reused, or several smaller ones in its place, with new ones for what they lack. Larger ones are
+// released for it only where no smaller ones are free, so that a program soon has the sizes that it needs: to create a
+// frame costs the driver half a millisecond, to map each of a few some 20 us.
 // SpanPool: frames are lists of spans of one contiguous space (the RAM arena, the spill file), usually one span each: a
 // buddy allocator that hands out several smaller spans where the space is fragmented, so that free bytes always serve.
 //
@@ -35,10 +36,10 @@ class DevicePool {
 
   struct Taken {
     FrameList frames;
-    bool create = false;  // the one frame has no memory yet: create it, after releasing release_first
+    size_t have_memory = 0;  // so many of them; the others are to be created, after releasing release_first
   };
   // Takes frames of `bytes` (a power of two) together, the largest first; appends to `release_first` the free frames
-  // whose memory must go first. Of several frames each has memory.
+  // whose memory must go first.
   std::optional<Taken> take(uint64_t bytes, std::vector<FrameId>& release_first);
   void give_back(const FrameList& frames);
   // The device refused to create this taken frame: it has no memory and is no frame any more.
@@ -64,8 +65,9 @@ class DevicePool {
     uint64_t bytes = 0;
     State state = State::kUnused;
   };
-  FrameList take_free(uint64_t bytes);
+  std::optional<Taken> compose(uint64_t bytes);
   FrameId take_last(std::vector<FrameId>& same_size);
+  FrameId new_frame(uint64_t bytes);
   void release_one(FrameId frame, std::vector<FrameId>& released);
 
   uint64_t capacity_bytes_;

@@ -47,6 +47,7 @@ struct Page {
   uint64_t bytes = 0;   // granule * 2^n
 
   FrameList frames;  // DEVICE: mapped one behind the other; mostly one
+  uint8_t frames_with_memory = 0;  // while it arrives: the others are being created
   SpanList host;   // HOST
   SpanList nvme;   // NVME
   uint8_t valid = 0;  // bit index_of(tier): that tier's copy is the content

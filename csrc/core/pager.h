@@ -89,7 +89,7 @@ struct Action {
   ActionKind kind = ActionKind::kReleaseFrame;
   TransferId transfer;
   FrameList frames;
-  bool create_frame = false;  // there is one, and it has no memory yet
+  size_t have_memory = 0;     // so many of `frames` do; the others are to be created
   uint64_t device_offset = 0;
   uint64_t bytes = 0;
   Tier lower = Tier::kHost;  // source of a fetch, target of a write-back
@@ -103,7 +103,7 @@ struct Action {
 struct TransferResult {
   Status status;
   bool mapped = true;         // map and fetch: the frames are in the range
-  bool frame_created = true;  // map and fetch with create_frame: the frame has memory
+  bool frames_created = true;  // map and fetch: all frames have memory; else those that lacked it still do
 };
 
 struct AllocateRequest {

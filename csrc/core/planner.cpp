@@ -82,12 +82,14 @@ bool Pager::start_arrival(PageId id, bool urgent) {
   push_release(release_first);
   const Tier source = page.is_valid(Tier::kHost) ? Tier::kHost : Tier::kNvme;
   const Movement kind = page.has_content() ? Movement::kFetch : Movement::kMap;
+  const size_t have_memory = taken->have_memory;
   page.start_arrival(kind, std::move(taken->frames), source);
+  page.frames_with_memory = static_cast<uint8_t>(have_memory);
   ++moving_;
   arriving_bytes_ += page.bytes;
   if (urgent && kind == Movement::kFetch) ++stats_.fault_pages;
   Action& action = push_movement(kind == Movement::kFetch ? ActionKind::kFetch : ActionKind::kMap, id);
-  action.create_frame = taken->create;
+  action.have_memory = have_memory;
   action.urgent = urgent;
   return true;
 }

@@ -47,15 +47,17 @@ void Pager::arrival_done(PageId id, const TransferResult& result) {
     start_unmap(id);
     if (!page.listed) leaving_.push_back(id);
     page.listed = true;
-  } else if (result.frame_created) {
+  } else if (result.frames_created) {
     return_frames(frames);
   } else {
     // The device is fuller than the budget says (another program?): go on with what it gave so far.
-    device_.forget(frames.front().id);
+    const auto lacking = frames.begin() + page.frames_with_memory;
+    for (auto frame = lacking; frame != frames.end(); ++frame) device_.forget(frame->id);
+    return_frames(FrameList(frames.begin(), lacking));
     push_release(device_.set_capacity(std::min(device_.capacity_bytes(), device_held_bytes())));
   }
   // A refused frame is tried again under the lower budget; anything else would only fail again.
-  if (result.frame_created) fail_requests_for(id, result.status);
+  if (result.frames_created) fail_requests_for(id, result.status);
   settle_freed(id);
 }
 

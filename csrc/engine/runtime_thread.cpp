@@ -16,6 +16,7 @@ namespace tierpage {
 namespace {
 
 constexpr int64_t kWatchdogNs = 30'000'000'000;
+constexpr int64_t kPollNs = 100'000;
 constexpr int64_t kTickNs = 1'000'000'000;
 
 }  // namespace
@@ -127,7 +128,14 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   if (closed_ && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
   lock.unlock();
   if (waiters_may_go) slots_changed_.notify_all();  // not under the lock that they would wait for next
-  for (const Action& action : actions) transfers_->execute(action, finished);
+  int64_t polled_ns = steady_ns();
+  for (const Action& action : actions) {
+    transfers_->execute(action, finished);
+    // Mapping takes long: meanwhile the links must not run out of pieces.
+    if (steady_ns() < polled_ns + kPollNs) continue;
+    transfers_->poll(finished);
+    polled_ns = steady_ns();
+  }
   transfers_->poll(finished);
   lock.lock();
   return !actions.empty() || !finished.empty();

@@ -84,10 +84,12 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
 bool TransferEngine::bring_frame(const Action& action, TransferResult& result, Finished& finished) {
   result.mapped = false;
   finished.arrivals.push_back({action.transfer, ArrivalStage::kMapping, steady_ns()});
-  if (action.create_frame) {
-    result.status = backend_.create_frame(action.frames.front().id, action.bytes);
-    result.frame_created = result.status.ok();
-    if (!result.status.ok()) return false;
+  for (size_t i = action.have_memory; i < action.frames.size(); ++i) {
+    result.status = backend_.create_frame(action.frames[i].id, action.frames[i].bytes);
+    result.frames_created = result.status.ok();
+    if (result.status.ok()) continue;
+    while (i-- > action.have_memory) backend_.release_frame(action.frames[i].id);  // all of them or none
+    return false;
   }
   result.status = backend_.map_all(action.frames, action.device_offset);
   result.mapped = result.status.ok();

@@ -274,7 +274,7 @@ class Machine {
       }
       case ActionKind::kMap:
         ++totals_.maps;
-        totals_.created += action.create_frame;
+        totals_.created += action.frames.size() - action.have_memory;
         finished_.push_back(action.transfer);
         return time + map_us(action);
       case ActionKind::kUnmap:
@@ -282,7 +282,7 @@ class Machine {
         return time + rates_.unmap_us + rates_.unmap_part_us * static_cast<double>(action.frames.size() - 1);
       case ActionKind::kFetch:
         ++totals_.maps;
-        totals_.created += action.create_frame;
+        totals_.created += action.frames.size() - action.have_memory;
         link_for(action, up_, true).add(action.transfer, action.bytes, rates_.piece_bytes, action.urgent);
         totals_.up += action.bytes;
         return time + map_us(action) + submit_us(action);
@@ -302,7 +302,7 @@ class Machine {
 
   double map_us(const Action& action) const {
     return rates_.map_us + rates_.map_part_us * static_cast<double>(action.frames.size() - 1) +
-           (action.create_frame ? rates_.create_us : 0);
+           rates_.create_us * static_cast<double>(action.frames.size() - action.have_memory);
   }
 
   double submit_us(const Action& action) const {

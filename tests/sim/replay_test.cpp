@@ -97,7 +97,7 @@ TEST(Replay, TrainingWritesEachPageOnceAndOverlaps) {
   EXPECT_LE(steady.to_host_bytes, 2 * kLayers * kPage);  // LRU: 2.9 times
   EXPECT_GE(steady.to_host_bytes, kPage);
   const double links = std::max(steady.to_device_busy_seconds, steady.to_host_busy_seconds);
-  EXPECT_LE(steady.seconds, 0.8 * (steady.compute_seconds + links));  // 1: nothing overlaps
+  EXPECT_LE(steady.seconds, steady.compute_seconds + 0.9 * links);  // the optimizer, a third of the bytes, has no kernels to hide behind
 }
 
 TEST(Replay, TheSameTwice) {

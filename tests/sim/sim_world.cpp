@@ -181,23 +181,22 @@ void SimWorld::run_device_lane() {
 
 bool SimWorld::perform_map(Job& job) {
   const Action& action = job.action;
-  require(!action.create_frame || action.frames.size() == 1, "more than one new frame for a page");
-  for (const Frame& part : action.frames) {
-    require(frame(part.id).created != action.create_frame, "created twice, or mapped without memory");
+  for (size_t i = 0; i < action.frames.size(); ++i) {
+    require(frame(action.frames[i].id).created == (i < action.have_memory), "created twice, or mapped without memory");
   }
   TransferResult result;
   result.mapped = false;
-  if (action.create_frame) {
-    require(created_bytes_ + action.bytes <= job.capacity, "more device memory than the budget");
-    if (random_.chance(config_.faults.create)) {
-      result.frame_created = false;
-      result.status = Status::error(StatusCode::kOutOfMemory, "simulated: no device memory");
-      complete(action.transfer, result);
-      return false;
-    }
-    frame(action.frames.front().id).created = true;
-    frame(action.frames.front().id).bytes = action.bytes;
-    created_bytes_ += action.bytes;
+  if (action.have_memory < action.frames.size() && random_.chance(config_.faults.create)) {
+    result.frames_created = false;
+    result.status = Status::error(StatusCode::kOutOfMemory, "simulated: no device memory");
+    complete(action.transfer, result);
+    return false;
+  }
+  for (size_t i = action.have_memory; i < action.frames.size(); ++i) {
+    require(created_bytes_ + action.frames[i].bytes <= job.capacity, "more device memory than the budget");
+    frame(action.frames[i].id).created = true;
+    frame(action.frames[i].id).bytes = action.frames[i].bytes;
+    created_bytes_ += action.frames[i].bytes;
   }
   uint64_t together = 0;
   for (const Frame& part : action.frames) {
