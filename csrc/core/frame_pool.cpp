@@ -6,7 +6,7 @@
 namespace tierpage {
 namespace {
 
-constexpr size_t kPartsMax = 16;  // of a composed page: mapping more costs as much as creating a frame
+constexpr size_t kPartsMax = 2;   // of a composed page: mapping more costs as much as creating a frame
 
 }  // namespace
 

@@ -28,6 +28,8 @@ const char* name_of(EventKind kind) {
     case EventKind::kNvmeToHost: return "nvme_to_host";
     case EventKind::kMap: return "map";
     case EventKind::kUnmap: return "unmap";
+    case EventKind::kCreate: return "create_frame";
+    case EventKind::kRelease: return "release_frame";
   }
   return "?";
 }

@@ -14,7 +14,7 @@ namespace tierpage {
 
 enum class EventKind : uint8_t {
   kHostToDevice, kDeviceToHost, kNvmeToDevice, kDeviceToNvme, kHostToNvme, kNvmeToHost,
-  kMap, kUnmap,
+  kMap, kUnmap, kCreate, kRelease,  // the latter two of frames
 };
 const char* name_of(EventKind kind);
 

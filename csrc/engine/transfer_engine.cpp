@@ -45,9 +45,12 @@ std::string TransferEngine::queue_state() const {
 
 void TransferEngine::execute(const Action& action, Finished& finished) {
   switch (action.kind) {
-    case ActionKind::kReleaseFrame:
+    case ActionKind::kReleaseFrame: {
+      const int64_t start = realtime_ns();
       backend_.release_frame(action.frames.front().id);
+      log_.add({EventKind::kRelease, 0, start, realtime_ns() - start, 0});
       return;
+    }
     case ActionKind::kWatchFence:
       watched_.push_back(action.fence);
       return;
@@ -85,7 +88,9 @@ bool TransferEngine::bring_frame(const Action& action, TransferResult& result, F
   result.mapped = false;
   finished.arrivals.push_back({action.transfer, ArrivalStage::kMapping, steady_ns()});
   for (size_t i = action.have_memory; i < action.frames.size(); ++i) {
+    const int64_t start = realtime_ns();
     result.status = backend_.create_frame(action.frames[i].id, action.frames[i].bytes);
+    log_.add({EventKind::kCreate, page_of(action.transfer), start, realtime_ns() - start, action.frames[i].bytes});
     result.frames_created = result.status.ok();
     if (result.status.ok()) continue;
     while (i-- > action.have_memory) backend_.release_frame(action.frames[i].id);  // all of them or none

@@ -17,6 +17,9 @@ for step in $steps; do
     large) train --device-budget 40GiB --batch 32 --warmup 6 --trace "$out/large.json" ;;
     tight) train --device-budget 30GiB --batch 32 --warmup 6 --no-plain ;;
     saved) train --device-budget 16GiB --no-recompute --no-plain --warmup 6 ;;
+    pages) for size in ${PAGE_SIZES:-16MiB 64MiB}; do
+        for mode in "" --hooks; do TIERPAGE_CONF="frame_bytes_max:$size" train --device-budget 16GiB --no-plain $mode; done
+      done ;;
     lists) TIERPAGE_TEST_DEVICE=cuda timeout 200 python3 -m pytest -q tests/python/test_stats.py tests/python/test_api_bad_input.py 2>&1 | tail -15 ;;
     bits) STEPS=bits bash tests/gpu/full_size.sh ;;
   esac
