@@ -4,46 +4,26 @@
 #include <bit>
 
 namespace tierpage {
-namespace {
 
-constexpr size_t kPartsMax = 2;   // of a composed page: mapping more costs as much as creating a frame
-
-}  // namespace
-
-FrameId DevicePool::take_last(std::vector<FrameId>& same_size) {
-  const FrameId frame = same_size.back();
-  same_size.pop_back();
-  frames_[frame.value].state = State::kUsed;
-  free_bytes_ -= frames_[frame.value].bytes;
-  used_bytes_ += frames_[frame.value].bytes;
-  return frame;
-}
-
-// Free frames that are smaller, the largest first, and a new one for each size that then still lacks; no frame is released.
-// Sizes are powers of two: to take the largest that fits leaves a rest that smaller ones can fill. None if nothing smaller
-// is free, if there is no memory for new ones, or if too many would be needed.
-std::optional<DevicePool::Taken> DevicePool::compose(uint64_t bytes) {
-  uint64_t rest = bytes;
-  size_t parts = 0;
-  for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend() && rest > 0; ++sizes) {
-    const uint64_t taken = std::min<uint64_t>(rest / sizes->first, sizes->second.size());
-    rest -= taken * sizes->first;
-    parts += taken;
+std::optional<DevicePool::Taken> DevicePool::take(uint64_t bytes, std::vector<FrameId>& release_first) {
+  auto same_size = free_by_size_.find(bytes);
+  if (same_size != free_by_size_.end() && !same_size->second.empty()) {
+    const FrameId frame = same_size->second.back();
+    same_size->second.pop_back();
+    frames_[frame.value].state = State::kUsed;
+    free_bytes_ -= bytes;
+    used_bytes_ += bytes;
+    return Taken{frame, false};
   }
-  parts += static_cast<size_t>(std::popcount(rest));
-  if (rest == bytes || parts > kPartsMax || used_bytes_ + free_bytes_ + rest > capacity_bytes_) return std::nullopt;
-  Taken taken;
+  if (!fits(bytes)) return std::nullopt;
+  // Largest first: fewest driver calls for the room that is needed.
   for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend(); ++sizes) {
-    for (; bytes >= sizes->first && !sizes->second.empty(); bytes -= sizes->first) {
-      taken.frames.push_back({take_last(sizes->second), sizes->first});
+    while (!sizes->second.empty() && used_bytes_ + free_bytes_ + bytes > capacity_bytes_) {
+      const FrameId frame = sizes->second.back();
+      sizes->second.pop_back();
+      release_one(frame, release_first);
     }
   }
-  taken.have_memory = taken.frames.size();
-  for (; bytes > 0; bytes -= std::bit_floor(bytes)) taken.frames.push_back({new_frame(std::bit_floor(bytes)), std::bit_floor(bytes)});
-  return taken;
-}
-
-FrameId DevicePool::new_frame(uint64_t bytes) {
   TP_ASSERT(used_bytes_ + free_bytes_ + bytes <= capacity_bytes_);
   FrameId frame;
   if (unused_ids_.empty()) {
@@ -55,32 +35,11 @@ FrameId DevicePool::new_frame(uint64_t bytes) {
   }
   frames_[frame.value] = {bytes, State::kUsed};
   used_bytes_ += bytes;
-  return frame;
-}
-
-std::optional<DevicePool::Taken> DevicePool::take(uint64_t bytes, std::vector<FrameId>& release_first) {
-  const auto same_size = free_by_size_.find(bytes);
-  if (same_size != free_by_size_.end() && !same_size->second.empty()) {
-    return Taken{{{take_last(same_size->second), bytes}}, 1};
-  }
-  if (!fits(bytes)) return std::nullopt;
-  // Where there is memory for a new one, it is made: whole frames are cheaper for ever after.
-  if (used_bytes_ + free_bytes_ + bytes > capacity_bytes_) {
-    if (auto taken = compose(bytes); taken) return taken;
-  }
-  // Largest first: fewest driver calls for the room that is needed.
-  for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend(); ++sizes) {
-    while (!sizes->second.empty() && used_bytes_ + free_bytes_ + bytes > capacity_bytes_) {
-      const FrameId frame = sizes->second.back();
-      sizes->second.pop_back();
-      release_one(frame, release_first);
-    }
-  }
-  return Taken{{{new_frame(bytes), bytes}}, 0};
+  return Taken{frame, true};
 }
 
 void DevicePool::release_one(FrameId frame, std::vector<FrameId>& released) {
-  Row& row = frames_[frame.value];
+  Frame& row = frames_[frame.value];
   TP_ASSERT(row.state == State::kFree);
   free_bytes_ -= row.bytes;
   row = {};
@@ -88,19 +47,17 @@ void DevicePool::release_one(FrameId frame, std::vector<FrameId>& released) {
   released.push_back(frame);
 }
 
-void DevicePool::give_back(const FrameList& frames) {
-  for (const Frame& frame : frames) {
-    Row& row = frames_[frame.id.value];
-    TP_ASSERT(row.state == State::kUsed && row.bytes == frame.bytes);
-    row.state = State::kFree;
-    used_bytes_ -= row.bytes;
-    free_bytes_ += row.bytes;
-    free_by_size_[row.bytes].push_back(frame.id);
-  }
+void DevicePool::give_back(FrameId frame) {
+  Frame& row = frames_[frame.value];
+  TP_ASSERT(row.state == State::kUsed);
+  row.state = State::kFree;
+  used_bytes_ -= row.bytes;
+  free_bytes_ += row.bytes;
+  free_by_size_[row.bytes].push_back(frame);
 }
 
 void DevicePool::forget(FrameId frame) {
-  Row& row = frames_[frame.value];
+  Frame& row = frames_[frame.value];
   TP_ASSERT(row.state == State::kUsed);
   used_bytes_ -= row.bytes;
   row = {};
@@ -131,7 +88,7 @@ std::vector<FrameId> DevicePool::release_free() {
 
 void DevicePool::check_invariants() const {
   uint64_t used = 0, free = 0;
-  for (const Row& row : frames_) {
+  for (const Frame& row : frames_) {
     if (row.state == State::kUsed) used += row.bytes;
     if (row.state == State::kFree) free += row.bytes;
   }

@@ -1,9 +1,7 @@
 // Who owns which physical memory of a tier, in bytes and frames. Two shapes:
 //
 // DevicePool: frames are separate physical handles, so any free bytes serve any size (no fragmentation): a frame of
-// the wanted size is reused, or several smaller ones in its place, with new ones for what they lack. Larger ones are
-// released for it only where no smaller ones are free, so that a program soon has the sizes that it needs: to create a
-// frame costs the driver half a millisecond, to map each of a few some 20 us.
+// the wanted size is reused, or free frames of other sizes are released until a new one may be created.
 // SpanPool: frames are lists of spans of one contiguous space (the RAM arena, the spill file), usually one span each: a
 // buddy allocator that hands out several smaller spans where the space is fragmented, so that free bytes always serve.
 //
@@ -35,13 +33,12 @@ class DevicePool {
   explicit DevicePool(uint64_t capacity_bytes) : capacity_bytes_(capacity_bytes) {}
 
   struct Taken {
-    FrameList frames;
-    size_t have_memory = 0;  // so many of them; the others are to be created, after releasing release_first
+    FrameId frame;
+    bool create = false;  // the frame has no memory yet: create it, after releasing release_first
   };
-  // Takes frames of `bytes` (a power of two) together, the largest first; appends to `release_first` the free frames
-  // whose memory must go first.
+  // Takes a frame of exactly `bytes`; appends to `release_first` the free frames whose memory must go first.
   std::optional<Taken> take(uint64_t bytes, std::vector<FrameId>& release_first);
-  void give_back(const FrameList& frames);
+  void give_back(FrameId frame);
   // The device refused to create this taken frame: it has no memory and is no frame any more.
   void forget(FrameId frame);
   // Returns the free frames that must be released to honour the new capacity.
@@ -61,19 +58,16 @@ class DevicePool {
 
  private:
   enum class State : uint8_t { kUnused, kFree, kUsed };
-  struct Row {
+  struct Frame {
     uint64_t bytes = 0;
     State state = State::kUnused;
   };
-  std::optional<Taken> compose(uint64_t bytes);
-  FrameId take_last(std::vector<FrameId>& same_size);
-  FrameId new_frame(uint64_t bytes);
   void release_one(FrameId frame, std::vector<FrameId>& released);
 
   uint64_t capacity_bytes_;
   uint64_t used_bytes_ = 0;
   uint64_t free_bytes_ = 0;
-  std::vector<Row> frames_;
+  std::vector<Frame> frames_;
   std::vector<FrameId> unused_ids_;
   std::map<uint64_t, std::vector<FrameId>> free_by_size_;
 };

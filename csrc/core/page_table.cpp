@@ -29,10 +29,10 @@ PageState Page::state() const {
   return has_content() ? PageState::kBelow : PageState::kEmpty;
 }
 
-void Page::start_arrival(Movement kind, FrameList taken, Tier source) {
-  TP_ASSERT(movement == Movement::kNone && !mapped && frames.empty() && !is_valid(Tier::kDevice));
+void Page::start_arrival(Movement kind, FrameId taken, Tier source) {
+  TP_ASSERT(movement == Movement::kNone && !mapped && !frame.valid() && !is_valid(Tier::kDevice));
   TP_ASSERT(kind == Movement::kMap ? !has_content() : kind == Movement::kFetch && is_valid(source));
-  frames = std::move(taken);
+  frame = taken;
   movement = kind;
   lower = source;
   arrival = ArrivalStage::kQueued;
@@ -40,7 +40,7 @@ void Page::start_arrival(Movement kind, FrameList taken, Tier source) {
 }
 
 void Page::finish_arrival(bool with_content) {
-  TP_ASSERT((movement == Movement::kMap || movement == Movement::kFetch) && !frames.empty());
+  TP_ASSERT((movement == Movement::kMap || movement == Movement::kFetch) && frame.valid());
   movement = Movement::kNone;
   mapped = true;
   referenced = true;
@@ -51,7 +51,7 @@ void Page::abandon_arrival(bool is_mapped) {
   TP_ASSERT(movement == Movement::kMap || movement == Movement::kFetch);
   movement = Movement::kNone;
   mapped = is_mapped;
-  if (!is_mapped) frames.clear();
+  if (!is_mapped) frame = FrameId::none();
 }
 
 void Page::start_write_back(Tier target, SpanList taken) {
@@ -101,11 +101,11 @@ void Page::start_unmap() {
   ++movement_serial;
 }
 
-FrameList Page::finish_unmap() {
+FrameId Page::finish_unmap() {
   TP_ASSERT(movement == Movement::kUnmap);
   movement = Movement::kNone;
   mapped = false;
-  return std::exchange(frames, {});
+  return std::exchange(frame, FrameId::none());
 }
 
 void Page::write() {
@@ -128,20 +128,20 @@ SpanList Page::drop(Tier tier) {
 
 void Page::check_invariants() const {
   if (is_valid(Tier::kDevice)) TP_ASSERT(mapped);
-  if (mapped) TP_ASSERT(!frames.empty());
+  if (mapped) TP_ASSERT(frame.valid());
   if (is_valid(Tier::kHost)) TP_ASSERT(!host.empty());
   if (is_valid(Tier::kNvme)) TP_ASSERT(!nvme.empty());
   const bool copies_down = movement == Movement::kWriteBack || movement == Movement::kSpill ||
                            movement == Movement::kStage;
   switch (movement) {
     case Movement::kNone:
-      TP_ASSERT(frames.empty() == !mapped);
+      TP_ASSERT(frame.valid() == mapped);
       break;
     case Movement::kMap:
-      TP_ASSERT(!frames.empty() && !mapped && !has_content());
+      TP_ASSERT(frame.valid() && !mapped && !has_content());
       break;
     case Movement::kFetch:
-      TP_ASSERT(!frames.empty() && !mapped && !is_valid(Tier::kDevice));
+      TP_ASSERT(frame.valid() && !mapped && !is_valid(Tier::kDevice));
       TP_ASSERT(!has_content() || is_valid(lower));  // no content: freed while it was on its way
       break;
     case Movement::kUnmap:
@@ -163,11 +163,9 @@ void Page::check_invariants() const {
   if (pins > 0) {
     TP_ASSERT(mapped && !leaving && (movement == Movement::kNone || copies_down));
   }
-  uint64_t frame_bytes = 0, host_bytes = 0, nvme_bytes = 0;
-  for (const Frame& frame : frames) frame_bytes += frame.bytes;
+  uint64_t host_bytes = 0, nvme_bytes = 0;
   for (const Span& span : host) host_bytes += span.bytes;
   for (const Span& span : nvme) nvme_bytes += span.bytes;
-  TP_ASSERT(frame_bytes == 0 || frame_bytes == bytes);
   TP_ASSERT(host_bytes == 0 || host_bytes == bytes);
   TP_ASSERT(nvme_bytes == 0 || nvme_bytes == bytes);
 }
@@ -195,7 +193,7 @@ PageId PageTable::add(RegionId region, uint64_t offset, uint64_t bytes) {
 
 void PageTable::remove(PageId page) {
   Page& row = rows_[page.value];
-  TP_ASSERT(row.pins == 0 && row.movement == Movement::kNone && row.frames.empty());
+  TP_ASSERT(row.pins == 0 && row.movement == Movement::kNone && !row.frame.valid());
   TP_ASSERT(row.host.empty() && row.nvme.empty());
   row.region = RegionId::none();
   unused_.push_back(page);

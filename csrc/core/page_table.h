@@ -5,10 +5,10 @@
 // derived from `valid`, never stored. A write clears the lower copies.
 //
 // Invariants of a row (check_invariants):
-//   (a) valid in DEVICE  =>  mapped;  mapped  =>  it owns frames of its size together
+//   (a) valid in DEVICE  =>  mapped;  mapped  =>  it owns a frame
 //   (b) valid in HOST / NVME  =>  it owns spans there
-//   (c) no movement  =>  its frames are mapped, and spans are valid
-//   (d) moving up (map, fetch): frames owned, not mapped, not valid in DEVICE; the source, if any, is valid
+//   (c) no movement  =>  a frame is mapped, and spans are valid
+//   (d) moving up (map, fetch): frame owned, not mapped, not valid in DEVICE; the source, if any, is valid
 //   (e) moving down (write-back, spill, stage): the source is valid, the target has spans and is not valid
 //   (f) unmapping: mapped, not valid in DEVICE, no pins
 //   (g) pins > 0  =>  mapped, not leaving, movement is none, write-back, spill or stage
@@ -46,8 +46,7 @@ struct Page {
   uint64_t offset = 0;  // in the reserved range
   uint64_t bytes = 0;   // granule * 2^n
 
-  FrameList frames;  // DEVICE: mapped one behind the other; mostly one
-  uint8_t frames_with_memory = 0;  // while it arrives: the others are being created
+  FrameId frame;   // DEVICE
   SpanList host;   // HOST
   SpanList nvme;   // NVME
   uint8_t valid = 0;  // bit index_of(tier): that tier's copy is the content
@@ -79,16 +78,16 @@ struct Page {
   }
 
   // Transitions.
-  void start_arrival(Movement kind, FrameList taken, Tier source);
+  void start_arrival(Movement kind, FrameId taken, Tier source);
   void finish_arrival(bool with_content);
-  void abandon_arrival(bool is_mapped);  // the copy failed; is_mapped: the frames are in the range and must leave it
+  void abandon_arrival(bool is_mapped);  // the copy failed; is_mapped: the frame is in the range and must leave it
   void start_write_back(Tier target, SpanList spans);
   void start_spill(SpanList spans);
   void start_stage(SpanList spans);
   void finish_copy_down();  // write-back, spill, stage: the target turns valid
   SpanList abandon_copy_down();  // the target's spans, to be given back
   void start_unmap();
-  FrameList finish_unmap();
+  FrameId finish_unmap();
   void write();             // an operator was granted write access: only DEVICE is valid from here on
   void forget_content();    // the region was freed
   SpanList drop(Tier tier);  // a redundant or meaningless lower copy; its spans

@@ -317,9 +317,9 @@ void Pager::check_invariants() const {
   for (uint32_t i = 0; i < pages_.size(); ++i) {
     if (!pages_.exists(PageId(i))) continue;
     const Page& page = pages_[PageId(i)];
-    for (const Frame& frame : page.frames) {
-      TP_ASSERT(device_.bytes_of(frame.id) == frame.bytes);
-      frames += frame.bytes;
+    if (page.frame.valid()) {
+      TP_ASSERT(device_.bytes_of(page.frame) == page.bytes);
+      frames += page.bytes;
     }
     for (const Span& span : page.host) host += span.bytes;
     for (const Span& span : page.nvme) nvme += span.bytes;

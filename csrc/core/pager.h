@@ -76,10 +76,10 @@ enum class Outcome : uint8_t { kGranted, kWait, kFailed };
 
 enum class ActionKind : uint8_t {
   kReleaseFrame,  // give the frame's memory back to the device
-  kMap,           // (create and) map `frames` at `device_offset`, one behind the other
+  kMap,           // (create and) map `frame` at `device_offset`
   kFetch,         // (create and) map, then copy from `source` spans into it
   kWriteBack,     // copy the mapped page to `target` spans
-  kUnmap,         // unmap; the frames keep their memory
+  kUnmap,         // unmap; the frame keeps its memory
   kSpill,         // HOST spans -> NVME spans
   kStage,         // NVME spans -> HOST spans
   kWatchFence,    // tell fence_done when `fence` has finished
@@ -88,8 +88,8 @@ enum class ActionKind : uint8_t {
 struct Action {
   ActionKind kind = ActionKind::kReleaseFrame;
   TransferId transfer;
-  FrameList frames;
-  size_t have_memory = 0;     // so many of `frames` do; the others are to be created
+  FrameId frame;
+  bool create_frame = false;
   uint64_t device_offset = 0;
   uint64_t bytes = 0;
   Tier lower = Tier::kHost;  // source of a fetch, target of a write-back
@@ -102,8 +102,8 @@ struct Action {
 // What became of a movement.
 struct TransferResult {
   Status status;
-  bool mapped = true;         // map and fetch: the frames are in the range
-  bool frames_created = true;  // map and fetch: all frames have memory; else those that lacked it still do
+  bool mapped = true;         // map and fetch: the frame is in the range
+  bool frame_created = true;  // map and fetch with create_frame: the frame has memory
 };
 
 struct AllocateRequest {
@@ -359,7 +359,7 @@ class Pager {
   Status out_of_memory(const Slot& slot) const;
   Action& push_movement(ActionKind kind, PageId id);
   void push_release(const std::vector<FrameId>& frames);
-  void return_frames(const FrameList& frames);
+  void return_frame(FrameId frame);
   void give_back(Tier tier, const SpanList& spans);
   void drop_lower(Page& page, Tier tier);
   void update_gauges();

@@ -299,7 +299,7 @@ void Pager::finish_dying(RegionId id) {
   const Region& region = regions_[id.value];
   for (const PageId page_id : region.pages) {
     const Page& page = pages_[page_id];
-    if (!page.frames.empty() || page.movement != Movement::kNone || page.pins > 0) return;
+    if (page.frame.valid() || page.movement != Movement::kNone || page.pins > 0) return;
   }
   retire_region(id);
 }

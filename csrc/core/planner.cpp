@@ -77,19 +77,17 @@ FramesWanted Pager::start_missing(Slot& slot, bool frames_allowed) {
 bool Pager::start_arrival(PageId id, bool urgent) {
   Page& page = pages_[id];
   std::vector<FrameId> release_first;
-  auto taken = device_.take(page.bytes, release_first);
+  const auto taken = device_.take(page.bytes, release_first);
   if (!taken) return false;
   push_release(release_first);
   const Tier source = page.is_valid(Tier::kHost) ? Tier::kHost : Tier::kNvme;
   const Movement kind = page.has_content() ? Movement::kFetch : Movement::kMap;
-  const size_t have_memory = taken->have_memory;
-  page.start_arrival(kind, std::move(taken->frames), source);
-  page.frames_with_memory = static_cast<uint8_t>(have_memory);
+  page.start_arrival(kind, taken->frame, source);
   ++moving_;
   arriving_bytes_ += page.bytes;
   if (urgent && kind == Movement::kFetch) ++stats_.fault_pages;
   Action& action = push_movement(kind == Movement::kFetch ? ActionKind::kFetch : ActionKind::kMap, id);
-  action.have_memory = have_memory;
+  action.create_frame = taken->create;
   action.urgent = urgent;
   return true;
 }
@@ -328,7 +326,7 @@ Action& Pager::push_movement(ActionKind kind, PageId id) {
   Action action;
   action.kind = kind;
   action.transfer = page.transfer(id);
-  action.frames = page.frames;
+  action.frame = page.frame;
   action.device_offset = page.offset;
   action.bytes = page.bytes;
   action.lower = page.lower;
@@ -367,8 +365,8 @@ bool Pager::make_host_room(uint64_t bytes) {
   return host_.can_take(bytes);
 }
 
-void Pager::return_frames(const FrameList& frames) {
-  device_.give_back(frames);
+void Pager::return_frame(FrameId frame) {
+  device_.give_back(frame);
   push_release(device_.set_capacity(device_.capacity_bytes()));  // the budget may have shrunk meanwhile
 }
 
@@ -376,7 +374,7 @@ void Pager::push_release(const std::vector<FrameId>& frames) {
   for (const FrameId frame : frames) {
     Action action;
     action.kind = ActionKind::kReleaseFrame;
-    action.frames.push_back({frame, 0});
+    action.frame = frame;
     actions_.push_back(std::move(action));
     ++stats_.frames_released;
   }

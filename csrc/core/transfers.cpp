@@ -39,25 +39,23 @@ void Pager::arrival_done(PageId id, const TransferResult& result) {
     settle_freed(id);  // interleaving 3
     return;
   }
-  // Interleaving 7: the source is untouched; the frames go back.
-  const FrameList frames = page.frames;
+  // Interleaving 7: the source is untouched; the frame goes back.
+  const FrameId frame = page.frame;
   page.abandon_arrival(result.mapped);
   take_prefetched(page);
   if (result.mapped) {
     start_unmap(id);
     if (!page.listed) leaving_.push_back(id);
     page.listed = true;
-  } else if (result.frames_created) {
-    return_frames(frames);
+  } else if (result.frame_created) {
+    return_frame(frame);
   } else {
     // The device is fuller than the budget says (another program?): go on with what it gave so far.
-    const auto lacking = frames.begin() + page.frames_with_memory;
-    for (auto frame = lacking; frame != frames.end(); ++frame) device_.forget(frame->id);
-    return_frames(FrameList(frames.begin(), lacking));
+    device_.forget(frame);
     push_release(device_.set_capacity(std::min(device_.capacity_bytes(), device_held_bytes())));
   }
   // A refused frame is tried again under the lower budget; anything else would only fail again.
-  if (result.frames_created) fail_requests_for(id, result.status);
+  if (result.frame_created) fail_requests_for(id, result.status);
   settle_freed(id);
 }
 
@@ -113,7 +111,7 @@ void Pager::copy_down_done(PageId id, const TransferResult& result) {
 void Pager::unmap_done(PageId id) {
   Page& page = pages_[id];
   page.evict_asked = false;
-  return_frames(page.finish_unmap());
+  return_frame(page.finish_unmap());
   ++stats_.unmaps;
   settle_freed(id);
 }

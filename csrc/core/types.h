@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
-#include <vector>
 
 namespace tierpage {
 
@@ -42,14 +41,6 @@ constexpr int index_of(Tier tier) { return static_cast<int>(tier); }
 constexpr const char* name_of(Tier tier) {
   return tier == Tier::kDevice ? "device" : tier == Tier::kHost ? "host" : "nvme";
 }
-
-// Physical memory of the DEVICE tier. A page that lacks a frame of its own size is composed of several smaller ones.
-struct Frame {
-  FrameId id;
-  uint64_t bytes = 0;
-  friend constexpr bool operator==(const Frame&, const Frame&) = default;
-};
-using FrameList = std::vector<Frame>;
 
 // "All work queued on `stream` up to `sequence` has finished." Sequences of one stream only grow.
 struct Fence {

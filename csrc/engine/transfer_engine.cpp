@@ -47,7 +47,7 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
   switch (action.kind) {
     case ActionKind::kReleaseFrame: {
       const int64_t start = realtime_ns();
-      backend_.release_frame(action.frames.front().id);
+      backend_.release_frame(action.frame);
       log_.add({EventKind::kRelease, 0, start, realtime_ns() - start, 0});
       return;
     }
@@ -59,7 +59,7 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
       return;
     case ActionKind::kUnmap: {
       const int64_t start = realtime_ns();
-      Status status = backend_.unmap_all(action.frames, action.device_offset);
+      Status status = backend_.unmap(action.frame, action.device_offset);
       if (!status.ok()) status.code = StatusCode::kInternal;  // the range's state is unknown: the pager must stop
       log_.add({EventKind::kUnmap, page_of(action.transfer), start, realtime_ns() - start, action.bytes});
       finished.transfers.push_back({action.transfer, TransferResult{std::move(status)}, steady_ns()});
@@ -87,16 +87,14 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
 bool TransferEngine::bring_frame(const Action& action, TransferResult& result, Finished& finished) {
   result.mapped = false;
   finished.arrivals.push_back({action.transfer, ArrivalStage::kMapping, steady_ns()});
-  for (size_t i = action.have_memory; i < action.frames.size(); ++i) {
+  if (action.create_frame) {
     const int64_t start = realtime_ns();
-    result.status = backend_.create_frame(action.frames[i].id, action.frames[i].bytes);
-    log_.add({EventKind::kCreate, page_of(action.transfer), start, realtime_ns() - start, action.frames[i].bytes});
-    result.frames_created = result.status.ok();
-    if (result.status.ok()) continue;
-    while (i-- > action.have_memory) backend_.release_frame(action.frames[i].id);  // all of them or none
-    return false;
+    result.status = backend_.create_frame(action.frame, action.bytes);
+    result.frame_created = result.status.ok();
+    log_.add({EventKind::kCreate, page_of(action.transfer), start, realtime_ns() - start, action.bytes});
+    if (!result.status.ok()) return false;
   }
-  result.status = backend_.map_all(action.frames, action.device_offset);
+  result.status = backend_.map(action.frame, action.device_offset);
   result.mapped = result.status.ok();
   if (action.kind == ActionKind::kFetch) finished.arrivals.push_back({action.transfer, ArrivalStage::kCopying, steady_ns()});
   return result.mapped;
@@ -116,7 +114,8 @@ void TransferEngine::cut(const Action& action) {
   const bool uses_host = !uses_device || action.lower == Tier::kHost;
   const bool uses_nvme = !uses_device || action.lower == Tier::kNvme;
   const bool staged = uses_device && uses_nvme;
-  const uint64_t limit = staged ? std::min(piece_bytes_, ring_->slot_bytes()) : piece_bytes_;
+  uint64_t limit = action.kind == ActionKind::kWriteBack ? std::min(piece_bytes_, kDownPieceBytes) : piece_bytes_;
+  if (staged) limit = std::min(limit, ring_->slot_bytes());
   size_t host_index = 0, nvme_index = 0;
   uint64_t host_done = 0, nvme_done = 0;
   for (uint64_t done = 0; done < action.bytes;) {
@@ -182,7 +181,7 @@ TransferEngine::Step TransferEngine::current_step(const Piece& piece) const {
 void TransferEngine::pump(Finished& finished) {
   for (const int direction : {0, 1}) {
     std::deque<uint32_t>& ready = second_half_[direction];
-    while (!ready.empty() && submitted_[direction] < kSubmitted) {
+    while (!ready.empty() && submitted_[direction] < kSubmitted[direction]) {
       const uint32_t index = ready.front();
       ready.pop_front();
       if (!start(index, finished)) break;
@@ -192,7 +191,8 @@ void TransferEngine::pump(Finished& finished) {
     std::deque<uint32_t>& queue = waiting_[static_cast<int>(step)];
     while (!queue.empty()) {
       const bool copy = step == Step::kCopyToDevice || step == Step::kCopyToHost;
-      if (copy && submitted_[step == Step::kCopyToDevice ? 0 : 1] >= kSubmitted) break;
+      const int direction = step == Step::kCopyToDevice ? 0 : 1;
+      if (copy && submitted_[direction] >= kSubmitted[direction]) break;
       if (!copy && disk_requests_ >= kDiskRequestsMax) break;
       const uint32_t index = queue.front();
       Piece& piece = pieces_[index];

@@ -274,15 +274,15 @@ class Machine {
       }
       case ActionKind::kMap:
         ++totals_.maps;
-        totals_.created += action.frames.size() - action.have_memory;
+        totals_.created += action.create_frame;
         finished_.push_back(action.transfer);
         return time + map_us(action);
       case ActionKind::kUnmap:
         finished_.push_back(action.transfer);
-        return time + rates_.unmap_us + rates_.unmap_part_us * static_cast<double>(action.frames.size() - 1);
+        return time + rates_.unmap_us;
       case ActionKind::kFetch:
         ++totals_.maps;
-        totals_.created += action.frames.size() - action.have_memory;
+        totals_.created += action.create_frame;
         link_for(action, up_, true).add(action.transfer, action.bytes, rates_.piece_bytes, action.urgent);
         totals_.up += action.bytes;
         return time + map_us(action) + submit_us(action);
@@ -300,10 +300,7 @@ class Machine {
     return time;
   }
 
-  double map_us(const Action& action) const {
-    return rates_.map_us + rates_.map_part_us * static_cast<double>(action.frames.size() - 1) +
-           rates_.create_us * static_cast<double>(action.frames.size() - action.have_memory);
-  }
+  double map_us(const Action& action) const { return rates_.map_us + (action.create_frame ? rates_.create_us : 0); }
 
   double submit_us(const Action& action) const {
     return rates_.submit_us * static_cast<double>((action.bytes + rates_.piece_bytes - 1) / rates_.piece_bytes);

@@ -24,11 +24,9 @@ struct MachineRates {
   double duplex_factor = 0.86;      // of each direction's rate while both are busy
   double disk_read = 3.5e9;
   double disk_write = 2.5e9;
-  double map_us = 40;               // map and set access, a page of one frame
-  double map_part_us = 12;          // each further frame of a composed page
-  double unmap_us = 30;
-  double unmap_part_us = 10;
-  double create_us = 500;           // the memory of a frame, whatever its size
+  double map_us = 100;              // map and set access, one frame; some wait for a piece on its way down (docs/benchmarks.md)
+  double unmap_us = 40;
+  double create_us = 25;            // the memory of a frame, and giving back another's
   double submit_us = 12;            // to hand one piece of a copy to the device
   double launch_us = 7;             // program thread, per operator
   double wake_us = 40;              // from the grant to the waiting thread's next instruction

@@ -85,10 +85,6 @@ class DeviceBackend {
   // (and every kernel). After unmap() an access is an error that the hardware reports (host: SIGSEGV).
   virtual Status map(FrameId frame, uint64_t offset) = 0;
   virtual Status unmap(FrameId frame, uint64_t offset) = 0;
-  // The same for several frames one behind the other: all of them or, after an error of map_all, none. After an error of
-  // unmap_all some may be mapped still.
-  virtual Status map_all(const FrameList& frames, uint64_t offset);
-  virtual Status unmap_all(const FrameList& frames, uint64_t offset);
 
   // Locked RAM: makes [host, host + bytes) fast for asynchronous copies. Any thread.
   virtual Status lock_host(void* host, uint64_t bytes) = 0;

@@ -30,7 +30,6 @@ class CudaBackend final : public DeviceBackend {
   void release_frame(FrameId frame) override;
   Status map(FrameId frame, uint64_t offset) override;
   Status unmap(FrameId frame, uint64_t offset) override;
-  Status map_all(const FrameList& frames, uint64_t offset) override;
 
   Status lock_host(void* host, uint64_t bytes) override;
   void unlock_host(void* host) override;
@@ -273,32 +272,6 @@ Status CudaBackend::map(FrameId frame, uint64_t offset) {
   }
   frames_.set_mapped(frame, offset);
   return Status::success();
-}
-
-// One change of access rights for all: it costs more than the mapping itself.
-Status CudaBackend::map_all(const FrameList& frames, uint64_t offset) {
-  if (frames.size() == 1) return map(frames.front().id, offset);
-  CudaContextGuard guard(driver_, context_);
-  if (!guard.ok()) return guard.status();
-  uint64_t end = offset;
-  size_t mapped = 0;
-  Status status;
-  for (; status.ok() && mapped < frames.size(); ++mapped) {
-    const Frame& frame = frames[mapped];
-    status = frames_.check_map(frame.id, end);
-    if (status.ok()) status = status_of(driver_.mem_map(base_ + end, frame.bytes, 0, frames_.find(frame.id)->handle, 0), "cuMemMap");
-    if (!status.ok()) break;
-    end += frame.bytes;
-  }
-  if (status.ok()) {
-    status = status_of(driver_.mem_set_access(base_ + offset, end - offset, &access_, 1), "cuMemSetAccess", format_bytes(end - offset));
-  }
-  uint64_t at = offset;
-  for (size_t i = 0; i < mapped; at += frames[i++].bytes) {
-    if (status.ok()) frames_.set_mapped(frames[i].id, at);
-    else (void)driver_.mem_unmap(base_ + at, frames[i].bytes);
-  }
-  return status;
 }
 
 Status CudaBackend::unmap(FrameId frame, uint64_t offset) {

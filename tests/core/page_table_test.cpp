@@ -14,9 +14,6 @@
 namespace tierpage {
 namespace {
 
-// A page of 64 bytes, as all here.
-FrameList one_frame(uint32_t id) { return {{FrameId(id), 64}}; }
-
 const SpanList kSpans = {{0, 64}};
 
 struct Transition {
@@ -30,7 +27,7 @@ bool at_rest(const Page& page) { return page.movement == Movement::kNone; }
 std::vector<Transition> transitions() {
   const auto fetch = [](Tier tier) {
     return Transition{tier == Tier::kHost ? "fetch from host" : "fetch from nvme",
-                      [tier](Page& p) { p.start_arrival(Movement::kFetch, one_frame(1), tier); },
+                      [tier](Page& p) { p.start_arrival(Movement::kFetch, FrameId(1), tier); },
                       [tier](const Page& p) { return at_rest(p) && !p.mapped && p.is_valid(tier); }};
   };
   const auto write_back = [](Tier tier) {
@@ -43,7 +40,7 @@ std::vector<Transition> transitions() {
     return p.movement == Movement::kWriteBack || p.movement == Movement::kSpill || p.movement == Movement::kStage;
   };
   return {
-      {"map", [](Page& p) { p.start_arrival(Movement::kMap, one_frame(1), Tier::kHost); },
+      {"map", [](Page& p) { p.start_arrival(Movement::kMap, FrameId(1), Tier::kHost); },
        [](const Page& p) { return at_rest(p) && !p.mapped && !p.has_content(); }},
       fetch(Tier::kHost),
       fetch(Tier::kNvme),
@@ -113,7 +110,7 @@ TEST(PageTable, EveryTransitionFromEveryReachableState) {
 
 TEST(PageTable, PinsAndTheOnlyCopyKeepAPageMapped) {
   Page page = fresh_page();
-  page.start_arrival(Movement::kMap, one_frame(1), Tier::kHost);
+  page.start_arrival(Movement::kMap, FrameId(1), Tier::kHost);
   page.finish_arrival(true);
   EXPECT_TRUE(page.dirty());
   EXPECT_THROW(page.start_unmap(), InternalError);  // it would lose the content
@@ -130,14 +127,14 @@ TEST(PageTable, PinsAndTheOnlyCopyKeepAPageMapped) {
 TEST(PageTable, TransferIdsOfAReusedRowDiffer) {
   PageTable pages;
   const PageId first = pages.add(RegionId(0), 0, 64);
-  pages[first].start_arrival(Movement::kMap, one_frame(0), Tier::kHost);
+  pages[first].start_arrival(Movement::kMap, FrameId(0), Tier::kHost);
   const TransferId old = pages[first].transfer(first);
   pages[first].abandon_arrival(false);
   pages.remove(first);
   EXPECT_FALSE(pages.exists(first));
   const PageId second = pages.add(RegionId(1), 0, 64);
   ASSERT_EQ(first, second);
-  pages[second].start_arrival(Movement::kMap, one_frame(0), Tier::kHost);
+  pages[second].start_arrival(Movement::kMap, FrameId(0), Tier::kHost);
   EXPECT_NE(pages[second].transfer(second), old);
 }
 

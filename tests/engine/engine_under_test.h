@@ -122,7 +122,6 @@ class CommandedBackend final : public DeviceBackend {
     if (due(fail_map)) return Status::error(StatusCode::kUnavailable, "injected: no map");
     return inner_->map(frame, offset);
   }
-  Status map_all(const FrameList& frames, uint64_t offset) override { return DeviceBackend::map_all(frames, offset); }
   Status unmap(FrameId frame, uint64_t offset) override {
     if (due(fail_unmap)) return Status::error(StatusCode::kUnavailable, "injected: no unmap");
     ++unmaps;

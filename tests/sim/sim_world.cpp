@@ -113,7 +113,7 @@ void SimWorld::run_kernels() {
 void SimWorld::finish_kernel(Kernel& kernel) {
   for (const KernelAccess& access : kernel.accesses) {
     require(mapped_.contains(access.offset), "a kernel met an unmapped page");
-    Mapping& memory = mapping_at(access.offset);
+    Frame& memory = frame(mapped_.at(access.offset));
     require(memory.bytes == access.bytes, "a kernel met a frame of another size");
     if (!access.write && access.version != 0) {
       for (size_t i = 0; i < memory.units.size(); ++i) {
@@ -124,7 +124,7 @@ void SimWorld::finish_kernel(Kernel& kernel) {
   }
   for (const KernelAccess& access : kernel.accesses) {
     if (!access.write) continue;
-    Mapping& memory = mapping_at(access.offset);
+    Frame& memory = frame(mapped_.at(access.offset));
     for (size_t i = 0; i < memory.units.size(); ++i) memory.units[i] = unit_of(access.version, i);
   }
   kernel.finished = true;
@@ -133,18 +133,14 @@ void SimWorld::finish_kernel(Kernel& kernel) {
   ++done_[kernel.stream];
 }
 
-SimWorld::FrameRow& SimWorld::frame(FrameId id) {
+SimWorld::Frame& SimWorld::frame(FrameId id) {
   if (frames_.size() <= id.value) frames_.resize(id.value + 1);
   return frames_[id.value];
 }
 
-const SimWorld::Mapping& SimWorld::mapping_at(uint64_t offset) const {
+const SimWorld::Frame& SimWorld::frame_at(uint64_t offset) const {
   require(mapped_.contains(offset), "the page is not mapped");
-  return mapped_.at(offset);
-}
-
-SimWorld::Mapping& SimWorld::mapping_at(uint64_t offset) {
-  return const_cast<Mapping&>(std::as_const(*this).mapping_at(offset));
+  return frames_[mapped_.at(offset).value];
 }
 
 void SimWorld::complete(TransferId transfer, TransferResult result) {
@@ -157,15 +153,15 @@ void SimWorld::run_device_lane() {
     Job job = std::move(device_lane_.front());
     device_lane_.pop_front();
     const Action& action = job.action;
+    Frame& memory = frame(action.frame);
     if (action.kind == ActionKind::kReleaseFrame) {
-      FrameRow& memory = frame(action.frames.front().id);
       require(memory.created && memory.mapped_at == kNowhere, "released a frame that is mapped or was never made");
       created_bytes_ -= memory.bytes;
-      memory = FrameRow{};
+      memory = Frame{};
     } else if (action.kind == ActionKind::kUnmap) {
-      require(mapping_at(action.device_offset).frames == action.frames, "unmapped frames that are not there");
+      require(memory.mapped_at == action.device_offset, "unmapped a frame that is not there");
       require(!busy_.contains(action.device_offset), "unmapped under an unfinished kernel");
-      for (const Frame& part : action.frames) frame(part.id).mapped_at = kNowhere;
+      memory.mapped_at = kNowhere;
       mapped_.erase(action.device_offset);
       complete(action.transfer, {});
     } else if (perform_map(job)) {
@@ -181,38 +177,33 @@ void SimWorld::run_device_lane() {
 
 bool SimWorld::perform_map(Job& job) {
   const Action& action = job.action;
-  for (size_t i = 0; i < action.frames.size(); ++i) {
-    require(frame(action.frames[i].id).created == (i < action.have_memory), "created twice, or mapped without memory");
-  }
+  Frame& memory = frame(action.frame);
+  require(memory.created != action.create_frame, "created twice, or mapped without memory");
   TransferResult result;
   result.mapped = false;
-  if (action.have_memory < action.frames.size() && random_.chance(config_.faults.create)) {
-    result.frames_created = false;
-    result.status = Status::error(StatusCode::kOutOfMemory, "simulated: no device memory");
-    complete(action.transfer, result);
-    return false;
+  if (action.create_frame) {
+    require(created_bytes_ + action.bytes <= job.capacity, "more device memory than the budget");
+    if (random_.chance(config_.faults.create)) {
+      result.frame_created = false;
+      result.status = Status::error(StatusCode::kOutOfMemory, "simulated: no device memory");
+      complete(action.transfer, result);
+      return false;
+    }
+    memory.created = true;
+    memory.bytes = action.bytes;
+    created_bytes_ += action.bytes;
   }
-  for (size_t i = action.have_memory; i < action.frames.size(); ++i) {
-    require(created_bytes_ + action.frames[i].bytes <= job.capacity, "more device memory than the budget");
-    frame(action.frames[i].id).created = true;
-    frame(action.frames[i].id).bytes = action.frames[i].bytes;
-    created_bytes_ += action.frames[i].bytes;
-  }
-  uint64_t together = 0;
-  for (const Frame& part : action.frames) {
-    require(frame(part.id).bytes == part.bytes, "a frame of another size");
-    require(frame(part.id).mapped_at == kNowhere, "mapped twice");
-    together += part.bytes;
-  }
-  require(together == action.bytes && !mapped_.contains(action.device_offset), "frames do not make up the page");
+  require(memory.bytes == action.bytes, "a frame of another size");
+  require(memory.mapped_at == kNowhere && !mapped_.contains(action.device_offset), "mapped twice");
   if (random_.chance(config_.faults.map)) {
     const StatusCode code = random_.chance(0.5) ? StatusCode::kOutOfMemory : StatusCode::kUnavailable;
     result.status = Status::error(code, "simulated: map failed");
     complete(action.transfer, result);
     return false;
   }
-  for (const Frame& part : action.frames) frame(part.id).mapped_at = action.device_offset;
-  mapped_[action.device_offset] = {action.frames, action.bytes, Units(action.bytes / kUnitBytes, --garbage_)};
+  memory.units.assign(action.bytes / kUnitBytes, --garbage_);
+  memory.mapped_at = action.device_offset;
+  mapped_[action.device_offset] = action.frame;
   return true;
 }
 
@@ -238,7 +229,7 @@ void SimWorld::write_spans(Units& tier, const SpanList& spans, const Units& unit
 SimWorld::Units SimWorld::read_source(const Job& job) const {
   const Action& action = job.action;
   switch (action.kind) {
-    case ActionKind::kWriteBack: return mapping_at(action.device_offset).units;
+    case ActionKind::kWriteBack: return frame_at(action.device_offset).units;
     case ActionKind::kSpill: return read_spans(host_, action.host);
     case ActionKind::kStage: return read_spans(nvme_, action.nvme);
     default: return action.lower == Tier::kHost ? read_spans(host_, action.host) : read_spans(nvme_, action.nvme);
@@ -271,8 +262,8 @@ void SimWorld::finish_copy(Job& job) {
   const bool fails = random_.chance(reads ? config_.faults.read : config_.faults.write);
   const size_t count = fails ? job.source.size() / 2 : job.source.size();
   if (action.kind == ActionKind::kFetch) {
-    Mapping& memory = mapping_at(action.device_offset);
-    require(memory.frames == action.frames, "fetched into frames that are not there");
+    Frame& memory = frame(action.frame);
+    require(memory.mapped_at == action.device_offset, "fetched into a frame that is not there");
     std::copy_n(job.source.begin(), count, memory.units.begin());
   } else if (action.kind == ActionKind::kStage ||
              (action.kind == ActionKind::kWriteBack && action.lower == Tier::kHost)) {
@@ -335,7 +326,7 @@ bool SimWorld::quiet() const {
 
 void SimWorld::require_mapped(const Page& page) const {
   require(page.mapped && page.is_valid(Tier::kDevice), "granted a page that is not resident");
-  require(mapped_.contains(page.offset) && mapped_.at(page.offset).frames == page.frames, "granted a page that is not mapped");
+  require(mapped_.contains(page.offset) && mapped_.at(page.offset) == page.frame, "granted a page that is not mapped");
 }
 
 void SimWorld::check_copies(const Page& page, uint64_t version) const {
@@ -346,7 +337,7 @@ void SimWorld::check_copies(const Page& page, uint64_t version) const {
   if (page.is_valid(Tier::kHost)) compare(read_spans(host_, page.host), "the copy in HOST is stale");
   if (page.is_valid(Tier::kNvme)) compare(read_spans(nvme_, page.nvme), "the copy in NVME is stale");
   if (page.is_valid(Tier::kDevice) && !busy_.contains(page.offset)) {
-    compare(mapping_at(page.offset).units, "the copy in DEVICE is stale");
+    compare(frame_at(page.offset).units, "the copy in DEVICE is stale");
   }
 }
 

@@ -87,13 +87,9 @@ class SimWorld {
 
  private:
   using Units = std::vector<uint64_t>;
-  struct FrameRow {  // physical memory; what it holds belongs to the page that it is mapped for
+  struct Frame {
     bool created = false;
-    uint64_t bytes = 0;
     uint64_t mapped_at = kNowhere;
-  };
-  struct Mapping {
-    FrameList frames;
     uint64_t bytes = 0;
     Units units;
   };
@@ -131,9 +127,8 @@ class SimWorld {
   void grow_host();
   void complete(TransferId transfer, TransferResult result);
   uint64_t soon() { return now_ + random_.below(config_.latency_max + 1); }
-  FrameRow& frame(FrameId id);
-  Mapping& mapping_at(uint64_t offset);
-  const Mapping& mapping_at(uint64_t offset) const;
+  Frame& frame(FrameId id);
+  const Frame& frame_at(uint64_t offset) const;
   Units read_source(const Job& job) const;
   Units read_spans(const Units& tier, const SpanList& spans) const;
   void write_spans(Units& tier, const SpanList& spans, const Units& units, size_t count);
@@ -143,8 +138,8 @@ class SimWorld {
   Random random_;
   Pager pager_;
   uint64_t now_ = 0;
-  std::vector<FrameRow> frames_;
-  std::map<uint64_t, Mapping> mapped_;  // by offset in the range
+  std::vector<Frame> frames_;
+  std::map<uint64_t, FrameId> mapped_;  // by offset in the range
   uint64_t created_bytes_ = 0;
   uint64_t device_capacity_;
   Units host_, nvme_;
