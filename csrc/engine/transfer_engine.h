@@ -102,7 +102,7 @@ class TransferEngine {
 
   // Up: enough that the link never idles between two looks. Down: one small piece, because a change of the address space
   // waits for the engine that copies down until that has nothing to do or has used up its time slice of a millisecond
-  // (bench/d2h_probe.cu: 1030 us with two pieces of any size submitted, 140 us with one of 8 MiB, at 53 of 55 GB/s).
+  // (bench/vmm_probe.cu: 1030 us with two pieces of any size submitted, 140 us with one of 8 MiB, at 53 of 55 GB/s).
   static constexpr int kSubmitted[2] = {3, 1};
   static constexpr uint64_t kDownPieceBytes = 8 * kMiB;
   DeviceBackend& backend_;
