@@ -110,7 +110,7 @@ void fresh_frame(size_t bytes, const char* beside) {
 class Down {
  public:
   Down(CUcontext context, CUdeviceptr source, void* target, size_t piece, size_t submitted)
-      : thread_([=, this] {
+      : thread_([this, context, source, target, piece, submitted] {
           CHECK(cuCtxSetCurrent(context));
           CUstream stream;
           CHECK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));

@@ -100,10 +100,10 @@ class TransferEngine {
   Step current_step(const Piece& piece) const;
   static Link link_of(Step step) { return static_cast<Link>(step); }  // in the same order
 
-  // Up: enough that the link never idles between two looks. Down: one small piece, because a change of the address space
-  // waits for the engine that copies down until that has nothing to do or has used up its time slice of a millisecond
-  // (bench/vmm_probe.cu: 1030 us with two pieces of any size submitted, 140 us with one of 8 MiB, at 53 of 55 GB/s).
-  static constexpr int kSubmitted[2] = {3, 1};
+  // Up: enough that the link never idles between two looks. Down: few small pieces, because a change of access rights
+  // waits until the engine that copies down has nothing to do or has used up its time slice of a millisecond
+  // (bench/vmm_probe.cu). Nobody gives it more while the pager thread waits for the driver, so two of 8 MiB cost 0.3 ms.
+  static constexpr int kSubmitted[2] = {3, 2};
   static constexpr uint64_t kDownPieceBytes = 8 * kMiB;
   DeviceBackend& backend_;
   HostArena* arena_;

@@ -13,7 +13,7 @@ for step in $steps; do
       timeout 240 compute-sanitizer --tool memcheck --error-exitcode 9 "$1" --gtest_filter='*/Cuda:-*MoreFramesThanMemory*' > "$out/memcheck.log" 2>&1
       echo "exit $?"; grep -E "ERROR SUMMARY|PASSED|FAILED" "$out/memcheck.log" ;;
     bits)
-      base="--shape 3b --layers 4 --batch 4 --tokens 1024 --warmup 1 --repeat 3 --host-budget 40GiB --deterministic"
+      base="--shape 3b --layers 4 --batch 4 --tokens 1024 --warmup 1 --repeat 8 --host-budget 40GiB --deterministic"
       for extra in "--twice-plain" "--device-budget 60GiB" "--device-budget 4GiB" "--device-budget 4GiB --no-recompute" "--device-budget 4GiB --hooks"; do
         echo "$extra: $(timeout 100 python3 bench/train.py $base $extra 2>&1 | grep -oE '"(difference|plain_against_plain)": "[^"]*"|"seconds": [0-9.]*|"faults": [0-9]*|^[A-Za-z.]*Error.*' | tr '\n' ' ')"
       done ;;
