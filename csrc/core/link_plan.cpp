@@ -12,7 +12,7 @@ namespace tierpage {
 namespace {
 
 constexpr int kPasses = 2;   // each direction has seen what the other waits for
-constexpr size_t kLaps = 3;  // the middle one counts: what is pending at its border comes from the one beside it
+constexpr size_t kLaps = 5;  // the middle one counts: what is pending at its border comes from the one beside it
 
 // What both directions share: buckets counted through the laps, and what each carries.
 class Direction {
@@ -28,13 +28,13 @@ class Direction {
     const uint64_t load = loads[at % count_];
     return capacity_bytes_ > load ? capacity_bytes_ - load : 0;
   }
-  bool counts(size_t at) const { return at >= count_ && at < 2 * count_; }
+  bool counts(size_t at) const { return at / count_ == kLaps / 2; }
   void count(size_t at, uint64_t bytes) {
-    if (counts(at)) carried_[at - count_] += bytes;
+    if (counts(at)) carried_[at % count_] += bytes;
   }
   // Something was waited for: one more byte in any of these buckets would be, too.
   void mark(size_t first, size_t last) {
-    for (size_t at = std::max(first, count_); at <= last && at < 2 * count_; ++at) prices_[at - count_] = 1;
+    for (size_t at = std::max(first, kLaps / 2 * count_); at <= last && counts(at); ++at) prices_[at % count_] = 1;
   }
 
   const Recurrence& uses_;
@@ -62,7 +62,7 @@ class Writes : public Direction {
       for (const uint32_t write : begins_[at % count_]) add(write, at);
       carry(at);
       make_way(at);
-      if (counts(at)) in_the_way_[at - count_] = overdue_;
+      if (counts(at)) in_the_way_[at % count_] = overdue_;
       if (pending_.empty()) chain_ = at + 1;
     }
   }
@@ -243,6 +243,13 @@ std::vector<double> stretched(const Recurrence& uses, const std::vector<uint64_t
   return times;
 }
 
+template <class Copy>
+uint64_t sum(const std::vector<Copy>& copies) {
+  uint64_t bytes = 0;
+  for (const Copy& copy : copies) bytes += copy.bytes;
+  return bytes;
+}
+
 double seconds_over(const std::vector<double>& longer, const std::vector<double>& shorter) {
   double sum = 0;
   for (size_t i = 0; i < longer.size(); ++i) sum += std::max(longer[i] - shorter[i], 0.0);
@@ -269,6 +276,9 @@ LinkPlan plan_links(const Recurrence& uses, const std::vector<uint64_t>& loads, 
     plan.fetch_stall_seconds = seconds_over(fetch_times, kernels);
     plan.write_stall_seconds = waited;
     plan.seconds = seconds_over(kernels, std::vector<double>(kernels.size())) + waited + seconds_over(fetch_times, write_times);
+    // The laps before and after say what crosses the border, but not all of it where a link is never idle.
+    const uint64_t carried = std::max(sum(fetches), sum(writes));
+    plan.seconds = std::max(plan.seconds, static_cast<double>(carried) / bytes_per_microsecond / 1e6);
     plan.fetch_prices = up.take_prices();
     plan.write_prices = down.take_prices();
   }

@@ -10,8 +10,8 @@
 // the memory is full what is in the way is waited for. Fetches go backwards from their uses: a bucket carries what
 // fits, the latest use first, so that fetches arrive in the order of use; what is pending across a bucket lies in memory
 // there, and when that is full the latest uses arrive right behind it and are waited for. Nothing arrives before its
-// interval begins. That is the schedule of unit jobs with release times and deadlines that meets all deadlines if any does
-// (earliest deadline first; Jackson 1955), with a limit to what may be finished early.
+// interval begins. The order is that of use because the pager fetches in it; to serve what begins last first (earliest deadline
+// first, seen backwards; Jackson 1955) would meet more deadlines where a short interval lies inside a long one.
 //
 // Prices. A copy costs time only where its queue is never empty before something has to be waited for: there one more byte
 // is one more byte to wait for. Elsewhere it costs nothing.

@@ -199,7 +199,7 @@ void Pager::renew_residency_plan() {
   // The first one may have been made from a recurrence that was not yet as all others will be: once more from a whole
   // one that came as predicted. By then operators have been timed for half a recurrence more: the device is behind, and
   // what it has not reached yet is known from the time before.
-  const bool unfinished = plan_tries_ == 0 || (fetch_rate_ > 0 && !plan_.timed() && plan_tries_ < kPlanTries);
+  const bool unfinished = plan_tries_ == 0 || (!plan_.timed() && plan_tries_ < kPlanTries);
   const bool confirm = same && unfinished && end >= planned_at_ + period + period / 2;
   if (same && !confirm) return;
   // A plan takes milliseconds: where the future changes all the time, plain MIN is the better use of them.

@@ -318,7 +318,9 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
       best = moved;
       keep_ = std::move(keep);
     }
-    if (moved.fetched == 0 || moved.written == 0) break;  // one direction alone: nothing to weigh
+    // One direction alone: nothing to weigh. Prices would be of use, but they undo the even spread of equals, which is worth
+    // more where everything is read once a pass (13 B inference replayed: 0.18 s without, 0.21 with them).
+    if (moved.fetched == 0 || moved.written == 0) break;
     if (round < kSettling) continue;
     (up > down ? low : high) = fetch_weight;
   }
