@@ -14,6 +14,13 @@ namespace {
 constexpr double kRate = 1;  // bytes per microsecond
 constexpr double kEpsilon = 1e-9;
 
+template <class Copy>
+double bytes_of(const std::vector<Copy>& copies) {
+  double sum = 0;
+  for (const Copy& copy : copies) sum += static_cast<double>(copy.bytes);
+  return sum;
+}
+
 struct Planned {
   LinkPlan links;
   std::vector<PlannedFetch> fetches;
