@@ -103,7 +103,7 @@ native_suites() {  # $1: folder under build/, $2: sanitizer or empty
     -DPython_EXECUTABLE="$VENV/bin/python" >"build/$1.log" || { cat "build/$1.log"; return 1; }
   cmake --build "build/$1" -j "$JOBS"
   local only=()
-  [[ -n $2 ]] && only=(-R '^(core|sim|tiers|engine)$')
+  [[ -n $2 ]] && only=(-R '^(core|sim|tiers|engine|engine_fork)$')
   ctest --test-dir "build/$1" --output-on-failure --output-junit "$ROOT/build/$1.xml" "${only[@]}"
 }
 
