@@ -140,8 +140,9 @@ void Pager::prefetch_ahead() {
 // What the plan wants here long before its use, because later the link has no time for it: after what is used sooner, and
 // with as much on its way, or waiting for room, as keeps the link busy.
 void Pager::fetch_early() {
-  if (!config_.prefetch || !plan_.valid() || plan_.early().empty() || short_of_frames_) return;
-  if (arriving_bytes_ >= config_.prefetch_bytes_max || device_.used_bytes() > device_.capacity_bytes() || !use_min()) return;
+  if (!config_.prefetch || short_of_frames_ || arriving_bytes_ >= config_.prefetch_bytes_max) return;
+  if (device_.used_bytes() > device_.capacity_bytes() || !use_min()) return;
+  if (!plan_.valid() || plan_.early().empty()) return;  // asked after use_min(), which may have made another plan
   const std::vector<ResidencyPlan::Early>& early = plan_.early();
   const uint64_t now = trace_.end();
   Ahead ahead;

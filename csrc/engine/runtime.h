@@ -277,6 +277,7 @@ class Runtime {
   RegionId region_of_locked(uint64_t address) const;
   bool wants_times() const;
   void time_locked(Scope& scope);
+  void forget_start(Scope& scope);
   void note_rates_locked();
   Status record_end(Scope& scope, uint64_t native_stream, Fence* fence);
   Status outcome_locked(Scope& scope, const char* name, int64_t asked_ns);

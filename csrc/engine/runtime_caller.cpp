@@ -219,7 +219,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   scope.open = false;
   if (t_open_scope == &scope) t_open_scope = nullptr;
   if (!scope.pinned && !scope.touched) {
-    backend_->drop_mark(std::exchange(scope.mark, 0));
+    forget_start(scope);
     return Status::success();
   }
   // With synchronous streams other threads may end touches (drop_touches_locked): the list is read under the lock only.
@@ -228,6 +228,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
                                                                     [](const Scope::Sticky& sticky) {
                                                                       return sticky.closes_left <= 1;
                                                                     }));
+  if (!lets_go && !synchronous) forget_start(scope);
   Fence fence;
   // Recorded before the pins are let go: whoever evicts afterwards sees the fence.
   const Status recorded = lets_go ? record_end(scope, native_stream, &fence) : Status::success();

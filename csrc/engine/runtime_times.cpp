@@ -17,12 +17,18 @@ bool Runtime::wants_times() const { return __atomic_load_n(&wants_times_, __ATOM
 
 void Runtime::launching(Scope& scope, uint64_t native_stream) {
   if (backend_->info().synchronous_streams) {
-    scope.started_ns = steady_ns();
+    if (scope.started_ns == 0) scope.started_ns = steady_ns();  // its allocations come here again
     return;
   }
   if (scope.mark != 0) return;
   scope.mark = backend_->mark_start(native_stream);
   scope.mark_stream = native_stream;
+}
+
+// The operator ends without a fence of its own: the next one must not take its beginning for its own.
+void Runtime::forget_start(Scope& scope) {
+  backend_->drop_mark(std::exchange(scope.mark, 0));
+  scope.started_ns = 0;
 }
 
 // The fence behind the open operator's work, timed if its beginning was marked on the same stream.
