@@ -106,6 +106,14 @@ uint64_t list_run_bytes_max() {
   Runtime* runtime = Runtime::active();
   return answered(runtime, ~uint64_t{0}, [&] { return runtime->list_run_bytes_max(); });
 }
+int32_t may_defer(uint64_t kept_bytes) {
+  Runtime* runtime = Runtime::active();
+  return static_cast<int32_t>(answered(runtime, 0, [&] { return runtime->may_defer(kept_bytes) ? 1 : 0; }));
+}
+int32_t held(const uint64_t* regions, size_t count) {
+  Runtime* runtime = count > 0 ? Runtime::of_address(regions[0]) : nullptr;
+  return static_cast<int32_t>(answered(runtime, 1, [&] { return runtime->held(regions, count) ? 1 : 0; }));
+}
 void set_native_reserved(uint64_t bytes) {
   Runtime* runtime = Runtime::active();
   (void)answered(runtime, 0, [&] {
@@ -117,7 +125,12 @@ uint64_t make_room(uint64_t bytes) {
   Runtime* runtime = Runtime::active();
   return answered(runtime, 0, [&] { return runtime->make_room(bytes); });
 }
-void launching(tp_scope* scope, uint64_t native_stream) { scope->runtime->launching(*scope, native_stream); }
+void launching(tp_scope* scope, uint64_t native_stream) {
+  (void)answered(scope->runtime, 0, [&] {
+    scope->runtime->launching(*scope, native_stream);
+    return 0;
+  });
+}
 int32_t forked() { return Runtime::forked() ? 1 : 0; }
 
 }  // namespace
@@ -149,6 +162,8 @@ void Runtime::fill_api() {
       .region_bytes = tierpage::region_bytes,
       .touch = tierpage::touch,
       .list_run_bytes_max = tierpage::list_run_bytes_max,
+      .may_defer = tierpage::may_defer,
+      .held = tierpage::held,
       .set_native_reserved = tierpage::set_native_reserved,
       .make_room = tierpage::make_room,
       .wants_times = &wants_times_,

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TIERPAGE_ENGINE_API_VERSION 3u
+#define TIERPAGE_ENGINE_API_VERSION 4u
 
 // Numbers equal to tierpage::StatusCode.
 enum tp_code {
@@ -98,6 +98,11 @@ typedef struct tp_engine_api {
   // Operators over lists are split into runs of at most this many bytes, counted in whole
   // granules, when their pages exceed it.
   uint64_t (*list_run_bytes_max)(void);
+  // Whether a list operator over paged tensors gains by running later, index by index (torch/deferral.h), and all tiers
+  // together have room for the `kept_bytes` that it then keeps from being freed.
+  int32_t (*may_defer)(uint64_t kept_bytes);
+  // 1: one of these regions (addresses of their first bytes) is held: by a pin, a touch or a running operator.
+  int32_t (*held)(const uint64_t* regions, size_t count);
   // Bytes that the framework's own allocator holds on the device: they count against device_budget.
   void (*set_native_reserved)(uint64_t bytes);
   // Makes up to `bytes` of device memory free for the native allocator by evicting; returns what became free. Blocks.
@@ -119,10 +124,14 @@ typedef struct tp_engine_api {
 //   void tierpage_torch_detach(void)                 back to plain torch; live regions keep their deleter
 //   const char* tierpage_torch_last_error(void)
 //   uint64_t tierpage_torch_counter(int32_t which)   0: operators seen, 1: operators with paged arguments,
-//                                                    2: list operators split, 3: raw pointer touches
+//                                                    2: list operators split, 3: raw pointer touches,
+//                                                    4: indices of list operators deferred
 //   int32_t tierpage_torch_set_option(const char* name, int32_t value)
 //                                                    "materializer": 1 (the default) arms storages against accesses
-//                                                    that no operator announces (torch >= 2.13), 0 does not
+//                                                    that no operator announces (torch >= 2.13), 0 does not;
+//                                                    "deferral": 1 (the default) lets fused optimizers run later
+//   int32_t tierpage_torch_run_deferred(uint64_t address)   runs what was deferred of this region, of all for 0; returns
+//                                                    0, or an error code with the Python error set
 //   int32_t tierpage_torch_touch(uint64_t address)   touch() for this thread with the GIL released while waiting;
 //                                                    0, or an error code with the Python error set
 

@@ -153,6 +153,8 @@ class Runtime {
   void record_stream(uint64_t address, uint64_t native_stream);
   uint64_t region_bytes(uint64_t address, uint64_t* region_base);
   bool wants(uint64_t bytes) const;
+  bool may_defer(uint64_t kept_bytes);
+  bool held(const uint64_t* regions, size_t count);
   uint64_t list_run_bytes_max();
   void set_native_reserved(uint64_t bytes);
   uint64_t make_room(uint64_t bytes);

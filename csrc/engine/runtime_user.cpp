@@ -259,6 +259,27 @@ uint64_t Runtime::list_run_bytes_max() {
   return std::max<uint64_t>(static_cast<uint64_t>(bytes), pager_config_.granule_bytes);
 }
 
+// Where everything fits there is nothing to hide. live_bytes' peak, because what is kept longer adds to what the program
+// allocates meanwhile.
+bool Runtime::may_defer(uint64_t kept_bytes) {
+  std::lock_guard lock(mutex_);
+  if (ended_locked() || closed_) return false;
+  const uint64_t device = pager_->capacity(Tier::kDevice);
+  const uint64_t lower = pager_->capacity(Tier::kHost) + pager_->capacity(Tier::kNvme);
+  const uint64_t peak = pager_->stats().live_bytes.peak;
+  return peak > device && peak + kept_bytes <= device + lower;
+}
+
+bool Runtime::held(const uint64_t* regions, size_t count) {
+  std::lock_guard lock(mutex_);
+  return std::any_of(regions, regions + count, [this](uint64_t address) {
+    const RegionId region = region_of_locked(address);
+    if (!region.valid()) return true;
+    const auto pages = pager_->pages_of(region);
+    return std::any_of(pages.begin(), pages.end(), [this](PageId id) { return pager_->page(id).pins > 0; });
+  });
+}
+
 // What close() still has to bring up, or to stop from leaving, or of which a lower copy is left.
 std::vector<Use> Runtime::not_settled_locked() const {
   std::vector<Use> uses;

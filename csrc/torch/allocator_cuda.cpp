@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "torch/allocator.h"
+#include "torch/deferral.h"
 #include "torch/engine_link.h"
 #include "torch/errors.h"
 
@@ -196,6 +197,8 @@ void CudaProxyAllocator::emptyCache(c10::MempoolId_t pool) {
 
 void CudaProxyAllocator::beginAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool,
                                              std::function<bool(cudaStream_t)> filter) {
+  // A capture begins after this. What is deferred must not become part of its graph.
+  if (const tp_engine_api* engine = cuda_engine()) run_all_deferred(thread_state(), engine);
   native_->beginAllocateToPool(device, pool, std::move(filter));
   open_pools.fetch_add(1);
 }

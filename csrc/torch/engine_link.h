@@ -18,7 +18,8 @@ enum Counter : int32_t {
   kOperatorsPaged = 1,
   kListOperatorsSplit = 2,
   kRawTouches = 3,
-  kCounterCount = 4
+  kIndicesDeferred = 4,
+  kCounterCount = 5
 };
 
 // What one thread knows. Only its own thread writes it; others read the counters.

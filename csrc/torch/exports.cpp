@@ -4,12 +4,12 @@
 #include <torch/headeronly/version.h>
 
 #include <cstdint>
-#include <cstring>
 #include <exception>
 #include <string>
 
 #include "engine/engine_api.h"
 #include "torch/allocator.h"
+#include "torch/deferral.h"
 #include "torch/engine_link.h"
 #include "torch/errors.h"
 #include "torch/raw_access.h"
@@ -75,20 +75,18 @@ TIERPAGE_EXPORT int32_t tierpage_torch_attach(const tp_engine_api* engine, PyObj
   });
 }
 
-TIERPAGE_EXPORT void tierpage_torch_detach(void) {
-  tierpage::attached_engine.store(nullptr, std::memory_order_release);
-}
-
 TIERPAGE_EXPORT uint64_t tierpage_torch_counter(int32_t which) {
   if (which < 0 || which >= tierpage::kCounterCount) return 0;
   return tierpage::counter_total(static_cast<tierpage::Counter>(which));
 }
 
-// "materializer": 1 arms storages against unannounced accesses (torch 2.13 and later), 0 does not.
 TIERPAGE_EXPORT int32_t tierpage_torch_set_option(const char* name, int32_t value) {
-  if (name == nullptr || std::strcmp(name, "materializer") != 0) {
-    return fail(TP_INVALID_ARGUMENT, std::string("no such option: ") + (name != nullptr ? name : "(null)"));
+  const std::string option = name != nullptr ? name : "(null)";
+  if (option == "deferral") {
+    tierpage::deferral_wanted.store(value != 0);
+    return TP_OK;
   }
+  if (option != "materializer") return fail(TP_INVALID_ARGUMENT, "no such option: " + option);
   if (value != 0 && !TIERPAGE_HAS_MATERIALIZER) {
     return fail(TP_UNAVAILABLE, "torch " TIERPAGE_TEXT(TORCH_VERSION_MAJOR) "." TIERPAGE_TEXT(
                                     TORCH_VERSION_MINOR) " has no storage hook; 2.13 is the first that has it");
@@ -99,15 +97,11 @@ TIERPAGE_EXPORT int32_t tierpage_torch_set_option(const char* name, int32_t valu
 
 namespace {
 
-// Runs `access` on a live region; errors become a code with the Python error set.
-template <class Access>
-int32_t reach(uint64_t address, Access access) {
-  const tp_engine_api* engine = tierpage::engine_now();
-  if (engine == nullptr || !tierpage::owns(*engine, reinterpret_cast<void*>(address))) return TP_OK;
+// Errors become a code with the Python error set.
+template <class Body>
+int32_t raising(Body body) {
   try {
-    uint64_t base = address;
-    const uint64_t bytes = engine->forked() != 0 ? 1 : engine->region_bytes(address, &base);
-    if (bytes > 0) access(engine, base, bytes);
+    body();
     return TP_OK;
   } catch (python_error& error) {
     error.restore();
@@ -124,6 +118,18 @@ int32_t reach(uint64_t address, Access access) {
   }
 }
 
+// Runs `access` on a live region.
+template <class Access>
+int32_t reach(uint64_t address, Access access) {
+  const tp_engine_api* engine = tierpage::engine_now();
+  if (engine == nullptr || !tierpage::owns(*engine, reinterpret_cast<void*>(address))) return TP_OK;
+  return raising([&] {
+    uint64_t base = address;
+    const uint64_t bytes = engine->forked() != 0 ? 1 : engine->region_bytes(address, &base);
+    if (bytes > 0) access(engine, base, bytes);
+  });
+}
+
 }  // namespace
 
 TIERPAGE_EXPORT int32_t tierpage_torch_touch(uint64_t address) {
@@ -134,6 +140,25 @@ TIERPAGE_EXPORT int32_t tierpage_torch_touch(uint64_t address) {
 
 TIERPAGE_EXPORT int32_t tierpage_torch_hold(uint64_t address) {
   return reach(address, [](const tp_engine_api* engine, uint64_t base, uint64_t) { tierpage::raw_hold(engine, base); });
+}
+
+TIERPAGE_EXPORT int32_t tierpage_torch_run_deferred(uint64_t address) {
+  const tp_engine_api* engine = tierpage::engine_now();
+  if (engine == nullptr) return TP_OK;
+  return raising([&] {
+    if (address != 0) {
+      tierpage::settle_address(tierpage::thread_state(), engine, address);
+    } else {
+      tierpage::run_all_deferred(tierpage::thread_state(), engine);
+    }
+  });
+}
+
+// Tensors that operators no longer announce must not have anything deferred. The package has run it before; what fails
+// here has failed there as well.
+TIERPAGE_EXPORT void tierpage_torch_detach(void) {
+  if (tierpage_torch_run_deferred(0) != TP_OK) PyErr_Clear();
+  tierpage::attached_engine.store(nullptr, std::memory_order_release);
 }
 
 // Address of a StorageImpl's first byte, without fetching it and without meeting a guard.

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "torch/allocator.h"
+#include "torch/deferral.h"
 #include "torch/errors.h"
 #include "torch/list_ops.h"
 #include "torch/raw_access.h"
@@ -75,13 +76,14 @@ bool exceeds_run(const OperatorInfo& info, const c10::Stack& stack, ThreadState&
 }  // namespace
 
 void run_in_frame(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
-                  c10::Stack* stack, ThreadState& state, const tp_engine_api* engine) {
+                  c10::Stack* stack, ThreadState& state, const tp_engine_api* engine, bool* launched) {
   OperatorFrame frame(state, engine);
   try {
     announce(info, *stack, state);
     if (C10_UNLIKELY(__atomic_load_n(engine->wants_times, __ATOMIC_RELAXED) != 0) && state.scope_open && frame.outermost()) {
       engine->launching(state.scope, native_stream(*engine));
     }
+    if (launched != nullptr) *launched = true;
     op.redispatchBoxed(keys_below, stack);
     if (state.fresh_region && state.scope_open) announce_results(info, *stack, state);
   } catch (const PagedOutOfMemoryError& error) {
@@ -106,8 +108,9 @@ void Interceptor::operator()(const c10::OperatorHandle& op, c10::DispatchKeySet 
   } else if (C10_UNLIKELY(registrations_pending())) {
     register_pending();
   }
+  if (C10_UNLIKELY(deferral_concerns(*engine))) settle_operator(info, *stack, state, engine);
   if (C10_UNLIKELY(info.splittable) && exceeds_run(info, *stack, state, engine) &&
-      run_split(info, op, keys_below, stack, state, engine)) {
+      (defer_list(info, op, keys_below, stack, state, engine) || run_split(info, op, keys_below, stack, state, engine))) {
     return;
   }
   run_in_frame(info, op, keys_below, stack, state, engine);

@@ -27,8 +27,9 @@ class Interceptor final : public c10::OperatorKernel {
   std::shared_ptr<const std::atomic<bool>> retired_;
 };
 
-// Runs one operator in a frame of its own, without splitting. Also for each run of a split operator.
+// Runs one operator in a frame of its own, without splitting. Also for each run of a split operator, and for deferred
+// ones, which ask whether an exception came before or after the kernel began.
 void run_in_frame(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
-                  c10::Stack* stack, ThreadState& state, const tp_engine_api* engine);
+                  c10::Stack* stack, ThreadState& state, const tp_engine_api* engine, bool* launched = nullptr);
 
 }  // namespace tierpage

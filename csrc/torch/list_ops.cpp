@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <numeric>
 #include <string_view>
 #include <utility>
 
@@ -25,21 +26,6 @@ bool takes_scalar_tensor(const OperatorInfo& info) {
 bool belongs_to_index(const OperatorInfo& info, const c10::Argument& argument) {
   return argument.name() == "scalars" && argument.type()->kind() == c10::TypeKind::TensorType &&
          takes_scalar_tensor(info);
-}
-
-size_t list_length(const c10::IValue& value) { return value.isList() ? value.toListRef().size() : 0; }
-
-// The common length of all lists that are not empty (optimizers pass an empty list for a state they do not keep).
-// 0: there is none.
-size_t common_length(const OperatorInfo& info, const c10::IValue* values) {
-  size_t common = 0;
-  for (const ArgumentInfo& argument : info.list_arguments) {
-    const size_t length = list_length(values[argument.index]);
-    if (length == 0) continue;
-    if (common != 0 && length != common) return 0;
-    common = length;
-  }
-  return common;
 }
 
 // Paged bytes that one index needs: its elements of all lists, and new results as large as its first element.
@@ -76,21 +62,19 @@ std::vector<size_t> piece_ends(const OperatorInfo& info, const c10::IValue* valu
   return ends;
 }
 
-c10::IValue slice_list(const c10::IValue& value, size_t begin, size_t end) {
+c10::IValue select_elements(const c10::IValue& value, const std::vector<size_t>& indices) {
   const c10::List<c10::IValue> whole = value.toList();
   c10::impl::GenericList part(whole.elementType());
-  part.reserve(end - begin);
-  for (size_t index = begin; index < end; ++index) part.push_back(whole.get(index));
+  part.reserve(indices.size());
+  for (const size_t index : indices) part.push_back(whole.get(index));
   return part;
 }
 
 c10::Stack piece_arguments(const OperatorInfo& info, const c10::FunctionSchema& schema, const c10::IValue* values,
                            size_t begin, size_t end) {
-  c10::Stack piece(values, values + info.argument_count);
-  for (const ArgumentInfo& argument : info.list_arguments) {
-    if (list_length(values[argument.index]) == 0) continue;
-    piece[argument.index] = slice_list(values[argument.index], begin, end);
-  }
+  std::vector<size_t> indices(end - begin);
+  std::iota(indices.begin(), indices.end(), begin);
+  c10::Stack piece = select_indices(info, values, indices);
   for (size_t index = 0; index < schema.arguments().size(); ++index) {
     if (!belongs_to_index(info, schema.arguments()[index]) || !piece[index].isTensor()) continue;
     piece[index] = piece[index].toTensor().narrow(0, static_cast<int64_t>(begin), static_cast<int64_t>(end - begin));
@@ -124,6 +108,28 @@ bool scalar_tensors_fit(const OperatorInfo& info, const c10::FunctionSchema& sch
 }
 
 }  // namespace
+
+size_t list_length(const c10::IValue& value) { return value.isList() ? value.toListRef().size() : 0; }
+
+size_t common_length(const OperatorInfo& info, const c10::IValue* values) {
+  size_t common = 0;
+  for (const ArgumentInfo& argument : info.list_arguments) {
+    const size_t length = list_length(values[argument.index]);
+    if (length == 0) continue;
+    if (common != 0 && length != common) return 0;
+    common = length;
+  }
+  return common;
+}
+
+c10::Stack select_indices(const OperatorInfo& info, const c10::IValue* values, const std::vector<size_t>& indices) {
+  c10::Stack selected(values, values + info.argument_count);
+  for (const ArgumentInfo& argument : info.list_arguments) {
+    if (list_length(values[argument.index]) == 0) continue;
+    selected[argument.index] = select_elements(values[argument.index], indices);
+  }
+  return selected;
+}
 
 bool is_splittable(const c10::FunctionSchema& schema) {
   const std::string_view name = schema.name();

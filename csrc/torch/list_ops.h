@@ -6,12 +6,21 @@
 #include <ATen/core/function_schema.h>
 #include <ATen/core/stack.h>
 
+#include <vector>
+
 #include "torch/operator_info.h"
 
 namespace tierpage {
 
 // True for the _foreach_ and _fused_ operators whose result for an index depends on that index alone.
 bool is_splittable(const c10::FunctionSchema& schema);
+
+// The common length of all lists that are not empty, 0 where they differ. Optimizers pass an empty list for a state they
+// do not keep.
+size_t common_length(const OperatorInfo& info, const c10::IValue* values);
+size_t list_length(const c10::IValue& value);
+// The operator's arguments with these indices of its lists alone.
+c10::Stack select_indices(const OperatorInfo& info, const c10::IValue* values, const std::vector<size_t>& indices);
 
 // Runs the operator in pieces and leaves its results on the stack. False, with nothing done, when the arguments do not
 // allow it (lists of unlike length, one index only): then it has to run whole.

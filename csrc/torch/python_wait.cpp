@@ -71,4 +71,12 @@ int32_t wait_without_gil(const tp_engine_api* engine, tp_scope* scope) {
   return code;
 }
 
+void wait_without_gil(const std::function<bool(uint32_t)>& slice) {
+  GilRelease gil;
+  while (!slice(kSliceMilliseconds)) {
+    python_error error;
+    if (signal_raised(gil, error)) throw python_error(std::move(error));
+  }
+}
+
 }  // namespace tierpage

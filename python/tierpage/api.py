@@ -45,6 +45,7 @@ class Session:
                 self.config = in_force(config, self.runtime.config())
                 address = self.runtime.engine_api()
             self._range = native.EngineApi(address)
+            self.library.set_option("deferral", config.defer_updates)
             self.library.attach(address)
             attached = True
             self.wrappers.install()
@@ -93,7 +94,13 @@ class Session:
 
     def close(self) -> None:
         """Brings every page back and returns to plain torch. On failure everything stays as it was."""
-        self._close_runtime()
+        self.library.set_option("deferral", False)
+        try:
+            self.library.run_deferred(0)
+            self._close_runtime()
+        except BaseException:
+            self.library.set_option("deferral", self.config.defer_updates)
+            raise
         self.wrappers.remove()
         self.library.detach()
         _retired.append(self)
@@ -358,8 +365,10 @@ def pause(tag: str) -> int:
 
     Returns the bytes moved. Using such a tensor before :func:`resume` brings its pages back. Raises TierpageError.
     """
+    session = current()
+    session.library.run_deferred(0)
     with native.translated():
-        return int(current().runtime.pause(_tag(tag)))
+        return int(session.runtime.pause(_tag(tag)))
 
 
 def resume(tag: str) -> int:
@@ -387,6 +396,8 @@ def pin(*things: Any) -> Iterator[None]:
     if session is None or not addresses:
         yield
         return
+    for address in addresses:
+        session.library.run_deferred(address)
     with native.translated():
         handle = session.runtime.pin(addresses)
     try:

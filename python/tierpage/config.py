@@ -48,6 +48,7 @@ class Config:
     direct_io: bool = True
     trace_events_max: int = 1 << 18
     list_run_fraction: float = 0.0625
+    defer_updates: bool = True
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     in_force: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
@@ -200,6 +201,7 @@ SETTINGS: dict[str, Parser] = {
     "direct_io": _parse_bool,
     "trace_events_max": _parse_count(0, 1 << 28),
     "list_run_fraction": _parse_share,
+    "defer_updates": _parse_bool,
 }
 
 

@@ -23,7 +23,8 @@ from tierpage import errors
 
 TORCH_REQUIREMENT = "torch>=2.11,<2.14"
 _LIBRARY = re.compile(r"libtierpage_torch_(\d+)_(\d+)\.so")
-_COUNTERS = {"operators.seen": 0, "operators.paged": 1, "operators.split": 2, "raw_pointer_touches.count": 3}
+_COUNTERS = {"operators.seen": 0, "operators.paged": 1, "operators.split": 2, "raw_pointer_touches.count": 3,
+             "updates.deferred": 4}  # fmt: skip
 Result = TypeVar("Result")
 
 
@@ -169,6 +170,8 @@ class TorchLibrary:
         self._counter = function("tierpage_torch_counter", ctypes.c_uint64, ctypes.c_int32)
         self.touch = function("tierpage_torch_touch", ctypes.c_int32, ctypes.c_uint64)
         self.hold = function("tierpage_torch_hold", ctypes.c_int32, ctypes.c_uint64)
+        self.run_deferred = function("tierpage_torch_run_deferred", ctypes.c_int32, ctypes.c_uint64)
+        self._set_option = function("tierpage_torch_set_option", ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32)
         self._storage_address = function("tierpage_torch_storage_address", ctypes.c_uint64, ctypes.c_uint64)
 
     def _check(self, code: int) -> None:
@@ -182,12 +185,16 @@ class TorchLibrary:
             self._installed = True
         self._check(self._attach(engine_api, ctypes.addressof(self._error_types)))
 
+    def set_option(self, name: str, value: bool) -> None:
+        """Switches a behaviour of the library that csrc/engine/engine_api.h lists."""
+        self._check(self._set_option(name.encode(), int(value)))
+
     def detach(self) -> None:
         """Back to plain torch; tensors that are paged keep their memory until they are freed."""
         self._detach()
 
     def counters(self) -> dict[str, int]:
-        """Operators seen, with paged arguments, split, and raw pointers touched, since the process began."""
+        """Operators seen, with paged arguments, split, raw pointers touched, and indices deferred, since the process began."""
         return {name: int(self._counter(which)) for name, which in _COUNTERS.items()}
 
     def storage_address(self, storage: torch.UntypedStorage) -> int:
@@ -206,7 +213,7 @@ class EngineApi:
             ("range_bytes", ctypes.c_uint64),
         ]
 
-    VERSION = 3
+    VERSION = 4
 
     def __init__(self, address: int) -> None:
         head = self._Head.from_address(address)

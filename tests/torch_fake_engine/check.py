@@ -14,6 +14,7 @@ import time
 import programs
 import torch
 
+HAS_HOOK = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 13)
 MIN_PAGED_BYTES = 1024
 OUT_OF_MEMORY, UNAVAILABLE, CODES = 2, 7, 11
 
@@ -113,6 +114,61 @@ def check_splitting(setup):
     engine.fake_set_run_bytes_max(2**63)
     assert sizes == [80_000, 28_000], sizes
     print("ok  splitting releases what a run has finished", flush=True)
+
+
+def check_deferral(setup):
+    """Fused optimizers whose indices run when they are next used, against the same program in its own order."""
+    library, engine = setup.library, setup.engine
+    engine.fake_set_run_bytes_max(1)
+    engine.fake_set_defers(1)
+    for hook in (1, 0) if HAS_HOOK else (0,):
+        library.tierpage_torch_set_option(b"materializer", hook)
+        before = library.tierpage_torch_counter(4)
+        check_programs(setup, programs.DEFERRED, f"deferred, hook {hook}")
+        assert library.tierpage_torch_counter(4) > before
+    library.tierpage_torch_set_option(b"deferral", 0)
+    before = library.tierpage_torch_counter(4)
+    check_programs(setup, programs.DEFERRED, "deferral switched off")
+    assert library.tierpage_torch_counter(4) == before
+    library.tierpage_torch_set_option(b"deferral", 1)
+    check_deferred_failure(setup)
+    engine.fake_set_defers(0)
+    engine.fake_set_run_bytes_max(2**63)
+    print("ok  deferral", flush=True)
+
+
+def fused_step(parameters, lr=0.1):
+    optimizer = torch.optim.AdamW(parameters, lr=lr, fused=True)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def check_deferred_failure(setup):
+    """What fails before its kernel stays deferred, raises where the parameter is used, and runs once afterwards."""
+    expected = [torch.full((40, 40), 2.0) for _ in range(3)]
+    fused_step(expected)
+    with setup:
+        late = [torch.full((40, 40), 2.0) for _ in range(3)]
+        fused_step(late)
+        setup.engine.fake_set_budget(10_000)
+        expect(FakeOutOfMemoryError, " out of memory.", lambda: late[1].sum())
+        expect(FakeOutOfMemoryError, " out of memory.", lambda: late[1].sum())
+        setup.engine.fake_set_budget(2**63)
+        late[1].sum()
+        late[1].sum()
+        assert [setup.bits(x) for x in late] == [setup.bits(x) for x in expected]
+        fused_step(late)
+        setup.engine.fake_set_wait_slices(100_000)
+        ticker = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
+        ticker.start()
+        expect(KeyboardInterrupt, "", lambda: late[0].sum())
+        ticker.join()
+        setup.engine.fake_set_wait_slices(0)
+        fused_step(expected)
+        assert [setup.bits(x) for x in late] == [setup.bits(x) for x in expected]
+    print("ok  a deferred index that cannot run stays deferred", flush=True)
 
 
 def check_out_of_memory(setup):
@@ -260,13 +316,15 @@ def main():
         ("before install, view", nanoseconds_per_call(small.t)),
     ]
     setup = Setup(sys.argv[1], sys.argv[2])
-    has_hook = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 13)
+    has_hook = HAS_HOOK
     for hook in (1, 0) if has_hook else (0,):
         assert setup.library.tierpage_torch_set_option(b"materializer", hook) == 0
         selected = programs.PROGRAMS + ([programs.raw_pointers] if hook else [])
         check_programs(setup, selected, f"hook {hook}")
     setup.library.tierpage_torch_set_option(b"materializer", int(has_hook))
     check_splitting(setup)
+    check_deferral(setup)
+    setup.library.tierpage_torch_set_option(b"materializer", int(has_hook))
     check_out_of_memory(setup)
     check_exceptions(setup)
     check_interrupt(setup)

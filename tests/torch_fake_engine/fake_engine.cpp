@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -45,6 +46,7 @@ uint64_t next_address = 0;
 uint64_t run_bytes_max = ~0ull;
 uint64_t budget = ~0ull;
 int64_t wait_slices = 0;
+int32_t defers = 0;
 uint64_t begins = 0;
 uint64_t evictions = 0;
 uint64_t largest_scope = 0;
@@ -211,6 +213,14 @@ int32_t touch(tp_scope* scope, uint64_t address, uint32_t keep) {
 uint64_t list_run_bytes_max() { return run_bytes_max; }
 constexpr int32_t wants_times = 1;
 void launching(tp_scope*, uint64_t) {}
+int32_t may_defer(uint64_t) { return defers; }
+int32_t held(const uint64_t* addresses, size_t count) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return std::any_of(addresses, addresses + count, [](uint64_t address) {
+    const auto found = region_at(address);
+    return found == regions.end() || found->second.readers > 0 || found->second.writers > 0;
+  });
+}
 void set_native_reserved(uint64_t) {}
 uint64_t make_room(uint64_t) { return 0; }
 
@@ -240,12 +250,14 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
   table = tp_engine_api{TIERPAGE_ENGINE_API_VERSION, sizeof(tp_engine_api), next_address, kRangeBytes,
                         min_paged_bytes, 1, 0, 0, scope_create, scope_destroy, scope_open, begin, wait, cancel, seen,
                         scope_close, error_message, wants, allocate, allocate_result, deallocate, record_stream,
-                        region_bytes, touch, list_run_bytes_max, set_native_reserved, make_room, &wants_times, launching, forked};
+                        region_bytes, touch, list_run_bytes_max, may_defer, held, set_native_reserved, make_room,
+                        &wants_times, launching, forked};
   return &table;
 }
 
 extern "C" void fake_set_run_bytes_max(uint64_t bytes) { run_bytes_max = bytes; }
 extern "C" void fake_set_budget(uint64_t bytes) { budget = bytes; }
+extern "C" void fake_set_defers(int32_t yes) { defers = yes; }
 extern "C" void fake_set_wait_slices(int64_t slices) { wait_slices = slices; }
 extern "C" uint64_t fake_begins() { return begins; }
 extern "C" uint64_t fake_evictions() { return evictions; }

@@ -236,6 +236,114 @@ def raw_pointers():
     return [x, torch.from_numpy(array.copy()), shared]
 
 
+def parameters(count=4):
+    return [torch.randn(40, 20 + i) for i in range(count)]
+
+
+def fused_adamw(tensors, lr=0.1):
+    return torch.optim.AdamW([{"params": tensors}], lr=lr, fused=True)
+
+
+def give_gradients(tensors):
+    for tensor in tensors:
+        tensor.grad = torch.randn_like(tensor)
+
+
+def uses_after_a_step():
+    """Every way to look at, or to write to, what a fused optimizer has just changed."""
+    results = []
+    uses = [
+        lambda x, state: x.sum(),
+        lambda x, state: x.t()[3].clone(),
+        lambda x, state: x.grad.clone(),
+        lambda x, state: state["exp_avg"].abs(),
+        lambda x, state: x.add_(1).clone(),
+        lambda x, state: x.grad.zero_().clone(),
+        lambda x, state: state["exp_avg_sq"].fill_(0.5).clone(),
+        lambda x, state: x.detach().view(-1)[7:9].mul_(2).clone(),
+        lambda x, state: torch.stack([x, x]),
+        lambda x, state: torch.cat(torch._foreach_mul([x, x.grad], 2)),
+        lambda x, state: x.copy_(torch.zeros_like(x)).clone(),
+    ]
+    for use in uses:
+        tensors = parameters()
+        optimizer = fused_adamw(tensors)
+        give_gradients(tensors)
+        optimizer.step()
+        results += [use(tensors[1], optimizer.state[tensors[1]]), use(tensors[3], optimizer.state[tensors[3]])]
+        results += tensors + [value for state in optimizer.state.values() for value in state.values()]
+    return results
+
+
+def steps_without_use():
+    """Parameters that nothing uses for several steps: each step must see the counts and the rate of its own time."""
+    tensors = parameters()
+    rate = torch.tensor(0.1)
+    optimizer = fused_adamw(tensors, lr=rate)
+    for step in range(4):
+        give_gradients(tensors)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=step % 2 == 0)
+        rate.mul_(0.5)
+        if step == 2:
+            tensors[0].mul_(1.5)
+    return tensors + [value for state in optimizer.state.values() for value in state.values()]
+
+
+def replaced_after_a_step():
+    """Other data, other gradients, freed parameters: the step still works on what it was called with."""
+    tensors = parameters()
+    optimizer = fused_adamw(tensors)
+    give_gradients(tensors)
+    old_bytes, old_gradient = tensors[0].detach(), tensors[1].grad
+    optimizer.step()
+    tensors[0].data = torch.ones(40, 20)
+    tensors[1].grad = torch.ones_like(tensors[1])
+    tensors[2].grad = None
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    kept = tensors[:3]
+    del tensors, optimizer
+    return kept + [old_bytes, old_gradient] + states
+
+
+def shared_storages():
+    """Parameters that are views of one tensor, and one that is given twice."""
+    flat = torch.randn(4, 40, 40)
+    views = list(flat.unbind(0)) + [torch.randn(40, 40)]
+    optimizer = fused_adamw(views)
+    give_gradients(views)
+    optimizer.step()
+    give_gradients(views)
+    optimizer.step()
+    return [flat, *views]
+
+
+def used_in_threads():
+    tensors = parameters(12)
+    optimizer = fused_adamw(tensors)
+    results = []
+    for _ in range(3):
+        give_gradients(tensors)
+        optimizer.step()
+        sums = [[None] * len(tensors) for _ in range(3)]
+
+        def read(row):
+            for index, tensor in enumerate(tensors):
+                row[index] = tensor.sum()
+
+        threads = [threading.Thread(target=read, args=(row,)) for row in sums]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        results += [value for row in sums for value in row]
+    return results + tensors
+
+
+DEFERRED = [
+    adamw_fused, sgd_and_others, checkpointing, autocast, uses_after_a_step, steps_without_use, replaced_after_a_step,
+    shared_storages, used_in_threads,
+]  # fmt: skip
 PROGRAMS = [
     train, adamw_single, adamw_foreach, adamw_fused, sgd_and_others, foreach_operators, convolution,
     batch_norm_statistics, recurrent, attention, sparse_embedding, checkpointing, backward_in_threads, threads_at_once,

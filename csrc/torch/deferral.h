@@ -1,0 +1,55 @@
+// Deferred list operators: a fused optimizer step over more than fits on the device does not run at once. Each index, a
+// parameter with its gradient and states, runs when one of its tensors is next used: mostly in the next forward pass,
+// whose kernels then hide the transfers, where the optimizer's own phase has hardly a kernel to hide them behind.
+//
+// Every use sees what it would see in the program's order:
+//  (1) The result of an index depends on its own tensors alone (is_splittable), so the order of indices is free.
+//  (2) Whoever uses a region of a deferred index runs that index first: operators (the interceptor), raw pointers
+//      (raw_touch, raw_hold), and, for all indices, pin, pause, disable and a graph's capture (run_all_deferred).
+//  (3) Tensors whose use we do not see, because they are not paged (step counts, a learning rate), are copied when the
+//      operator is deferred; regions to which somebody holds a raw pointer are not deferred.
+//  (4) An index keeps its tensors alive, as new objects: neither freeing a gradient nor giving a parameter other data
+//      changes what it works on.
+//  (5) Indices run on the stream of the operator that was deferred, so they stand behind what was queued there before.
+//      What the program queued on another stream may have waited for that stream before the index ran. So a stream waits
+//      for the deferred indices' stream at its first operator after any of them ran (streams_to_wait).
+//  (6) Two threads that use one index: the first runs it, the second waits, without the GIL, until it is launched.
+//  (7) What fails before its kernel is launched (no memory, Ctrl-C, a disk error) stays deferred and raises in the
+//      operator that needed it; nothing runs twice.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+
+#include <atomic>
+
+#include "torch/operator_info.h"
+
+namespace tierpage {
+
+extern std::atomic<bool> deferral_wanted;
+
+// What the operators look at: how many indices wait, and whether any ever ran late.
+extern std::atomic<uint32_t> deferred_count;
+extern std::atomic<uint64_t> late_runs;
+extern std::atomic<uint64_t> late_stream;  // native; all deferred indices have the same
+
+// Whether this thread's next operator may have to run or to wait for something deferred.
+inline bool deferral_concerns(const tp_engine_api& engine) {
+  if (deferred_count.load(std::memory_order_acquire) != 0) return true;
+  return late_runs.load(std::memory_order_relaxed) != 0 && engine.device_type != 0 &&
+         native_stream(engine) != late_stream.load(std::memory_order_relaxed);
+}
+
+// Before an operator: runs what is deferred of the regions that it uses, and orders its stream behind what ran late.
+void settle_operator(const OperatorInfo& info, const c10::Stack& stack, ThreadState& state, const tp_engine_api* engine);
+// The same before a raw pointer to this region is handed out.
+void settle_address(ThreadState& state, const tp_engine_api* engine, uint64_t address);
+// All of it. Throws what the first that fails throws; the others stay deferred.
+void run_all_deferred(ThreadState& state, const tp_engine_api* engine);
+
+// Defers the indices of a list operator that may wait and runs the others. False, with nothing done, where none may.
+bool defer_list(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
+                c10::Stack* stack, ThreadState& state, const tp_engine_api* engine);
+
+}  // namespace tierpage

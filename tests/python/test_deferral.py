@@ -1,0 +1,168 @@
+"""Fused optimizer steps that run parameter by parameter when next used: same bits, whoever looks first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import harness
+import tierpage
+
+CUDA = harness.DEVICE == "cuda"
+SIZE = 2048 if CUDA else 256  # a parameter has 16 MiB or 256 KiB; all tensors of a step 64 times as much
+LAYERS = 12
+SMALL, LARGE = ("512MiB", "4GiB") if CUDA else ("4MiB", "128MiB")
+JUST_ENOUGH = "352MiB" if CUDA else "10MiB"
+
+
+@pytest.fixture
+def tight(options: dict[str, Any]) -> dict[str, Any]:
+    """Device memory for a third of parameters, gradients and states."""
+    return {**options, "device_budget": SMALL, "host_budget": "4GiB", "list_run_fraction": 0.05}
+
+
+def model(device: str) -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(*(nn.Linear(SIZE, SIZE, bias=False) for _ in range(LAYERS))).to(device)
+
+
+def train(device: str, steps: int = 4, after: Callable[[nn.Module, torch.optim.Optimizer], Any] = lambda *_: None) -> list[Any]:
+    """Losses, parameters and states, and whatever ``after`` each step gives."""
+    network = model(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+    seen = []
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        batch = torch.randn(16, SIZE, generator=generator).to(device)
+        network(batch).square().mean().backward()
+        optimizer.step()
+        seen.append(after(network, optimizer))
+        optimizer.zero_grad()
+    seen += [parameter.detach().cpu() for parameter in network.parameters()]
+    for state in optimizer.state.values():
+        seen += [state["exp_avg"].cpu(), state["exp_avg_sq"].cpu()]
+    return seen
+
+
+def same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first.cpu(), second.cpu())
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)
+
+
+def deferred() -> int:
+    return int(tierpage.memory_stats()["updates.deferred"])
+
+
+def layer(network: nn.Module) -> torch.Tensor:
+    return next(iter(network.parameters()))
+
+
+LOOKS: dict[str, Callable[[nn.Module, torch.optim.Optimizer], Any]] = {
+    "nothing": lambda network, optimizer: None,
+    "norm": lambda network, optimizer: [p.norm().cpu() for p in network.parameters()],
+    "gradient": lambda network, optimizer: layer(network).grad.clone().cpu(),
+    "numpy": lambda network, optimizer: layer(network).detach().cpu().numpy().sum().item(),
+    "tolist": lambda network, optimizer: layer(network)[0].tolist(),
+    "state_dict": lambda network, optimizer: [v.cpu() for v in network.state_dict().values()],
+    "clamp": lambda network, optimizer: layer(network).data.clamp_(-0.01, 0.01).cpu(),
+    "foreach": lambda network, optimizer: torch._foreach_mul_([p.data for p in network.parameters()], 0.99),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_bits_whoever_looks_first(tight: dict[str, Any], device: str, look: str) -> None:
+    after = LOOKS[look]
+    plain = train(device, after=after)
+    with tierpage.enable(**tight):
+        before = deferred()
+        paged = train(device, after=after)
+        assert deferred() > before
+    assert look == "foreach" or same(plain[:4], paged[:4])
+    assert same(plain[4:], paged[4:])
+
+
+def test_switched_off(tight: dict[str, Any], device: str) -> None:
+    plain = train(device)
+    with tierpage.enable(**tight, defer_updates=False):
+        before = deferred()
+        assert same(plain, train(device))
+        assert deferred() == before
+
+
+def test_nothing_is_deferred_where_all_fits(options: dict[str, Any], device: str) -> None:
+    with tierpage.enable(**{**options, "device_budget": LARGE, "list_run_fraction": 0.01}):
+        before = deferred()
+        train(device)
+        assert deferred() == before
+
+
+def test_nothing_is_deferred_without_room_for_what_is_kept(tight: dict[str, Any], device: str) -> None:
+    plain = train(device)
+    with tierpage.enable(**{**tight, "host_budget": JUST_ENOUGH}):
+        before = deferred()
+        assert same(plain, train(device))
+        assert deferred() == before
+
+
+@pytest.mark.parametrize("way", ["pin", "disable", "pause", "data_ptr"])
+def test_what_reads_past_operators_runs_it_first(tight: dict[str, Any], device: str, way: str) -> None:
+    plain = model(device)
+    step_once(plain)
+    with tierpage.enable(**tight):
+        with tierpage.paged("weights"):
+            network = model(device)
+        step_once(network)
+        weight = layer(network)
+        if way == "pin":
+            with tierpage.pin(weight):
+                step_once(network)  # pinned: not deferred
+                step_once(plain)
+        elif way == "pause":
+            tierpage.pause("weights")
+        elif way == "data_ptr":
+            assert weight.data_ptr() != 0
+        else:
+            tierpage.disable()
+        assert same(list(network.parameters()), list(plain.parameters()))
+        del network, weight
+
+
+def step_once(network: nn.Module) -> None:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5, fused=True)
+    for parameter in network.parameters():
+        parameter.grad = parameter.detach() * 0.5
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.skipif(not CUDA, reason="streams are CUDA's")
+def test_another_stream_sees_what_ran_late(tight: dict[str, Any], device: str) -> None:
+    def run() -> list[torch.Tensor]:
+        network = model(device)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+        average = [torch.zeros_like(p) for p in network.parameters()]
+        side = torch.cuda.Stream()
+        for _ in range(6):
+            network(torch.ones(16, SIZE, device=device)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            side.wait_stream(torch.cuda.current_stream())
+            network(torch.ones(4096, SIZE, device=device))  # runs what was deferred, after what `side` waits for
+            with torch.cuda.stream(side), torch.no_grad():
+                for mean, parameter in zip(average, network.parameters(), strict=True):
+                    mean.lerp_(parameter, 0.5)
+            torch.cuda.current_stream().wait_stream(side)
+        return [mean.cpu() for mean in average]
+
+    plain = run()
+    with tierpage.enable(**tight):
+        before = deferred()
+        assert same(plain, run())
+        assert deferred() > before
