@@ -21,6 +21,7 @@ for step in $steps; do
         for mode in "" --hooks; do TIERPAGE_CONF="frame_bytes_max:$size" train --device-budget 16GiB --no-plain $mode; done
       done ;;
     lists) TIERPAGE_TEST_DEVICE=cuda timeout 200 python3 -m pytest -q tests/python/test_stats.py tests/python/test_api_bad_input.py 2>&1 | tail -15 ;;
+    deferral) TIERPAGE_TEST_DEVICE=cuda timeout 300 python3 -m pytest -q -x tests/python/test_deferral.py 2>&1 | tail -15 ;;
     bits) STEPS=bits bash tests/gpu/full_size.sh ;;
   esac
 done
