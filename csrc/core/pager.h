@@ -347,6 +347,7 @@ class Pager {
   bool fetch_early(RegionId region, uint64_t distance, Ahead& ahead);
   uint64_t fresh_bytes_lately();
   void renew_residency_plan();
+  uint64_t cached_bytes_aside() const;
   bool planned_to_stay(RegionId region) const;
   bool planned_to_be_written(RegionId region) const;
   MinPolicy::Next next_use(RegionId region);
