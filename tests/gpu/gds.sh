@@ -23,8 +23,16 @@ print("peer to peer:", module.storage_peer_to_peer() or "may work")
 print("rdma capable frames:", module.probe_device("cuda", 0).get("rdma_capable"))
 for straight in (False, True):
     print("peer_to_peer" if straight else "kvikio bounces", json.dumps(module.compare_storage("cuda", 0, directory, straight)))
+class Bounced(storage.Backend):
+    """Pages go to and from device memory through kvikio's own buffers: the engine's road without the drive's."""
+    def engine_options(self):
+        return {"storage_extension": True, "storage_peer_to_peer": False, "storage_to_device": True}
 sizes = {"device_budget": "256MiB", "host_budget": "80MiB", "nvme_budget": "4GiB"}
-for asked, verify in (("auto", "read"), ("auto", "off"), ("direct", "read"), ("kvikio", "read"), ("kvikio", "off")):
+choose = storage.choose
+cases = (("auto", "read", 0), ("auto", "off", 0), ("direct", "read", 0), ("direct", "off", 0), ("kvikio", "read", 0),
+         ("kvikio", "off", 0), ("kvikio", "off", 1))
+for asked, verify, bounced in cases:
+    storage.choose = (lambda config: Bounced("kvikio", "forced by this test")) if bounced else choose
     with tierpage.enable(directory, storage_backend=asked, verify=verify, **sizes) as pager:
         tensors = [torch.full((16 << 20,), float(i), device="cuda") for i in range(16)]  # 1 GiB
         torch.cuda.synchronize()
