@@ -14,6 +14,8 @@ VENV=$ROOT/.venv
 TORCH_PIN="torch==2.13.0"
 TORCH_RANGE="torch>=2.11,<2.14"
 BUILD_PACKAGES=("scikit-build-core>=0.11" "pybind11>=2.13" ninja "nvidia-cuda-runtime==13.*" "nvidia-cuda-crt==13.*")
+# What the optional extension _kvikio needs (10 MB, without what kvikio brings along: nothing here may move torch's CUDA).
+KVIKIO_PACKAGES=("libkvikio-cu13==26.10.*" "rapids-logger==0.3.*" nvidia-cufile)
 TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen)
 TEST_PROGRAMS=(ruff)
 JOBS=${JOBS:-$(nproc)}
@@ -89,6 +91,16 @@ install_torch() {
   "$VENV/bin/pip" install -q "$wanted"
 }
 
+kvikio_packages() {  # TIERPAGE_TEST_KVIKIO=1: the tests of the extension must run
+  if "$VENV/bin/pip" install -q --no-deps "${KVIKIO_PACKAGES[@]}"; then
+    export TIERPAGE_TEST_KVIKIO=1
+  elif [[ ${TIERPAGE_TEST_KVIKIO:-} == 1 ]]; then
+    fail "TIERPAGE_TEST_KVIKIO=1, but pip cannot install ${KVIKIO_PACKAGES[*]}"
+  else
+    say "pip cannot install ${KVIKIO_PACKAGES[*]}: the tests of the kvikio extension are skipped"
+  fi
+}
+
 setup() {
   system_packages g++=g++ cmake=cmake
   make_venv
@@ -99,7 +111,11 @@ setup() {
 
 native_suites() {  # $1: folder under build/, $2: sanitizer or empty
   say "C++ suites${2:+ under the $2 sanitizer}"
-  cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_SANITIZER="$2" \
+  # kvikio's own code is not instrumented: with a sanitizer there is nothing to learn.
+  local kvikio=(-DTIERPAGE_KVIKIO=OFF)
+  [[ -z $2 ]] && kvikio=(-DTIERPAGE_KVIKIO=ON)
+  [[ -z $2 && ${TIERPAGE_TEST_KVIKIO:-} == 1 ]] && kvikio+=(-DCMAKE_REQUIRE_FIND_PACKAGE_Kvikio=ON)
+  cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_SANITIZER="$2" "${kvikio[@]}" \
     -DPython_EXECUTABLE="$VENV/bin/python" >"build/$1.log" || { cat "build/$1.log"; return 1; }
   cmake --build "build/$1" -j "$JOBS"
   local only=()
@@ -109,6 +125,8 @@ native_suites() {  # $1: folder under build/, $2: sanitizer or empty
 
 run_tests() {
   system_packages /usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build
+  make_venv
+  kvikio_packages
   setup
   "$VENV/bin/pip" install -q "${TEST_PACKAGES[@]}"
   # An environment that inherits counts a program of the outer Python as installed, and leaves .venv/bin without it.

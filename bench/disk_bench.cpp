@@ -1,7 +1,9 @@
 // Disk rate by request size and requests in flight, through DirectStore into huge pages.
 //
-//   disk_bench DIRECTORY [MIB = 1024] [REPEATS = 3] [read = check reads | off]     one JSON line a row: the median rate
-//                                                       of the repeats, and the processor time that they cost
+//   disk_bench [--store EXTENSION] DIRECTORY [MIB = 1024] [REPEATS = 3] [read = check reads | off]
+//                                                       one JSON line a row: the median rate of the repeats, and the
+//                                                       processor time that they cost. EXTENSION is a storage extension
+//                                                       (python/tierpage/_kvikio_*.so), else the system's own calls
 //   disk_bench --smoke                                  tiny, in a temporary directory
 //
 // The last line proves that the bytes are right: `result_hash` covers what was read back, depends on the size alone
@@ -22,6 +24,7 @@
 
 #include "tiers/block_store.h"
 #include "tiers/host_arena.h"
+#include "tiers/storage_extension.h"
 
 namespace {
 
@@ -126,6 +129,7 @@ void add_up(std::byte* buffer, uint64_t offset, uint64_t bytes, uint64_t* hash) 
 }
 
 struct Plan {
+  std::string extension;  // empty: the system's own calls
   std::string directory;
   uint64_t total = kGiB;
   int repeats = 3;
@@ -141,7 +145,12 @@ int run(const Plan& plan) {
   options.worker_count = 16;
   options.verify = plan.verify;
   std::unique_ptr<BlockStore> store;
-  if (Status status = make_direct_store(options, &store); !status.ok()) give_up(status);
+  const bool extended = !plan.extension.empty();
+  if (extended) {
+    if (Status status = load_storage_extension(plan.extension); !status.ok()) give_up(status);
+  }
+  const IoTable& calls = extended ? extension_io_table() : system_io_table();
+  if (Status status = make_direct_store(options, calls, &store); !status.ok()) give_up(status);
   HostArenaOptions arena_options;
   arena_options.capacity_bytes = plan.depths.back() * plan.request_bytes.back();
   std::unique_ptr<HostArena> arena;
@@ -167,11 +176,11 @@ int run(const Plan& plan) {
         const double processor = processor_seconds() - processor_start;
         std::sort(rates.begin(), rates.end());
         printf("{\"bench\": \"disk\", \"operation\": \"%s\", \"request_mib\": %llu, \"depth\": %llu, \"mode\": \"%s\", "
-               "\"verify\": \"%s\", \"gb_per_second\": %.3f, \"slowest\": %.3f, \"fastest\": %.3f, "
+               "\"store\": \"%s\", \"verify\": \"%s\", \"gb_per_second\": %.3f, \"slowest\": %.3f, \"fastest\": %.3f, "
                "\"processor_seconds_per_gb\": %.4f}\n",
                operation == StoreOperation::kRead ? "read" : "write",
                static_cast<unsigned long long>(request_bytes / kMiB), static_cast<unsigned long long>(depth),
-               mode.c_str(), plan.verify ? "read" : "off", rates[rates.size() / 2], rates.front(), rates.back(),
+               mode.c_str(), extended ? storage_extension()->name : "system", plan.verify ? "read" : "off", rates[rates.size() / 2], rates.front(), rates.back(),
                processor / (static_cast<double>(plan.total) / 1e9 * plan.repeats));
         fflush(stdout);
       }
@@ -215,13 +224,18 @@ int run_smoke() {
 int main(int argc, char** argv) {
   if (argc == 2 && strcmp(argv[1], "--smoke") == 0) return run_smoke();
   Plan plan;
+  if (argc > 2 && strcmp(argv[1], "--store") == 0) {
+    plan.extension = argv[2];
+    argc -= 2;
+    argv += 2;
+  }
   const uint64_t mebibytes = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1024;
   plan.total = mebibytes / 16 * 16 * kMiB;
   plan.repeats = argc > 3 ? atoi(argv[3]) : 3;
   const std::string verify = argc > 4 ? argv[4] : "read";
   plan.verify = verify == "read";
   if (argc < 2 || argc > 5 || plan.total == 0 || plan.repeats < 1 || (verify != "read" && verify != "off")) {
-    fprintf(stderr, "usage: disk_bench DIRECTORY [MIB, at least 16] [REPEATS] [read|off] | --smoke\n");
+    fprintf(stderr, "usage: disk_bench [--store EXTENSION] DIRECTORY [MIB, at least 16] [REPEATS] [read|off] | --smoke\n");
     return 2;
   }
   plan.directory = argv[1];

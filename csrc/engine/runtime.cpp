@@ -7,6 +7,7 @@
 #include <chrono>
 
 #include "tiers/quiet_thread.h"
+#include "tiers/storage_extension.h"
 
 namespace tierpage {
 namespace {
@@ -96,7 +97,8 @@ Status Runtime::open() {
   device_budget_ = options_.device_bytes_max;
   if (!arena_) pager_->host_space_ready(0, true);
   opened_ns_ = last_progress_ns_ = last_tick_ns_ = steady_ns();
-  transfers_ = std::make_unique<TransferEngine>(*backend_, arena_.get(), store_.get(), ring_.get(), log_, 16 * kMiB);
+  transfers_ = std::make_unique<TransferEngine>(*backend_, arena_.get(), store_.get(), ring_.get(), log_, 16 * kMiB,
+                                                options_.storage_to_device);
   fill_api();
   return Status::success();
 }
@@ -141,6 +143,17 @@ Status Runtime::open_backend() {
   return make_host_backend(host, &backend_);
 }
 
+Status Runtime::check_storage_extension() const {
+  if (options_.storage_extension && storage_extension() == nullptr) {
+    return Status::error(StatusCode::kUnavailable, "no storage extension has been loaded");
+  }
+  if (options_.storage_to_device && options_.verify) {
+    return Status::error(StatusCode::kInvalidArgument,
+                         "pages that pass no RAM cannot be checked: give verify=\"off\" with a store that reaches the device");
+  }
+  return Status::success();
+}
+
 Status Runtime::open_lower_tiers() {
   const auto lock = [this](void* memory, uint64_t bytes) { return backend_->lock_host(memory, bytes); };
   const auto unlock = [this](void* memory) { backend_->unlock_host(memory); };
@@ -164,10 +177,14 @@ Status Runtime::open_lower_tiers() {
     store.direct = options_.direct_io;
     store.verify = options_.verify;
     store.verify_unit_bytes = checked_unit_bytes(pager_config_.span_bytes_min, options_.staging_slot_bytes);
-    Status status = make_direct_store(store, &store_);
+    if (Status status = check_storage_extension(); !status.ok()) return status;
+    const IoTable& calls = options_.storage_extension ? extension_io_table(options_.storage_peer_to_peer) : system_io_table();
+    Status status = make_direct_store(store, calls, &store_);
     if (!status.ok()) return status;
   }
   storage_description_ = store_->description();
+  if (options_.storage_extension) storage_description_ += std::string(", ") + storage_extension()->name;
+  if (options_.storage_to_device) storage_description_ += ", to and from device memory";
   store_->set_wake([](void* self) { static_cast<Runtime*>(self)->wake(); }, this);
   ring_ = std::make_unique<StagingRing>(options_.staging_slot_bytes, options_.staging_slots);
   if (options_.cuda) return ring_->open(lock, unlock);

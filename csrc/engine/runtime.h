@@ -62,6 +62,9 @@ struct RuntimeOptions {
   uint32_t staging_slots = 8;
   int io_workers = 8;
   bool direct_io = true;
+  bool storage_extension = false;    // the loaded one reads and writes the spill file
+  bool storage_peer_to_peer = false;  // which then must go from drive to device
+  bool storage_to_device = false;    // and reaches the device's memory: pages to and from NVMe pass no RAM, unchecked
   bool verify = true;                // pages that come back from the NVMe tier are checked
   uint64_t trace_events_max = 1u << 16;
   double list_run_fraction = 0.0625;
@@ -218,6 +221,7 @@ class Runtime {
   Status open();
   Status open_backend();
   Status take_ring_from_host_budget();
+  Status check_storage_extension() const;
   Status open_lower_tiers();
   Status publish();
   void fill_api();

@@ -24,8 +24,14 @@ constexpr size_t kDiskRequestsMax = 16;
 }  // namespace
 
 TransferEngine::TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingRing* ring,
-                               EventLog& log, uint64_t piece_bytes)
-    : backend_(backend), arena_(arena), store_(store), ring_(ring), log_(log), piece_bytes_(piece_bytes) {}
+                               EventLog& log, uint64_t piece_bytes, bool store_reaches_device)
+    : backend_(backend),
+      arena_(arena),
+      store_(store),
+      ring_(ring),
+      log_(log),
+      piece_bytes_(piece_bytes),
+      store_reaches_device_(store_reaches_device) {}
 
 void TransferEngine::detach_lower_tiers() {
   arena_ = nullptr;
@@ -113,7 +119,8 @@ void TransferEngine::cut(const Action& action) {
   const bool uses_device = action.kind == ActionKind::kFetch || action.kind == ActionKind::kWriteBack;
   const bool uses_host = !uses_device || action.lower == Tier::kHost;
   const bool uses_nvme = !uses_device || action.lower == Tier::kNvme;
-  const bool staged = uses_device && uses_nvme;
+  const bool past_host = uses_device && uses_nvme;
+  const bool staged = past_host && !store_reaches_device_;
   uint64_t limit = action.kind == ActionKind::kWriteBack ? std::min(piece_bytes_, kDownPieceBytes) : piece_bytes_;
   if (staged) limit = std::min(limit, ring_->slot_bytes());
   size_t host_index = 0, nvme_index = 0;
@@ -124,6 +131,7 @@ void TransferEngine::cut(const Action& action) {
     piece.transfer = action.transfer;
     piece.staged = staged;
     piece.device_offset = action.device_offset + done;
+    if (past_host && !staged) piece.host = backend_.base() + piece.device_offset;
     if (uses_host) {
       const Span& span = action.host[host_index];
       bytes = std::min(bytes, span.bytes - host_done);
@@ -154,8 +162,10 @@ void TransferEngine::add_piece(const Action& action, const Piece& prototype) {
   Piece& piece = pieces_[index];
   piece = prototype;
   switch (action.kind) {
-    case ActionKind::kFetch: piece.first = piece.staged ? Step::kRead : Step::kCopyToDevice; break;
-    case ActionKind::kWriteBack: piece.first = Step::kCopyToHost; break;
+    case ActionKind::kFetch: piece.first = action.lower == Tier::kNvme ? Step::kRead : Step::kCopyToDevice; break;
+    case ActionKind::kWriteBack:
+      piece.first = action.lower == Tier::kNvme && !piece.staged ? Step::kWrite : Step::kCopyToHost;
+      break;
     case ActionKind::kSpill: piece.first = Step::kWrite; break;
     default: piece.first = Step::kRead; break;
   }

@@ -7,7 +7,7 @@
 // A transfer is cut into pieces of at most piece_bytes; at most kSubmitted pieces per direction are with the device at
 // a time, urgent transfers first, because the order of copies on a link cannot be changed once they are submitted.
 // A piece between DEVICE and NVMe passes through one slot of the ring: disk request and device copy, one after the
-// other, overlapping with those of other pieces.
+// other, overlapping with those of other pieces. Where the store reaches the device's memory it is one disk request.
 #pragma once
 
 #include <cstdint>
@@ -55,7 +55,7 @@ struct Finished {
 class TransferEngine {
  public:
   TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingRing* ring, EventLog& log,
-                 uint64_t piece_bytes);
+                 uint64_t piece_bytes, bool store_reaches_device = false);
 
   void execute(const Action& action, Finished& finished);
   void poll(Finished& finished);
@@ -111,6 +111,7 @@ class TransferEngine {
   StagingRing* ring_;
   EventLog& log_;
   uint64_t piece_bytes_;
+  bool store_reaches_device_;
   std::unordered_map<TransferId, Flight> flights_;
   std::vector<Piece> pieces_;
   std::vector<uint32_t> unused_pieces_;

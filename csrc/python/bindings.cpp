@@ -56,6 +56,9 @@ RuntimeOptions options_of(const py::dict& dict) {
   read(dict, "staging_slots", options.staging_slots);
   read(dict, "io_workers", options.io_workers);
   read(dict, "direct_io", options.direct_io);
+  read(dict, "storage_extension", options.storage_extension);
+  read(dict, "storage_peer_to_peer", options.storage_peer_to_peer);
+  read(dict, "storage_to_device", options.storage_to_device);
   read(dict, "trace_events_max", options.trace_events_max);
   read(dict, "list_run_fraction", options.list_run_fraction);
   return options;
@@ -250,4 +253,5 @@ PYBIND11_MODULE(_C, module) {
       .def("take_notices", [](const PyRuntime& self) { return self.runtime().take_notices(); });
   module.def("probe_device", &probe_device, py::arg("kind"), py::arg("index"));
   module.def("measure_links", &measure_links, py::arg("options"));
+  define_storage(module);
 }

@@ -3,7 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <string>
+
+#include "core/status.h"
 
 namespace tierpage {
 
@@ -12,5 +15,12 @@ pybind11::dict probe_device(const std::string& kind, int index);
 
 // GB/s of each link, measured for about two seconds. options: device, device_index, nvme_path, bytes.
 pybind11::dict measure_links(const pybind11::dict& options);
+
+// load_storage_extension, storage_peer_to_peer, compare_storage.
+void define_storage(pybind11::module_& module);
+
+// A backend for a moment, with frames of up to 64 MiB.
+class DeviceBackend;
+Status open_probe_backend(bool cuda, int index, std::unique_ptr<DeviceBackend>* backend);
 
 }  // namespace tierpage

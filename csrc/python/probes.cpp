@@ -36,14 +36,6 @@ double best_rate(uint64_t bytes, const std::function<bool()>& transfer) {
   return best;
 }
 
-Status open_backend(bool cuda, int index, std::unique_ptr<DeviceBackend>* backend) {
-  if (!cuda) return make_host_backend({.range_bytes = kGiB, .frame_bytes_max = kProbeBytes}, backend);
-  CudaBackendOptions options;
-  options.device_index = index;
-  options.range_bytes = kGiB;
-  return make_cuda_backend(options, backend);
-}
-
 void measure_device(DeviceBackend& backend, void* host, py::dict& out) {
   const uint64_t bytes = std::min(kProbeBytes, backend.info().frame_bytes_max);
   if (!backend.create_frame(FrameId(0), bytes).ok() || !backend.map(FrameId(0), 0).ok()) return;
@@ -98,9 +90,17 @@ void put_facts(const DriverFacts& facts, py::dict& out) {
 
 }  // namespace
 
+Status open_probe_backend(bool cuda, int index, std::unique_ptr<DeviceBackend>* backend) {
+  if (!cuda) return make_host_backend({.range_bytes = kGiB, .frame_bytes_max = kProbeBytes}, backend);
+  CudaBackendOptions options;
+  options.device_index = index;
+  options.range_bytes = kGiB;
+  return make_cuda_backend(options, backend);
+}
+
 py::dict probe_device(const std::string& kind, int index) {
   std::unique_ptr<DeviceBackend> backend;
-  const Status status = open_backend(kind == "cuda", index, &backend);
+  const Status status = open_probe_backend(kind == "cuda", index, &backend);
   py::dict out;
   out["available"] = status.ok();
   if (!status.ok()) {
@@ -123,7 +123,7 @@ py::dict measure_links(const py::dict& options) {
   const std::string path = options.contains("nvme_path") ? options["nvme_path"].cast<std::string>() : "";
   py::dict out;
   std::unique_ptr<DeviceBackend> backend;
-  const Status status = open_backend(cuda, index, &backend);
+  const Status status = open_probe_backend(cuda, index, &backend);
   StagingRing memory(kProbeBytes, 2);
   const auto lock = [&](void* address, uint64_t bytes) { return backend->lock_host(address, bytes); };
   const auto unlock = [&](void* address) { backend->unlock_host(address); };

@@ -75,6 +75,10 @@ Status make_memory_store(uint64_t capacity_bytes, std::unique_ptr<BlockStore>* s
 struct IoTable {
   int64_t (*pread)(int fd, void* buffer, uint64_t bytes, uint64_t offset);
   int64_t (*pwrite)(int fd, const void* buffer, uint64_t bytes, uint64_t offset);
+  // Optional. Called once nothing moves any more, before the descriptor is closed.
+  void (*closing)(int fd) = nullptr;
+  // Optional. Words for the errno of this thread's last failed call; without it the system's.
+  std::string (*describe)(int system_error) = nullptr;
 };
 const IoTable& system_io_table();
 Status make_direct_store(const DirectStoreOptions& options, const IoTable& table, std::unique_ptr<BlockStore>* store);

@@ -166,8 +166,13 @@ std::string describe_system_error(int system_error) {
   return std::string(strerror_r(system_error, text, sizeof text)) + " (errno " + std::to_string(system_error) + ")";
 }
 
+std::string describe_failure(const IoTable& table, int system_error) {
+  return table.describe != nullptr ? table.describe(system_error) : describe_system_error(system_error);
+}
+
 SpillFile::SpillFile(SpillFile&& other) noexcept
     : descriptor_(std::exchange(other.descriptor_, -1)),
+      closing_(other.closing_),
       owner_process_(other.owner_process_),
       capacity_bytes_(other.capacity_bytes_),
       alignment_bytes_(other.alignment_bytes_),
@@ -176,6 +181,7 @@ SpillFile::SpillFile(SpillFile&& other) noexcept
 
 SpillFile::~SpillFile() {
   if (descriptor_ < 0) return;
+  if (closing_ != nullptr && getpid() == owner_process_) closing_(descriptor_);
   // A forked child shares the file: it must not take the parent's data away, and must not keep its space either.
   if (getpid() == owner_process_ && ftruncate(descriptor_, 0) != 0) {
     // Nothing to do: closing gives the space back too, once no child holds the descriptor.
@@ -208,6 +214,7 @@ Status SpillFile::open(const SpillFileOptions& options, const IoTable& table) {
   if (created < 0) return cannot_create(directory, -created);
   descriptor_ = created;
   owner_process_ = getpid();
+  closing_ = table.closing;
   alignment_bytes_ = direct_alignment(descriptor_);
   capacity_bytes_ = round_up(options.capacity_bytes, alignment_bytes_);
   status = take_space(directory);
@@ -262,7 +269,7 @@ Status SpillFile::choose_mode(bool want_direct, const IoTable& table) {
   }
   if (error != EINVAL && error != EOPNOTSUPP) {
     return Status::error(storage_code_of(error), "the first transfer to the spill file failed: " +
-                                                     describe_system_error(error), error);
+                                                     describe_failure(table, error), error);
   }
   if (fcntl(descriptor_, F_SETFL, flags) != 0) {
     return Status::error(StatusCode::kStorageError, "cannot switch the spill file to buffered: " +

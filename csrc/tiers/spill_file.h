@@ -42,6 +42,7 @@ class SpillFile {
   Status choose_mode(bool want_direct, const IoTable& table);
 
   int descriptor_ = -1;
+  void (*closing_)(int) = nullptr;  // of the table that moves the bytes
   pid_t owner_process_ = -1;
   uint64_t capacity_bytes_ = 0;
   uint64_t alignment_bytes_ = 4096;
@@ -53,5 +54,7 @@ class SpillFile {
 StatusCode storage_code_of(int system_error);
 // "No space left on device (errno 28)"
 std::string describe_system_error(int system_error);
+// The same with what the table that moves the bytes has to say.
+std::string describe_failure(const IoTable& table, int system_error);
 
 }  // namespace tierpage

@@ -139,7 +139,7 @@ Status DirectStore::move_piece(StoreOperation operation, uint64_t offset, uint64
     if (count < 0) {
       const int error = errno;
       if (error == EINTR) continue;
-      return failure(operation, offset, bytes, done, error, describe_system_error(error));
+      return failure(operation, offset, bytes, done, error, describe_failure(table_, error));
     }
     if (count == 0 && reading) return failure(operation, offset, bytes, done, 0, "file truncated");
     // Direct calls must go on at an aligned offset, so an odd rest is moved once more.

@@ -4,7 +4,7 @@ tierpage's engine: one Runtime per enable(). Not public; use the tierpage packag
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['EngineError', 'Runtime', 'measure_links', 'probe_device']
+__all__: list[str] = ['EngineError', 'Runtime', 'compare_storage', 'load_storage_extension', 'measure_links', 'probe_device', 'storage_peer_to_peer']
 class EngineError(RuntimeError):
     """
     args: (code, message, system_error)
@@ -75,8 +75,20 @@ class Runtime:
         ...
     def unpin(self, handle: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
+def compare_storage(kind: str, index: typing.SupportsInt | typing.SupportsIndex, directory: str, peer_to_peer: bool) -> dict:
+    """
+    GB/s between drive and device through RAM and by the extension; `problem` says why not.
+    """
+def load_storage_extension(path: str) -> str:
+    """
+    Why it cannot be used; empty: it is loaded.
+    """
 def measure_links(options: dict) -> dict:
     ...
 def probe_device(kind: str, index: typing.SupportsInt | typing.SupportsIndex) -> dict:
     ...
+def storage_peer_to_peer() -> str:
+    """
+    Why drives cannot reach device memory by themselves; empty: they may.
+    """
 __version__: str = '0.1.0'

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tierpage import native, touching
+from tierpage import native, storage, touching
 from tierpage.config import ENVIRONMENT_NAME, Config, Request, parse_request
 from tierpage.defaults import differences, in_force, resolve
 from tierpage.errors import ConfigError, TierpageError, TierpageWarning
@@ -36,13 +36,15 @@ class Session:
         self.request = request
         self._steps = 0
         self._step_start: dict[str, float] = {}
+        backend = storage.choose(config)
         with native.translated():
-            self.runtime: Any = module.Runtime(config.engine_options())
+            self.runtime: Any = module.Runtime({**config.engine_options(), **backend.engine_options()})
         self.wrappers = touching.Wrappers(self._touch, self._hold)
         attached = False
         try:
             with native.translated():
-                self.config = in_force(config, self.runtime.config())
+                chosen = {"storage_backend": backend.name, "storage_reason": backend.reason}
+                self.config = in_force(config, {**self.runtime.config(), **chosen})
                 address = self.runtime.engine_api()
             self._range = native.EngineApi(address)
             self.library.set_option("deferral", config.defer_updates)
@@ -237,7 +239,8 @@ def enable(
         scope: "all", or "explicit": only tensors made inside ``with tierpage.paged()``.
         paranoid: evicts everything unpinned after each operator; finds missed accesses, very slow. For tests.
         verify: "read" checks what comes back from the disk (CorruptPageError), "off" does not. Default: "read".
-        storage_backend: "auto" or "direct" (direct I/O), which is what "auto" chooses.
+        storage_backend: "direct" (direct I/O through RAM), "kvikio" (an extension, see docs/tuning.md), or "auto":
+            kvikio where drives reach the GPU's memory by themselves and that is faster, else direct.
         **experimental: the further keys of docs/tuning.md.
 
     An argument that is None comes from the environment variable TIERPAGE_CONF, else from the default. Calling again

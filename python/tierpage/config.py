@@ -122,15 +122,6 @@ def _parse_choice(*choices: str) -> Parser:
     return parse
 
 
-def _parse_storage_backend(value: object, name: str) -> str:
-    if value == "kvikio":
-        raise ConfigError(
-            f'{name}={value!r} is not part of this version: give "auto" or "direct", which read and write the disk '
-            "with direct I/O through locked RAM."
-        )
-    return str(_parse_choice("auto", "direct")(value, name))
-
-
 def _parse_bool(value: object, name: str) -> bool:
     known = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
     result = value if isinstance(value, bool) else known.get(value.strip().lower()) if isinstance(value, str) else None
@@ -189,7 +180,7 @@ SETTINGS: dict[str, Parser] = {
     "scope": _parse_choice("all", "explicit"),
     "paranoid": _parse_bool,
     "verify": _parse_choice("read", "off"),
-    "storage_backend": _parse_storage_backend,
+    "storage_backend": _parse_choice("auto", "direct", "kvikio"),
     "policy": _parse_choice("auto", "clock"),
     "prefetch": _parse_bool,
     "granule_bytes": _parse_bytes(4096, zero=True, power_of_two=True),

@@ -229,6 +229,20 @@ def check_cufile(machine: DoctorMachine) -> Row:
     return Row("cuFile", OK, f"{', '.join(words)} (not needed)")
 
 
+def check_storage(machine: DoctorMachine) -> Row:
+    asked = machine.storage_backend()
+    problem = machine.kvikio_problem()
+    if problem is None:
+        straight = machine.peer_to_peer_problem()
+        how = f"through RAM only: {straight}" if straight else "drives may reach the GPU's memory by themselves"
+        return Row("storage", OK, f"direct I/O, and kvikio {how}")
+    if asked != "kvikio":
+        return Row("storage", OK, f"direct I/O (kvikio is not needed, and cannot be used: {problem})")
+    return Row(
+        "storage", FAIL, "storage_backend:kvikio cannot work", problem, "do what the cause says, or give storage_backend:direct"
+    )  # fmt: skip
+
+
 def check_conflicts(machine: DoctorMachine) -> Row:
     found = []
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
@@ -294,7 +308,7 @@ def check_links(machine: DoctorMachine) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     check_build, check_python, check_device, check_vmm, check_host_mapping, check_copy_engines, check_memory,
     check_memlock, check_huge_pages, check_map_count, check_directory, check_file_system, check_direct_io,
-    check_disk_kind, check_io_uring, check_cufile, check_conflicts, check_settings,
+    check_disk_kind, check_io_uring, check_cufile, check_storage, check_conflicts, check_settings,
 )  # fmt: skip
 
 

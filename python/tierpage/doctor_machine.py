@@ -165,6 +165,29 @@ class DoctorMachine:
             return False
         return True
 
+    def storage_backend(self) -> str:
+        """What TIERPAGE_CONF asks for; "auto" where it does not, or is wrong."""
+        from tierpage.config import parse_environment
+
+        try:
+            return parse_environment(self.environment.get("TIERPAGE_CONF")).get("storage_backend", "auto")
+        except ConfigError:
+            return "auto"
+
+    def kvikio_problem(self) -> str | None:
+        """Why the kvikio extension cannot be used, with the remedy; None if it can. Loads it."""
+        from tierpage import storage
+
+        return storage.kvikio_problem()
+
+    def peer_to_peer_problem(self) -> str:
+        """Why drives cannot reach the GPU's memory by themselves; empty if they may. kvikio has been loaded."""
+        from tierpage import native
+
+        if not self.probe_device("cuda", 0).get("available"):
+            return "there is no GPU"
+        return str(native.engine_module().storage_peer_to_peer())
+
     def settings_problem(self) -> str | None:
         """What is wrong with TIERPAGE_CONF; None if nothing is."""
         from tierpage.config import parse_request

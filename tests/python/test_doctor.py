@@ -39,6 +39,8 @@ class FakeMachine(DoctorMachine):
             "io_uring_problem": None,
             "library": False,
             "read_link": "",
+            "kvikio_problem": None,
+            "peer_to_peer_problem": "no nvidia_fs",
             "read": "always [madvise] never",
             **answers,
         }
@@ -135,3 +137,21 @@ def test_this_machine(tmp_path):
     assert len(rows) == len(doctor.CHECKS)
     assert not [entry for entry in rows if entry.cause.startswith("the check failed")]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_storage_says_what_is_used_and_why_not_kvikio():
+    value = row(doctor.examine(FakeMachine(), measure=False), "storage").value
+    assert "direct I/O" in value
+    assert "no nvidia_fs" in value
+    assert "by themselves" in row(doctor.examine(FakeMachine(peer_to_peer_problem="")), "storage").value
+    missing = row(doctor.examine(FakeMachine(kvikio_problem="libkvikio is not installed")), "storage")
+    assert (missing.state, "libkvikio is not installed" in missing.value) == (doctor.OK, True)
+
+
+def test_storage_fails_only_for_an_explicit_choice_that_cannot_work():
+    machine = FakeMachine(
+        kvikio_problem="libkvikio is not installed", environment={"TIERPAGE_CONF": "storage_backend:kvikio"}
+    )
+    failed = row(doctor.examine(machine, measure=False), "storage")
+    assert (failed.state, failed.cause) == (doctor.FAIL, "libkvikio is not installed")
+    assert "storage_backend:direct" in failed.remedy

@@ -12,14 +12,15 @@ namespace {
 
 constexpr uint64_t kCapacity = 16 * kMiB;
 
-std::unique_ptr<BlockStore> make_spill_store(const std::string& directory, bool direct) {
+std::unique_ptr<BlockStore> make_spill_store(const std::string& directory, bool direct,
+                                             const IoTable& table = system_io_table()) {
   DirectStoreOptions options;
   options.directory = directory;
   options.capacity_bytes = kCapacity;
   options.request_bytes_max = kMiB;
   options.direct = direct;
   std::unique_ptr<BlockStore> store;
-  Status status = make_direct_store(options, &store);
+  Status status = make_direct_store(options, table, &store);
   EXPECT_TRUE(status.ok()) << status.message;
   return store;
 }
@@ -29,6 +30,9 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
   void SetUp() override {
     if (directory_.path().empty()) GTEST_SKIP() << "no directory on a disk";
     const std::string kind = GetParam();
+    if (kind.starts_with("Kvikio") && !load_kvikio()) GTEST_SKIP() << "TIERPAGE_KVIKIO does not name the extension";
+    if (kind == "Kvikio") store_ = make_spill_store(directory_.path(), true, extension_io_table());
+    if (kind == "KvikioBuffered") store_ = make_spill_store(directory_.path(), false, extension_io_table());
     if (kind == "direct" || kind == "faulty") store_ = make_spill_store(directory_.path(), true);
     if (kind == "buffered") store_ = make_spill_store(directory_.path(), false);
     if (kind == "memory") (void)make_memory_store(kCapacity, &store_);
@@ -40,7 +44,7 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
   std::unique_ptr<BlockStore> store_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Stores, BlockStoreTest, ::testing::Values("direct", "buffered", "memory", "faulty"),
+INSTANTIATE_TEST_SUITE_P(Stores, BlockStoreTest, ::testing::Values("direct", "buffered", "memory", "faulty", "Kvikio", "KvikioBuffered"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST_P(BlockStoreTest, SaysWhatItIs) {

@@ -20,8 +20,18 @@
 #include <vector>
 
 #include "tiers/block_store.h"
+#include "tiers/storage_extension.h"
 
 namespace tierpage::testing {
+
+// True once the kvikio extension that TIERPAGE_KVIKIO names is loaded; false where none is named.
+inline bool load_kvikio() {
+  const char* path = getenv("TIERPAGE_KVIKIO");
+  if (path == nullptr) return false;
+  Status status = load_storage_extension(path);
+  EXPECT_TRUE(status.ok()) << status.message;
+  return status.ok();
+}
 
 inline bool is_tmpfs(const std::string& path) {
   struct statfs info;
