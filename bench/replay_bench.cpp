@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "estimate/machine.h"
+#include "estimate/phase_bound.h"
 
 using namespace tierpage;
 using namespace tierpage::estimate;
@@ -86,6 +87,13 @@ int main(int argc, char** argv) {
   std::vector<StepReport> reports;
   if (status.ok()) status = replay(program, options, &reports);
   for (size_t i = 0; i < reports.size(); ++i) print(i, reports[i]);
+  if (status.ok() && program.loop_begin < program.lines.size()) {
+    const double duplex = options.rates.duplex_factor;  // as if both links always worked at once
+    const PhaseBound bound = bound_by_phases(program, options.pager.device_bytes_max, options.rates.host_to_device * duplex,
+                                             options.rates.device_to_host * duplex);
+    std::printf("bound by phases %.4f s (compute alone %.4f): the last step took %.2f times that\n", bound.seconds,
+                bound.compute_seconds, reports.back().seconds / bound.seconds);
+  }
   if (!status.ok()) {
     std::fprintf(stderr, "%s\n", status.message.c_str());
     return 1;

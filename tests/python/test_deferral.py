@@ -17,7 +17,7 @@ CUDA = harness.DEVICE == "cuda"
 SIZE = 2048 if CUDA else 256  # a parameter has 16 MiB or 256 KiB; all tensors of a step 64 times as much
 LAYERS = 12
 SMALL, LARGE = ("512MiB", "4GiB") if CUDA else ("4MiB", "128MiB")
-JUST_ENOUGH = "352MiB" if CUDA else "10MiB"
+JUST_ENOUGH = "420MiB" if CUDA else "10MiB"
 
 
 @pytest.fixture
