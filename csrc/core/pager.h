@@ -260,6 +260,8 @@ class Pager {
   };
   // One look ahead.
   struct Ahead {
+    uint64_t reserve = 0;            // bytes of frames that stay free
+    bool only_soon = false;          // room that leaves only when unfinished work ends does not count
     uint64_t unserved = 0;           // bytes for which room is being made
     std::optional<RoomBelow> below;  // counted when it is needed first
   };
@@ -352,7 +354,9 @@ class Pager {
   MinPolicy::Next next_use(RegionId region);
   void clean_ahead();
   bool take_prefetched(Page& page);
-  bool make_room_ahead(uint64_t bytes, uint64_t room, uint64_t page_bytes, uint64_t distance, RoomBelow& below);
+  bool missing_ahead(PageId id);
+  bool start_ahead(PageId id, const Ahead& ahead);
+  bool make_room_ahead(PageId id, uint64_t distance, Ahead& ahead);
   void serve_hints();
   void start_unmap(PageId id);
   void fail_if_stuck();
