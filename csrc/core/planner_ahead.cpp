@@ -97,7 +97,7 @@ void Pager::serve_hints() {
 // kept, so without that bound a cyclic scan would stream everything instead of total - budget + P. Operators that wait
 // for pages on their way do not stop it (a link-bound program always has one); one that lacks frames does.
 void Pager::prefetch_ahead() {
-  if (!config_.prefetch || !under_pressure_ || short_of_frames_) return;
+  if (!config_.prefetch || short_of_frames_) return;
   if (prefetched_bytes_ >= config_.prefetch_bytes_max || trace_.end() < ahead_quiet_until_ || !use_min()) return;
   if (device_.used_bytes() > device_.capacity_bytes()) return;  // the budget shrank: pages must go first
   const uint64_t horizon = std::min(predictor_.horizon(), kUsesAheadMax);
@@ -297,7 +297,7 @@ bool Pager::make_room_ahead(PageId id, uint64_t distance, Ahead& ahead) {
 void Pager::fail_if_stuck() {
   if (waiting_.empty() || moving_ > 0 || wants_planning_) return;
   for (const PageId id : leaving_) {
-    if (pages_.exists(id) && pages_[id].leaving && pages_[id].pins == 0) return;
+    if (pages_.exists(id) && pages_[id].leaving && pages_[id].pins == 0 && !refused(pages_[id])) return;
   }
   SlotId youngest_holder;
   for (uint32_t i = 0; i < slots_.size(); ++i) {

@@ -118,6 +118,13 @@ uint64_t make_room(uint64_t bytes) {
   return answered(runtime, 0, [&] { return runtime->make_room(bytes); });
 }
 void launching(tp_scope* scope, uint64_t native_stream) { scope->runtime->launching(*scope, native_stream); }
+void foreign_stream(uint64_t native_stream) {
+  Runtime* runtime = Runtime::newest();
+  (void)answered(runtime, 0, [&] {
+    runtime->foreign_stream(native_stream);
+    return 0;
+  });
+}
 int32_t forked() { return Runtime::forked() ? 1 : 0; }
 
 }  // namespace
@@ -154,6 +161,7 @@ void Runtime::fill_api() {
       .wants_times = &wants_times_,
       .launching = tierpage::launching,
       .forked = tierpage::forked,
+      .foreign_stream = tierpage::foreign_stream,
   };
 }
 

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TIERPAGE_ENGINE_API_VERSION 3u
+#define TIERPAGE_ENGINE_API_VERSION 4u
 
 // Numbers equal to tierpage::StatusCode.
 enum tp_code {
@@ -108,6 +108,9 @@ typedef struct tp_engine_api {
   void (*launching)(tp_scope*, uint64_t native_stream);
   // 1 in a child process after fork: paged tensors of the parent cannot be used here.
   int32_t (*forked)(void);
+  // This stream may be destroyed while the engine lives (the framework did not make it): call it before scope_close names
+  // the stream for the first time. The end of each operator on it is marked at once, never later.
+  void (*foreign_stream)(uint64_t native_stream);
 } tp_engine_api;
 
 // Exported by the torch library (one .so per torch minor version); called through ctypes with the GIL held.

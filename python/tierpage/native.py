@@ -206,7 +206,7 @@ class EngineApi:
             ("range_bytes", ctypes.c_uint64),
         ]
 
-    VERSION = 3
+    VERSION = 4
 
     def __init__(self, address: int) -> None:
         head = self._Head.from_address(address)

@@ -211,6 +211,7 @@ int32_t touch(tp_scope* scope, uint64_t address, uint32_t keep) {
 uint64_t list_run_bytes_max() { return run_bytes_max; }
 constexpr int32_t wants_times = 1;
 void launching(tp_scope*, uint64_t) {}
+void foreign_stream(uint64_t) {}
 void set_native_reserved(uint64_t) {}
 uint64_t make_room(uint64_t) { return 0; }
 
@@ -240,7 +241,8 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
   table = tp_engine_api{TIERPAGE_ENGINE_API_VERSION, sizeof(tp_engine_api), next_address, kRangeBytes,
                         min_paged_bytes, 1, 0, 0, scope_create, scope_destroy, scope_open, begin, wait, cancel, seen,
                         scope_close, error_message, wants, allocate, allocate_result, deallocate, record_stream,
-                        region_bytes, touch, list_run_bytes_max, set_native_reserved, make_room, &wants_times, launching, forked};
+                        region_bytes, touch, list_run_bytes_max, set_native_reserved, make_room, &wants_times, launching, forked,
+                        foreign_stream};
   return &table;
 }
 
