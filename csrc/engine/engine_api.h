@@ -11,7 +11,7 @@
 //   while (rc == TP_WAIT) rc = wait(s, 50);         the caller releases the GIL and checks signals between slices
 //   ... the kernel; allocate()/free() happen inside ...
 //   seen(s, pointers, n)                            storages of the results: they are tensors, hence evictable later
-//   scope_close(s, native_stream)                   when depth goes 1 -> 0: records a fence, unpins
+//   scope_close(s, native_stream)                   when depth goes 1 -> 0: records a fence (while all fits: owes it), unpins
 //
 // On TP_INTERRUPTED from the caller's own signal check call cancel(s), then close the scope as usual.
 // Any code > TP_WAIT is an error; error_message(s) holds its text until the next call on that scope.
