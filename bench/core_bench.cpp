@@ -41,7 +41,7 @@ class Instant {
       std::vector<Action> actions;
       pager_.take_actions(actions);
       for (const Action& action : actions) {
-        if (action.kind == ActionKind::kReleaseFrame) continue;
+        if (action.kind == ActionKind::kReleaseFrame || action.kind == ActionKind::kRecordFence) continue;
         if (action.kind == ActionKind::kWatchFence) {
           pager_.fence_done(action.fence);
         } else {

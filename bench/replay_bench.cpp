@@ -3,6 +3,7 @@
 //   replay_bench PROGRAM --device 16 [--host 200] [--nvme 0] [--loops 4] [--policy auto|clock] [--no-prefetch] [--check]
 //
 // Sizes in GiB. PROGRAM: a file made by bench/record_program.py. --smoke runs a small built-in one.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -88,11 +89,13 @@ int main(int argc, char** argv) {
   if (status.ok()) status = replay(program, options, &reports);
   for (size_t i = 0; i < reports.size(); ++i) print(i, reports[i]);
   if (status.ok() && program.loop_begin < program.lines.size()) {
-    const double duplex = options.rates.duplex_factor;  // as if both links always worked at once
+    const StepReport& last = reports.back();
+    const bool both = std::min(last.to_device_bytes, last.to_host_bytes) * 10 > std::max(last.to_device_bytes, last.to_host_bytes);
+    const double duplex = both ? options.rates.duplex_factor : 1.0;
     const PhaseBound bound = bound_by_phases(program, options.pager.device_bytes_max, options.rates.host_to_device * duplex,
                                              options.rates.device_to_host * duplex);
     std::printf("bound by phases %.4f s (compute alone %.4f): the last step took %.2f times that\n", bound.seconds,
-                bound.compute_seconds, reports.back().seconds / bound.seconds);
+                bound.compute_seconds, last.seconds / bound.seconds);
   }
   if (!status.ok()) {
     std::fprintf(stderr, "%s\n", status.message.c_str());

@@ -126,6 +126,10 @@ SpanList Page::drop(Tier tier) {
   return std::exchange(spans(tier), {});
 }
 
+void Page::settle_owed(StreamId stream, Fence fence) {
+  if (std::erase(fences, Fence{stream, Fence::kOwed}) > 0) add_fence(fence);
+}
+
 void Page::check_invariants() const {
   if (is_valid(Tier::kDevice)) TP_ASSERT(mapped);
   if (mapped) TP_ASSERT(frame.valid());

@@ -67,7 +67,7 @@ struct Page {
   bool referenced = false;  // Clock's bit
   uint32_t pins = 0;
   uint64_t claim = 0;       // order of the oldest waiting request that needs the page, 0: none
-  std::vector<Fence> fences;  // last uses, at most one per stream
+  std::vector<Fence> fences;  // last uses, at most one per stream, and one that is owed
 
   bool is_valid(Tier tier) const { return valid >> index_of(tier) & 1; }
   bool has_content() const { return valid != 0; }
@@ -93,12 +93,14 @@ struct Page {
   SpanList drop(Tier tier);  // a redundant or meaningless lower copy; its spans
   void add_fence(Fence fence) {  // inline: on every operator's way out
     for (Fence& known : fences) {
-      if (known.stream != fence.stream) continue;
+      if (known.stream != fence.stream || known.owed() != fence.owed()) continue;
       if (fence.sequence > known.sequence) known.sequence = fence.sequence;
       return;
     }
     if (fence.sequence != 0) fences.push_back(fence);
   }
+
+  void settle_owed(StreamId stream, Fence fence);  // what was owed there ends with `fence`
 
   void check_invariants() const;
 

@@ -248,6 +248,8 @@ void Pager::cancel(SlotId id) {
 void Pager::end_op(SlotId id, Fence fence) {
   Slot& slot = slots_[id.value];
   TP_ASSERT(slot.order == 0);
+  TP_ASSERT(!fence.owed() || !engaged_);
+  if (fence.owed()) owe(fence.stream);
   bool freed = false;
   for (const PageId page_id : slot.pinned) {
     Page& page = pages_[page_id];
@@ -256,7 +258,7 @@ void Pager::end_op(SlotId id, Fence fence) {
     if (--page.pins == 0) {
       stats_.pinned_bytes.current -= page.bytes;
       freed = freed || regions_[page.region.value].state == RegionState::kDying;
-      if (under_pressure_ && !page.cleanable && page.dirty() && !page.leaving && plan_.valid() && planned_to_be_written(page.region)) {
+      if (engaged_ && !page.cleanable && page.dirty() && !page.leaving && plan_.valid() && planned_to_be_written(page.region)) {
         page.cleanable = true;
         cleanable_.emplace_back(page_id, page.region);
       }
@@ -268,7 +270,7 @@ void Pager::end_op(SlotId id, Fence fence) {
   slot.pinned.clear();
   slot.age = 0;
   slot.traced_at = Trace::kNever;
-  if (!waiting_.empty() || !leaving_.empty() || (under_pressure_ && config_.prefetch)) wants_planning_ = true;
+  if (!waiting_.empty() || !leaving_.empty() || (engaged_ && config_.prefetch)) wants_planning_ = true;
 }
 
 uint64_t Pager::capacity(Tier tier) const {
@@ -327,7 +329,10 @@ void Pager::check_invariants() const {
     moving += page.movement != Movement::kNone;
     descending += page.movement == Movement::kWriteBack ? page.bytes : 0;
     TP_ASSERT(!page.cleanable || std::find(cleanable_.begin(), cleanable_.end(), std::pair{PageId(i), page.region}) != cleanable_.end());
-    TP_ASSERT(!page.leaving || page.listed);
+    TP_ASSERT(!page.leaving || (page.listed && engaged_));
+    for (const Fence& fence : page.fences) {
+      TP_ASSERT(!fence.owed() || owing_[fence.stream] != Owing::kNothing);
+    }
     const Region& region = regions_[page.region.value];
     TP_ASSERT(region.state != RegionState::kGone);
     if (region.state != RegionState::kLive) TP_ASSERT(!page.has_content());

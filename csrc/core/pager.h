@@ -30,7 +30,8 @@
 //   pins of all slots = pins of all pages;
 //   no page stands twice among the hints, and every page marked as cleanable stands in that list;
 //   descending bytes = bytes of the pages that are being written back;
-//   a waiting slot's request is in the queue exactly once.
+//   a waiting slot's request is in the queue exactly once;
+//   pages leave only while engaged; a page owes a fence only on streams that owe one.
 #pragma once
 
 #include <cstdint>
@@ -83,6 +84,7 @@ enum class ActionKind : uint8_t {
   kSpill,         // HOST spans -> NVME spans
   kStage,         // NVME spans -> HOST spans
   kWatchFence,    // tell fence_done when `fence` has finished
+  kRecordFence,   // record a fence on the stream of `fence`; tell fence_recorded or fence_refused
 };
 
 struct Action {
@@ -96,6 +98,7 @@ struct Action {
   SpanList host;
   SpanList nvme;
   Fence fence;
+  uint64_t native_stream = 0;  // of a fence to record; the owner knows it
   bool urgent = false;  // an operator waits for it
 };
 
@@ -144,7 +147,7 @@ class Pager {
   RegionId allocated(SlotId slot) const;    // after allocate was granted
   const Status& failure(SlotId slot) const;  // after kFailed
   void cancel(SlotId slot);                  // a waiting slot stops waiting
-  void end_op(SlotId slot, Fence fence);     // unpins everything of the slot
+  void end_op(SlotId slot, Fence fence);     // unpins everything of the slot; an owed fence only while not engaged()
   // A pin that an operator's end does not release: moves the slot's pins out of its operator's reach. `permanent`
   // pins do not count as work that will end by itself (interleaving 5).
   void set_permanent(SlotId slot, bool permanent);
@@ -159,6 +162,8 @@ class Pager {
   void transfer_done(TransferId transfer, const TransferResult& result);
   void arrival_reached(TransferId transfer, ArrivalStage stage);  // optional: names the causes of waits
   void fence_done(Fence fence);
+  void fence_recorded(StreamId stream, Fence fence);  // behind all that was queued before engaged() became true
+  void fence_refused(StreamId stream);                // none can be recorded now; asked for again at a tick
   // The device worked so long on the operator whose uses stand in the trace from `position` on (op_position() before
   // end_op). Not every operator has to be timed: what was timed once is known whenever the program comes that way again.
   void op_timed(uint64_t position, double microseconds) { trace_.set_microseconds(position, microseconds); }
@@ -188,6 +193,9 @@ class Pager {
   bool wants_planning() const { return wants_planning_; }
   void plan();  // grants, evictions, prefetches; called after a batch of events
   bool waits() const { return !waiting_.empty(); }
+  // Pages leave, or did so lately. While not, all fits, nobody looks ahead, and operators may owe their fences:
+  // pager_engagement.cpp.
+  bool engaged() const { return engaged_; }
   bool evictions_pending() const;  // pages on their way out
   uint64_t host_space_wanted() const { return host_space_wanted_; }
 
@@ -211,7 +219,7 @@ class Pager {
   uint64_t trace_uses() const { return trace_.end(); }
   uint64_t op_position(SlotId slot) const { return slots_[slot.value].traced_at; }  // Trace::kNever: it used nothing
   // There is a plan, and it would be a better one if operators were timed for a recurrence.
-  bool wants_times() const { return under_pressure_ && plan_.valid() && !plan_.timed() && plan_tries_ < kPlanTries; }
+  bool wants_times() const { return engaged_ && plan_.valid() && !plan_.timed() && plan_tries_ < kPlanTries; }
   const ResidencyPlan& residency_plan() const { return plan_; }
   uint64_t arriving_bytes() const { return arriving_bytes_; }
   uint64_t departing_bytes() const { return leaving_bytes(); }  // on their way out of DEVICE
@@ -260,8 +268,10 @@ class Pager {
   };
   // One look ahead.
   struct Ahead {
+    uint64_t reserve = 0;            // bytes of frames that stay free
+    bool only_soon = false;          // room that leaves only when unfinished work ends does not count
     uint64_t unserved = 0;           // bytes for which room is being made
-    std::optional<RoomBelow> below;  // counted when it is needed first
+    std::optional<RoomBelow> below = std::nullopt;  // counted when it is needed first
   };
   struct Slot {
     bool in_use = false;
@@ -316,6 +326,13 @@ class Pager {
   void uncache(RegionId id);
   void settle_freed(PageId id);
   void cleanup_allocation(Slot& slot);
+  // pager_engagement.cpp
+  enum class Owing : uint8_t { kNothing, kOwes, kAsked, kRefused };  // of a stream
+  void engage();
+  void disengage_if_all_fits();
+  void owe(StreamId stream);
+  void ask_fence(StreamId stream);
+  bool refused(const Page& page) const;
   // planner.cpp: plan() and its parts
   bool use_min();
   void serve_requests();
@@ -353,7 +370,9 @@ class Pager {
   MinPolicy::Next next_use(RegionId region);
   void clean_ahead();
   bool take_prefetched(Page& page);
-  bool make_room_ahead(uint64_t bytes, uint64_t room, uint64_t page_bytes, uint64_t distance, RoomBelow& below);
+  bool missing_ahead(PageId id);
+  bool start_ahead(PageId id, const Ahead& ahead);
+  bool make_room_ahead(PageId id, uint64_t distance, Ahead& ahead);
   void serve_hints();
   void start_unmap(PageId id);
   void fail_if_stuck();
@@ -423,7 +442,11 @@ class Pager {
   Status last_storage_error_;
   bool slots_changed_ = false;
   bool wants_planning_ = false;
-  bool under_pressure_ = false;      // something had to leave DEVICE
+  bool engaged_ = false;             // something had to leave DEVICE
+  uint64_t left_at_ = 0;             // trace position when a page was last told to leave
+  uint64_t left_at_tick_ = 0;        // the same as of the last tick
+  std::vector<Owing> owing_;         // by stream
+  size_t refusals_ = 0;              // streams whose fence was refused
   std::vector<std::pair<PageId, RegionId>> hinted_;  // pages that the user asked to have
   std::deque<std::pair<PageId, RegionId>> cleanable_;  // dirty pages that are planned to leave, in order of their last use
   uint64_t descending_bytes_ = 0;    // of write-backs under way

@@ -12,10 +12,12 @@ void Pager::plan() {
     honour_capacity();
     serve_requests();
     serve_hints();
-    advance_leaving();
-    prefetch_ahead();
-    fetch_early();
-    clean_ahead();
+    if (engaged_) {
+      advance_leaving();
+      prefetch_ahead();
+      fetch_early();
+      clean_ahead();
+    }
     fail_if_stuck();
   } while (wants_planning_);
   update_gauges();
@@ -191,7 +193,8 @@ bool Pager::evictable(PageId id, uint64_t order) const {
   if (!page.is_valid(Tier::kDevice) || page.pins > 0 || page.leaving || page.movement != Movement::kNone) return false;
   if (page.claim != 0 && page.claim <= order) return false;
   const Region& region = regions_[page.region.value];
-  return region.state == RegionState::kLive && region.seen && !region.held;
+  if (region.state != RegionState::kLive || !region.seen || region.held) return false;
+  return refusals_ == 0 || !refused(page);
 }
 
 // A HOST copy that may be dropped: another tier holds the content and will go on holding it.
@@ -231,7 +234,8 @@ void Pager::leave(PageId id) {
   page.leaving = true;
   page.wrote_back = false;
   ahead_quiet_until_ = 0;
-  under_pressure_ = true;
+  left_at_ = trace_.end();
+  if (!engaged_) engage();
   if (page.listed) return;
   page.listed = true;
   leaving_.push_back(id);
@@ -287,6 +291,7 @@ bool Pager::fences_finished(PageId id) {
   for (const Fence& fence : pages_[id].fences) {
     if (fence.stream < completed_.size() && fence.sequence <= completed_[fence.stream]) continue;
     finished = false;
+    if (fence.owed()) continue;  // asked for when the pager engaged
     // Each sequence by itself: a page must not wait for a later fence that another page happens to await.
     if (watched_.size() <= fence.stream) watched_.resize(fence.stream + 1);
     std::vector<uint64_t>& watched = watched_[fence.stream];

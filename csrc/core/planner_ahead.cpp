@@ -98,44 +98,34 @@ void Pager::serve_hints() {
 // kept, so without that bound a cyclic scan would stream everything instead of total - budget + P. Operators that wait
 // for pages on their way do not stop it (a link-bound program always has one); one that lacks frames does.
 void Pager::prefetch_ahead() {
-  if (!config_.prefetch || !under_pressure_ || short_of_frames_) return;
+  if (!config_.prefetch || short_of_frames_) return;
   if (prefetched_bytes_ >= config_.prefetch_bytes_max || trace_.end() < ahead_quiet_until_ || !use_min()) return;
   if (device_.used_bytes() > device_.capacity_bytes()) return;  // the budget shrank: pages must go first
   const uint64_t horizon = std::min(predictor_.horizon(), kUsesAheadMax);
   // For what operators will allocate meanwhile: as much as lately had to be mapped afresh because no freed region
   // served. In the steady state of a program that is nothing, and every byte kept free would be fetched instead.
-  const uint64_t reserve = std::min(device_.capacity_bytes() / 16, fresh_bytes_lately());
-  uint64_t unserved = 0;  // bytes for which room is being made
-  uint64_t passed = 0;    // bytes of the regions looked at
+  Ahead ahead{.reserve = std::min(device_.capacity_bytes() / 16, fresh_bytes_lately())};
+  uint64_t passed = 0;  // bytes of the regions looked at
   ++ahead_serial_;
   min_.begin(pages_, [this](PageId id) { return evictable(id, kLastInLine); });
-  std::optional<RoomBelow> below;  // counted when it is needed first
   for (uint64_t i = 1; i <= horizon && passed < device_.capacity_bytes(); ++i) {
-    if (prefetched_bytes_ + unserved >= config_.prefetch_bytes_max) return;
+    if (prefetched_bytes_ + ahead.unserved >= config_.prefetch_bytes_max) return;
     const RegionId region = trace_.region_of(predictor_.future(i));
     if (!region.valid() || !region_live(region) || regions_[region.value].ahead_serial == ahead_serial_) continue;
     regions_[region.value].ahead_serial = ahead_serial_;
     passed += regions_[region.value].bytes;
     for (const PageId id : regions_[region.value].pages) {
-      Page& page = pages_[id];
-      if (page.is_valid(Tier::kDevice)) {
-        if (page.leaving && !page.evict_asked) page.leaving = false;
-        continue;
-      }
-      if (page.movement != Movement::kNone || !page.has_content()) continue;
-      const bool frames_left = device_.fits(page.bytes + reserve);
-      if (unserved == 0 && frames_left && start_arrival(id, false)) {
-        page.prefetched = true;
-        prefetched_bytes_ += page.bytes;
+      if (!missing_ahead(id)) continue;
+      if (start_ahead(id, ahead)) {
+        pages_[id].prefetched = true;
+        prefetched_bytes_ += pages_[id].bytes;
         ++stats_.prefetch_issued;
-        continue;
+      } else if (!make_room_ahead(id, i, ahead)) {
+        return;
       }
-      unserved += page.bytes;
-      if (!below) below = room_below();
-      if (!make_room_ahead(unserved + reserve, device_room(), page.bytes, i, *below)) return;
     }
   }
-  if (unserved == 0) ahead_quiet_until_ = trace_.end() + kQuietUses;
+  if (ahead.unserved == 0) ahead_quiet_until_ = trace_.end() + kQuietUses;
 }
 
 // What the plan wants here long before its use, because later the link has no time for it: after what is used sooner, and
@@ -146,7 +136,7 @@ void Pager::fetch_early() {
   if (!plan_.valid() || plan_.early().empty()) return;  // asked after use_min(), which may have made another plan
   const std::vector<ResidencyPlan::Early>& early = plan_.early();
   const uint64_t now = trace_.end();
-  Ahead ahead;
+  Ahead ahead{.only_soon = true};
   min_.begin(pages_, [this](PageId id) { return evictable(id, kLastInLine); });
   for (uint64_t i = early_next_;; ++i) {
     const uint64_t lap = plan_.begin() + i / early.size() * plan_.period();
@@ -166,20 +156,13 @@ void Pager::fetch_early() {
 // False if there is enough on its way.
 bool Pager::fetch_early(RegionId region, uint64_t distance, Ahead& ahead) {
   for (const PageId id : regions_[region.value].pages) {
-    Page& page = pages_[id];
-    if (page.is_valid(Tier::kDevice)) {
-      if (page.leaving && !page.evict_asked) page.leaving = false;
-      continue;
-    }
-    if (page.movement != Movement::kNone || !page.has_content()) continue;
+    if (!missing_ahead(id)) continue;
     if (arriving_bytes_ + ahead.unserved >= config_.prefetch_bytes_max) return false;
-    if (ahead.unserved == 0 && device_.fits(page.bytes) && start_arrival(id, false)) {
+    if (start_ahead(id, ahead)) {
       ++stats_.prefetch_early;
-      continue;
+    } else if (!make_room_ahead(id, distance, ahead)) {
+      return false;
     }
-    ahead.unserved += page.bytes;
-    if (!ahead.below) ahead.below = room_below();
-    if (!make_room_ahead(ahead.unserved, device_room_soon(), page.bytes, distance, *ahead.below)) return false;
   }
   return true;
 }
@@ -190,6 +173,19 @@ bool Pager::fetch_early(RegionId region, uint64_t distance, Ahead& ahead) {
 uint64_t Pager::cached_bytes_aside() const {
   const uint64_t few = std::min(kCachedPagesAside * config_.frame_bytes_max, config_.device_bytes_max / 32);
   return std::max(few, config_.device_bytes_max / 64);
+}
+
+// Of a page that is wanted soon: whether it is to be fetched. One that was about to leave for another's sake stays.
+bool Pager::missing_ahead(PageId id) {
+  Page& page = pages_[id];
+  if (!page.is_valid(Tier::kDevice)) return page.movement == Movement::kNone && page.has_content();
+  if (page.leaving && !page.evict_asked) page.leaving = false;
+  return false;
+}
+
+// Nobody overtakes a page for which room is being made.
+bool Pager::start_ahead(PageId id, const Ahead& ahead) {
+  return ahead.unserved == 0 && device_.fits(pages_[id].bytes + ahead.reserve) && start_arrival(id, false);
 }
 
 // A plan is good while the program repeats what it was made from: the same distance to the past that matches. It is made
@@ -277,7 +273,14 @@ uint64_t Pager::fresh_bytes_lately() {
   return fresh_bytes_;
 }
 
-bool Pager::make_room_ahead(uint64_t bytes, uint64_t room, uint64_t page_bytes, uint64_t distance, RoomBelow& below) {
+// Room for one more page beside those for which it is being made. False if nothing is left that may go for its sake.
+bool Pager::make_room_ahead(PageId id, uint64_t distance, Ahead& ahead) {
+  const uint64_t page_bytes = pages_[id].bytes;
+  ahead.unserved += page_bytes;
+  if (!ahead.below) ahead.below = room_below();
+  RoomBelow& below = *ahead.below;
+  const uint64_t bytes = ahead.unserved + ahead.reserve;
+  uint64_t room = ahead.only_soon ? device_room_soon() : device_room();
   while (room < bytes) {
     if (const PageId victim = plan_.valid() ? leaving_victim(page_bytes, distance, below) : PageId::none(); victim.valid()) {
       leave(victim);
@@ -303,7 +306,7 @@ bool Pager::make_room_ahead(uint64_t bytes, uint64_t room, uint64_t page_bytes, 
 void Pager::fail_if_stuck() {
   if (waiting_.empty() || moving_ > 0 || wants_planning_) return;
   for (const PageId id : leaving_) {
-    if (pages_.exists(id) && pages_[id].leaving && pages_[id].pins == 0) return;
+    if (pages_.exists(id) && pages_[id].leaving && pages_[id].pins == 0 && !refused(pages_[id])) return;
   }
   SlotId youngest_holder;
   for (uint32_t i = 0; i < slots_.size(); ++i) {

@@ -37,10 +37,8 @@ void MinPolicy::begin(PageTable& pages, Eligible eligible) {
 
 // Ties go to the later page: the front of a region stays, so a scan finds its beginning resident.
 void MinPolicy::scan() {
-  const auto larger = [](const Candidate& a, const Candidate& b) { return a > b; };
   RegionId region;
   uint64_t rank = 0;
-  complete_ = true;
   for (uint32_t i = 0; i < pages_->size(); ++i) {
     const PageId id(i);
     if (!pages_->exists(id) || !eligible_(id)) continue;
@@ -49,16 +47,14 @@ void MinPolicy::scan() {
       rank = rank_of(next_use_(region));
     }
     const Candidate candidate{rank, id};
-    if (!(candidate < bound_)) continue;
-    if (best_.size() == kCandidatesMax) {
-      complete_ = false;
-      if (candidate < best_.front()) continue;
-      std::pop_heap(best_.begin(), best_.end(), larger);
-      best_.back() = candidate;
-    } else {
-      best_.push_back(candidate);
-    }
-    std::push_heap(best_.begin(), best_.end(), larger);
+    if (candidate < bound_) best_.push_back(candidate);
+  }
+  complete_ = best_.size() <= kCandidatesMax;
+  if (!complete_) {
+    // A heap of the best few costs more: a scan meets its pages in the order of their next uses, each better than the last.
+    const auto first = best_.end() - kCandidatesMax;
+    std::nth_element(best_.begin(), first, best_.end());
+    best_.erase(best_.begin(), first);
   }
   std::sort(best_.begin(), best_.end());
   if (!best_.empty()) bound_ = best_.front();

@@ -43,6 +43,7 @@ struct Stats {
   uint64_t frames_released = 0;
   uint64_t maps = 0;
   uint64_t unmaps = 0;
+  uint64_t engagements = 0;        // times that a page had to leave after all had fitted
   uint64_t out_of_memory_errors = 0;
   uint64_t storage_errors = 0;
 };

@@ -146,6 +146,10 @@ void Pager::host_space_ready(uint64_t bytes, bool growth_failed) {
 void Pager::tick() {
   nvme_blocked_ = false;
   spill_blocked_ = false;
+  disengage_if_all_fits();
+  for (StreamId stream = 0; refusals_ > 0 && stream < owing_.size(); ++stream) {
+    if (owing_[stream] == Owing::kRefused) ask_fence(stream);
+  }
   if (device_.capacity_bytes() < device_capacity_wanted_) device_.set_capacity(device_capacity_wanted_);
   wants_planning_ = true;
 }

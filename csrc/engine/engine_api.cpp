@@ -131,6 +131,13 @@ void launching(tp_scope* scope, uint64_t native_stream) {
     return 0;
   });
 }
+void foreign_stream(uint64_t native_stream) {
+  Runtime* runtime = Runtime::newest();
+  (void)answered(runtime, 0, [&] {
+    runtime->foreign_stream(native_stream);
+    return 0;
+  });
+}
 int32_t forked() { return Runtime::forked() ? 1 : 0; }
 
 }  // namespace
@@ -169,6 +176,7 @@ void Runtime::fill_api() {
       .wants_times = &wants_times_,
       .launching = tierpage::launching,
       .forked = tierpage::forked,
+      .foreign_stream = tierpage::foreign_stream,
   };
 }
 

@@ -11,7 +11,7 @@
 //   while (rc == TP_WAIT) rc = wait(s, 50);         the caller releases the GIL and checks signals between slices
 //   ... the kernel; allocate()/free() happen inside ...
 //   seen(s, pointers, n)                            storages of the results: they are tensors, hence evictable later
-//   scope_close(s, native_stream)                   when depth goes 1 -> 0: records a fence, unpins
+//   scope_close(s, native_stream)                   when depth goes 1 -> 0: records a fence (while all fits: owes it), unpins
 //
 // On TP_INTERRUPTED from the caller's own signal check call cancel(s), then close the scope as usual.
 // Any code > TP_WAIT is an error; error_message(s) holds its text until the next call on that scope.
@@ -113,6 +113,9 @@ typedef struct tp_engine_api {
   void (*launching)(tp_scope*, uint64_t native_stream);
   // 1 in a child process after fork: paged tensors of the parent cannot be used here.
   int32_t (*forked)(void);
+  // This stream may be destroyed while the engine lives (the framework did not make it): call it before scope_close names
+  // the stream for the first time. The end of each operator on it is marked at once, never later.
+  void (*foreign_stream)(uint64_t native_stream);
 } tp_engine_api;
 
 // Exported by the torch library (one .so per torch minor version); called through ctypes with the GIL held.

@@ -112,6 +112,9 @@ struct Scope {
   bool blocked_by_touch = false;  // its own pins cannot end before a touch is served: see touch()
   uint64_t mark = 0;              // where the open operator's work began on the device; 0: not timed
   uint64_t mark_stream = 0;
+  bool stream_known = false;      // of the stream that this thread's operators ended on last, if that may owe fences:
+  uint64_t known_stream = 0;      //   its handle
+  StreamId known_stream_id = 0;
   int64_t started_ns = 0;         // the same where the caller's thread does the work
   std::string error;
   struct Sticky {
@@ -154,6 +157,7 @@ class Runtime {
 
   void deallocate(uint64_t address);
   void record_stream(uint64_t address, uint64_t native_stream);
+  void foreign_stream(uint64_t native_stream);
   uint64_t region_bytes(uint64_t address, uint64_t* region_base);
   bool wants(uint64_t bytes) const;
   bool may_defer(uint64_t kept_bytes);
@@ -187,6 +191,7 @@ class Runtime {
     uint64_t host_locked_bytes;
     uint64_t elapsed_ns;               // since the runtime opened
     LinkUses links;
+    bool engaged;                      // pages leave, or did so lately
     PlanReport plan;
     RecurrenceTotals recurrence;             // the last whole one under that plan
   };
@@ -285,7 +290,11 @@ class Runtime {
   void time_locked(Scope& scope);
   void forget_start(Scope& scope);
   void note_rates_locked();
+  // runtime_fences.cpp
+  Status end_work(Scope& scope, uint64_t native_stream, Fence* fence);
   Status record_end(Scope& scope, uint64_t native_stream, Fence* fence);
+  bool may_owe(Scope& scope, uint64_t native_stream);
+  void note_engagement_locked() { engaged_.store(pager_->engaged(), std::memory_order_relaxed); }
   Status outcome_locked(Scope& scope, const char* name, int64_t asked_ns);
   Status finish_wait_locked(Scope& scope);
   void settle_touch_locked(Scope& scope, bool failed);
@@ -341,6 +350,8 @@ class Runtime {
   uint64_t native_reserved_ = 0;
   uint64_t native_expected_ = 0;           // room made for a native allocation that has not happened yet
   std::unordered_map<uint32_t, std::vector<uint64_t>> streams_of_;  // region -> native streams to fence at free
+  std::unordered_map<StreamId, uint64_t> native_streams_;  // of streams that may owe fences
+  std::unordered_set<uint64_t> foreign_streams_;           // that may be destroyed at any time
   std::map<std::string, TagId> tags_;
   std::unordered_set<uint32_t> pins_;      // slots of pin()
   // Regions that a blocking fetch (close, pin, a raw access) waits for; their frees are put off until its end.
@@ -360,6 +371,7 @@ class Runtime {
 
   std::thread thread_;
   std::atomic<bool> open_{false};
+  std::atomic<bool> engaged_{false};  // as the pager was lately: a hint, asked without the lock
   int32_t wants_times_ = 0;  // read by callers without the lock; written with __atomic_store_n
   std::atomic<uint64_t> missed_accesses_{0};
   std::atomic<uint64_t> missed_address_{0};

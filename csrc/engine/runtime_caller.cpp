@@ -230,11 +230,16 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
                                                                     }));
   if (!lets_go && !synchronous) forget_start(scope);
   Fence fence;
-  // Recorded before the pins are let go: whoever evicts afterwards sees the fence.
-  const Status recorded = lets_go ? record_end(scope, native_stream, &fence) : Status::success();
+  // Before the pins are let go: whoever evicts afterwards sees the fence.
+  Status recorded = lets_go ? end_work(scope, native_stream, &fence) : Status::success();
   int64_t asked_ns = 0;
   std::unique_lock lock = lock_counted(asked_ns);
   if (asked_ns != 0) count_wait_locked("the end of an operator", StallCause::kHost, asked_ns);
+  if (fence.owed() && pager_->engaged()) [[unlikely]] {  // interleaving 2 of runtime_fences.cpp
+    lock.unlock();
+    recorded = record_end(scope, native_stream, &fence);
+    lock.lock();
+  }
   scope.pinned = false;
   if (!refusal_locked().ok()) return Status::success();  // the operator itself has run; the next begin tells
   Status status = core_locked([&] {

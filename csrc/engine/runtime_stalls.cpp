@@ -81,6 +81,13 @@ void Runtime::apply_locked(const Finished& finished) {
       return pager_->wanted_pages(slot) > kPagesLookedAtMax ? before : pager_->waiting_for(slot);
     });
   };
+  for (const Finished::Recorded& recorded : finished.recorded) {
+    if (recorded.refused) {
+      pager_->fence_refused(recorded.stream);
+    } else {
+      pager_->fence_recorded(recorded.stream, recorded.fence);
+    }
+  }
   for (const Fence& fence : finished.fences) pager_->fence_done(fence);
   for (const DeviceBackend::OpTime& time : finished.times) pager_->op_timed(time.cookie, time.microseconds);
   auto arrival = finished.arrivals.begin();

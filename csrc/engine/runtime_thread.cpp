@@ -55,6 +55,7 @@ void Runtime::die_locked(const Status& cause) {
 void Runtime::after_core_locked() {
   if (pager_->has_actions() || pager_->wants_planning() || pager_->host_space_wanted() > host_requested_) wake_locked();
   if (pager_->slots_changed() || other_waiters_ > 0) slots_changed_.notify_all();
+  note_engagement_locked();
 }
 
 // On the grower's thread after each attempt to grow. An attempt that made nothing ready was the last one. (The arena's
@@ -124,6 +125,10 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   note_recurrence_locked();
   actions.clear();
   pager_->take_actions(actions);
+  for (Action& action : actions) {
+    if (action.kind == ActionKind::kRecordFence) action.native_stream = native_streams_.at(action.fence.stream);
+  }
+  note_engagement_locked();
   const bool waiters_may_go = pager_->slots_changed() || other_waiters_ > 0;
   if (closed_ && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
   lock.unlock();

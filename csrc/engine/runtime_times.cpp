@@ -31,22 +31,6 @@ void Runtime::forget_start(Scope& scope) {
   scope.started_ns = 0;
 }
 
-// The fence behind the open operator's work, timed if its beginning was marked on the same stream.
-Status Runtime::record_end(Scope& scope, uint64_t native_stream, Fence* fence) {
-  const uint64_t mark = std::exchange(scope.mark, 0);
-  if (mark == 0) return backend_->record_fence(native_stream, fence);
-  uint64_t position = Trace::kNever;
-  {
-    const std::lock_guard lock(mutex_);
-    position = pager_->op_position(scope.slot);
-  }
-  if (position != Trace::kNever && scope.mark_stream == native_stream) {
-    return backend_->record_timed_fence(native_stream, mark, position, fence);
-  }
-  backend_->drop_mark(mark);
-  return backend_->record_fence(native_stream, fence);
-}
-
 // Where the caller's thread does the work itself.
 void Runtime::time_locked(Scope& scope) {
   const int64_t started_ns = std::exchange(scope.started_ns, 0);

@@ -60,6 +60,12 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
     case ActionKind::kWatchFence:
       watched_.push_back(action.fence);
       return;
+    case ActionKind::kRecordFence: {
+      Fence fence;
+      const bool recorded = backend_.record_fence(action.native_stream, &fence).ok();
+      finished.recorded.push_back({action.fence.stream, fence, !recorded});
+      return;
+    }
     case ActionKind::kMap:
       execute_map(action, finished);
       return;

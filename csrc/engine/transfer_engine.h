@@ -41,13 +41,20 @@ struct Finished {
   };
   std::vector<Arrival> arrivals;  // stages that transfers have reached
   std::vector<Transfer> transfers;
+  struct Recorded {
+    StreamId stream;
+    Fence fence;
+    bool refused;
+  };
   std::vector<Fence> fences;
+  std::vector<Recorded> recorded;  // fences that the pager asked for
   std::vector<DeviceBackend::OpTime> times;  // of operators, by position in the trace
-  bool empty() const { return transfers.empty() && fences.empty(); }
+  bool empty() const { return transfers.empty() && fences.empty() && recorded.empty(); }
   void clear() {
     arrivals.clear();
     transfers.clear();
     fences.clear();
+    recorded.clear();
     times.clear();
   }
 };

@@ -272,6 +272,8 @@ class Machine {
         fence_watches_.insert(place, {end, action.fence});
         return time;
       }
+      case ActionKind::kRecordFence:  // each operator here ends with a fence of its own
+        return time;
       case ActionKind::kMap:
         ++totals_.maps;
         totals_.created += action.create_frame;

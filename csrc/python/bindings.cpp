@@ -135,6 +135,7 @@ void put_core(py::dict& out, const Stats& stats) {
   out["maps.count"] = stats.maps;
   out["unmaps.count"] = stats.unmaps;
   out["frames.released"] = stats.frames_released;
+  out["engagements.count"] = stats.engagements;
   out["num_ooms"] = stats.out_of_memory_errors;
   out["storage_errors.count"] = stats.storage_errors;
 }
@@ -147,6 +148,7 @@ py::dict stats_of(const PyRuntime& self) {
     out[py::str(std::string("budget_bytes.") + name_of(tier))] = snapshot.budget_bytes[index_of(tier)];
   }
   out["locked_bytes.host"] = snapshot.host_locked_bytes;
+  out["engaged"] = snapshot.engaged ? 1 : 0;
   out["dirty_bytes.current"] = snapshot.dirty_bytes;
   put_stalls(out, snapshot.stalls);
   put_links(out, snapshot.links, "");

@@ -165,6 +165,13 @@ Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, u
   return Status::success();
 }
 
+bool CudaFences::capturing(uint64_t native_stream) const {
+  CudaContextGuard guard(driver_, context_);
+  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
+  return !guard.ok() || driver_.stream_is_capturing(reinterpret_cast<CUstream>(native_stream), &capture) != CUDA_SUCCESS ||
+         capture != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
 bool CudaFences::done(Fence fence) {
   if (fence.sequence == 0) return true;
   std::unique_lock lock(mutex_);

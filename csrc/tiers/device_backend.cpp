@@ -1,7 +1,9 @@
-// What a backend need not do itself: times of operators.
+// What a backend need not do itself: captures, times of operators.
 #include "tiers/device_backend.h"
 
 namespace tierpage {
+
+bool DeviceBackend::capturing(uint64_t) { return false; }
 
 uint64_t DeviceBackend::mark_start(uint64_t) { return 0; }
 

@@ -103,6 +103,8 @@ class DeviceBackend {
   virtual StreamId stream_id(uint64_t native_stream) = 0;
   virtual Status record_fence(uint64_t native_stream, Fence* fence) = 0;
   virtual bool fence_done(Fence fence) = 0;
+  // Whether record_fence would be refused because what is queued on the stream is not run but recorded.
+  virtual bool capturing(uint64_t native_stream);
 
   // How long the device works on an operator: from mark_start, before its kernels are queued, to record_timed_fence after
   // them, which otherwise is record_fence. A mark ends there or in drop_mark; 0 is no mark. take_times appends what has

@@ -41,6 +41,7 @@ class CudaBackend final : public DeviceBackend {
   StreamId stream_id(uint64_t native_stream) override { return fences_->stream_id(native_stream); }
   Status record_fence(uint64_t native_stream, Fence* fence) override { return fences_->record(native_stream, fence); }
   bool fence_done(Fence fence) override { return fences_->done(fence); }
+  bool capturing(uint64_t native_stream) override { return fences_->capturing(native_stream); }
   uint64_t mark_start(uint64_t native_stream) override { return fences_->mark_start(native_stream); }
   void drop_mark(uint64_t mark) override { fences_->drop_mark(mark); }
   Status record_timed_fence(uint64_t native_stream, uint64_t mark, uint64_t cookie, Fence* fence) override {

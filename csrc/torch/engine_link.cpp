@@ -95,11 +95,27 @@ const tp_engine_api* engine_of(const void* address) {
   return nullptr;
 }
 
+namespace {
+
+void tell_foreign_stream(const tp_engine_api& engine, uint64_t handle) {
+  thread_local const tp_engine_api* told_engine = nullptr;
+  thread_local uint64_t told_handle = 0;
+  if (told_engine == &engine && told_handle == handle) return;
+  engine.foreign_stream(handle);
+  told_engine = &engine;
+  told_handle = handle;
+}
+
+}  // namespace
+
 uint64_t native_stream(const tp_engine_api& engine) {
   if (engine.device_type == 0) return 0;
   const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(engine.device_index));
   const c10::Stream stream = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)->getStream(device);
-  return reinterpret_cast<uint64_t>(stream.native_handle());
+  const auto handle = reinterpret_cast<uint64_t>(stream.native_handle());
+  // torch's own streams live as long as the process; one that it was given has its handle for an id.
+  if (C10_UNLIKELY(handle != 0 && static_cast<uint64_t>(stream.id()) == handle)) tell_foreign_stream(engine, handle);
+  return handle;
 }
 
 tp_scope* scope_for(ThreadState& state, const tp_engine_api* engine) {

@@ -23,7 +23,7 @@ LINKS = (
 )
 Number = int | float
 _LEVELS = (".current", ".peak", ".max")
-_LEVEL_GROUPS = ("budget_bytes", "reserved", "plan.", "recurrence.")
+_LEVEL_GROUPS = ("budget_bytes", "engaged", "reserved", "plan.", "recurrence.")
 _NAMES_SHOWN = 10
 _baseline: dict[str, Number] = {}
 _baseline_owner: api.Session | None = None
@@ -164,10 +164,17 @@ def summary_of(
         "prefetches {} issued, {} useful, {} late, {} wasted".format(
             *(stats.get(f"prefetch.{kind}", 0) for kind in ("issued", "useful", "late", "wasted"))
         ),
+        _engaged(stats),
         f"out-of-memory errors {stats.get('num_ooms', 0)}, storage errors {stats.get('storage_errors.count', 0)}",
     ]
     lines += ["", *_stalls(stats, operators, tags), "", *_predicted(stats)]
     return "\n".join(lines)
+
+
+def _engaged(stats: Mapping[str, Number]) -> str:
+    times = stats.get("engagements.count", 0)
+    now = "pages leave, or did lately" if stats.get("engaged", False) else "all fits, operators record no fences"
+    return f"{now}; engaged {times} time{'' if times == 1 else 's'}"
 
 
 def _stalls(

@@ -56,6 +56,8 @@ class ManualWorld {
     actions.erase(actions.begin() + static_cast<std::ptrdiff_t>(index));
     if (action.kind == ActionKind::kWatchFence) {
       pager.fence_done(action.fence);
+    } else if (action.kind == ActionKind::kRecordFence) {
+      pager.fence_recorded(action.fence.stream, {action.fence.stream, recorded_sequence});
     } else {
       pager.transfer_done(action.transfer, result);
     }
@@ -90,6 +92,7 @@ class ManualWorld {
 
   Pager pager;
   std::vector<Action> actions;
+  uint64_t recorded_sequence = 1000;  // of the next fence that the pager asks for
 };
 
 }  // namespace tierpage

@@ -107,6 +107,8 @@ class CommandedBackend final : public DeviceBackend {
   std::atomic<int> map_delay_ms{0};
   std::atomic<uint64_t> unmaps{0};
   std::atomic<bool> fence_fails{false};
+  std::atomic<bool> captures{false};
+  std::atomic<uint64_t> fences_recorded{0};
   std::atomic<uint64_t> fences_passed{0};  // sequence up to which fences have passed while they are held
 
   const DeviceInfo& info() const override { return info_; }
@@ -155,11 +157,13 @@ class CommandedBackend final : public DeviceBackend {
   StreamId stream_id(uint64_t native_stream) override { return static_cast<StreamId>(native_stream); }
   Status record_fence(uint64_t native_stream, Fence* fence) override {
     if (!streams_) return inner_->record_fence(native_stream, fence);
-    if (fence_fails) return Status::error(StatusCode::kUnavailable, "injected: no fence");
+    if (fence_fails || captures) return Status::error(StatusCode::kUnavailable, "injected: no fence");
     *fence = Fence{static_cast<StreamId>(native_stream), ++last_fence_};
+    ++fences_recorded;
     return Status::success();
   }
   bool fence_done(Fence fence) override { return !hold_fences || fence.sequence <= fences_passed; }
+  bool capturing(uint64_t) override { return captures; }
   DeviceMemoryInfo memory_info() override { return inner_->memory_info(); }
 
  private:

@@ -17,10 +17,11 @@ class Times : public EngineTest {
     options.staging_slot_bytes = 2 * kMiB;
     return options;
   }
+  static int32_t wanted_now(const Engine& engine) { return __atomic_load_n(engine.api().wants_times, __ATOMIC_RELAXED); }
   static void operate(Engine& engine, Caller& caller, const Region& region) {
     caller.open();
     ASSERT_EQ(caller.begin({reads(region)}), TP_OK) << caller.error();
-    if (*engine.api().wants_times != 0) engine.api().launching(caller.scope(), 0);
+    if (wanted_now(engine) != 0) engine.api().launching(caller.scope(), 0);
     EXPECT_EQ(region.words()[0], word_at(region.seed, 0));
     EXPECT_EQ(caller.close(), TP_OK);
   }
@@ -33,10 +34,10 @@ TEST_F(Times, AreWantedUntilThePlanIsTimed) {
   for (uint64_t i = 0; i < 16; ++i) regions.push_back(caller.make(2 * kMiB, i));
   bool wanted = false;
   double share = 0;
-  const auto timed = [&] { return wanted && engine->snapshot().plan.seconds > 0 && *engine.api().wants_times == 0; };
+  const auto timed = [&] { return wanted && engine->snapshot().plan.seconds > 0 && wanted_now(engine) == 0; };
   for (int pass = 0; pass < 200 && !timed(); ++pass) {
     for (const Region& region : regions) operate(engine, caller, region);
-    wanted = wanted || *engine.api().wants_times != 0;
+    wanted = wanted || wanted_now(engine) != 0;
   }
   const PlanReport plan = engine->snapshot().plan;
   share = plan.timed_share;
@@ -44,7 +45,7 @@ TEST_F(Times, AreWantedUntilThePlanIsTimed) {
   EXPECT_GT(share, 0.9);
   EXPECT_GT(plan.seconds, 0);
   EXPECT_EQ(plan.period_uses % regions.size(), 0u);
-  EXPECT_EQ(*engine.api().wants_times, 0);
+  EXPECT_EQ(wanted_now(engine), 0);
   for (const Region& region : regions) caller.expect_intact(region);
 }
 
@@ -55,7 +56,7 @@ TEST_F(Times, AreNotWantedWhereEverythingFits) {
   for (uint64_t i = 0; i < 4; ++i) regions.push_back(caller.make(2 * kMiB, i));
   for (int pass = 0; pass < 200; ++pass) {
     for (const Region& region : regions) operate(engine, caller, region);
-    ASSERT_EQ(*engine.api().wants_times, 0);
+    ASSERT_EQ(wanted_now(engine), 0);
   }
 }
 

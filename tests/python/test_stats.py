@@ -66,6 +66,7 @@ def test_budgets_hold_while_training(device: str, configuration: str, tmp_path: 
             assert last["writeback_bytes.host_to_nvme"] + last["writeback_bytes.device_to_nvme"] > 0
             assert last["fetch_bytes.nvme_to_host"] + last["fetch_bytes.nvme_to_device"] > 0
         assert last["num_ooms"] == last["storage_errors.count"] == 0
+        assert last["engagements.count"] >= last["engaged"] == 1
         assert last["stall_seconds.max"] <= last["stall_seconds.total"]
         assert last["faults.pages"] > 0
         del values, ballast
@@ -79,6 +80,8 @@ def test_levels_return_to_zero(options: dict[str, Any], device: str) -> None:
         stats = tierpage.memory_stats()
         assert stats["live_bytes.current"] == stats["live_bytes.peak"] == 80_000
         assert stats["pinned_bytes.current"] == 0
+        assert stats["engaged"] == stats["engagements.count"] == 0
+        assert "all fits" in tierpage.memory_summary()
         assert stats["pinned_bytes.peak"] >= 80_000
         del x, y
         stats = tierpage.memory_stats()

@@ -165,7 +165,7 @@ Plan draw_plan(uint64_t seed) {
   plan.cancel_chance = random.chance(0.5) ? 0 : 0.05;
   if (!plan.generous && random.chance(0.6)) {
     const auto maybe = [&random](double most) { return random.chance(0.5) ? most : 0; };
-    plan.world.faults = {maybe(0.2), maybe(0.3), maybe(0.2), maybe(0.1), maybe(0.2)};
+    plan.world.faults = {maybe(0.2), maybe(0.3), maybe(0.2), maybe(0.1), maybe(0.2), maybe(0.3)};
   }
   const uint32_t usual[] = {60, 25, 10, 10, 4, 1, 4, 2, 2, 2, 1};
   for (size_t i = 0; i < plan.weights.size(); ++i) {

@@ -241,7 +241,8 @@ void SimProgram::end_operator(Thread& thread) {
   for (const uint64_t offset : thread.holds) world_.release(offset);
   thread.holds.clear();
   thread.held_bytes = 0;
-  world_.pager().end_op(thread.slot, world_.last_fence(thread.stream));
+  const bool owes = !world_.pager().engaged() && random_.chance(0.8);
+  world_.pager().end_op(thread.slot, owes ? Fence{thread.stream, Fence::kOwed} : world_.last_fence(thread.stream));
   if (thread.permanent) world_.pager().set_permanent(thread.slot, false);
   thread.permanent = false;
   thread.in_operator = false;

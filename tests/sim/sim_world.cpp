@@ -46,6 +46,9 @@ void SimWorld::accept(Action& action) {
     case ActionKind::kWatchFence:
       watches_.push_back(action.fence);
       return;
+    case ActionKind::kRecordFence:
+      records_.push_back({action.fence, soon(), false});
+      return;
     case ActionKind::kUnmap:
       require(!busy_.contains(action.device_offset), "unmap ordered under an unfinished kernel");
       require(!holds_.contains(action.device_offset), "unmap ordered under an open operator");
@@ -299,6 +302,32 @@ void SimWorld::deliver() {
     pager_.fence_done(fence);
     settle();
   }
+  deliver_records();
+}
+
+// A fence stands where the stream was when it was recorded; the pager hears of it later.
+void SimWorld::deliver_records() {
+  for (size_t i = 0; i < records_.size();) {
+    Record& record = records_[i];
+    if (record.ready > now_) {
+      ++i;
+      continue;
+    }
+    const bool refused = random_.chance(config_.faults.record);
+    if (!record.recorded && !refused) {
+      record = {last_fence(record.fence.stream), soon(), true};
+      continue;
+    }
+    const Record ended = record;
+    records_[i] = records_.back();
+    records_.pop_back();
+    if (ended.recorded) {
+      pager_.fence_recorded(ended.fence.stream, ended.fence);
+    } else {
+      pager_.fence_refused(ended.fence.stream);
+    }
+    settle();
+  }
 }
 
 void SimWorld::grow_host() {
@@ -321,7 +350,8 @@ void SimWorld::set_device_capacity(uint64_t bytes) {
 bool SimWorld::quiet() const {
   const bool kernels_done =
       std::all_of(queued_.begin(), queued_.end(), [](const auto& queue) { return queue.empty(); });
-  return kernels_done && device_lane_.empty() && copies_.empty() && completions_.empty() && watches_.empty();
+  return kernels_done && device_lane_.empty() && copies_.empty() && completions_.empty() && watches_.empty() &&
+         records_.empty();
 }
 
 void SimWorld::require_mapped(const Page& page) const {

@@ -37,6 +37,7 @@ struct Faults {
   double create = 0;         // the device refuses a new frame
   double map = 0;            // mapping fails
   double growth = 0;         // the RAM tier stops growing
+  double record = 0;         // a fence cannot be recorded
 };
 
 struct WorldConfig {
@@ -124,6 +125,7 @@ class SimWorld {
   void run_copies();
   void finish_copy(Job& job);
   void deliver();
+  void deliver_records();
   void grow_host();
   void complete(TransferId transfer, TransferResult result);
   uint64_t soon() { return now_ + random_.below(config_.latency_max + 1); }
@@ -156,6 +158,12 @@ class SimWorld {
   std::vector<Job> copies_;
   std::vector<Completion> completions_;
   std::vector<Fence> watches_;
+  struct Record {
+    Fence fence;
+    uint64_t ready = 0;
+    bool recorded = false;
+  };
+  std::vector<Record> records_;  // fences asked for
 };
 
 }  // namespace tierpage::sim

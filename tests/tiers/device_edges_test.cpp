@@ -221,7 +221,9 @@ TEST_F(FakeCudaTest, CapturedStreamsGetNoFence) {
   ASSERT_TRUE(make().ok());
   Fence first;
   ASSERT_TRUE(device_->record_fence(0, &first).ok());
+  EXPECT_FALSE(device_->capturing(0));
   fake::device().legacy.capturing = true;
+  EXPECT_TRUE(device_->capturing(0));
   const size_t queued = fake::device().legacy.work.size();
   Fence fence{9, 9};
   EXPECT_EQ(device_->record_fence(0, &fence).code, StatusCode::kUnavailable);

@@ -221,6 +221,7 @@ int32_t held(const uint64_t* addresses, size_t count) {
     return found == regions.end() || found->second.readers > 0 || found->second.writers > 0;
   });
 }
+void foreign_stream(uint64_t) {}
 void set_native_reserved(uint64_t) {}
 uint64_t make_room(uint64_t) { return 0; }
 
@@ -251,7 +252,7 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
                         min_paged_bytes, 1, 0, 0, scope_create, scope_destroy, scope_open, begin, wait, cancel, seen,
                         scope_close, error_message, wants, allocate, allocate_result, deallocate, record_stream,
                         region_bytes, touch, list_run_bytes_max, may_defer, held, set_native_reserved, make_room,
-                        &wants_times, launching, forked};
+                        &wants_times, launching, forked, foreign_stream};
   return &table;
 }
 
