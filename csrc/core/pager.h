@@ -85,6 +85,13 @@ enum class ActionKind : uint8_t {
   kWatchFence,    // tell fence_done when `fence` has finished
 };
 
+// Where a region's content lies in files that are only read: bytes of one address space, in which the executor knows each
+// file's place (tiers/source_files.h). What a page has beyond the last byte is zero.
+struct Source {
+  uint64_t offset = 0;
+  uint64_t bytes = 0;  // 0: no source, or nothing of it in this page
+};
+
 struct Action {
   ActionKind kind = ActionKind::kReleaseFrame;
   TransferId transfer;
@@ -95,6 +102,8 @@ struct Action {
   Tier lower = Tier::kHost;  // source of a fetch, target of a write-back
   SpanList host;
   SpanList nvme;
+  bool sourced = false;  // the NVMe copy that is read lies in `source` instead of `nvme`
+  Source source;         // the page's part
   Fence fence;
   bool urgent = false;  // an operator waits for it
 };
@@ -111,6 +120,7 @@ struct AllocateRequest {
   StreamId stream = 0;
   TagId tag = 0;
   bool inside_operator = false;  // pin it for the slot's open operator
+  Source source = {};            // bytes > 0: the content, of that many bytes; nothing is mapped until it is used
 };
 
 // What a request lacked when it began to wait. Pages and bytes are those that were not there.
@@ -237,6 +247,7 @@ class Pager {
     bool seen = false;
     bool held = false;           // never evictable again
     TagId tag = 0;
+    Source source;               // of the pages that are sourced
     KeyId key;
     uint64_t cached_at = 0;      // trace position when it was freed: its age in uses
     uint64_t cached_serial = 0;  // place in cached_by_age_
@@ -305,6 +316,8 @@ class Pager {
   void add_cached(RegionId id);
   void remove_cached(RegionId id);
   RegionId make_region(uint64_t bytes);
+  Outcome allocate_from_source(Slot& slot);
+  Source source_of(const Page& page) const;
   void cut_into_pages(RegionId id);
   void retire_region(RegionId id);
   void finish_dying(RegionId id);

@@ -332,6 +332,10 @@ Action& Pager::push_movement(ActionKind kind, PageId id) {
   action.lower = page.lower;
   action.host = page.host;
   action.nvme = page.nvme;
+  if (page.sourced) {
+    action.sourced = true;
+    action.source = source_of(page);
+  }
   return actions_.emplace_back(std::move(action));
 }
 

@@ -61,6 +61,8 @@ void Pager::arrival_done(PageId id, const TransferResult& result) {
 
 void Pager::count_copy(const Page& page) {
   const bool host = page.lower == Tier::kHost;
+  const bool reads = page.movement == Movement::kStage || (page.movement == Movement::kFetch && !host);
+  if (reads && page.sourced) stats_.source_bytes_read += source_of(page).bytes;
   switch (page.movement) {
     case Movement::kFetch:
       (host ? stats_.fetch_bytes_host_to_device : stats_.fetch_bytes_nvme_to_device) += page.bytes;
