@@ -210,6 +210,7 @@ class Pager {
   std::span<const PageId> pages_of(RegionId region) const { return regions_[region.value].pages; }
   std::vector<RegionId> live_regions() const;
   const Page& page(PageId id) const { return pages_[id]; }
+  Source source_of(const Page& page) const;  // its part of its region's source; no bytes: none
   const Stats& stats() const { return stats_; }
   Stats& stats() { return stats_; }
   uint64_t capacity(Tier tier) const;
@@ -317,7 +318,6 @@ class Pager {
   void remove_cached(RegionId id);
   RegionId make_region(uint64_t bytes);
   Outcome allocate_from_source(Slot& slot);
-  Source source_of(const Page& page) const;
   void cut_into_pages(RegionId id);
   void retire_region(RegionId id);
   void finish_dying(RegionId id);

@@ -108,6 +108,7 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   woken_ = false;
   apply_locked(finished);
   link_uses_ = transfers_->link_uses(steady_ns());
+  transfers_->set_sources(sources_.get(), ring_.get());
   if (!finished.empty()) {
     last_progress_ns_ = steady_ns();
     watchdog_said_ = false;
@@ -124,6 +125,7 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   note_recurrence_locked();
   actions.clear();
   pager_->take_actions(actions);
+  if (actions.empty() && transfers_->idle()) close_unused_sources_locked();
   const bool waiters_may_go = pager_->slots_changed() || other_waiters_ > 0;
   if (closed_ && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
   lock.unlock();
@@ -149,8 +151,10 @@ void Runtime::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
   std::unique_ptr<HostArena> arena = std::move(arena_);
   std::unique_ptr<BlockStore> store = std::move(store_);
   std::unique_ptr<StagingRing> ring = std::move(ring_);
+  std::shared_ptr<SourceFiles> sources = std::move(sources_);
   lock.unlock();
   store.reset();
+  sources.reset();
   ring.reset();
   arena.reset();
   lock.lock();
