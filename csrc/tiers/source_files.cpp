@@ -78,7 +78,9 @@ struct SourceFiles::File {
   Status failure(uint64_t offset, uint64_t bytes, const std::string& reason, int system_error) const {
     return Status::error(StatusCode::kStorageError,
                          "read of " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) + " of " +
-                             quoted(name) + " failed: " + reason, system_error);
+                             quoted(name) + " failed: " + reason +
+                             ".\nLikely cause: the disk, or the connection to it.\nRemedy: see the kernel log for the disk; "
+                             "copy the file to another one and load it from there", system_error);
   }
 };
 
@@ -98,8 +100,9 @@ Status SourceFiles::File::unchanged() const {
   }
   return Status::error(StatusCode::kStorageError,
                        quoted(name) + " changed while tensors had their content in it: " + what +
-                           ". What was not read before is lost. Load a whole checkpoint again; replace checkpoints by "
-                           "renaming a new file over the old one (as tierpage.save does), never write into them.");
+                           ". What had not been read before is lost.\nLikely cause: a program wrote into the file in "
+                           "place.\nRemedy: load a whole checkpoint again; replace a checkpoint by renaming a new file "
+                           "over it, as tierpage.save does.");
 }
 
 SourceFiles::SourceFiles(const SourceFilesOptions& options, const IoTable& table)

@@ -32,8 +32,11 @@ from tierpage.api import (
     set_budget,
     step,
 )
+from tierpage.checkpoint import load
+from tierpage.checkpoint_save import save
 from tierpage.config import Config
 from tierpage.errors import (
+    CheckpointError,
     ConfigError,
     CorruptPageError,
     InternalError,
@@ -55,6 +58,7 @@ from tierpage.memory import (
 from tierpage.trace import export_trace
 
 __all__ = [
+    "CheckpointError",
     "Config",
     "ConfigError",
     "CorruptPageError",
@@ -74,6 +78,7 @@ __all__ = [
     "evict",
     "export_trace",
     "is_enabled",
+    "load",
     "memory_stats",
     "memory_summary",
     "paged",
@@ -83,6 +88,7 @@ __all__ = [
     "reset_accumulated_memory_stats",
     "reset_peak_memory_stats",
     "resume",
+    "save",
     "set_budget",
     "step",
     "where",
