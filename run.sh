@@ -14,7 +14,7 @@ VENV=$ROOT/.venv
 TORCH_PIN="torch==2.13.0"
 TORCH_RANGE="torch>=2.11,<2.14"
 BUILD_PACKAGES=("scikit-build-core>=0.11" "pybind11>=2.13" ninja "nvidia-cuda-runtime==13.*" "nvidia-cuda-crt==13.*")
-TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen)
+TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen "safetensors>=0.5")
 TEST_PROGRAMS=(ruff)
 JOBS=${JOBS:-$(nproc)}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore

@@ -25,6 +25,7 @@ _GROUP_BYTES = 8 * 1024**2  # small tensors that lie near each other are read to
 _GROUP_GAP_BYTES = 64 * 1024
 _PIECE_BYTES = 16 * 1024**2  # of a tensor that is converted
 _NAMES_SHOWN = 5
+_NOTHING = torch.empty(0)
 
 
 def load(
@@ -70,6 +71,7 @@ def load(
         count = sum(len(file.tensors) for file in files)
         with progress("loading", count) as advance:
             for file in files:
+                tensors.update(dict.fromkeys(file.tensors, _NOTHING))  # messages name tensors in the file's order
                 for name, tensor in _Reader(session, file, wanted).tensors():
                     tensors[name] = tensor
                     advance(name)

@@ -146,7 +146,7 @@ def _check_tensor(name: str, entry: Any, data_start: int, data_bytes: int) -> St
         name.encode()
     except UnicodeEncodeError:
         raise ValueError(f"the name {shown} is not text") from None
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         raise ValueError(f"tensor {shown} has something else than dtype, shape and data_offsets")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:

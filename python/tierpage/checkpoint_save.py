@@ -78,7 +78,7 @@ def save(
     texts = {**notes, **(metadata or {})}
     if not all(isinstance(key, str) and isinstance(value, str) for key, value in texts.items()):
         raise CheckpointError("metadata must map texts to texts.")
-    limit = None if max_shard_bytes is None else int(parse_size(max_shard_bytes, "max_shard_bytes", fraction_allowed=False))
+    limit = None if max_shard_bytes is None else parse_size(max_shard_bytes, "max_shard_bytes", fraction_allowed=False).count
     shards = _divided(tensors, target, limit, texts)
     with contextlib.ExitStack() as stack:
         writers = []
@@ -97,14 +97,18 @@ def save(
 
 
 def _publish(target: Path, shards: list[_Shard], writers: list[FileWriter]) -> list[Path]:
-    """Names come last and together. Nobody may find an index with other files than its own: the old one goes first."""
+    """Names come last and together. Nobody may find an index with other files than its own: where files of the old one are
+    replaced it goes first, else it stays until the new checkpoint is there."""
     stem = target.name.removesuffix(SUFFIX)
     index_path = target.parent / f"{stem}{INDEX_SUFFIX}"
     stale = _shards_of(index_path, stem)
-    index_path.unlink(missing_ok=True)
+    written = [shard.path for shard in shards]
+    if stale.intersection(written):
+        index_path.unlink(missing_ok=True)
     for writer in writers:
         writer.publish()
-    written = [shard.path for shard in shards]
+    if len(shards) == 1:
+        index_path.unlink(missing_ok=True)
     if len(shards) > 1:
         weight_map = {name: shard.path.name for shard in shards for name in shard.tensors}
         total = sum(_size(tensor) for shard in shards for tensor in shard.tensors.values())

@@ -109,6 +109,7 @@ class FileWriter:
             self._settle_oldest()
         if self._submitted != self._total:
             raise StorageError(f"'{self.path}' was to have {self._total} bytes and got {self._submitted}.", errno.EIO)
+        self._release()
         with self._explained():
             os.ftruncate(self._descriptor, self._total)  # direct writes are whole blocks
             os.fsync(self._descriptor)
@@ -190,15 +191,20 @@ class FileWriter:
             self._temporary.unlink()
 
     def _close(self) -> None:
+        self._release()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _release(self) -> None:
+        """Ends the threads and lets the buffers go."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._current is not None:
             self._current.release()
             self._current = None
         self._running.clear()
+        self._memory = None
         self._free.clear()  # their memory goes with the last view of it
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 def sync_folder(folder: Path) -> None:
