@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def test_nothing_is_read_before_it_is_used(small: str, file: Path) -> None:
     where = tierpage.where(model.layers[2].weight)
     assert where.paged
     assert where.device == where.host == 0
+    assert where.checkpoint == where.nvme >= where.bytes
+    assert "in its checkpoint" in str(where)
     with torch.no_grad():
         model.layers[2](torch.zeros(1, 211, device=small))
     assert read_count() == 211 * 211 * 4 + 211 * 4
@@ -223,6 +226,34 @@ def test_assigned_parameters_keep_requires_grad_and_are_on_the_device(small: str
     assert model.layers[1].weight.device.type == small
     assert [p.requires_grad for p in model.layers.parameters()] == [False, False, True, True] * 3
     assert not model.layers[1].weight._is_view()
+
+
+def test_modes_in_which_torch_fills_new_memory(small: str, file: Path, reference: Model) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        model = meta()
+        tierpage.load(model, file)
+        assert read_count() == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    same(dict(model.state_dict()), dict(reference.state_dict()))
+
+
+def test_explicit_scope_and_inference_mode(switch_on: Callable[..., str], file: Path, reference: Model) -> None:
+    switch_on(scope="explicit")
+    model = meta()
+    with torch.inference_mode():
+        tierpage.load(model, file)
+    assert tierpage.where(model.layers[0].weight).paged
+    same(dict(model.state_dict()), dict(reference.state_dict()))
+
+
+def test_two_threads_load_at_once(small: str, file: Path, reference: Model) -> None:
+    models = [meta() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda model: tierpage.load(model, file), models))
+    for model in models:
+        same(dict(model.state_dict()), dict(reference.state_dict()))
 
 
 class Tied(torch.nn.Module):
