@@ -113,6 +113,41 @@ TEST(PagerSource, RamKeepsACopyThatIsDroppedForOthers) {
   EXPECT_TRUE(world.page(a).sourced && world.page(b).is_valid(Tier::kHost));
 }
 
+TEST(PagerSource, RamIsAskedForWhereNothingIsEverWritten) {
+  Pager bare(small_config(1, 4, 0));  // its RAM has not begun to grow
+  AllocateRequest request;
+  request.bytes = kPage;
+  request.source = {kOffset, kPage};
+  const SlotId other = bare.add_slot();
+  ASSERT_EQ(bare.allocate(other, request), Outcome::kGranted);
+  const RegionId b = bare.allocated(other);
+  std::vector<Action> actions;
+  const auto run = [&] {
+    do {
+      bare.plan();
+      actions.clear();
+      bare.take_actions(actions);
+      for (const Action& action : actions) {
+        if (action.transfer.valid()) bare.transfer_done(action.transfer, {});
+      }
+    } while (!actions.empty());
+  };
+  const Use use{b, 0, kPage - 1, AccessMode::kRead};
+  for (const bool ready : {false, true}) {
+    if (ready) bare.host_space_ready(4 * kPage, false);
+    bare.begin_op(other, 1, "op", {&use, 1});
+    run();
+    ASSERT_EQ(bare.outcome(other), Outcome::kGranted);
+    bare.end_op(other, {});
+    bare.evict(b);
+    run();
+    const Page& page = bare.page(bare.pages_of(b)[0]);
+    EXPECT_FALSE(page.mapped);  // and did not wait for RAM
+    EXPECT_EQ(page.is_valid(Tier::kHost), ready);
+    EXPECT_EQ(bare.host_space_wanted(), kPage);
+  }
+}
+
 TEST(PagerSource, AFailedReadFailsTheOperatorAndKeepsTheSource) {
   ManualWorld world(small_config(1, 0, 0));
   const RegionId a = make_sourced(world, kPage);
