@@ -90,6 +90,17 @@ SpanList Page::abandon_copy_down() {
   return std::exchange(spans(lower), {});
 }
 
+void Page::start_read() {
+  TP_ASSERT(movement == Movement::kNone && is_valid(Tier::kHost));
+  movement = Movement::kRead;
+  ++movement_serial;
+}
+
+void Page::finish_read() {
+  TP_ASSERT(movement == Movement::kRead);
+  movement = Movement::kNone;
+}
+
 void Page::start_unmap() {
   TP_ASSERT(movement == Movement::kNone && mapped && pins == 0);
   // Leaving the fast tier must not lose the only copy.
@@ -166,6 +177,10 @@ void Page::check_invariants() const {
       TP_ASSERT(!nvme.empty() || sourced || !has_content());  // no content: freed while it was on its way
       TP_ASSERT(!is_valid(Tier::kHost) && !host.empty());
       break;
+    case Movement::kRead:
+      TP_ASSERT(frame.valid() == mapped && !host.empty());
+      TP_ASSERT(is_valid(Tier::kHost) || !has_content());  // no content: freed while it was read
+      break;
   }
   // Spans without a valid copy are only the target of a movement, or remains of a freed region's movement.
   if (has_content() && !(copies_down && lower == Tier::kHost)) TP_ASSERT(host.empty() == !is_valid(Tier::kHost));
@@ -173,7 +188,7 @@ void Page::check_invariants() const {
     TP_ASSERT((nvme.empty() && !sourced) == !is_valid(Tier::kNvme));
   }
   if (pins > 0) {
-    TP_ASSERT(mapped && !leaving && (movement == Movement::kNone || copies_down));
+    TP_ASSERT(mapped && !leaving && (movement == Movement::kNone || movement == Movement::kRead || copies_down));
   }
   uint64_t host_bytes = 0, nvme_bytes = 0;
   for (const Span& span : host) host_bytes += span.bytes;

@@ -15,8 +15,9 @@
 //   (d) moving up (map, fetch): frame owned, not mapped, not valid in DEVICE; the source, if any, is valid
 //   (e) moving down (write-back, spill, stage): the source is valid, the target has spans and is not valid
 //   (f) unmapping: mapped, not valid in DEVICE, no pins
-//   (g) pins > 0  =>  mapped, not leaving, movement is none, write-back, spill or stage
+//   (g) pins > 0  =>  mapped, not leaving, movement is none, write-back, spill, stage or read
 //   (h) sourced  =>  valid in NVME
+//   (i) read: it owns spans in HOST
 #pragma once
 
 #include <cstdint>
@@ -37,6 +38,7 @@ enum class Movement : uint8_t {
   kUnmap,      // the frame is taken out of the range
   kSpill,      // HOST -> NVME
   kStage,      // NVME -> HOST
+  kRead,       // the copy in HOST is read by somebody outside; nothing moves, and nothing may
 };
 
 // How far the executor is with a page that maps or is fetched, as far as the pager was told.
@@ -93,6 +95,8 @@ struct Page {
   void start_stage(SpanList spans);
   void finish_copy_down();  // write-back, spill, stage: the target turns valid
   SpanList abandon_copy_down();  // the target's spans, to be given back
+  void start_read();
+  void finish_read();
   void start_unmap();
   FrameId finish_unmap();
   void adopt_source();      // an empty page: its content is its region's source

@@ -176,6 +176,11 @@ class Pager {
   void host_space_ready(uint64_t bytes, bool growth_failed);
   void tick();  // about once a second: retries what had been given up
 
+  // --- events from a reader outside --------------------------------------------------------------------------------
+  // The copy in HOST stays where it is and as it is until read_done: operators may read the page, and wait to write it.
+  bool begin_read(PageId page);  // false: no copy there that is at rest
+  void read_done(PageId page);
+
   // --- events from the user ------------------------------------------------------------------------------------
   void set_capacity(Tier tier, uint64_t bytes);
   void note_native_reserved(uint64_t bytes) { native_reserved_bytes_ = bytes; }  // for messages only

@@ -173,6 +173,9 @@ class Runtime {
   void expect_source(const Source& source);
   bool source_taken();
   Status read_source(uint64_t offset, uint64_t bytes, std::byte* buffer);
+  // Copies what RAM holds of a region's bytes from `first` on, at most to the end of the page there: the number of bytes.
+  // 0: that page has no copy in RAM at rest, *page_end tells where the next one begins.
+  uint64_t read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer, uint64_t* page_end);
   // Bytes of a region whose content is still the source's: first byte in the region, place, bytes; merged.
   struct SourcedRun {
     uint64_t first = 0;

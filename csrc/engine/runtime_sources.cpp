@@ -1,5 +1,6 @@
 // Files that regions have as their source: opening, handing to allocations, letting go.
 #include <algorithm>
+#include <cstring>
 
 #include "engine/runtime.h"
 
@@ -127,6 +128,37 @@ Status Runtime::read_source(uint64_t offset, uint64_t bytes, std::byte* buffer) 
   }
   if (!sources) return Status::error(StatusCode::kUnavailable, "no file is open as a source");
   return sources->read_now(offset, bytes, buffer);
+}
+
+uint64_t Runtime::read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer, uint64_t* page_end) {
+  *page_end = first + bytes;
+  std::unique_lock lock(mutex_);
+  const RegionId region = region_of_locked(address);
+  if (!region.valid() || !refusal_locked().ok()) return 0;
+  const auto pages = pager_->pages_of(region);
+  const uint64_t wanted = pager_->region_offset(region) + first;
+  const auto found = std::find_if(pages.begin(), pages.end(), [&](PageId id) {
+    return wanted < pager_->page(id).offset + pager_->page(id).bytes;
+  });
+  if (found == pages.end()) return 0;
+  const PageId id = *found;
+  const uint64_t in_page = wanted - pager_->page(id).offset;
+  const uint64_t count = std::min(bytes, pager_->page(id).bytes - in_page);
+  *page_end = first + count;
+  bool held = false;
+  if (!core_locked([&] { held = pager_->begin_read(id); }).ok() || !held) return 0;
+  const SpanList spans = pager_->page(id).host;
+  lock.unlock();  // the copy stays where it is until read_done
+  uint64_t begin = 0;
+  for (const Span& span : spans) {
+    const uint64_t from = std::max(begin, in_page), to = std::min(begin + span.bytes, in_page + count);
+    if (from < to) std::memcpy(buffer + (from - in_page), arena_->base() + span.offset + (from - begin), to - from);
+    begin += span.bytes;
+  }
+  lock.lock();
+  (void)core_locked([&] { pager_->read_done(id); });
+  after_core_locked();
+  return count;
 }
 
 std::vector<Runtime::SourcedRun> Runtime::sourced_runs(uint64_t address) {

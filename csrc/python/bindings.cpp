@@ -197,6 +197,18 @@ void read_source(const PyRuntime& self, uint64_t offset, const py::buffer& targe
   check(status);
 }
 
+py::tuple read_host(const PyRuntime& self, uint64_t address, uint64_t first, const py::buffer& target) {
+  const py::buffer_info info = target.request(true);
+  if (info.ndim != 1 || info.strides[0] != info.itemsize) throw py::value_error("give one contiguous run of bytes");
+  uint64_t copied = 0, page_end = first;
+  {
+    py::gil_scoped_release release;
+    const auto bytes = static_cast<uint64_t>(info.size * info.itemsize);
+    copied = self.runtime().read_host(address, first, bytes, static_cast<std::byte*>(info.ptr), &page_end);
+  }
+  return py::make_tuple(copied, page_end);
+}
+
 py::list sourced_runs(const PyRuntime& self, uint64_t address) {
   py::list rows;
   for (const Runtime::SourcedRun& run : self.runtime().sourced_runs(address)) {
@@ -261,6 +273,8 @@ PYBIND11_MODULE(_C, module) {
       .def("source_taken", [](const PyRuntime& self) { return self.runtime().source_taken(); },
            "Whether there was such an allocation; nothing is expected any more.")
       .def("read_source", &read_source, py::arg("offset"), py::arg("target"))
+      .def("read_host", &read_host, py::arg("address"), py::arg("first"), py::arg("target"),
+           "(bytes copied from RAM, 0 where it has none of that page; where that page ends)")
       .def("sourced_runs", &sourced_runs, py::arg("address"), "(first byte in the region, place, bytes) of what is still the source's.")
       .def("pin", &pin, py::arg("addresses"))
       .def("unpin", [](const PyRuntime& self, uint32_t handle) { self.runtime().unpin(SlotId(handle)); },

@@ -56,6 +56,10 @@ class Runtime:
         ...
     def prefetch(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> int:
         ...
+    def read_host(self, address: typing.SupportsInt | typing.SupportsIndex, first: typing.SupportsInt | typing.SupportsIndex, target: typing_extensions.Buffer) -> tuple:
+        """
+        (bytes copied from RAM, 0 where it has none of that page; where that page ends)
+        """
     def read_source(self, offset: typing.SupportsInt | typing.SupportsIndex, target: typing_extensions.Buffer) -> None:
         ...
     def reset_peaks(self) -> None:

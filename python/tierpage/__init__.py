@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging as _logging
 import os as _os
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -32,8 +33,6 @@ from tierpage.api import (
     set_budget,
     step,
 )
-from tierpage.checkpoint import load
-from tierpage.checkpoint_save import save
 from tierpage.config import Config
 from tierpage.errors import (
     CheckpointError,
@@ -93,6 +92,23 @@ __all__ = [
     "step",
     "where",
 ]
+
+if _TYPE_CHECKING:
+    from tierpage.checkpoint import load
+    from tierpage.checkpoint_save import save
+
+
+def __getattr__(name: str) -> object:
+    """Imports what few programs use when it is used."""
+    if name == "load":
+        from tierpage.checkpoint import load as found
+    elif name == "save":
+        from tierpage.checkpoint_save import save as found  # type: ignore[assignment]
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
 
 _logging.getLogger("tierpage").addHandler(_logging.NullHandler())
 

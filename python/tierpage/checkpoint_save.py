@@ -1,7 +1,7 @@
 """``tierpage.save``: streams a model that may be larger than RAM to safetensors files.
 
-Content that is still a checkpoint's is copied from that file. The rest passes through the device tier in small pieces,
-by the same operators as anything else that reads it, so it comes from whichever tier holds it.
+What RAM holds is copied from there, and what is still a checkpoint's from that file; both leave everything in its place.
+The rest is on the device, or on the disk and passes through the device, by the same operators as anything else that reads it.
 """
 
 from __future__ import annotations
@@ -211,15 +211,35 @@ def _header(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> tuple
 
 def _write_tensor(writer: FileWriter, tensor: torch.Tensor) -> None:
     for part in _contiguous_parts(tensor):
-        if part.numel() == 0:
-            continue
-        content = part.reshape(-1).view(torch.uint8)
-        runs = _sourced_runs(content)
-        at = 0
-        for first, place, count in [*runs, (content.numel(), 0, 0)]:
-            _write_by_operators(writer, content[at:first])
-            _write_from_source(writer, place, count)
-            at = first + count
+        if part.numel() > 0:
+            _write_bytes(writer, part.reshape(-1).view(torch.uint8))
+
+
+def _write_bytes(writer: FileWriter, content: torch.Tensor) -> None:
+    """From RAM where RAM has it, else from the checkpoint where that still is the content, else by operators."""
+    session = api.current_or_none()
+    address = session.address_of(content) if session is not None else 0
+    base, total, at = content.storage_offset(), content.numel(), 0
+    runs = _sourced_runs(session, address)
+    while at < total:
+        target = writer.buffer()[: total - at]
+        count, page_end = 0, base + total
+        if session is not None and address != 0:
+            with native.translated():
+                count, page_end = session.runtime.read_host(address, base + at, target)
+        if count == 0:
+            count = min(len(target), page_end - base - at)
+            first, end, place = next((run for run in runs if run[1] > base + at), (base + total, base + total, 0))
+            if session is not None and first <= base + at:
+                count = min(count, end - base - at)
+                with native.translated():
+                    session.runtime.read_source(place + base + at - first, target[:count])
+            else:
+                count = min(count, first - base - at)
+                torch.frombuffer(target, dtype=torch.uint8, count=count).copy_(content[at : at + count])
+        del target
+        writer.filled(count)
+        at += count
 
 
 def _contiguous_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -238,39 +258,9 @@ def _contiguous_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
             yield from _contiguous_parts(row)
 
 
-def _sourced_runs(content: torch.Tensor) -> list[tuple[int, int, int]]:
-    """(first byte, place, bytes) of what a file still holds, in order."""
-    session = api.current_or_none()
-    address = session.address_of(content) if session is not None else 0
+def _sourced_runs(session: api.Session | None, address: int) -> list[tuple[int, int, int]]:
+    """(first byte of the storage, end, place) of what a file still holds, in order."""
     if session is None or address == 0:
         return []
-    start, end = content.storage_offset(), content.storage_offset() + content.numel()
-    runs = []
     with native.translated():
-        for first, place, count in session.runtime.sourced_runs(address):
-            low, high = max(first, start), min(first + count, end)
-            if low < high:
-                runs.append((low - start, place + low - first, high - low))
-    return runs
-
-
-def _write_by_operators(writer: FileWriter, content: torch.Tensor) -> None:
-    done, total = 0, content.numel()
-    while done < total:
-        target = writer.buffer()
-        count = min(len(target), total - done)
-        torch.frombuffer(target, dtype=torch.uint8, count=count).copy_(content[done : done + count])
-        writer.filled(count)
-        done += count
-
-
-def _write_from_source(writer: FileWriter, place: int, total: int) -> None:
-    session = api.current_or_none()
-    done = 0
-    while session is not None and done < total:
-        target = writer.buffer()
-        count = min(len(target), total - done)
-        with native.translated():
-            session.runtime.read_source(place + done, target[:count])
-        writer.filled(count)
-        done += count
+        return [(first, first + count, place) for first, place, count in session.runtime.sourced_runs(address)]

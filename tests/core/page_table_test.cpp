@@ -60,6 +60,8 @@ std::vector<Transition> transitions() {
        [](const Page& p) { return p.movement == Movement::kUnmap; }},
       {"write", [](Page& p) { p.write(); },
        [](const Page& p) { return at_rest(p) && p.mapped && p.host.empty() && p.nvme.empty() && !p.sourced; }},
+      {"read", [](Page& p) { p.start_read(); }, [](const Page& p) { return at_rest(p) && p.is_valid(Tier::kHost); }},
+      {"was read", [](Page& p) { p.finish_read(); }, [](const Page& p) { return p.movement == Movement::kRead; }},
       {"adopt a source", [](Page& p) { p.adopt_source(); },
        [](const Page& p) {
          return at_rest(p) && !p.mapped && !p.has_content() && p.host.empty() && p.nvme.empty() && !p.sourced;

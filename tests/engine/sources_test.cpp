@@ -282,6 +282,41 @@ TEST_F(Sources, RunsTellWhatIsStillTheFiles) {
   EXPECT_EQ(std::memcmp(read.data(), file.at(kHeader + 131072), read.size()), 0);
 }
 
+TEST_F(Sources, WhatRamHoldsIsReadWhileThreadsGoOn) {
+  Engine engine(small_options());
+  Caller caller(engine);
+  std::vector<Region> regions;
+  for (uint64_t i = 0; i < 10; ++i) regions.push_back(caller.make(150'000, i));
+  std::atomic<bool> over{false};
+  std::thread other([&] {
+    Caller second(engine);
+    for (uint64_t round = 0; !over; ++round) {
+      second.expect_intact(regions[round % regions.size()]);
+      engine->evict({regions[(round + 3) % regions.size()].address});
+    }
+  });
+  uint64_t read = 0;
+  std::vector<std::byte> buffer(100'000);
+  for (int round = 0; round < 300; ++round) {
+    const Region& region = regions[static_cast<size_t>(round) % regions.size()];
+    const uint64_t first = static_cast<uint64_t>(round) * 997 % 100'000;
+    uint64_t end = 0;
+    const uint64_t count = engine->read_host(region.address, first, 50'000, buffer.data(), &end);
+    EXPECT_TRUE(end > first && end <= first + 50'000);
+    EXPECT_TRUE(count == 0 || count == end - first);
+    read += count;
+    for (uint64_t i = 0; i < region.word_count(); i += kWordStep) {
+      if (i * 8 < first || i * 8 + 8 > first + count) continue;
+      uint64_t word = 0;
+      std::memcpy(&word, buffer.data() + (i * 8 - first), 8);
+      ASSERT_EQ(word, word_at(region.seed, i));
+    }
+  }
+  over = true;
+  other.join();
+  EXPECT_GT(read, 0u);
+}
+
 TEST_F(Sources, TooLittleRamForTheRingIsSaid) {
   const Checkpoint file(kMiB);
   RuntimeOptions options = small_options();

@@ -99,6 +99,23 @@ def test_from_every_tier(device: str, tmp_path: Path) -> None:
         same(dict(model.state_dict()), reference)
 
 
+def test_what_ram_holds_is_copied_from_there(device: str, tmp_path: Path) -> None:
+    settings = {**(harness.settings("paranoid", str(tmp_path)) or {}), "paranoid": False}
+    with tierpage.enable(**settings):
+        tensors = {f"w{i}": torch.full((300, 301), float(i), device=device) for i in range(8)}
+        tensors["odd"] = tensors["w7"].view(-1)[1000:80_001]
+        expected = {name: tensor.cpu().clone() for name, tensor in tensors.items()}
+        tierpage.evict(tensors)
+        assert tierpage.where(tensors["w3"]).device == 0
+        before = tierpage.memory_stats()
+        tierpage.save(tensors, tmp_path / "x.safetensors")
+        after = tierpage.memory_stats()
+        assert after["fetch_bytes.host_to_device"] == before["fetch_bytes.host_to_device"]
+        assert tierpage.where(tensors["w3"]).device == 0
+        same(load_file(tmp_path / "x.safetensors"), expected)
+        same(tensors, expected)
+
+
 def test_shards_have_the_usual_names_and_an_index(tmp_path: Path) -> None:
     model = Model()
     size = 211 * 211 * 4
