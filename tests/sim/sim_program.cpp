@@ -18,6 +18,12 @@ SimProgram::SimProgram(const Plan& plan, uint64_t seed) : plan_(plan), random_(s
 Outcomes SimProgram::run() {
   for (; step_ < plan_.steps; ++step_) {
     for (uint64_t deeds = random_.below(4); deeds > 0; --deeds) act(threads_[random_.below(threads_.size())], false);
+    if (plan_.read_chance > 0 && random_.chance(plan_.read_chance)) {
+      if (const uint64_t serial = random_region(random_); serial != 0) {
+        const auto pages = world_.pager().pages_of(regions_.at(serial).id);
+        world_.read_outside(pages[random_.below(pages.size())]);
+      }
+    }
     world_.advance();
     if (step_ % 16 == 0) check_contents();
   }

@@ -31,6 +31,7 @@ struct Plan {
   bool periodic = false;          // threads repeat a fixed list of operators, so that the trace predicts
   double write_share = 0.5;
   double cancel_chance = 0.02;
+  double read_chance = 0;         // of each tick: somebody outside reads a page's copy in RAM
   double source_chance = 0;       // of memory asked for outside of operators: its content lies in a source
   std::array<uint32_t, static_cast<size_t>(Deed::kCount)> weights{};
 };

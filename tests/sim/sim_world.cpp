@@ -75,6 +75,7 @@ void SimWorld::advance() {
   run_copies();
   grow_host();
   deliver();
+  end_readings();
   if (now_ % 64 == 0) {
     pager_.tick();
     settle();
@@ -309,6 +310,28 @@ void SimWorld::deliver() {
   }
 }
 
+void SimWorld::read_outside(PageId page) {
+  if (!pager_.begin_read(page)) return;
+  const SpanList spans = pager_.page(page).host;
+  readings_.push_back({soon(), page, spans, read_spans(host_, spans)});
+  settle();
+}
+
+void SimWorld::end_readings() {
+  for (size_t i = 0; i < readings_.size();) {
+    if (readings_[i].ready > now_) {
+      ++i;
+      continue;
+    }
+    const Reading reading = readings_[i];
+    readings_[i] = readings_.back();
+    readings_.pop_back();
+    require(read_spans(host_, reading.spans) == reading.units, "a copy in RAM changed while it was read");
+    pager_.read_done(reading.page);
+    settle();
+  }
+}
+
 void SimWorld::grow_host() {
   if (host_done_ || now_ < host_growth_at_) return;
   host_growth_at_ = now_ + 1 + random_.below(config_.growth_max + 1);
@@ -329,7 +352,7 @@ void SimWorld::set_device_capacity(uint64_t bytes) {
 bool SimWorld::quiet() const {
   const bool kernels_done =
       std::all_of(queued_.begin(), queued_.end(), [](const auto& queue) { return queue.empty(); });
-  return kernels_done && device_lane_.empty() && copies_.empty() && completions_.empty() && watches_.empty();
+  return kernels_done && device_lane_.empty() && copies_.empty() && completions_.empty() && watches_.empty() && readings_.empty();
 }
 
 void SimWorld::require_mapped(const Page& page) const {

@@ -87,6 +87,8 @@ class SimWorld {
   // A place in the sources with that many bytes. Each of its units holds a version of its own, for ever.
   Source make_source(uint64_t bytes);
   void check_source(const Page& page, const Source& part) const;  // like check_copies, of content that nobody wrote
+  // Somebody outside reads the page's copy in RAM for some ticks, if it has one at rest; it must not change meanwhile.
+  void read_outside(PageId page);
   void require_mapped(const Page& page) const;
   uint64_t created_bytes() const { return created_bytes_; }
 
@@ -117,6 +119,12 @@ class SimWorld {
     TransferId transfer;
     TransferResult result;
   };
+  struct Reading {
+    uint64_t ready = 0;
+    PageId page;
+    SpanList spans;
+    Units units;
+  };
   static constexpr uint64_t kNowhere = ~uint64_t{0};
 
   void plan();
@@ -129,6 +137,7 @@ class SimWorld {
   void run_copies();
   void finish_copy(Job& job);
   void deliver();
+  void end_readings();
   void grow_host();
   void complete(TransferId transfer, TransferResult result);
   uint64_t soon() { return now_ + random_.below(config_.latency_max + 1); }
@@ -163,6 +172,7 @@ class SimWorld {
   std::deque<Job> device_lane_;
   std::vector<Job> copies_;
   std::vector<Completion> completions_;
+  std::vector<Reading> readings_;
   std::vector<Fence> watches_;
 };
 
