@@ -240,7 +240,7 @@ class Runtime {
   bool expects_source(uint64_t bytes) const;
   void count_source_locked(RegionId region, const Source& source);
   void uncount_source_locked(RegionId region);
-  void close_unused_sources_locked();
+  std::vector<uint64_t> take_unused_sources_locked();
   Status open_lower_tiers();
   Status publish();
   void fill_api();

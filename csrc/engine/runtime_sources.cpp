@@ -109,14 +109,16 @@ void Runtime::uncount_source_locked(RegionId region) {
   if (--use.regions == 0 && !use.held) wake_locked();
 }
 
-// Only while nothing is under way: a region that was freed may still have been arriving.
-void Runtime::close_unused_sources_locked() {
-  if (!sources_) return;
-  std::erase_if(source_uses_, [this](const auto& entry) {
+// Files to be closed, without the lock. Only while nothing is under way: a region that was freed may still have been
+// arriving.
+std::vector<uint64_t> Runtime::take_unused_sources_locked() {
+  std::vector<uint64_t> unused;
+  std::erase_if(source_uses_, [&](const auto& entry) {
     if (entry.second.held || entry.second.regions > 0) return false;
-    sources_->remove(entry.first);
+    unused.push_back(entry.first);
     return true;
   });
+  return unused;
 }
 
 Status Runtime::read_source(uint64_t offset, uint64_t bytes, std::byte* buffer) {

@@ -125,11 +125,16 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   note_recurrence_locked();
   actions.clear();
   pager_->take_actions(actions);
-  if (actions.empty() && transfers_->idle()) close_unused_sources_locked();
+  std::vector<uint64_t> unused_sources;
+  if (actions.empty() && transfers_->idle()) unused_sources = take_unused_sources_locked();
   const bool waiters_may_go = pager_->slots_changed() || other_waiters_ > 0;
   if (closed_ && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
+  SourceFiles* const sources = sources_.get();  // only this thread takes it away
   lock.unlock();
   if (waiters_may_go) slots_changed_.notify_all();  // not under the lock that they would wait for next
+  for (const uint64_t place : unused_sources) {
+    if (sources != nullptr) sources->remove(place);
+  }
   int64_t polled_ns = steady_ns();
   for (const Action& action : actions) {
     transfers_->execute(action, finished);

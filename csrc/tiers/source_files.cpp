@@ -155,8 +155,12 @@ Status SourceFiles::add(int descriptor, const std::string& name, uint64_t* place
 }
 
 void SourceFiles::remove(uint64_t place) {
+  std::shared_ptr<const File> closed;  // without the lock
   const std::lock_guard lock(mutex_);
-  files_.erase(place >> kPlaceBits);
+  const auto found = files_.find(place >> kPlaceBits);
+  if (found == files_.end()) return;
+  closed = std::move(found->second);
+  files_.erase(found);
 }
 
 size_t SourceFiles::count() const {

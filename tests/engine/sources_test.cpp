@@ -213,10 +213,11 @@ TEST_F(Sources, AFileIsClosedWithItsLastRegion) {
   Engine engine(small_options());
   Caller caller(engine);
   const auto open_files = [&] {
-    int count = 0;
+    int count = -1;  // the test's own
     for (int i = 3; i < 256; ++i) {
-      struct stat mine, wanted;
-      count += fstat(i, &mine) == 0 && fstat(file.descriptor(), &wanted) == 0 && mine.st_ino == wanted.st_ino && i != file.descriptor();
+      char target[512];
+      const ssize_t length = readlink(("/proc/self/fd/" + std::to_string(i)).c_str(), target, sizeof target);
+      count += length > 0 && std::string(target, static_cast<size_t>(length)) == file.path();
     }
     return count;
   };
