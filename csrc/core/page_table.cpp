@@ -90,6 +90,17 @@ SpanList Page::abandon_copy_down() {
   return std::exchange(spans(lower), {});
 }
 
+void Page::start_read() {
+  TP_ASSERT(movement == Movement::kNone && is_valid(Tier::kHost));
+  movement = Movement::kRead;
+  ++movement_serial;
+}
+
+void Page::finish_read() {
+  TP_ASSERT(movement == Movement::kRead);
+  movement = Movement::kNone;
+}
+
 void Page::start_unmap() {
   TP_ASSERT(movement == Movement::kNone && mapped && pins == 0);
   // Leaving the fast tier must not lose the only copy.
@@ -108,14 +119,21 @@ FrameId Page::finish_unmap() {
   return std::exchange(frame, FrameId::none());
 }
 
+void Page::adopt_source() {
+  TP_ASSERT(movement == Movement::kNone && !mapped && !has_content() && !has_lower_memory());
+  sourced = true;
+  set_valid(Tier::kNvme);
+}
+
 void Page::write() {
   TP_ASSERT(movement == Movement::kNone && mapped);
-  TP_ASSERT(host.empty() && nvme.empty());
+  TP_ASSERT(!has_lower_memory());
   valid = 1;
 }
 
 void Page::forget_content() {
   valid = 0;
+  sourced = false;
   claim = 0;
   evict_asked = false;
 }
@@ -123,6 +141,7 @@ void Page::forget_content() {
 SpanList Page::drop(Tier tier) {
   TP_ASSERT(tier != Tier::kDevice && movement == Movement::kNone);
   clear_valid(tier);
+  if (tier == Tier::kNvme) sourced = false;
   return std::exchange(spans(tier), {});
 }
 
@@ -134,7 +153,8 @@ void Page::check_invariants() const {
   if (is_valid(Tier::kDevice)) TP_ASSERT(mapped);
   if (mapped) TP_ASSERT(frame.valid());
   if (is_valid(Tier::kHost)) TP_ASSERT(!host.empty());
-  if (is_valid(Tier::kNvme)) TP_ASSERT(!nvme.empty());
+  if (is_valid(Tier::kNvme)) TP_ASSERT(nvme.empty() == sourced);
+  if (sourced) TP_ASSERT(is_valid(Tier::kNvme));
   const bool copies_down = movement == Movement::kWriteBack || movement == Movement::kSpill ||
                            movement == Movement::kStage;
   switch (movement) {
@@ -158,14 +178,21 @@ void Page::check_invariants() const {
       TP_ASSERT(!host.empty() && !is_valid(Tier::kNvme) && !nvme.empty());
       break;
     case Movement::kStage:
-      TP_ASSERT(!nvme.empty() && !is_valid(Tier::kHost) && !host.empty());
+      TP_ASSERT(!nvme.empty() || sourced || !has_content());  // no content: freed while it was on its way
+      TP_ASSERT(!is_valid(Tier::kHost) && !host.empty());
+      break;
+    case Movement::kRead:
+      TP_ASSERT(frame.valid() == mapped && !host.empty());
+      TP_ASSERT(is_valid(Tier::kHost) || !has_content());  // no content: freed while it was read
       break;
   }
   // Spans without a valid copy are only the target of a movement, or remains of a freed region's movement.
   if (has_content() && !(copies_down && lower == Tier::kHost)) TP_ASSERT(host.empty() == !is_valid(Tier::kHost));
-  if (has_content() && !(copies_down && lower == Tier::kNvme)) TP_ASSERT(nvme.empty() == !is_valid(Tier::kNvme));
+  if (has_content() && !(copies_down && lower == Tier::kNvme)) {
+    TP_ASSERT((nvme.empty() && !sourced) == !is_valid(Tier::kNvme));
+  }
   if (pins > 0) {
-    TP_ASSERT(mapped && !leaving && (movement == Movement::kNone || copies_down));
+    TP_ASSERT(mapped && !leaving && (movement == Movement::kNone || movement == Movement::kRead || copies_down));
   }
   uint64_t host_bytes = 0, nvme_bytes = 0;
   for (const Span& span : host) host_bytes += span.bytes;
@@ -198,7 +225,7 @@ PageId PageTable::add(RegionId region, uint64_t offset, uint64_t bytes) {
 void PageTable::remove(PageId page) {
   Page& row = rows_[page.value];
   TP_ASSERT(row.pins == 0 && row.movement == Movement::kNone && !row.frame.valid());
-  TP_ASSERT(row.host.empty() && row.nvme.empty());
+  TP_ASSERT(!row.has_lower_memory());
   row.region = RegionId::none();
   unused_.push_back(page);
 }

@@ -4,14 +4,20 @@
 // Words. A page is *clean* when a lower tier holds a valid copy as well, *dirty* when exactly one tier does; that is
 // derived from `valid`, never stored. A write clears the lower copies.
 //
+// A *sourced* page has its NVMe copy in a file of the user's that is only read (a checkpoint), at the place that its
+// region knows, instead of in spans. It is a lower copy like any other, but for two things: nothing is ever written to
+// it, and it takes no space. It stays as long as the content equals it, and is gone for good with the first write.
+//
 // Invariants of a row (check_invariants):
 //   (a) valid in DEVICE  =>  mapped;  mapped  =>  it owns a frame
-//   (b) valid in HOST / NVME  =>  it owns spans there
+//   (b) valid in HOST  =>  it owns spans there;  valid in NVME  =>  it owns spans there or is sourced, not both
 //   (c) no movement  =>  a frame is mapped, and spans are valid
 //   (d) moving up (map, fetch): frame owned, not mapped, not valid in DEVICE; the source, if any, is valid
 //   (e) moving down (write-back, spill, stage): the source is valid, the target has spans and is not valid
 //   (f) unmapping: mapped, not valid in DEVICE, no pins
-//   (g) pins > 0  =>  mapped, not leaving, movement is none, write-back, spill or stage
+//   (g) pins > 0  =>  mapped, not leaving, movement is none, write-back, spill, stage or read
+//   (h) sourced  =>  valid in NVME
+//   (i) read: it owns spans in HOST
 #pragma once
 
 #include <cstdint>
@@ -32,6 +38,7 @@ enum class Movement : uint8_t {
   kUnmap,      // the frame is taken out of the range
   kSpill,      // HOST -> NVME
   kStage,      // NVME -> HOST
+  kRead,       // the copy in HOST is read by somebody outside; nothing moves, and nothing may
 };
 
 // How far the executor is with a page that maps or is fetched, as far as the pager was told.
@@ -51,6 +58,7 @@ struct Page {
   SpanList nvme;   // NVME
   uint8_t valid = 0;  // bit index_of(tier): that tier's copy is the content
   bool mapped = false;
+  bool sourced = false;  // the NVME copy is its region's source
 
   Movement movement = Movement::kNone;
   Tier lower = Tier::kHost;      // source of a fetch, target of a write-back
@@ -71,6 +79,7 @@ struct Page {
 
   bool is_valid(Tier tier) const { return valid >> index_of(tier) & 1; }
   bool has_content() const { return valid != 0; }
+  bool has_lower_memory() const { return !host.empty() || !nvme.empty() || sourced; }
   bool dirty() const { return is_valid(Tier::kDevice) && valid == 1; }
   PageState state() const;
   TransferId transfer(PageId self) const {
@@ -86,8 +95,11 @@ struct Page {
   void start_stage(SpanList spans);
   void finish_copy_down();  // write-back, spill, stage: the target turns valid
   SpanList abandon_copy_down();  // the target's spans, to be given back
+  void start_read();
+  void finish_read();
   void start_unmap();
   FrameId finish_unmap();
+  void adopt_source();      // an empty page: its content is its region's source
   void write();             // an operator was granted write access: only DEVICE is valid from here on
   void forget_content();    // the region was freed
   SpanList drop(Tier tier);  // a redundant or meaningless lower copy; its spans

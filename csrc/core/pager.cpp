@@ -126,7 +126,9 @@ Outcome Pager::allocate(SlotId id, const AllocateRequest& request) {
   slot.wanted.clear();
   slot.regions.clear();
   const uint64_t bytes = round_up(request.bytes, config_.granule_bytes);
-  RegionId region_id = reuse_cached(bytes, request.stream);
+  const bool sourced = request.source.bytes > 0;
+  TP_ASSERT(!sourced || (request.source.bytes == request.bytes && !request.inside_operator));
+  RegionId region_id = sourced ? RegionId::none() : reuse_cached(bytes, request.stream);
   const bool reused = region_id.valid();
   if (!reused) region_id = make_region(bytes);
   slot.allocated = region_id;
@@ -147,8 +149,10 @@ Outcome Pager::allocate(SlotId id, const AllocateRequest& request) {
   region.seen = false;
   region.held = false;
   region.tag = request.tag;
+  region.source = request.source;
   region.key = trace_.open_key(bytes, region_id);
   stats_.live_bytes.set(stats_.live_bytes.current + request.bytes);
+  if (sourced) return allocate_from_source(slot);
   slot.regions.emplace_back(region_id, true);
   for (const PageId page : region.pages) slot.wanted.push_back({page, AccessMode::kWrite});
   if (!reused) {
@@ -168,7 +172,7 @@ Outcome Pager::allocate(SlotId id, const AllocateRequest& request) {
 
 inline void Pager::pin(Slot& slot, PageId id, AccessMode mode) {
   Page& page = pages_[id];
-  if (mode == AccessMode::kWrite && !(page.host.empty() && page.nvme.empty())) {
+  if (mode == AccessMode::kWrite && page.has_lower_memory()) {
     drop_lower(page, Tier::kHost);
     drop_lower(page, Tier::kNvme);
     page.write();

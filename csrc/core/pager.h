@@ -87,6 +87,13 @@ enum class ActionKind : uint8_t {
   kRecordFence,   // record a fence on the stream of `fence`; tell fence_recorded or fence_refused
 };
 
+// Where a region's content lies in files that are only read: bytes of one address space, in which the executor knows each
+// file's place (tiers/source_files.h). What a page has beyond the last byte is zero.
+struct Source {
+  uint64_t offset = 0;
+  uint64_t bytes = 0;  // 0: no source, or nothing of it in this page
+};
+
 struct Action {
   ActionKind kind = ActionKind::kReleaseFrame;
   TransferId transfer;
@@ -97,6 +104,8 @@ struct Action {
   Tier lower = Tier::kHost;  // source of a fetch, target of a write-back
   SpanList host;
   SpanList nvme;
+  bool sourced = false;  // the NVMe copy that is read lies in `source` instead of `nvme`
+  Source source;         // the page's part
   Fence fence;
   uint64_t native_stream = 0;  // of a fence to record; the owner knows it
   bool urgent = false;  // an operator waits for it
@@ -114,6 +123,7 @@ struct AllocateRequest {
   StreamId stream = 0;
   TagId tag = 0;
   bool inside_operator = false;  // pin it for the slot's open operator
+  Source source = {};            // bytes > 0: the content, of that many bytes; nothing is mapped until it is used
 };
 
 // What a request lacked when it began to wait. Pages and bytes are those that were not there.
@@ -171,6 +181,11 @@ class Pager {
   void host_space_ready(uint64_t bytes, bool growth_failed);
   void tick();  // about once a second: retries what had been given up
 
+  // --- events from a reader outside --------------------------------------------------------------------------------
+  // The copy in HOST stays where it is and as it is until read_done: operators may read the page, and wait to write it.
+  bool begin_read(PageId page);  // false: no copy there that is at rest
+  void read_done(PageId page);
+
   // --- events from the user ------------------------------------------------------------------------------------
   void set_capacity(Tier tier, uint64_t bytes);
   void note_native_reserved(uint64_t bytes) { native_reserved_bytes_ = bytes; }  // for messages only
@@ -208,6 +223,7 @@ class Pager {
   std::span<const PageId> pages_of(RegionId region) const { return regions_[region.value].pages; }
   std::vector<RegionId> live_regions() const;
   const Page& page(PageId id) const { return pages_[id]; }
+  Source source_of(const Page& page) const;  // its part of its region's source; no bytes: none
   const Stats& stats() const { return stats_; }
   Stats& stats() { return stats_; }
   uint64_t capacity(Tier tier) const;
@@ -245,6 +261,7 @@ class Pager {
     bool seen = false;
     bool held = false;           // never evictable again
     TagId tag = 0;
+    Source source;               // of the pages that are sourced
     KeyId key;
     uint64_t cached_at = 0;      // trace position when it was freed: its age in uses
     uint64_t cached_serial = 0;  // place in cached_by_age_
@@ -315,6 +332,7 @@ class Pager {
   void add_cached(RegionId id);
   void remove_cached(RegionId id);
   RegionId make_region(uint64_t bytes);
+  Outcome allocate_from_source(Slot& slot);
   void cut_into_pages(RegionId id);
   void retire_region(RegionId id);
   void finish_dying(RegionId id);

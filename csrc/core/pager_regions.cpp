@@ -46,6 +46,23 @@ RegionId Pager::make_region(uint64_t bytes) {
   return id;
 }
 
+// The content is there already, below: no frame, no use. It is a tensor by what it is.
+Outcome Pager::allocate_from_source(Slot& slot) {
+  Region& region = regions_[slot.allocated.value];
+  region.seen = true;
+  for (const PageId page : region.pages) pages_[page].adopt_source();
+  slot.outcome = Outcome::kGranted;
+  return Outcome::kGranted;
+}
+
+// The page's part of its region's source.
+Source Pager::source_of(const Page& page) const {
+  const Region& region = regions_[page.region.value];
+  const uint64_t first = page.offset - region.offset;
+  if (first >= region.source.bytes) return {};
+  return {region.source.offset + first, std::min(page.bytes, region.source.bytes - first)};
+}
+
 // Descending powers of two: 50 MiB = 32 + 16 + 2.
 void Pager::cut_into_pages(RegionId id) {
   Region& region = regions_[id.value];

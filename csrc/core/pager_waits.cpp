@@ -33,6 +33,7 @@ StallCause Pager::waiting_for(SlotId id) const {
     if (grantable(page, wanted.mode)) continue;
     switch (page.movement) {
       case Movement::kStage: copy = true; break;
+      case Movement::kRead: break;
       case Movement::kMap: map = map || page.arrival != ArrivalStage::kQueued; break;
       case Movement::kFetch:
         map = map || page.arrival == ArrivalStage::kMapping;

@@ -24,6 +24,7 @@ struct Stats {
   uint64_t fetch_bytes_host_to_device = 0;
   uint64_t fetch_bytes_nvme_to_device = 0;
   uint64_t fetch_bytes_nvme_to_host = 0;
+  uint64_t source_bytes_read = 0;  // of those two: read from files that regions have as their source
   uint64_t write_back_bytes_device_to_host = 0;
   uint64_t write_back_bytes_device_to_nvme = 0;
   uint64_t write_back_bytes_host_to_nvme = 0;

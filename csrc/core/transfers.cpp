@@ -14,7 +14,8 @@ constexpr uint64_t kLastInLine = std::numeric_limits<uint64_t>::max();
 
 void Pager::transfer_done(TransferId transfer, const TransferResult& result) {
   const PageId id(static_cast<uint32_t>(transfer.value >> 32));
-  TP_ASSERT(pages_.exists(id) && pages_[id].movement != Movement::kNone && pages_[id].transfer(id) == transfer);
+  TP_ASSERT(pages_.exists(id) && pages_[id].transfer(id) == transfer);
+  TP_ASSERT(pages_[id].movement != Movement::kNone && pages_[id].movement != Movement::kRead);
   --moving_;
   wants_planning_ = true;
   switch (pages_[id].movement) {
@@ -24,8 +25,24 @@ void Pager::transfer_done(TransferId transfer, const TransferResult& result) {
     case Movement::kSpill:
     case Movement::kStage: copy_down_done(id, result); break;
     case Movement::kUnmap: unmap_done(id); break;
+    case Movement::kRead:
     case Movement::kNone: break;
   }
+}
+
+bool Pager::begin_read(PageId id) {
+  Page& page = pages_[id];
+  if (!page.is_valid(Tier::kHost) || page.movement != Movement::kNone) return false;
+  page.start_read();
+  ++moving_;
+  return true;
+}
+
+void Pager::read_done(PageId id) {
+  pages_[id].finish_read();
+  --moving_;
+  wants_planning_ = true;
+  settle_freed(id);  // interleaving 3
 }
 
 void Pager::arrival_done(PageId id, const TransferResult& result) {
@@ -61,6 +78,8 @@ void Pager::arrival_done(PageId id, const TransferResult& result) {
 
 void Pager::count_copy(const Page& page) {
   const bool host = page.lower == Tier::kHost;
+  const bool reads = page.movement == Movement::kStage || (page.movement == Movement::kFetch && !host);
+  if (reads && page.sourced) stats_.source_bytes_read += source_of(page).bytes;
   switch (page.movement) {
     case Movement::kFetch:
       (host ? stats_.fetch_bytes_host_to_device : stats_.fetch_bytes_nvme_to_device) += page.bytes;

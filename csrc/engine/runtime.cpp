@@ -118,7 +118,7 @@ Status Runtime::take_ring_from_host_budget() {
   if (ring_bytes_ > options_.host_bytes_max) {
     return Status::error(StatusCode::kInvalidArgument,
                          "host_budget is " + std::to_string(options_.host_bytes_max) + " bytes, less than the " +
-                             std::to_string(ring_bytes_) + " bytes of staging buffers that the NVMe tier needs. "
+                             std::to_string(ring_bytes_) + " bytes of staging buffers that reading from disk needs. "
                              "Raise host_budget, or lower staging_slots or staging_slot_bytes.");
   }
   pager_config_.host_bytes_max -= ring_bytes_;
@@ -186,9 +186,14 @@ Status Runtime::open_lower_tiers() {
   if (options_.storage_extension) storage_description_ += std::string(", ") + storage_extension()->name;
   if (options_.storage_to_device) storage_description_ += ", to and from device memory";
   store_->set_wake([](void* self) { static_cast<Runtime*>(self)->wake(); }, this);
-  ring_ = std::make_unique<StagingRing>(options_.staging_slot_bytes, options_.staging_slots);
-  if (options_.cuda) return ring_->open(lock, unlock);
-  return ring_->open({}, {});
+  return open_ring(&ring_);
+}
+
+Status Runtime::open_ring(std::unique_ptr<StagingRing>* ring) {
+  *ring = std::make_unique<StagingRing>(options_.staging_slot_bytes, options_.staging_slots);
+  if (!options_.cuda) return (*ring)->open({}, {});
+  return (*ring)->open([this](void* memory, uint64_t bytes) { return backend_->lock_host(memory, bytes); },
+                       [this](void* memory) { backend_->unlock_host(memory); });
 }
 
 // The thread runs, and from here on addresses of the range lead to this runtime.

@@ -40,6 +40,7 @@
 #include "tiers/block_store.h"
 #include "tiers/device_backend.h"
 #include "tiers/host_arena.h"
+#include "tiers/source_files.h"
 
 namespace tierpage {
 
@@ -173,6 +174,23 @@ class Runtime {
   void unpin(SlotId handle);
   uint64_t prefetch(const std::vector<uint64_t>& addresses);
   uint64_t evict(const std::vector<uint64_t>& addresses);
+  // Sources. A file is open until it was let go and no region has it as its source any more.
+  Status add_source(int descriptor, const std::string& name, uint64_t* place);
+  void let_source_go(uint64_t place);
+  // This thread's next allocation of just source.bytes has its content there; nothing is read before it is used. The
+  // second call, after the allocation, tells whether it was one of ours.
+  void expect_source(const Source& source);
+  bool source_taken();
+  Status read_source(uint64_t offset, uint64_t bytes, std::byte* buffer);
+  // Copies what RAM holds of a region's bytes from `first` on, at most to the end of the page there: the number of bytes.
+  // 0: that page has no copy in RAM at rest, *page_end tells where the next one begins.
+  uint64_t read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer, uint64_t* page_end);
+  // Bytes of a region whose content is still the source's: first byte in the region, place, bytes; merged.
+  struct SourcedRun {
+    uint64_t first = 0;
+    Source source;
+  };
+  std::vector<SourcedRun> sourced_runs(uint64_t address);
   void set_tag(const std::string& tag);   // this thread; empty: leave
   uint64_t pause(const std::string& tag);
   uint64_t resume(const std::string& tag);
@@ -198,7 +216,7 @@ class Runtime {
   Snapshot snapshot();
   void reset_peaks();
   struct Placement {
-    uint64_t bytes = 0, device = 0, host = 0, nvme = 0, pinned = 0;
+    uint64_t bytes = 0, device = 0, host = 0, nvme = 0, source = 0, pinned = 0;
   };
   Placement placement(uint64_t address);
   EventLog& log() { return log_; }
@@ -227,6 +245,13 @@ class Runtime {
   Status open_backend();
   Status take_ring_from_host_budget();
   Status check_storage_extension() const;
+  Status open_ring(std::unique_ptr<StagingRing>* ring);
+  Status open_sources();
+  Source take_expected_source(uint64_t bytes);
+  bool expects_source(uint64_t bytes) const;
+  void count_source_locked(RegionId region, const Source& source);
+  void uncount_source_locked(RegionId region);
+  std::vector<uint64_t> take_unused_sources_locked();
   Status open_lower_tiers();
   Status publish();
   void fill_api();
@@ -318,6 +343,7 @@ class Runtime {
   std::unique_ptr<HostArena> arena_;
   std::unique_ptr<BlockStore> store_;
   std::unique_ptr<StagingRing> ring_;
+  std::shared_ptr<SourceFiles> sources_;   // made with the first source; the pointer is guarded by mutex_
   std::unique_ptr<TransferEngine> transfers_;  // pager thread only
   std::string storage_description_ = "none";
   uint64_t ring_bytes_ = 0;                // of the host budget
@@ -358,6 +384,12 @@ class Runtime {
   std::unordered_map<uint32_t, uint32_t> awaited_;
   std::vector<std::pair<RegionId, std::vector<Fence>>> frees_put_off_;
   std::vector<Scope*> scopes_;
+  struct SourceUse {
+    uint32_t regions = 0;
+    bool held = true;  // more regions may come
+  };
+  std::map<uint64_t, SourceUse> source_uses_;              // by place
+  std::unordered_map<uint32_t, uint64_t> source_of_region_;  // region -> place
   uint64_t host_requested_ = 0;            // of the arena
   uint64_t host_ready_ = 0;                // what the core was told
   bool host_failed_ = false;               // the system gives no more

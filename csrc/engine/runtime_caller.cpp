@@ -135,6 +135,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   request.stream = stream;
   request.tag = tag_in(this);
   request.inside_operator = scope.open;
+  if (!scope.open && !closed_) request.source = take_expected_source(bytes);
   scope.waiting_slot = scope.slot;
   scope.waiting_allocation = true;
   scope.pinned = scope.pinned || scope.open;
@@ -144,6 +145,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
     pager_->allocate(scope.slot, request);
     const RegionId region = pager_->allocated(scope.slot);
     if (!region.valid()) return;
+    if (request.source.bytes > 0) count_source_locked(region, request.source);
     if (closed_) pager_->hold_region(region);
     streams_of_.erase(region.value);
     if (!scope.open && !backend_->info().synchronous_streams) streams_of_[region.value].push_back(native_stream);
@@ -346,6 +348,7 @@ void Runtime::free_region_locked(RegionId region, const std::vector<Fence>& fenc
   (void)core_locked([&] {
     drop_touches_locked(region);
     pager_->free_region(region, fences);
+    uncount_source_locked(region);
     if (closed_) release_when_closed_locked();
   });
   after_core_locked();
@@ -371,7 +374,7 @@ uint64_t Runtime::region_bytes(uint64_t address, uint64_t* region_base) {
 
 bool Runtime::wants(uint64_t bytes) const {
   return bytes >= options_.min_paged_bytes && open_.load(std::memory_order_relaxed) && !forked() &&
-         (!options_.scope_explicit || tag_in(this) != 0);
+         (!options_.scope_explicit || tag_in(this) != 0 || expects_source(bytes));
 }
 
 void Runtime::set_tag(const std::string& tag) {

@@ -109,6 +109,7 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   woken_ = false;
   apply_locked(finished);
   link_uses_ = transfers_->link_uses(steady_ns());
+  transfers_->set_sources(sources_.get(), ring_.get());
   if (!finished.empty()) {
     last_progress_ns_ = steady_ns();
     watchdog_said_ = false;
@@ -129,10 +130,16 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
     if (action.kind == ActionKind::kRecordFence) action.native_stream = native_streams_.at(action.fence.stream);
   }
   note_engagement_locked();
+  std::vector<uint64_t> unused_sources;
+  if (actions.empty() && transfers_->idle()) unused_sources = take_unused_sources_locked();
   const bool waiters_may_go = pager_->slots_changed() || other_waiters_ > 0;
   if (closed_ && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
+  SourceFiles* const sources = sources_.get();  // only this thread takes it away
   lock.unlock();
   if (waiters_may_go) slots_changed_.notify_all();  // not under the lock that they would wait for next
+  for (const uint64_t place : unused_sources) {
+    if (sources != nullptr) sources->remove(place);
+  }
   int64_t polled_ns = steady_ns();
   for (const Action& action : actions) {
     transfers_->execute(action, finished);
@@ -154,8 +161,10 @@ void Runtime::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
   std::unique_ptr<HostArena> arena = std::move(arena_);
   std::unique_ptr<BlockStore> store = std::move(store_);
   std::unique_ptr<StagingRing> ring = std::move(ring_);
+  std::shared_ptr<SourceFiles> sources = std::move(sources_);
   lock.unlock();
   store.reset();
+  sources.reset();
   ring.reset();
   arena.reset();
   lock.lock();

@@ -424,6 +424,7 @@ Runtime::Placement Runtime::placement(uint64_t address) {
     if (page.is_valid(Tier::kDevice)) placement.device += page.bytes;
     if (page.is_valid(Tier::kHost)) placement.host += page.bytes;
     if (page.is_valid(Tier::kNvme)) placement.nvme += page.bytes;
+    if (page.sourced) placement.source += page.bytes;
     if (page.pins > 0) placement.pinned += page.bytes;
   }
   return placement;

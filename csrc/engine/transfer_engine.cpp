@@ -2,6 +2,7 @@
 #include "engine/transfer_engine.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace tierpage {
 namespace {
@@ -37,6 +38,7 @@ void TransferEngine::detach_lower_tiers() {
   arena_ = nullptr;
   store_ = nullptr;
   ring_ = nullptr;
+  sources_ = nullptr;
 }
 
 bool TransferEngine::must_poll() const {
@@ -126,9 +128,9 @@ void TransferEngine::cut(const Action& action) {
   const bool uses_host = !uses_device || action.lower == Tier::kHost;
   const bool uses_nvme = !uses_device || action.lower == Tier::kNvme;
   const bool past_host = uses_device && uses_nvme;
-  const bool staged = past_host && !store_reaches_device_;
-  uint64_t limit = action.kind == ActionKind::kWriteBack ? std::min(piece_bytes_, kDownPieceBytes) : piece_bytes_;
-  if (staged) limit = std::min(limit, ring_->slot_bytes());
+  const bool sourced = action.sourced && uses_nvme;
+  const bool staged = past_host && (sourced || !store_reaches_device_);  // files of others are read into RAM
+  const uint64_t limit = piece_limit(action, staged, sourced);
   size_t host_index = 0, nvme_index = 0;
   uint64_t host_done = 0, nvme_done = 0;
   for (uint64_t done = 0; done < action.bytes;) {
@@ -143,16 +145,41 @@ void TransferEngine::cut(const Action& action) {
       bytes = std::min(bytes, span.bytes - host_done);
       piece.host = arena_->base() + span.offset + host_done;
     }
-    if (uses_nvme) {
+    if (sourced) {
+      piece.sourced = true;
+      piece.nvme_offset = action.source.offset + done;
+    } else if (uses_nvme) {
       const Span& span = action.nvme[nvme_index];
       bytes = std::min(bytes, span.bytes - nvme_done);
       piece.nvme_offset = span.offset + nvme_done;
     }
     piece.bytes = bytes;
+    if (sourced) piece.source_bytes = std::min(bytes, action.source.bytes - std::min(done, action.source.bytes));
     if (uses_host && (host_done += bytes) == action.host[host_index].bytes) ++host_index, host_done = 0;
-    if (uses_nvme && (nvme_done += bytes) == action.nvme[nvme_index].bytes) ++nvme_index, nvme_done = 0;
+    if (uses_nvme && !sourced && (nvme_done += bytes) == action.nvme[nvme_index].bytes) ++nvme_index, nvme_done = 0;
     done += bytes;
     add_piece(action, piece);
+  }
+}
+
+// A slot also holds what a covering range has before the content; then pieces of equal size, or the last one would be tiny.
+uint64_t TransferEngine::piece_limit(const Action& action, bool staged, bool sourced) const {
+  uint64_t limit = action.kind == ActionKind::kWriteBack ? std::min(piece_bytes_, kDownPieceBytes) : piece_bytes_;
+  if (staged) limit = std::min(limit, ring_->slot_bytes());
+  if (!staged || !sourced) return limit;
+  limit -= SourceFiles::kAlignment;
+  const uint64_t count = (action.bytes + limit - 1) / limit;
+  return round_up((action.bytes + count - 1) / count, SourceFiles::kAlignment);
+}
+
+// Bytes that the covering range of a staged piece has before the content.
+uint64_t TransferEngine::lead_of(const Piece& piece) {
+  return piece.sourced ? piece.nvme_offset % SourceFiles::kAlignment : 0;
+}
+
+void TransferEngine::zero_rest(const Piece& piece) {
+  if (piece.source_bytes < piece.bytes) {
+    std::memset(static_cast<std::byte*>(piece.host) + piece.source_bytes, 0, piece.bytes - piece.source_bytes);
   }
 }
 
@@ -195,6 +222,13 @@ TransferEngine::Step TransferEngine::current_step(const Piece& piece) const {
 
 // Starts what the limits allow. Second halves first: they free slots of the ring.
 void TransferEngine::pump(Finished& finished) {
+  do {
+    pump_again_ = false;
+    pump_once(finished);
+  } while (pump_again_);
+}
+
+void TransferEngine::pump_once(Finished& finished) {
   for (const int direction : {0, 1}) {
     std::deque<uint32_t>& ready = second_half_[direction];
     while (!ready.empty() && submitted_[direction] < kSubmitted[direction]) {
@@ -215,7 +249,7 @@ void TransferEngine::pump(Finished& finished) {
       if (piece.staged && piece.slot < 0) {
         piece.slot = ring_->take();
         if (piece.slot < 0) break;
-        piece.host = ring_->memory(piece.slot);
+        piece.host = ring_->memory(piece.slot) + lead_of(piece);
       }
       queue.pop_front();
       start(index, finished);
@@ -225,7 +259,14 @@ void TransferEngine::pump(Finished& finished) {
 
 bool TransferEngine::start(uint32_t piece_index, Finished& finished) {
   // A sibling failed: the transfer is lost already, do not move more.
-  Status status = flights_.at(pieces_[piece_index].transfer).status;
+  const Piece& piece = pieces_[piece_index];
+  Status status = flights_.at(piece.transfer).status;
+  if (status.ok() && piece.sourced && piece.source_bytes == 0 && current_step(piece) == Step::kRead) {
+    zero_rest(piece);  // lies beyond the content: nothing to read
+    pump_again_ = true;
+    piece_done(piece_index, status, finished);
+    return true;
+  }
   if (status.ok()) status = issue(piece_index);
   if (status.ok()) return true;
   pieces_[piece_index].second = true;  // no further step
@@ -244,7 +285,15 @@ Status TransferEngine::issue(uint32_t piece_index) {
     if (status.ok()) ++submitted_[static_cast<int>(direction)];
   } else {
     const auto operation = step == Step::kRead ? StoreOperation::kRead : StoreOperation::kWrite;
-    status = store_->submit({piece_index, operation, piece.nvme_offset, piece.bytes, piece.host});
+    if (piece.sourced && piece.staged) {
+      const uint64_t lead = lead_of(piece);
+      const uint64_t covered = round_up(lead + piece.source_bytes, SourceFiles::kAlignment);
+      status = sources_->submit({piece_index, operation, piece.nvme_offset - lead, covered, static_cast<std::byte*>(piece.host) - lead});
+    } else if (piece.sourced) {
+      status = sources_->submit({piece_index, operation, piece.nvme_offset, piece.source_bytes, piece.host});
+    } else {
+      status = store_->submit({piece_index, operation, piece.nvme_offset, piece.bytes, piece.host});
+    }
     if (status.ok()) ++disk_requests_;
   }
   if (status.ok()) meter_.began(link_of(step), start);
@@ -267,16 +316,16 @@ void TransferEngine::collect_copies(Finished& finished) {
 void TransferEngine::poll(Finished& finished) {
   collect_copies(finished);
   backend_.take_times(finished.times);
-  if (store_ != nullptr) {
-    const int64_t now = steady_ns();
-    store_completions_.clear();
-    store_->poll(store_completions_);
-    for (const StoreCompletion& completion : store_completions_) {
-      --disk_requests_;
-      const Piece& piece = pieces_[completion.cookie];
-      meter_.ended(link_of(current_step(piece)), piece.bytes, now);
-      piece_done(static_cast<uint32_t>(completion.cookie), completion.status, finished);
-    }
+  store_completions_.clear();
+  if (store_ != nullptr) store_->poll(store_completions_);
+  if (sources_ != nullptr) sources_->poll(store_completions_);
+  const int64_t now = steady_ns();
+  for (const StoreCompletion& completion : store_completions_) {
+    --disk_requests_;
+    const Piece& piece = pieces_[completion.cookie];
+    meter_.ended(link_of(current_step(piece)), piece.bytes, now);
+    if (piece.sourced) zero_rest(piece);
+    piece_done(static_cast<uint32_t>(completion.cookie), completion.status, finished);
   }
   std::erase_if(watched_, [&](const Fence& fence) {
     if (!backend_.fence_done(fence)) return false;

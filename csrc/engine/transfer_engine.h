@@ -8,6 +8,8 @@
 // a time, urgent transfers first, because the order of copies on a link cannot be changed once they are submitted.
 // A piece between DEVICE and NVMe passes through one slot of the ring: disk request and device copy, one after the
 // other, overlapping with those of other pieces. Where the store reaches the device's memory it is one disk request.
+// The content of a sourced page stands anywhere in its file: the aligned range that covers it is read into the slot, and
+// the device copy begins where the content does. What the page has beyond the content is zero.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +26,7 @@
 #include "tiers/block_store.h"
 #include "tiers/device_backend.h"
 #include "tiers/host_arena.h"
+#include "tiers/source_files.h"
 
 namespace tierpage {
 
@@ -69,6 +72,11 @@ class TransferEngine {
   bool idle() const { return flights_.empty() && watched_.empty(); }
   // Something is under way whose end is only seen by polling.
   bool must_poll() const;
+  // Both may be null. While something is under way the same as before.
+  void set_sources(SourceFiles* sources, StagingRing* ring) {
+    sources_ = sources;
+    ring_ = ring;
+  }
   // The lower tiers are gone from here on (the runtime closed); nothing may be under way.
   void detach_lower_tiers();
   LinkUses link_uses(int64_t now_ns) const { return meter_.uses(now_ns); }
@@ -87,6 +95,8 @@ class TransferEngine {
     Step first = Step::kCopyToDevice;   // what comes first
     bool second = false;                // the second half (the other side of a staging slot) is under way
     bool staged = false;                // passes through the ring
+    bool sourced = false;               // read from a source: nvme_offset is in its address space
+    uint64_t source_bytes = 0;          // of `bytes`; zeros follow
     int slot = -1;
     uint64_t device_offset = 0;
     void* host = nullptr;
@@ -95,10 +105,14 @@ class TransferEngine {
   };
 
   void execute_map(const Action& action, Finished& finished);
+  uint64_t piece_limit(const Action& action, bool staged, bool sourced) const;
+  static uint64_t lead_of(const Piece& piece);
+  void zero_rest(const Piece& piece);
   bool bring_frame(const Action& action, TransferResult& result, Finished& finished);
   void cut(const Action& action);
   void add_piece(const Action& action, const Piece& piece);
   void pump(Finished& finished);
+  void pump_once(Finished& finished);
   void collect_copies(Finished& finished);
   bool start(uint32_t piece_index, Finished& finished);
   Status issue(uint32_t piece_index);
@@ -116,6 +130,7 @@ class TransferEngine {
   HostArena* arena_;
   BlockStore* store_;
   StagingRing* ring_;
+  SourceFiles* sources_ = nullptr;
   EventLog& log_;
   uint64_t piece_bytes_;
   bool store_reaches_device_;
@@ -126,6 +141,7 @@ class TransferEngine {
   std::deque<uint32_t> second_half_[2];  // staged pieces ready for their device copy, by CopyDirection
   int submitted_[2] = {0, 0};         // device copies under way, by CopyDirection
   size_t disk_requests_ = 0;
+  bool pump_again_ = false;              // a piece became ready for its second half without an event
   LinkMeter meter_;
   std::vector<Fence> watched_;
   std::vector<CopyCompletion> copy_completions_;

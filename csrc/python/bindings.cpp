@@ -118,6 +118,7 @@ void put_core(py::dict& out, const Stats& stats) {
   out["fetch_bytes.host_to_device"] = stats.fetch_bytes_host_to_device;
   out["fetch_bytes.nvme_to_device"] = stats.fetch_bytes_nvme_to_device;
   out["fetch_bytes.nvme_to_host"] = stats.fetch_bytes_nvme_to_host;
+  out["fetch_bytes.source"] = stats.source_bytes_read;
   out["writeback_bytes.device_to_host"] = stats.write_back_bytes_device_to_host;
   out["writeback_bytes.device_to_nvme"] = stats.write_back_bytes_device_to_nvme;
   out["writeback_bytes.host_to_nvme"] = stats.write_back_bytes_host_to_nvme;
@@ -170,9 +171,53 @@ py::list addresses_info(const PyRuntime& self, const std::vector<uint64_t>& addr
       row["device"] = place.device;
       row["host"] = place.host;
       row["nvme"] = place.nvme;
+      row["source"] = place.source;
       row["pinned"] = place.pinned;
     }
     rows.append(row);
+  }
+  return rows;
+}
+
+uint64_t add_source(const PyRuntime& self, int descriptor, const std::string& name) {
+  uint64_t place = 0;
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = self.runtime().add_source(descriptor, name, &place);
+  }
+  check(status);
+  return place;
+}
+
+void read_source(const PyRuntime& self, uint64_t offset, const py::buffer& target) {
+  const py::buffer_info info = target.request(true);
+  if (info.ndim != 1 || info.strides[0] != info.itemsize) throw py::value_error("give one contiguous run of bytes");
+  Status status;
+  {
+    py::gil_scoped_release release;
+    const auto bytes = static_cast<uint64_t>(info.size * info.itemsize);
+    if (bytes > 0) status = self.runtime().read_source(offset, bytes, static_cast<std::byte*>(info.ptr));
+  }
+  check(status);
+}
+
+py::tuple read_host(const PyRuntime& self, uint64_t address, uint64_t first, const py::buffer& target) {
+  const py::buffer_info info = target.request(true);
+  if (info.ndim != 1 || info.strides[0] != info.itemsize) throw py::value_error("give one contiguous run of bytes");
+  uint64_t copied = 0, page_end = first;
+  {
+    py::gil_scoped_release release;
+    const auto bytes = static_cast<uint64_t>(info.size * info.itemsize);
+    copied = self.runtime().read_host(address, first, bytes, static_cast<std::byte*>(info.ptr), &page_end);
+  }
+  return py::make_tuple(copied, page_end);
+}
+
+py::list sourced_runs(const PyRuntime& self, uint64_t address) {
+  py::list rows;
+  for (const Runtime::SourcedRun& run : self.runtime().sourced_runs(address)) {
+    rows.append(py::make_tuple(run.first, run.source.offset, run.source.bytes));
   }
   return rows;
 }
@@ -224,6 +269,18 @@ PYBIND11_MODULE(_C, module) {
       .def("stats", &stats_of)
       .def("reset_peaks", [](const PyRuntime& self) { self.runtime().reset_peaks(); })
       .def("addresses_info", &addresses_info, py::arg("addresses"))
+      .def("add_source", &add_source, py::arg("descriptor"), py::arg("name"), "The place of its first byte.")
+      .def("let_source_go", [](const PyRuntime& self, uint64_t place) { self.runtime().let_source_go(place); },
+           py::arg("place"))
+      .def("expect_source", [](const PyRuntime& self, uint64_t offset, uint64_t bytes) {
+             self.runtime().expect_source({offset, bytes});
+           }, py::arg("offset"), py::arg("bytes"), "For this thread's next allocation of just that size.")
+      .def("source_taken", [](const PyRuntime& self) { return self.runtime().source_taken(); },
+           "Whether there was such an allocation; nothing is expected any more.")
+      .def("read_source", &read_source, py::arg("offset"), py::arg("target"))
+      .def("read_host", &read_host, py::arg("address"), py::arg("first"), py::arg("target"),
+           "(bytes copied from RAM, 0 where it has none of that page; where that page ends)")
+      .def("sourced_runs", &sourced_runs, py::arg("address"), "(first byte in the region, place, bytes) of what is still the source's.")
       .def("pin", &pin, py::arg("addresses"))
       .def("unpin", [](const PyRuntime& self, uint32_t handle) { self.runtime().unpin(SlotId(handle)); },
            py::arg("handle"))

@@ -4,6 +4,7 @@ tierpage's engine: one Runtime per enable(). Not public; use the tierpage packag
 from __future__ import annotations
 import collections.abc
 import typing
+import typing_extensions
 __all__: list[str] = ['EngineError', 'Runtime', 'compare_storage', 'load_storage_extension', 'measure_links', 'probe_device', 'storage_peer_to_peer']
 class EngineError(RuntimeError):
     """
@@ -15,6 +16,10 @@ class Runtime:
     """
     def __init__(self, options: dict) -> None:
         ...
+    def add_source(self, descriptor: typing.SupportsInt | typing.SupportsIndex, name: str) -> int:
+        """
+        The place of its first byte.
+        """
     def addresses_info(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> list:
         ...
     def alive_bytes(self) -> int:
@@ -33,6 +38,12 @@ class Runtime:
         """
     def evict(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> int:
         ...
+    def expect_source(self, offset: typing.SupportsInt | typing.SupportsIndex, bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        For this thread's next allocation of just that size.
+        """
+    def let_source_go(self, place: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
     def levels(self) -> list:
         """
         Bytes in each tier and on their way, oldest first.
@@ -44,6 +55,12 @@ class Runtime:
     def pin(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> int:
         ...
     def prefetch(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> int:
+        ...
+    def read_host(self, address: typing.SupportsInt | typing.SupportsIndex, first: typing.SupportsInt | typing.SupportsIndex, target: typing_extensions.Buffer) -> tuple:
+        """
+        (bytes copied from RAM, 0 where it has none of that page; where that page ends)
+        """
+    def read_source(self, offset: typing.SupportsInt | typing.SupportsIndex, target: typing_extensions.Buffer) -> None:
         ...
     def reset_peaks(self) -> None:
         ...
@@ -57,6 +74,14 @@ class Runtime:
         ...
     def shutdown(self) -> None:
         ...
+    def source_taken(self) -> bool:
+        """
+        Whether there was such an allocation; nothing is expected any more.
+        """
+    def sourced_runs(self, address: typing.SupportsInt | typing.SupportsIndex) -> list:
+        """
+        (first byte in the region, place, bytes) of what is still the source's.
+        """
     def stalled_most(self) -> dict:
         """
         Operators and tags that waited longest.

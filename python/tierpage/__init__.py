@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging as _logging
 import os as _os
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ from tierpage.api import (
 )
 from tierpage.config import Config
 from tierpage.errors import (
+    CheckpointError,
     ConfigError,
     CorruptPageError,
     InternalError,
@@ -55,6 +57,7 @@ from tierpage.memory import (
 from tierpage.trace import export_trace
 
 __all__ = [
+    "CheckpointError",
     "Config",
     "ConfigError",
     "CorruptPageError",
@@ -74,6 +77,7 @@ __all__ = [
     "evict",
     "export_trace",
     "is_enabled",
+    "load",
     "memory_stats",
     "memory_summary",
     "paged",
@@ -83,10 +87,28 @@ __all__ = [
     "reset_accumulated_memory_stats",
     "reset_peak_memory_stats",
     "resume",
+    "save",
     "set_budget",
     "step",
     "where",
 ]
+
+if _TYPE_CHECKING:
+    from tierpage.checkpoint import load
+    from tierpage.checkpoint_save import save
+
+
+def __getattr__(name: str) -> object:
+    """Imports what few programs use when it is used."""
+    if name == "load":
+        from tierpage.checkpoint import load as found
+    elif name == "save":
+        from tierpage.checkpoint_save import save as found  # type: ignore[assignment]
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
 
 _logging.getLogger("tierpage").addHandler(_logging.NullHandler())
 

@@ -13,6 +13,7 @@ from typing import Final
 import torch
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "CorruptPageError",
     "InternalError",
@@ -110,6 +111,10 @@ class CorruptPageError(TierpageError):
 
 class ConfigError(TierpageError, ValueError):
     """A setting cannot work; the message names the value and the remedy. Nothing has been changed."""
+
+
+class CheckpointError(TierpageError, ValueError):
+    """A checkpoint file is not what its format demands, or a tensor cannot be written to one. Nothing was loaded."""
 
 
 class PagerDeadError(TierpageError):

@@ -85,7 +85,10 @@ def reset_accumulated_memory_stats() -> None:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one tensor's storage lives. ``device``, ``host`` and ``nvme`` are the bytes with a valid copy there."""
+    """Where one tensor's storage lives. ``device``, ``host`` and ``nvme`` are the bytes with a valid copy there.
+
+    ``checkpoint`` is that part of ``nvme`` whose copy is the file that the tensor was loaded from.
+    """
 
     paged: bool
     bytes: int
@@ -93,12 +96,14 @@ class Placement:
     host: int = 0
     nvme: int = 0
     pinned: bool = False
+    checkpoint: int = 0
 
     def __str__(self) -> str:
         if not self.paged:
             return f"{format_bytes(self.bytes)}, not paged"
         places = ", ".join(f"{tier} {format_bytes(getattr(self, tier))}" for tier in TIERS)
-        return f"{format_bytes(self.bytes)}: {places}{', pinned' if self.pinned else ''}"
+        source = f" (in its checkpoint {format_bytes(self.checkpoint)})" if self.checkpoint else ""
+        return f"{format_bytes(self.bytes)}: {places}{source}{', pinned' if self.pinned else ''}"
 
 
 def where(tensor: torch.Tensor) -> Placement:
@@ -118,9 +123,8 @@ def where(tensor: torch.Tensor) -> Placement:
         info = session.runtime.addresses_info(addresses)[0]
     if not info:
         return Placement(False, size)
-    return Placement(
-        True, int(info["bytes"]), int(info["device"]), int(info["host"]), int(info["nvme"]), bool(info["pinned"])
-    )
+    tiers = (int(info[tier]) for tier in TIERS)
+    return Placement(True, int(info["bytes"]), *tiers, bool(info["pinned"]), int(info["source"]))
 
 
 def memory_summary() -> str:

@@ -59,13 +59,19 @@ std::vector<Transition> transitions() {
       {"unmapped", [](Page& p) { (void)p.finish_unmap(); },
        [](const Page& p) { return p.movement == Movement::kUnmap; }},
       {"write", [](Page& p) { p.write(); },
-       [](const Page& p) { return at_rest(p) && p.mapped && p.host.empty() && p.nvme.empty(); }},
+       [](const Page& p) { return at_rest(p) && p.mapped && p.host.empty() && p.nvme.empty() && !p.sourced; }},
+      {"read", [](Page& p) { p.start_read(); }, [](const Page& p) { return at_rest(p) && p.is_valid(Tier::kHost); }},
+      {"was read", [](Page& p) { p.finish_read(); }, [](const Page& p) { return p.movement == Movement::kRead; }},
+      {"adopt a source", [](Page& p) { p.adopt_source(); },
+       [](const Page& p) {
+         return at_rest(p) && !p.mapped && !p.has_content() && p.host.empty() && p.nvme.empty() && !p.sourced;
+       }},
   };
 }
 
-using Key = std::tuple<int, int, bool, int, bool>;
+using Key = std::tuple<int, int, bool, int, bool, bool>;
 Key key_of(const Page& p) {
-  return {static_cast<int>(p.movement), p.valid, p.mapped, index_of(p.lower), p.pins > 0};
+  return {static_cast<int>(p.movement), p.valid, p.mapped, index_of(p.lower), p.pins > 0, p.sourced};
 }
 
 Page fresh_page() {
@@ -100,6 +106,14 @@ TEST(PageTable, EveryTransitionFromEveryReachableState) {
     if (at_rest(page) && page.is_valid(Tier::kHost) && page.valid != 2) {
       Page after = page;
       EXPECT_EQ(after.drop(Tier::kHost), kSpans);
+      after.check_invariants();
+      if (reached.emplace(key_of(after), after).second) open.push_back(after);
+    }
+    if (at_rest(page) && page.sourced && page.mapped) {  // as before a write
+      Page after = page;
+      EXPECT_TRUE(after.drop(Tier::kNvme).empty());
+      EXPECT_FALSE(after.sourced);
+      (void)after.drop(Tier::kHost);
       after.check_invariants();
       if (reached.emplace(key_of(after), after).second) open.push_back(after);
     }

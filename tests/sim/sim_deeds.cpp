@@ -63,6 +63,11 @@ void SimProgram::check_contents() const {
       const Page& page = pager.page(pages[i]);
       require(page.has_content(), "the content of a page is lost");
       if (!region.seen) require(page.is_valid(Tier::kDevice), "memory that no operator has seen left the device");
+      if (region.pages[i].sourced) {
+        world_.check_source(page, region.pages[i].source);
+        // A request that waits may have been granted the right to write, and its thread not know it yet.
+        require(page.sourced || region.waiting > 0, "a page that nobody wrote has lost its source");
+      }
       if (region.pages[i].version != 0) world_.check_copies(page, region.pages[i].version);
     }
   }
@@ -174,6 +179,8 @@ Plan draw_plan(uint64_t seed) {
   if (plan.generous) {
     for (const Deed off : {Deed::kShrink, Deed::kHostShrink, Deed::kPin}) plan.weights[static_cast<size_t>(off)] = 0;
   }
+  plan.source_chance = random.chance(0.5) ? 0 : random.chance(0.5) ? 0.3 : 1;
+  plan.read_chance = random.chance(0.5) ? 0 : 0.3;
   return plan;
 }
 

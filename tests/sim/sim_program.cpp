@@ -18,12 +18,19 @@ SimProgram::SimProgram(const Plan& plan, uint64_t seed) : plan_(plan), random_(s
 Outcomes SimProgram::run() {
   for (; step_ < plan_.steps; ++step_) {
     for (uint64_t deeds = random_.below(4); deeds > 0; --deeds) act(threads_[random_.below(threads_.size())], false);
+    if (plan_.read_chance > 0 && random_.chance(plan_.read_chance)) {
+      if (const uint64_t serial = random_region(random_); serial != 0) {
+        const auto pages = world_.pager().pages_of(regions_.at(serial).id);
+        world_.read_outside(pages[random_.below(pages.size())]);
+      }
+    }
     world_.advance();
     if (step_ % 16 == 0) check_contents();
   }
   finish_all();
   const Stats& stats = world_.pager().stats();
   outcomes_.fetches = stats.fetch_bytes_host_to_device + stats.fetch_bytes_nvme_to_device;
+  outcomes_.source_bytes = stats.source_bytes_read;
   outcomes_.write_backs = stats.write_back_bytes_device_to_host + stats.write_back_bytes_device_to_nvme;
   return outcomes_;
 }
@@ -150,7 +157,9 @@ void SimProgram::request_memory(Thread& thread, bool inside) {
   thread.inside = inside;
   thread.asked_bytes = bytes;
   thread.uses.clear();
-  const Outcome outcome = world_.pager().allocate(thread.slot, {bytes, thread.stream, 0, inside});
+  thread.source = {};
+  if (!inside && plan_.source_chance > 0 && random_.chance(plan_.source_chance)) thread.source = world_.make_source(bytes);
+  const Outcome outcome = world_.pager().allocate(thread.slot, {bytes, thread.stream, 0, inside, thread.source});
   world_.settle();
   settle_request(thread, outcome);
 }
@@ -207,8 +216,14 @@ void SimProgram::granted_memory(Thread& thread) {
   uint64_t bytes = 0;
   for (const PageId id : world_.pager().pages_of(region.id)) {
     const Page& page = world_.pager().page(id);
-    world_.require_mapped(page);
-    region.pages.push_back({page.offset, page.bytes, 0, ordered_after, {}});
+    ModelPage model{page.offset, page.bytes, 0, ordered_after, {}, thread.source.bytes > 0, {}};
+    if (model.sourced) {
+      require(!page.frame.valid() && page.sourced, "memory with a source was given a frame");
+      if (bytes < thread.source.bytes) model.source = {thread.source.offset + bytes, std::min(page.bytes, thread.source.bytes - bytes)};
+    } else {
+      world_.require_mapped(page);
+    }
+    region.pages.push_back(model);
     bytes += page.bytes;
     if (!thread.inside) continue;
     thread.holds.push_back(page.offset);
@@ -217,7 +232,7 @@ void SimProgram::granted_memory(Thread& thread) {
   }
   require(bytes == region.bytes, "the memory given out is not whole");
   for (const auto& [serial, other] : regions_) require(other.id != region.id, "memory given out twice");
-  if (plan_.generous || random_.chance(0.3)) {
+  if (plan_.generous || thread.source.bytes > 0 || random_.chance(0.3)) {
     region.seen = true;
     world_.pager().mark_seen(region.id);
   }
@@ -273,11 +288,12 @@ void SimProgram::run_kernel(Thread& thread, const std::vector<ModelUse>& uses) {
   std::vector<uint64_t> after;
   for (auto& [offset, touch] : touches) {
     ModelPage& page = *touch.page;
-    accesses.push_back({offset, page.bytes, false, page.version});
+    accesses.push_back({offset, page.bytes, false, page.version, page.source, page.sourced});
     after.push_back(page.last_writer);
     if (!touch.write) continue;
     after.insert(after.end(), page.readers.begin(), page.readers.end());
     page.version = next_version_++;
+    page.sourced = false;
     accesses.push_back({offset, page.bytes, true, page.version});
   }
   const uint64_t kernel = world_.launch(thread.stream, std::move(accesses), after);

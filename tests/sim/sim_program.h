@@ -31,12 +31,14 @@ struct Plan {
   bool periodic = false;          // threads repeat a fixed list of operators, so that the trace predicts
   double write_share = 0.5;
   double cancel_chance = 0.02;
+  double read_chance = 0;         // of each tick: somebody outside reads a page's copy in RAM
+  double source_chance = 0;       // of memory asked for outside of operators: its content lies in a source
   std::array<uint32_t, static_cast<size_t>(Deed::kCount)> weights{};
 };
 Plan draw_plan(uint64_t seed);
 
 struct Outcomes {
-  uint64_t grants = 0, waits = 0, failures = 0, out_of_memory = 0, storage = 0, fetches = 0, write_backs = 0;
+  uint64_t grants = 0, waits = 0, failures = 0, out_of_memory = 0, storage = 0, fetches = 0, write_backs = 0, source_bytes = 0;
 };
 
 class SimProgram {
@@ -52,6 +54,8 @@ class SimProgram {
     uint64_t version = 0;           // 0: never written, anything may stand there
     uint64_t last_writer = 0;       // kernels
     std::vector<uint64_t> readers;  // since the last writer
+    bool sourced = false;           // never written, and the content lies in `source`
+    Source source;
   };
   struct ModelRegion {
     RegionId id;
@@ -74,6 +78,7 @@ class SimProgram {
     bool permanent = false;
     bool allocating = false, inside = false;
     uint64_t asked_bytes = 0;
+    Source source;                     // of what was asked for
     uint64_t held_bytes = 0;
     std::vector<ModelUse> uses;        // of the request under way
     std::vector<uint64_t> holds;       // offsets

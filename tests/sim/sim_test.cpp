@@ -31,6 +31,7 @@ std::string run_seed(uint64_t seed, Outcomes& total) {
     total.storage += outcomes.storage;
     total.fetches += outcomes.fetches;
     total.write_backs += outcomes.write_backs;
+    total.source_bytes += outcomes.source_bytes;
     return "";
   } catch (const std::exception& error) {
     return "seed " + std::to_string(seed) + ", step " + std::to_string(program.step()) + ": " + error.what();
@@ -58,6 +59,7 @@ TEST(Simulation, RandomProgramsWithFaultsAndThenWithout) {
   EXPECT_GT(total.waits, total.grants / 100);
   EXPECT_GT(total.fetches, 0u);
   EXPECT_GT(total.write_backs, 0u);
+  EXPECT_GT(total.source_bytes, total.fetches / 100);
   EXPECT_GT(total.out_of_memory, 0u);
   EXPECT_GT(total.storage, 0u);
 }

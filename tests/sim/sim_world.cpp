@@ -78,6 +78,7 @@ void SimWorld::advance() {
   run_copies();
   grow_host();
   deliver();
+  end_readings();
   if (now_ % 64 == 0) {
     pager_.tick();
     settle();
@@ -118,6 +119,9 @@ void SimWorld::finish_kernel(Kernel& kernel) {
     require(mapped_.contains(access.offset), "a kernel met an unmapped page");
     Frame& memory = frame(mapped_.at(access.offset));
     require(memory.bytes == access.bytes, "a kernel met a frame of another size");
+    if (!access.write && access.from_source) {
+      require(memory.units == units_of(access.source, access.bytes), "a kernel read something else than the source");
+    }
     if (!access.write && access.version != 0) {
       for (size_t i = 0; i < memory.units.size(); ++i) {
         require(memory.units[i] == unit_of(access.version, i), "a kernel read a lost or stale write");
@@ -231,6 +235,11 @@ void SimWorld::write_spans(Units& tier, const SpanList& spans, const Units& unit
 
 SimWorld::Units SimWorld::read_source(const Job& job) const {
   const Action& action = job.action;
+  if (action.sourced) {
+    require(action.nvme.empty(), "a sourced page has spans");
+    const bool reads = action.kind == ActionKind::kStage || action.kind == ActionKind::kFetch;
+    if (reads && (action.kind == ActionKind::kStage || action.lower == Tier::kNvme)) return units_of(action.source, action.bytes);
+  }
   switch (action.kind) {
     case ActionKind::kWriteBack: return frame_at(action.device_offset).units;
     case ActionKind::kSpill: return read_spans(host_, action.host);
@@ -330,6 +339,28 @@ void SimWorld::deliver_records() {
   }
 }
 
+void SimWorld::read_outside(PageId page) {
+  if (!pager_.begin_read(page)) return;
+  const SpanList spans = pager_.page(page).host;
+  readings_.push_back({soon(), page, spans, read_spans(host_, spans)});
+  settle();
+}
+
+void SimWorld::end_readings() {
+  for (size_t i = 0; i < readings_.size();) {
+    if (readings_[i].ready > now_) {
+      ++i;
+      continue;
+    }
+    const Reading reading = readings_[i];
+    readings_[i] = readings_.back();
+    readings_.pop_back();
+    require(read_spans(host_, reading.spans) == reading.units, "a copy in RAM changed while it was read");
+    pager_.read_done(reading.page);
+    settle();
+  }
+}
+
 void SimWorld::grow_host() {
   if (host_done_ || now_ < host_growth_at_) return;
   host_growth_at_ = now_ + 1 + random_.below(config_.growth_max + 1);
@@ -351,7 +382,7 @@ bool SimWorld::quiet() const {
   const bool kernels_done =
       std::all_of(queued_.begin(), queued_.end(), [](const auto& queue) { return queue.empty(); });
   return kernels_done && device_lane_.empty() && copies_.empty() && completions_.empty() && watches_.empty() &&
-         records_.empty();
+         records_.empty() && readings_.empty();
 }
 
 void SimWorld::require_mapped(const Page& page) const {
@@ -360,15 +391,41 @@ void SimWorld::require_mapped(const Page& page) const {
 }
 
 void SimWorld::check_copies(const Page& page, uint64_t version) const {
-  const auto compare = [&](const Units& units, const char* what) {
-    for (size_t i = 0; i < units.size(); ++i) require(units[i] == unit_of(version, i), what);
-  };
+  Units expected(page.bytes / kUnitBytes);
+  for (size_t i = 0; i < expected.size(); ++i) expected[i] = unit_of(version, i);
+  require(!page.sourced, "a page that was written still has a source");
+  compare_copies(page, expected);
+}
+
+void SimWorld::check_source(const Page& page, const Source& part) const {
+  compare_copies(page, units_of(part, page.bytes));
+}
+
+void SimWorld::compare_copies(const Page& page, const Units& expected) const {
   require(page.has_content(), "the content of a page is lost");
-  if (page.is_valid(Tier::kHost)) compare(read_spans(host_, page.host), "the copy in HOST is stale");
-  if (page.is_valid(Tier::kNvme)) compare(read_spans(nvme_, page.nvme), "the copy in NVME is stale");
-  if (page.is_valid(Tier::kDevice) && !busy_.contains(page.offset)) {
-    compare(frame_at(page.offset).units, "the copy in DEVICE is stale");
+  if (page.is_valid(Tier::kHost)) require(read_spans(host_, page.host) == expected, "the copy in HOST is stale");
+  if (page.is_valid(Tier::kNvme) && !page.sourced) {
+    require(read_spans(nvme_, page.nvme) == expected, "the copy in NVME is stale");
   }
+  if (page.is_valid(Tier::kDevice) && !busy_.contains(page.offset)) {
+    require(frame_at(page.offset).units == expected, "the copy in DEVICE is stale");
+  }
+}
+
+Source SimWorld::make_source(uint64_t bytes) {
+  const Source source{source_end_, bytes};
+  source_end_ += bytes + random_.below(100);
+  return source;
+}
+
+// The first byte's place tells what a unit holds, and whether it is whole; zero beyond the source.
+SimWorld::Units SimWorld::units_of(const Source& part, uint64_t bytes) {
+  Units units(bytes / kUnitBytes, 0);
+  for (size_t i = 0; i < units.size() && i * kUnitBytes < part.bytes; ++i) {
+    const uint64_t whole = std::min(kUnitBytes, part.bytes - i * kUnitBytes);
+    units[i] = (uint64_t{1} << 62) + (part.offset + i * kUnitBytes) * 64 + whole;
+  }
+  return units;
 }
 
 }  // namespace tierpage::sim

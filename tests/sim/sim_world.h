@@ -54,6 +54,8 @@ struct KernelAccess {
   uint64_t bytes = 0;
   bool write = false;
   uint64_t version = 0;  // write: the new content; read: the content expected, 0: anything
+  Source source = {};    // read with version 0: what the page has from there is expected
+  bool from_source = false;
 };
 
 class SimWorld {
@@ -83,6 +85,11 @@ class SimWorld {
   bool quiet() const;  // nothing is under way
   // Every copy of `page` that the pager calls valid holds `version`; the device's only if no kernel is unfinished.
   void check_copies(const Page& page, uint64_t version) const;
+  // A place in the sources with that many bytes. Each of its units holds a version of its own, for ever.
+  Source make_source(uint64_t bytes);
+  void check_source(const Page& page, const Source& part) const;  // like check_copies, of content that nobody wrote
+  // Somebody outside reads the page's copy in RAM for some ticks, if it has one at rest; it must not change meanwhile.
+  void read_outside(PageId page);
   void require_mapped(const Page& page) const;
   uint64_t created_bytes() const { return created_bytes_; }
 
@@ -113,6 +120,12 @@ class SimWorld {
     TransferId transfer;
     TransferResult result;
   };
+  struct Reading {
+    uint64_t ready = 0;
+    PageId page;
+    SpanList spans;
+    Units units;
+  };
   static constexpr uint64_t kNowhere = ~uint64_t{0};
 
   void plan();
@@ -126,6 +139,7 @@ class SimWorld {
   void finish_copy(Job& job);
   void deliver();
   void deliver_records();
+  void end_readings();
   void grow_host();
   void complete(TransferId transfer, TransferResult result);
   uint64_t soon() { return now_ + random_.below(config_.latency_max + 1); }
@@ -135,6 +149,8 @@ class SimWorld {
   Units read_spans(const Units& tier, const SpanList& spans) const;
   void write_spans(Units& tier, const SpanList& spans, const Units& units, size_t count);
   static uint64_t unit_of(uint64_t version, size_t index) { return version * 1024 + index; }
+  static Units units_of(const Source& part, uint64_t bytes);
+  void compare_copies(const Page& page, const Units& expected) const;
 
   WorldConfig config_;
   Random random_;
@@ -149,6 +165,7 @@ class SimWorld {
   uint64_t host_growth_at_ = 0;
   bool host_done_ = false;
   uint64_t garbage_ = 0;
+  uint64_t source_end_ = 7;  // not aligned to anything
   std::vector<Kernel> kernels_;
   std::vector<std::deque<uint64_t>> queued_;  // by stream: unfinished kernels
   std::vector<uint64_t> launched_, done_;     // by stream: sequences
@@ -157,6 +174,7 @@ class SimWorld {
   std::deque<Job> device_lane_;
   std::vector<Job> copies_;
   std::vector<Completion> completions_;
+  std::vector<Reading> readings_;
   std::vector<Fence> watches_;
   struct Record {
     Fence fence;
