@@ -136,7 +136,7 @@ struct Plan {
 
 int run(const Plan& plan) {
   DirectStoreOptions options;
-  options.directory = plan.directory;
+  options.directories = {plan.directory};
   options.capacity_bytes = plan.total;
   options.worker_count = 16;
   options.verify = plan.verify;

@@ -158,7 +158,7 @@ Status Runtime::open_lower_tiers() {
   if (pager_config_.nvme_bytes_max == 0) return Status::success();
   if (!store_) {
     DirectStoreOptions store;
-    store.directory = options_.nvme_path;
+    store.directories = options_.nvme_path;
     store.capacity_bytes = pager_config_.nvme_bytes_max;
     store.worker_count = options_.io_workers;
     store.direct = options_.direct_io;
@@ -168,6 +168,7 @@ Status Runtime::open_lower_tiers() {
     if (!status.ok()) return status;
   }
   storage_description_ = store_->description();
+  if (const std::string notice = store_->notice(); !notice.empty()) notices_ += notice + "\n";
   store_->set_wake([](void* self) { static_cast<Runtime*>(self)->wake(); }, this);
   ring_ = std::make_unique<StagingRing>(options_.staging_slot_bytes, options_.staging_slots);
   if (options_.cuda) return ring_->open(lock, unlock);

@@ -49,7 +49,7 @@ struct RuntimeOptions {
   uint64_t device_bytes_max = 0;
   uint64_t host_bytes_max = 0;
   uint64_t nvme_bytes_max = 0;
-  std::string nvme_path;             // empty: two tiers only
+  std::vector<std::string> nvme_path;  // several: one for each drive, striped; empty: two tiers only
   uint64_t min_paged_bytes = kMiB;
   uint64_t granule_bytes = 0;        // 0: the backend's default
   uint64_t frame_bytes_max = 0;

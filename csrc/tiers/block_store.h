@@ -42,6 +42,8 @@ class BlockStore {
  public:
   virtual ~BlockStore() = default;  // waits for running requests, drops queued ones, gives the space back
   virtual std::string description() const = 0;  // one line: kind, directory, direct or buffered
+  virtual std::string notice() const { return {}; }  // what a person should be told once, empty: nothing
+  virtual uint64_t drive_bytes() const { return 0; }  // size of the drives behind it, 0: not known
   virtual uint64_t capacity_bytes() const = 0;
   virtual uint64_t alignment_bytes() const = 0;  // power of two, at most 4096 in practice
 
@@ -55,9 +57,10 @@ class BlockStore {
 };
 
 struct DirectStoreOptions {
-  std::string directory;
-  uint64_t capacity_bytes = 0;      // taken in full at the start; kStorageFull if there is no room
-  int worker_count = 8;
+  std::vector<std::string> directories;  // one, or one for each drive: offsets are striped over them
+  uint64_t capacity_bytes = 0;      // taken in full at the start, in equal parts; kStorageFull if there is no room
+  int worker_count = 8;             // for each directory
+  uint64_t stripe_bytes = 4 * kMiB;  // a power of two; one directory has no stripes
   uint64_t request_bytes_max = 4 * kMiB;  // larger requests are cut inside and run side by side
   bool direct = true;               // false: buffered on purpose. true falls back where O_DIRECT is refused
   bool verify = true;               // reads are checked against the CRC32C that the write left in RAM

@@ -172,7 +172,8 @@ SpillFile::SpillFile(SpillFile&& other) noexcept
       capacity_bytes_(other.capacity_bytes_),
       alignment_bytes_(other.alignment_bytes_),
       direct_(other.direct_),
-      mode_(std::move(other.mode_)) {}
+      mode_(std::move(other.mode_)),
+      directory_(std::move(other.directory_)) {}
 
 SpillFile::~SpillFile() {
   if (descriptor_ < 0) return;
@@ -207,6 +208,7 @@ Status SpillFile::open(const SpillFileOptions& options, const IoTable& table) {
   if (created < 0 && lacks_nameless_files(-created)) created = create_and_unlink(opened.get());
   if (created < 0) return cannot_create(directory, -created);
   descriptor_ = created;
+  directory_ = options.directory;
   owner_process_ = getpid();
   alignment_bytes_ = direct_alignment(descriptor_);
   capacity_bytes_ = round_up(options.capacity_bytes, alignment_bytes_);
@@ -249,7 +251,7 @@ Status SpillFile::take_space(const std::string& directory) {
 
 Status SpillFile::choose_mode(bool want_direct, const IoTable& table) {
   if (!want_direct) {
-    mode_ = "buffered as asked";
+    mode_ = kBufferedAsAsked;
     return Status::success();
   }
   const int flags = fcntl(descriptor_, F_GETFL);
@@ -261,7 +263,7 @@ Status SpillFile::choose_mode(bool want_direct, const IoTable& table) {
     return Status::success();
   }
   if (error != EINVAL && error != EOPNOTSUPP) {
-    return Status::error(storage_code_of(error), "the first transfer to the spill file failed: " +
+    return Status::error(storage_code_of(error), "the first transfer to the spill file in '" + directory_ + "' failed: " +
                                                      describe_system_error(error), error);
   }
   if (fcntl(descriptor_, F_SETFL, flags) != 0) {

@@ -1,4 +1,4 @@
-// DirectStore: the NVMe tier as a spill file, read and written by worker threads.
+// DirectStore: the NVMe tier as spill files, one for each drive, read and written by worker threads.
 //
 // In buffered mode every write is forced out and every range leaves the page cache, for two reasons: the cache would
 // take the RAM that the user gave to others, and an error of a later write-back would reach nobody.
@@ -17,7 +17,7 @@
 
 #include "tiers/block_store.h"
 #include "tiers/crc32c.h"
-#include "tiers/spill_file.h"
+#include "tiers/spill_files.h"
 #include "tiers/store_workers.h"
 #include "tiers/unit_checksums.h"
 
@@ -37,32 +37,71 @@ int64_t system_pwrite(int descriptor, const void* buffer, uint64_t bytes, uint64
   return ::pwrite(descriptor, buffer, bytes, static_cast<off_t>(offset));
 }
 
+// "offset 4096 of the spill file in '/data'"
+std::string name_of(const SpillFiles::Place& at) {
+  return "offset " + std::to_string(at.offset) + " of the spill file in '" + at.file->directory() + "'";
+}
+
+Status failure(StoreOperation operation, const SpillFiles::Place& at, uint64_t bytes, uint64_t done, int system_error,
+               const std::string& reason) {
+  const char* verb = operation == StoreOperation::kRead ? "read" : "write";
+  return Status::error(storage_code_of(system_error),
+                       std::string(verb) + " of " + std::to_string(bytes) + " bytes at " + name_of(at) +
+                           " failed after " + std::to_string(done) + " bytes: " + reason,
+                       system_error);
+}
+
+Status leave_page_cache(StoreOperation operation, const SpillFiles::Place& at, uint64_t bytes) {
+  const auto begin = static_cast<off_t>(at.offset);
+  const auto length = static_cast<off_t>(bytes);
+  if (operation == StoreOperation::kWrite) {
+    constexpr unsigned kWriteAndWait =
+        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    int result;
+    do {
+      result = sync_file_range(at.file->descriptor(), begin, length, kWriteAndWait);
+    } while (result != 0 && errno == EINTR);
+    const int error = result != 0 ? errno : 0;
+    if (error != 0 && error != ENOSYS && error != EINVAL) {
+      return failure(operation, at, bytes, bytes, error, "write-back: " + describe_system_error(error));
+    }
+  }
+  // Only advice: a refusal costs RAM, not data.
+  (void)posix_fadvise(at.file->descriptor(), begin, length, POSIX_FADV_DONTNEED);
+  return Status::success();
+}
+
 class DirectStore final : public BlockStore {
  public:
-  DirectStore(const DirectStoreOptions& options, const IoTable& table, SpillFile file, UnitChecksums checksums)
+  DirectStore(const DirectStoreOptions& options, const IoTable& table, SpillFiles files, UnitChecksums checksums)
       : table_(table),
-        file_(std::move(file)),
+        files_(std::move(files)),
         checksums_(std::move(checksums)),
-        directory_(options.directory),
-        description_("spill file in " + options.directory + ", " + file_.mode() + ", " +
-                     std::to_string(options.worker_count) + " threads, " +
+        description_(files_.description() + ", " + std::to_string(thread_count(options)) + " threads, " +
                      (!checksums_.enabled()  ? "reads not checked"
                       : crc32c_in_hardware() ? "reads checked"
                                              : "reads checked (slowly: the processor has no CRC32C instruction)")),
-        workers_({file_.capacity_bytes(), file_.alignment_bytes(), options.request_bytes_max},
+        workers_({files_.capacity_bytes(), files_.alignment_bytes(), options.request_bytes_max, files_.stripe_bytes()},
                  [this](StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) {
                    if (!checksums_.enabled()) return move_piece(operation, offset, bytes, buffer);
                    return operation == StoreOperation::kWrite ? write_recorded(offset, bytes, buffer)
                                                               : read_checked(offset, bytes, buffer);
                  }) {
     // Read-ahead past a request's end would stay in the page cache: nobody drops what nobody asked for.
-    if (!file_.direct()) (void)posix_fadvise(file_.descriptor(), 0, 0, POSIX_FADV_RANDOM);
+    for (const SpillFile& file : files_.files()) {
+      if (!file.direct()) (void)posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_RANDOM);
+    }
   }
 
+  static int thread_count(const DirectStoreOptions& options) {
+    return std::min(options.worker_count * static_cast<int>(options.directories.size()), kWorkerCountMax);
+  }
   Status start(int worker_count) { return workers_.start(worker_count); }
   std::string description() const override { return description_; }
-  uint64_t capacity_bytes() const override { return file_.capacity_bytes(); }
-  uint64_t alignment_bytes() const override { return file_.alignment_bytes(); }
+  std::string notice() const override { return files_.notice(); }
+  uint64_t drive_bytes() const override { return files_.drive_bytes(); }
+  uint64_t capacity_bytes() const override { return files_.capacity_bytes(); }
+  uint64_t alignment_bytes() const override { return files_.alignment_bytes(); }
   Status submit(const StoreRequest& request) override { return workers_.submit(request); }
   size_t poll(std::vector<StoreCompletion>& completions) override { return workers_.poll(completions); }
   void set_wake(void (*wake)(void*), void* context) override { workers_.set_wake(wake, context); }
@@ -72,27 +111,14 @@ class DirectStore final : public BlockStore {
   Status read_checked(uint64_t offset, uint64_t bytes, std::byte* buffer) const;
   Status corruption(const UnitChecksums::Mismatch& first, const UnitChecksums::Mismatch& second) const;
   Status move_piece(StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) const;
-  Status leave_page_cache(StoreOperation operation, uint64_t offset, uint64_t bytes) const;
-  Status failure(StoreOperation operation, uint64_t offset, uint64_t bytes, uint64_t done, int system_error,
-                 const std::string& reason) const;
+  Status move_at(StoreOperation operation, const SpillFiles::Place& at, uint64_t bytes, std::byte* buffer) const;
 
   const IoTable table_;
-  const SpillFile file_;
+  const SpillFiles files_;
   UnitChecksums checksums_;  // by worker threads, each for the units of its piece
-  const std::string directory_;
   const std::string description_;
   StoreWorkers workers_;  // last: its threads use the rest
 };
-
-Status DirectStore::failure(StoreOperation operation, uint64_t offset, uint64_t bytes, uint64_t done, int system_error,
-                            const std::string& reason) const {
-  const char* verb = operation == StoreOperation::kRead ? "read" : "write";
-  return Status::error(storage_code_of(system_error),
-                       std::string(verb) + " of " + std::to_string(bytes) + " bytes at offset " +
-                           std::to_string(offset) + " of the spill file in '" + directory_ + "' failed after " +
-                           std::to_string(done) + " bytes: " + reason,
-                       system_error);
-}
 
 Status DirectStore::write_recorded(uint64_t offset, uint64_t bytes, std::byte* buffer) {
   std::array<uint32_t, kPieceUnitsMax> room;
@@ -125,53 +151,46 @@ Status DirectStore::corruption(const UnitChecksums::Mismatch& first, const UnitC
   snprintf(sums, sizeof sums, "CRC32C 0x%08x instead of 0x%08x, and 0x%08x when read again", first.found,
            first.expected, second.found);
   return Status::error(StatusCode::kCorruptPage,
-                       "the " + std::to_string(second.bytes) + " bytes at offset " + std::to_string(second.offset) +
-                           " of the spill file in '" + directory_ + "' are not what was written there: " + sums);
+                       "the " + std::to_string(second.bytes) + " bytes at " + name_of(files_.place(second.offset)) +
+                           " are not what was written there: " + sums);
 }
 
 Status DirectStore::move_piece(StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) const {
+  for (uint64_t done = 0; done < bytes;) {
+    const SpillFiles::Place at = files_.place(offset + done);
+    const uint64_t part = std::min(at.bytes, bytes - done);
+    if (Status status = move_at(operation, at, part, buffer + done); !status.ok()) return status;
+    done += part;
+  }
+  return Status::success();
+}
+
+Status DirectStore::move_at(StoreOperation operation, const SpillFiles::Place& at, uint64_t bytes,
+                            std::byte* buffer) const {
   const bool reading = operation == StoreOperation::kRead;
+  const int descriptor = at.file->descriptor();
+  const uint64_t alignment = files_.alignment_bytes();
   uint64_t done = 0;
   int stuck_calls = 0;
   while (done < bytes) {
-    const int64_t count = reading ? table_.pread(file_.descriptor(), buffer + done, bytes - done, offset + done)
-                                  : table_.pwrite(file_.descriptor(), buffer + done, bytes - done, offset + done);
+    const int64_t count = reading ? table_.pread(descriptor, buffer + done, bytes - done, at.offset + done)
+                                  : table_.pwrite(descriptor, buffer + done, bytes - done, at.offset + done);
     if (count < 0) {
       const int error = errno;
       if (error == EINTR) continue;
-      return failure(operation, offset, bytes, done, error, describe_system_error(error));
+      return failure(operation, at, bytes, done, error, describe_system_error(error));
     }
-    if (count == 0 && reading) return failure(operation, offset, bytes, done, 0, "file truncated");
+    if (count == 0 && reading) return failure(operation, at, bytes, done, 0, "file truncated");
     // Direct calls must go on at an aligned offset, so an odd rest is moved once more.
     const auto moved = static_cast<uint64_t>(count);
-    const uint64_t usable = file_.direct() ? moved / file_.alignment_bytes() * file_.alignment_bytes() : moved;
+    const uint64_t usable = at.file->direct() ? moved / alignment * alignment : moved;
     stuck_calls = usable == 0 ? stuck_calls + 1 : 0;
     if (stuck_calls > kStuckCallsMax) {
-      return failure(operation, offset, bytes, done, EIO, "the system makes no progress");
+      return failure(operation, at, bytes, done, EIO, "the system makes no progress");
     }
     done += usable;
   }
-  return file_.direct() ? Status::success() : leave_page_cache(operation, offset, bytes);
-}
-
-Status DirectStore::leave_page_cache(StoreOperation operation, uint64_t offset, uint64_t bytes) const {
-  const auto begin = static_cast<off_t>(offset);
-  const auto length = static_cast<off_t>(bytes);
-  if (operation == StoreOperation::kWrite) {
-    constexpr unsigned kWriteAndWait =
-        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
-    int result;
-    do {
-      result = sync_file_range(file_.descriptor(), begin, length, kWriteAndWait);
-    } while (result != 0 && errno == EINTR);
-    const int error = result != 0 ? errno : 0;
-    if (error != 0 && error != ENOSYS && error != EINVAL) {
-      return failure(operation, offset, bytes, bytes, error, "write-back: " + describe_system_error(error));
-    }
-  }
-  // Only advice: a refusal costs RAM, not data.
-  (void)posix_fadvise(file_.descriptor(), begin, length, POSIX_FADV_DONTNEED);
-  return Status::success();
+  return at.file->direct() ? Status::success() : leave_page_cache(operation, at, bytes);
 }
 
 Status check_options(const DirectStoreOptions& options) {
@@ -207,20 +226,21 @@ Status make_direct_store(const DirectStoreOptions& options, std::unique_ptr<Bloc
 Status make_direct_store(const DirectStoreOptions& options, const IoTable& table, std::unique_ptr<BlockStore>* store) {
   Status status = check_options(options);
   if (!status.ok()) return status;
-  SpillFile file;
-  status = file.open({options.directory, options.capacity_bytes, options.direct, true}, table);
+  SpillFiles files;
+  const uint64_t stripe = std::max(options.stripe_bytes, options.verify ? options.verify_unit_bytes : 0);
+  status = files.open({options.directories, options.capacity_bytes, stripe, options.direct}, table);
   if (!status.ok()) return status;
   DirectStoreOptions effective = options;
-  effective.request_bytes_max = round_up(options.request_bytes_max, file.alignment_bytes());
+  effective.request_bytes_max = round_up(options.request_bytes_max, files.alignment_bytes());
   UnitChecksums checksums;
   if (options.verify) {
-    const uint64_t unit = std::max(options.verify_unit_bytes, file.alignment_bytes());  // it may be read by itself
-    if (status = checksums.open(file.capacity_bytes(), unit); !status.ok()) return status;
+    const uint64_t unit = std::max(options.verify_unit_bytes, files.alignment_bytes());  // it may be read by itself
+    if (status = checksums.open(files.capacity_bytes(), unit); !status.ok()) return status;
     // Cuts lie between units, or the units at the cuts would go unchecked.
     effective.request_bytes_max = std::min(round_up(options.request_bytes_max, unit), kPieceUnitsMax * unit);
   }
-  auto made = std::make_unique<DirectStore>(effective, table, std::move(file), std::move(checksums));
-  status = made->start(options.worker_count);
+  auto made = std::make_unique<DirectStore>(effective, table, std::move(files), std::move(checksums));
+  status = made->start(DirectStore::thread_count(options));
   if (status.ok()) *store = std::move(made);
   return status;
 }

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -203,7 +203,7 @@ class Pager:
 
 
 def enable(
-    nvme_path: str | os.PathLike[str] | None = None,
+    nvme_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     *,
     device: str | torch.device | None = None,
     device_budget: int | float | str | None = None,
@@ -219,7 +219,8 @@ def enable(
     """Switches tierpage on: tensors made from now on live in three tiers. Tensors made before stay where they are.
 
     Args:
-        nvme_path: directory of the NVMe tier, on a local disk. None: VRAM and RAM only.
+        nvme_path: directory of the NVMe tier, on a local disk; a list of directories, one on each drive, stripes it
+            over them. None: VRAM and RAM only.
         device: "cuda", "cuda:<index>" or "cpu". Default: the current CUDA device, "cpu" where there is none.
         device_budget: bytes, text ("20GiB"), or a fraction of the VRAM ("cpu": of RAM). Default: free VRAM less a
             margin; on "cpu" half of the available RAM.

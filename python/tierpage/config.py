@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -31,7 +32,7 @@ class Config:
     device_budget: int
     host_budget: int
     nvme_budget: int
-    nvme_path: str | None
+    nvme_path: str | tuple[str, ...] | None  # one directory, or one on each of several drives
     min_paged_bytes: int = MIB
     scope: str = "all"
     paranoid: bool = False
@@ -57,7 +58,7 @@ class Config:
         options: dict[str, object] = {name: getattr(self, name) for name in _ENGINE_NAMES}
         for tier in ("device", "host", "nvme"):
             options[f"{tier}_budget_bytes"] = getattr(self, f"{tier}_budget")
-        options["nvme_path"] = self.nvme_path or ""
+        options["nvme_path"] = list(paths_of(self.nvme_path))
         options["scope_explicit"] = self.scope == "explicit"
         return options
 
@@ -67,6 +68,7 @@ class Config:
         for name in SETTINGS:
             if not self.origins.get(name, "default").startswith("default"):
                 value = f"{self.device}:{self.device_index}" if name == "device" else getattr(self, name)
+                value = f"[{','.join(value)}]" if isinstance(value, tuple) else value
                 shown.append(f"{name}:{'' if value is None else value}")
         return ",".join(shown)
 
@@ -145,13 +147,33 @@ def _parse_share(value: object, name: str) -> float:
     return fraction
 
 
+def paths_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The directories in a value of ``nvme_path``; none where there is no NVMe tier."""
+    return value if isinstance(value, tuple) else (value,) if value else ()
+
+
+def _parse_paths(value: object, name: str) -> str | tuple[str, ...]:
+    """One directory, or several as a list or tuple, in text as "[/a,/b]". A list of one is that one."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        value = [part.strip() for part in value[1:-1].split(",")]
+    if not isinstance(value, (list, tuple)):
+        return _parse_path(value, name)
+    paths = tuple(_parse_path(part, name) for part in value)
+    if not paths or not all(paths):
+        raise ConfigError(f"{name}={value!r} holds no directory: give one, or one on each drive.")
+    real = [os.path.realpath(os.path.expanduser(path)) for path in paths]
+    if len(set(real)) < len(real):
+        raise ConfigError(f"{name}={value!r} names a directory twice: give one on each drive.")
+    return paths if len(paths) > 1 else paths[0]
+
+
 def _parse_path(value: object, name: str) -> str:
     try:
         path = os.fspath(value)  # type: ignore[call-overload]
     except TypeError:
         path = None
     if not isinstance(path, str):
-        raise ConfigError(f"{name}={value!r} is not a directory name: give text or a pathlib.Path.")
+        raise ConfigError(f"{name}={value!r} is not a directory name: give text, a pathlib.Path, or a list of them.")
     if "\0" in path:
         raise ConfigError(f"{name}={value!r} holds a null character, which no directory name can.")
     return path
@@ -179,7 +201,7 @@ def _parse_budget(value: object, name: str) -> Size:
 # Every setting that a user can give, by the name of its keyword and of its TIERPAGE_CONF key. docs/tuning.md has a
 # section for each; the repository's tests/tidy.py compares the two.
 SETTINGS: dict[str, Parser] = {
-    "nvme_path": _parse_path,
+    "nvme_path": _parse_paths,
     "device": _parse_device,
     "device_budget": _parse_budget,
     "host_budget": _parse_budget,
@@ -209,9 +231,9 @@ def _close(value: object, known: Mapping[str, object] | tuple[str, ...]) -> str:
 
 
 def parse_environment(text: str | None) -> dict[str, str]:
-    """Reads ``key:value,key:value`` (torch's grammar). Raises ConfigError on an unknown, repeated or empty key."""
+    """Reads ``key:value,key:[value,value]`` (torch's grammar). Raises ConfigError on an unknown, repeated or empty key."""
     values: dict[str, str] = {}
-    for item in (text or "").split(","):
+    for item in re.split(r",(?![^\[\]]*\])", text or ""):  # not at commas inside of brackets
         if not item.strip():
             continue
         key, colon, value = (part.strip() for part in item.partition(":"))

@@ -298,15 +298,29 @@ CHECKS: tuple[Check, ...] = (
 )  # fmt: skip
 
 
+DIRECTORY_CHECKS: tuple[Check, ...] = (check_directory, check_file_system, check_direct_io, check_disk_kind)
+
+
+def _row_of(check: Check, machine: DoctorMachine) -> Row:
+    try:
+        return check(machine)
+    except Exception as error:  # the doctor must never be the patient
+        name = check.__name__.removeprefix("check_").replace("_", " ")
+        return Row(name, WARN, "unknown", f"the check failed: {type(error).__name__}: {error}", "report this")
+
+
 def examine(machine: DoctorMachine, *, measure: bool = True) -> list[Row]:
-    """All rows, in the order in which they are shown. A check that fails itself becomes a WARN row."""
+    """All rows, in the order in which they are shown. A check that fails itself becomes a WARN row.
+
+    Where there are several directories, those about a directory come once for each.
+    """
     rows = []
     for check in CHECKS:
-        try:
-            rows.append(check(machine))
-        except Exception as error:  # the doctor must never be the patient
-            name = check.__name__.removeprefix("check_").replace("_", " ")
-            rows.append(Row(name, WARN, "unknown", f"the check failed: {type(error).__name__}: {error}", "report this"))
+        rows.append(_row_of(check, machine))
+        if check is DIRECTORY_CHECKS[-1]:
+            for path in machine.paths[1:]:
+                with machine.looking_at(path):
+                    rows += [_row_of(again, machine) for again in DIRECTORY_CHECKS]
     return rows + (check_links(machine) if measure else [])
 
 

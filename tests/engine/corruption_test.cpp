@@ -34,7 +34,7 @@ class Corruption : public EngineTest {
     options.nvme_bytes_max = 4 * kMiB;
     options.prefetch = false;
     DirectStoreOptions store;
-    store.directory = directory_.path();
+    store.directories = {directory_.path()};
     store.capacity_bytes = options.nvme_bytes_max;
     store.worker_count = options.io_workers;
     store.verify = verify;
@@ -96,7 +96,7 @@ TEST_F(EngineTest, TheSettingReachesTheStore) {
   TemporaryDirectory directory;
   for (const bool verify : {true, false}) {
     RuntimeOptions options = small_options();
-    options.nvme_path = directory.path();
+    options.nvme_path = {directory.path()};
     options.nvme_bytes_max = kMiB;
     options.verify = verify;
     Engine engine(options);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -197,6 +198,11 @@ def test_local_ranks_share_ram_and_disk(tmp_path):
         ({"devicebudget": 1}, {}, "Did you mean 'device_budget'"),
         ({"nvme_path": 7}, {}, "not a directory name"),
         ({"nvme_path": "/no/such/place"}, {}, "does not exist"),
+        ({"nvme_path": ["/var/tmp", "/no/such/place"]}, {}, "/no/such/place' does not exist"),
+        ({"nvme_path": []}, {}, "holds no directory"),
+        ({"nvme_path": ["/var/tmp", ""]}, {}, "holds no directory"),
+        ({"nvme_path": ["/var/tmp", "/var/tmp/"]}, {}, "twice"),
+        ({"nvme_path": ["/var/tmp", 7]}, {}, "not a directory name"),
         ({}, {"available": GIB // 2}, "No default for device_budget"),
     ],
 )
@@ -216,6 +222,36 @@ def test_bad_directories(tmp_path):
             config(on=machine(**on), nvme_path=path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert "network" in config(on=machine(kind="nfs4"), nvme_path=tmp_path).notes[0]
+
+
+def test_several_drives(tmp_path, monkeypatch):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for path in (a, b):
+        path.mkdir()
+    both = (str(a), str(b))
+    for made in (config(nvme_path=[a, b]), config(nvme_path=both), config(f"nvme_path:[{a}, {b}],prefetch:off")):
+        assert made.nvme_path == both
+        assert made.engine_options()["nvme_path"] == list(both)
+        assert made.nvme_budget == 50 * GIB  # one drive behind both
+        assert "1 file system" in made.notes[0]
+    assert config(config(nvme_path=both).environment()).nvme_path == both
+    assert config(nvme_path=[a]).nvme_path == str(a)
+    assert config(nvme_path=a).engine_options()["nvme_path"] == [str(a)]
+    assert config().engine_options()["nvme_path"] == []
+    asked = parse_request({"nvme_path": both}, None)
+    assert differences(resolve(asked, machine()), parse_request({"nvme_path": [a, b]}, None), asked) == []
+    assert differences(resolve(asked, machine()), parse_request({"nvme_path": a}, None), asked)
+    # Two drives of their own: each file may be as large as the fuller one allows.
+    number = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **more: _on_drive(number(path, **more), str(path) == both[1]))
+    on = machine()
+    on.disk = lambda path: (10 * GIB if path == both[1] else 100 * GIB, 200 * GIB)
+    made = config(on=on, nvme_path=both, nvme_budget=1.0)
+    assert (made.nvme_budget, made.notes) == (20 * GIB, ())
+
+
+def _on_drive(info, second):
+    return SimpleNamespace(st_mode=info.st_mode, st_dev=info.st_dev + second, st_uid=info.st_uid)
 
 
 def test_second_enable_compares_what_is_given(tmp_path):

@@ -12,9 +12,10 @@ namespace {
 
 constexpr uint64_t kCapacity = 16 * kMiB;
 
-std::unique_ptr<BlockStore> make_spill_store(const std::string& directory, bool direct) {
+std::unique_ptr<BlockStore> make_spill_store(const std::vector<std::string>& directories, bool direct) {
   DirectStoreOptions options;
-  options.directory = directory;
+  options.directories = directories;
+  options.stripe_bytes = 128 * kKiB;
   options.capacity_bytes = kCapacity;
   options.request_bytes_max = kMiB;
   options.direct = direct;
@@ -29,18 +30,19 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
   void SetUp() override {
     if (directory_.path().empty()) GTEST_SKIP() << "no directory on a disk";
     const std::string kind = GetParam();
-    if (kind == "direct" || kind == "faulty") store_ = make_spill_store(directory_.path(), true);
-    if (kind == "buffered") store_ = make_spill_store(directory_.path(), false);
+    if (kind == "direct" || kind == "faulty") store_ = make_spill_store({directory_.path()}, true);
+    if (kind == "buffered") store_ = make_spill_store({directory_.path()}, false);
+    if (kind == "striped") store_ = make_spill_store({directory_.path(), other_.path(), third_.path()}, true);
     if (kind == "memory") (void)make_memory_store(kCapacity, &store_);
     if (kind == "faulty") store_ = std::make_unique<FaultyStore>(std::move(store_));
     ASSERT_NE(store_, nullptr);
   }
 
-  ScratchDirectory directory_;
+  ScratchDirectory directory_, other_, third_;
   std::unique_ptr<BlockStore> store_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Stores, BlockStoreTest, ::testing::Values("direct", "buffered", "memory", "faulty"),
+INSTANTIATE_TEST_SUITE_P(Stores, BlockStoreTest, ::testing::Values("direct", "striped", "buffered", "memory", "faulty"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST_P(BlockStoreTest, SaysWhatItIs) {

@@ -160,7 +160,7 @@ TEST_F(SpillFileTest, AForkedChildDoesNotTakeTheDataAway) {
 
 [[noreturn]] void write_until_killed(const std::string& directory, int ready) {
   DirectStoreOptions options;
-  options.directory = directory;
+  options.directories = {directory};
   options.capacity_bytes = 16 * kMiB;
   std::unique_ptr<BlockStore> store;
   if (!make_direct_store(options, &store).ok()) _exit(1);

@@ -43,7 +43,7 @@ class VerifyTest : public ::testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
     if (directory_.path().empty()) GTEST_SKIP() << "no directory on a disk";
-    options_.directory = directory_.path();
+    options_.directories = {directory_.path()};
     options_.capacity_bytes = kCapacity;
     options_.request_bytes_max = 256 * kKiB;
     options_.worker_count = 4;
