@@ -19,6 +19,13 @@ EventKind kind_of(const Action& action) {
 
 uint32_t page_of(TransferId transfer) { return static_cast<uint32_t>(transfer.value >> 32); }
 
+// "page 12 of 2097152 bytes, nvme to device"
+std::string describe(const Action& action) {
+  const char* words[] = {"host to device", "device to host", "nvme to device", "device to nvme", "host to nvme", "nvme to host"};
+  return "page " + std::to_string(page_of(action.transfer)) + " of " + std::to_string(action.bytes) + " bytes, " +
+         words[static_cast<int>(kind_of(action))];
+}
+
 constexpr size_t kDiskRequestsMax = 16;
 
 }  // namespace
@@ -273,7 +280,10 @@ void TransferEngine::poll(Finished& finished) {
 void TransferEngine::piece_done(uint32_t piece_index, const Status& status, Finished& finished) {
   Piece& piece = pieces_[piece_index];
   Flight& flight = flights_.at(piece.transfer);
-  if (!status.ok() && flight.status.ok()) flight.status = status;
+  if (!status.ok() && flight.status.ok()) {
+    flight.status = status;
+    flight.status.message = describe(flight.action) + ": " + status.message;
+  }
   if (piece.staged && !piece.second && status.ok()) {
     piece.second = true;
     if (piece.first == Step::kRead) {

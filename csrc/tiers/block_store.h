@@ -7,7 +7,8 @@
 // Contract. A request is one contiguous transfer; offset, bytes and buffer address are multiples of alignment_bytes().
 // Short counts are completed and EINTR is retried inside. Errors come back in the completion: kStorageError (EIO, ...),
 // kStorageFull (ENOSPC, EDQUOT, EFBIG), each with errno, file offset and byte counts in the message; kCorruptPage where
-// a store that checks reads got, twice, other bytes than were written. A failed write leaves the target range undefined
+// a store that checks reads got, twice, other bytes than were written (a write that does not read back, twice, is a
+// kStorageError: nothing is lost). A failed write leaves the target range undefined
 // and every other range untouched. Requests complete in any order. At least
 // 4 requests run at once. submit() and poll() may be called by different threads; nothing calls back.
 #pragma once
@@ -64,6 +65,7 @@ struct DirectStoreOptions {
   uint64_t request_bytes_max = 4 * kMiB;  // larger requests are cut inside and run side by side
   bool direct = true;               // false: buffered on purpose. true falls back where O_DIRECT is refused
   bool verify = true;               // reads are checked against the CRC32C that the write left in RAM
+  bool verify_writes = false;       // each write is read back and compared; one that differs is made once more
   // What is written and read as a whole, and so checked: a power of two, at least 4096. Requests that cover a unit in
   // part are right, but that unit is not checked until it is written whole again.
   uint64_t verify_unit_bytes = 64 * kKiB;

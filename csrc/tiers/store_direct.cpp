@@ -5,6 +5,9 @@
 //
 // With `verify` each worker computes the checksums of what it writes before the write, and compares after each read. A
 // unit that does not match is read once more (a transfer may have gone wrong, not the disk); then it is kCorruptPage.
+//
+// With `verify_writes` a worker also reads back what it wrote, past the page cache, and compares it with the caller's
+// buffer before the request completes: a lost or torn write is found while the page still has its other copy.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -13,6 +16,9 @@
 #include <bit>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <utility>
 
 #include "tiers/block_store.h"
@@ -27,6 +33,7 @@ namespace {
 constexpr int kWorkerCountMin = 4;  // what the contract of BlockStore promises
 constexpr int kWorkerCountMax = 256;
 constexpr int kStuckCallsMax = 8;
+constexpr uint64_t kWorkerMemoryAlignment = 4096;
 constexpr uint64_t kPieceUnitsMax = 1024;  // checksums of one piece are kept on the worker's stack
 
 int64_t system_pread(int descriptor, void* buffer, uint64_t bytes, uint64_t offset) {
@@ -80,12 +87,17 @@ class DirectStore final : public BlockStore {
         description_(files_.description() + ", " + std::to_string(thread_count(options)) + " threads, " +
                      (!checksums_.enabled()  ? "reads not checked"
                       : crc32c_in_hardware() ? "reads checked"
-                                             : "reads checked (slowly: the processor has no CRC32C instruction)")),
+                                             : "reads checked (slowly: the processor has no CRC32C instruction)") +
+                     (options.verify_writes ? ", writes read back" : "")),
+        verify_writes_(options.verify_writes),
+        piece_bytes_max_(options.request_bytes_max),
         workers_({files_.capacity_bytes(), files_.alignment_bytes(), options.request_bytes_max, files_.stripe_bytes()},
                  [this](StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) {
-                   if (!checksums_.enabled()) return move_piece(operation, offset, bytes, buffer);
-                   return operation == StoreOperation::kWrite ? write_recorded(offset, bytes, buffer)
-                                                              : read_checked(offset, bytes, buffer);
+                   if (operation == StoreOperation::kWrite) {
+                     return checksums_.enabled() ? write_recorded(offset, bytes, buffer) : write_kept(offset, bytes, buffer);
+                   }
+                   return checksums_.enabled() ? read_checked(offset, bytes, buffer)
+                                               : move_piece(operation, offset, bytes, buffer);
                  }) {
     // Read-ahead past a request's end would stay in the page cache: nobody drops what nobody asked for.
     for (const SpillFile& file : files_.files()) {
@@ -107,6 +119,7 @@ class DirectStore final : public BlockStore {
   void set_wake(void (*wake)(void*), void* context) override { workers_.set_wake(wake, context); }
 
  private:
+  Status write_kept(uint64_t offset, uint64_t bytes, std::byte* buffer) const;
   Status write_recorded(uint64_t offset, uint64_t bytes, std::byte* buffer);
   Status read_checked(uint64_t offset, uint64_t bytes, std::byte* buffer) const;
   Status corruption(const UnitChecksums::Mismatch& first, const UnitChecksums::Mismatch& second) const;
@@ -117,14 +130,43 @@ class DirectStore final : public BlockStore {
   const SpillFiles files_;
   UnitChecksums checksums_;  // by worker threads, each for the units of its piece
   const std::string description_;
+  const bool verify_writes_;
+  const uint64_t piece_bytes_max_;
   StoreWorkers workers_;  // last: its threads use the rest
 };
+
+// Memory of the calling worker alone, as large as the largest piece; null where there is none.
+std::byte* worker_memory(uint64_t bytes) {
+  struct Free {
+    void operator()(std::byte* memory) const { free(memory); }
+  };
+  thread_local std::unique_ptr<std::byte, Free> memory;
+  if (memory == nullptr) memory.reset(static_cast<std::byte*>(aligned_alloc(kWorkerMemoryAlignment, bytes)));
+  return memory.get();
+}
+
+Status DirectStore::write_kept(uint64_t offset, uint64_t bytes, std::byte* buffer) const {
+  Status status = move_piece(StoreOperation::kWrite, offset, bytes, buffer);
+  if (!verify_writes_ || !status.ok()) return status;
+  std::byte* const seen = worker_memory(round_up(piece_bytes_max_, kWorkerMemoryAlignment));
+  if (seen == nullptr) return failure(StoreOperation::kWrite, files_.place(offset), bytes, bytes, ENOMEM, "no memory to compare it");
+  for (int attempt = 0;; ++attempt) {
+    status = move_piece(StoreOperation::kRead, offset, bytes, seen);
+    if (!status.ok() || memcmp(seen, buffer, bytes) == 0) return status;
+    if (attempt > 0) break;
+    status = move_piece(StoreOperation::kWrite, offset, bytes, buffer);
+    if (!status.ok()) return status;
+  }
+  const auto first = static_cast<uint64_t>(std::mismatch(seen, seen + bytes, buffer).first - seen);
+  return failure(StoreOperation::kWrite, files_.place(offset), bytes, bytes, EIO,
+                 "it does not read back as it was written, twice; the first wrong byte is at " + name_of(files_.place(offset + first)));
+}
 
 Status DirectStore::write_recorded(uint64_t offset, uint64_t bytes, std::byte* buffer) {
   std::array<uint32_t, kPieceUnitsMax> room;
   const auto made = checksums_.compute(offset, bytes, buffer, room);
   checksums_.forget(offset, bytes);  // of a write that fails half way nothing is known
-  Status status = move_piece(StoreOperation::kWrite, offset, bytes, buffer);
+  Status status = write_kept(offset, bytes, buffer);
   if (status.ok()) checksums_.remember(offset, made);
   return status;
 }
