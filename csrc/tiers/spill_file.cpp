@@ -75,10 +75,12 @@ Status check_directory(int directory_descriptor, const std::string& directory) {
                                  ", which is RAM: what is spilled there would leave no memory free; give a directory "
                                  "on a disk, for example /var/tmp");
   }
-  const bool open_to_all = (info.st_mode & S_IWOTH) != 0 && (info.st_mode & S_ISVTX) == 0;
-  if (open_to_all && info.st_uid != geteuid() && geteuid() != 0) {
-    return refuse(directory, "belongs to another user and anyone may rename or remove files in it; give a directory "
-                             "of your own, or set its sticky bit (chmod +t)");
+  // Root is let through: in a container it meets directories of the host's users, and the file has no name for them.
+  const bool shared = (info.st_mode & S_ISVTX) != 0;
+  if (!shared && info.st_uid != geteuid() && geteuid() != 0) {
+    return refuse(directory, "belongs to user " + std::to_string(info.st_uid) +
+                                 ", who may rename or remove files in it, and you are user " + std::to_string(geteuid()) +
+                                 "; give a directory of your own, or one with the sticky bit (chmod +t)");
   }
   return Status::success();
 }
