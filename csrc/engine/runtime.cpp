@@ -82,6 +82,8 @@ Status Runtime::open() {
   pager_config_.device_bytes_max = options_.device_bytes_max;
   pager_config_.host_bytes_max = options_.host_bytes_max;
   pager_config_.nvme_bytes_max = options_.nvme_path.empty() && !store_ ? 0 : options_.nvme_bytes_max;
+  pager_config_.nvme_write_bytes_max = options_.nvme_write_bytes_max;
+  pager_config_.nvme_write_period_seconds = options_.nvme_write_period_seconds;
   pager_config_.span_bytes_min = std::min(pager_config_.granule_bytes, 256 * kKiB);
   pager_config_.policy = options_.policy;
   pager_config_.prefetch = options_.prefetch && !options_.paranoid;
@@ -163,11 +165,13 @@ Status Runtime::open_lower_tiers() {
     store.worker_count = options_.io_workers;
     store.direct = options_.direct_io;
     store.verify = options_.verify;
+    store.verify_writes = options_.verify_writes;
     store.verify_unit_bytes = checked_unit_bytes(pager_config_.span_bytes_min, options_.staging_slot_bytes);
     Status status = make_direct_store(store, &store_);
     if (!status.ok()) return status;
   }
   storage_description_ = store_->description();
+  drive_bytes_ = store_->drive_bytes();
   if (const std::string notice = store_->notice(); !notice.empty()) notices_ += notice + "\n";
   store_->set_wake([](void* self) { static_cast<Runtime*>(self)->wake(); }, this);
   ring_ = std::make_unique<StagingRing>(options_.staging_slot_bytes, options_.staging_slots);

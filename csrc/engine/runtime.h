@@ -62,7 +62,10 @@ struct RuntimeOptions {
   uint32_t staging_slots = 8;
   int io_workers = 8;
   bool direct_io = true;
+  uint64_t nvme_write_bytes_max = 0;        // that should be written to the NVMe tier in each period
+  uint64_t nvme_write_period_seconds = 0;   // 0: no such bound
   bool verify = true;                // pages that come back from the NVMe tier are checked
+  bool verify_writes = false;        // and those that went there are read back at once
   uint64_t trace_events_max = 1u << 16;
   double list_run_fraction = 0.0625;
 };
@@ -182,6 +185,7 @@ class Runtime {
     uint64_t host_locked_bytes;
     uint64_t elapsed_ns;               // since the runtime opened
     LinkUses links;
+    WriteEconomy writes;               // to the NVMe tier
     PlanReport plan;
     RecurrenceTotals recurrence;             // the last whole one under that plan
   };
@@ -232,6 +236,7 @@ class Runtime {
   void request_host_space_locked();
   void after_core_locked();  // caller threads: hand actions over, wake waiters
   void once_a_second_locked();
+  void look_at_writes_locked(int64_t now_ns);
   void close_lower_tiers(std::unique_lock<std::mutex>& lock);
 
   // runtime_stalls.cpp: waits, levels and recurrences are counted
@@ -350,6 +355,9 @@ class Runtime {
   int64_t last_tick_ns_ = 0;
   int64_t last_progress_ns_ = 0;
   bool watchdog_said_ = false;
+  uint64_t drive_bytes_ = 0;               // of the NVMe tier's drives, 0: not known
+  bool write_budget_said_ = false;
+  bool endurance_said_ = false;
   std::string notices_;                    // for the log; Python pulls
 
   std::thread thread_;

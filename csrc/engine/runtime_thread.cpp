@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 
 #include "engine/runtime.h"
 
@@ -18,6 +19,11 @@ namespace {
 constexpr int64_t kWatchdogNs = 30'000'000'000;
 constexpr int64_t kPollNs = 100'000;
 constexpr int64_t kTickNs = 1'000'000'000;
+constexpr uint64_t kSecondNs = 1'000'000'000;
+constexpr uint64_t kEnduranceSeconds = 600;  // before this nobody knows a program's pace
+constexpr double kEnduranceDays = 365;
+
+double gigabytes(uint64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
 
 }  // namespace
 
@@ -98,10 +104,39 @@ void Runtime::once_a_second_locked() {
   const int64_t now = steady_ns();
   if (now - last_tick_ns_ < kTickNs) return;
   last_tick_ns_ = now;
-  pager_->tick();
+  pager_->tick(static_cast<uint64_t>(now - opened_ns_) / kSecondNs);
+  look_at_writes_locked(now);
   if (!pager_->waits() || watchdog_said_ || now - last_progress_ns_ < kWatchdogNs) return;
   watchdog_said_ = true;
   notices_ += "no transfer has made progress for 30 s while an operator waits: " + pager_->tier_table() + "\n";
+}
+
+// Says once each what wears the drives out: more than the user's budget, or more than they are made for.
+void Runtime::look_at_writes_locked(int64_t now_ns) {
+  const WriteEconomy& writes = pager_->writes();
+  char text[400];
+  if (!write_budget_said_ && writes.over_budget() > 0) {
+    write_budget_said_ = true;
+    std::snprintf(text, sizeof text,
+                  "nvme_write_budget is used up: %.2f GB were written to the NVMe tier in the last %.1f hours, the budget is "
+                  "%.2f GB. Only writing more lets the program go on, so it goes over the budget; the excess is "
+                  "memory_stats()[\"nvme_write_bytes.over_budget\"]. Raise host_budget or device_budget to write less.\n",
+                  gigabytes(writes.last_period()), static_cast<double>(writes.period_seconds()) / 3600,
+                  gigabytes(writes.bytes_max()));
+    notices_ += text;
+  }
+  const auto elapsed = static_cast<uint64_t>(now_ns - opened_ns_) / kSecondNs;
+  if (endurance_said_ || elapsed < kEnduranceSeconds) return;
+  const double days = days_of_endurance(writes.total(), elapsed, drive_bytes_);
+  if (days <= 0 || days >= kEnduranceDays) return;
+  endurance_said_ = true;
+  std::snprintf(text, sizeof text,
+                "%.1f GB were written to the NVMe tier in %.1f hours. At this pace, day and night, a typical drive of %.0f GB "
+                "reaches its rated endurance (%llu times its size) in %.0f days. Raise host_budget, set nvme_write_budget, "
+                "or use a drive made for writing.\n",
+                gigabytes(writes.total()), static_cast<double>(elapsed) / 3600, gigabytes(drive_bytes_),
+                static_cast<unsigned long long>(kRatedOverwrites), days);
+  notices_ += text;
 }
 
 bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions) {

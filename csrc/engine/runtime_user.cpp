@@ -369,6 +369,7 @@ Runtime::Snapshot Runtime::snapshot() {
   snapshot.stalls = stalls_.stats();
   snapshot.elapsed_ns = static_cast<uint64_t>(steady_ns() - opened_ns_);
   snapshot.links = link_uses_;
+  snapshot.writes = pager_->writes();
   snapshot.plan = plan_report_locked();
   if (snapshot.plan.period_uses != 0) snapshot.recurrence = recurrence_;
   for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {

@@ -40,6 +40,7 @@ RuntimeOptions options_of(const py::dict& dict) {
   options.cuda = device == "cuda";
   options.policy = policy == "clock" ? PolicyKind::kClock : PolicyKind::kAuto;
   options.verify = verify != "off";
+  options.verify_writes = verify == "full";
   read(dict, "device_index", options.device_index);
   read(dict, "device_budget_bytes", options.device_bytes_max);
   read(dict, "host_budget_bytes", options.host_bytes_max);
@@ -56,6 +57,8 @@ RuntimeOptions options_of(const py::dict& dict) {
   read(dict, "staging_slots", options.staging_slots);
   read(dict, "io_workers", options.io_workers);
   read(dict, "direct_io", options.direct_io);
+  read(dict, "nvme_write_bytes_max", options.nvme_write_bytes_max);
+  read(dict, "nvme_write_period_seconds", options.nvme_write_period_seconds);
   read(dict, "trace_events_max", options.trace_events_max);
   read(dict, "list_run_fraction", options.list_run_fraction);
   return options;
@@ -88,7 +91,7 @@ py::dict config_of(const PyRuntime& self) {
   py::dict config;
   config["device_name"] = self.runtime().device_name();
   config["storage"] = self.runtime().storage_description();
-  config["verify"] = options.verify ? "read" : "off";
+  config["verify"] = options.verify_writes ? "full" : options.verify ? "read" : "off";
   config["device_budget_bytes"] = options.device_bytes_max;
   config["host_budget_bytes"] = options.host_bytes_max;
   config["nvme_budget_bytes"] = pager.nvme_bytes_max;
@@ -147,6 +150,7 @@ py::dict stats_of(const PyRuntime& self) {
   out["dirty_bytes.current"] = snapshot.dirty_bytes;
   put_stalls(out, snapshot.stalls);
   put_links(out, snapshot.links, "");
+  put_writes(out, snapshot.writes);
   put_plan(out, snapshot);
   out["elapsed_seconds"] = static_cast<double>(snapshot.elapsed_ns) * 1e-9;
   out["predictor.predicted"] = snapshot.predicted_uses;

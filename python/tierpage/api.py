@@ -22,6 +22,7 @@ from tierpage import native, touching
 from tierpage.config import ENVIRONMENT_NAME, Config, Request, parse_request
 from tierpage.defaults import differences, in_force, resolve
 from tierpage.errors import ConfigError, TierpageError, TierpageWarning
+from tierpage.notices import NoticeThread
 from tierpage.system import format_bytes
 
 _log = logging.getLogger("tierpage")
@@ -39,6 +40,7 @@ class Session:
         with native.translated():
             self.runtime: Any = module.Runtime(config.engine_options())
         self.wrappers = touching.Wrappers(self._touch, self._hold)
+        self.notices = NoticeThread(self.log_notices)
         attached = False
         try:
             with native.translated():
@@ -48,6 +50,7 @@ class Session:
             self.library.attach(address)
             attached = True
             self.wrappers.install()
+            self.notices.start()
         except BaseException:
             if attached:
                 self.library.detach()
@@ -94,6 +97,7 @@ class Session:
     def close(self) -> None:
         """Brings every page back and returns to plain torch. On failure everything stays as it was."""
         self._close_runtime()
+        self.notices.stop()
         self.wrappers.remove()
         self.library.detach()
         _retired.append(self)
@@ -140,6 +144,7 @@ os.register_at_fork(after_in_child=_after_fork)
 def _at_exit() -> None:
     """Stops the pager's threads. Nothing is fetched: the spill file has no name, the memory goes with the process."""
     for session in [*_retired, *([_session] if _session is not None else [])]:
+        session.notices.stop()
         session.runtime.shutdown()
 
 
@@ -212,6 +217,7 @@ def enable(
     min_paged_bytes: int | str | None = None,
     scope: str | None = None,
     paranoid: bool | None = None,
+    nvme_write_budget: str | None = None,
     verify: str | None = None,
     storage_backend: str | None = None,
     **experimental: Any,
@@ -227,10 +233,12 @@ def enable(
         host_budget: the same for RAM. Default: available RAM or cgroup headroom less a margin, per local rank.
         nvme_budget: bytes, text, or a fraction of the free disk space. Default: half of the free space, at most 8
             times the two other budgets. The space is taken at once and given back when tierpage or the process ends.
+        nvme_write_budget: bytes that should be written to the NVMe tier at most, "200GB/day" or "10GB/hour". Default: none.
         min_paged_bytes: smaller tensors stay with torch's own allocator. Default: 1 MiB.
         scope: "all", or "explicit": only tensors made inside ``with tierpage.paged()``.
         paranoid: evicts everything unpinned after each operator; finds missed accesses, very slow. For tests.
-        verify: "read" checks what comes back from the disk (CorruptPageError), "off" does not. Default: "read".
+        verify: "read" checks what comes back from the disk (CorruptPageError), "full" also reads back what was written
+            (StorageError), "off" checks nothing. Default: "read".
         storage_backend: "auto" or "direct" (direct I/O), which is what "auto" chooses.
         **experimental: the further keys of docs/tuning.md.
 
@@ -244,7 +252,7 @@ def enable(
     arguments: dict[str, object] = dict(experimental)
     arguments.update(
         nvme_path=nvme_path, device=device, device_budget=device_budget, host_budget=host_budget,
-        nvme_budget=nvme_budget, min_paged_bytes=min_paged_bytes, scope=scope, paranoid=paranoid,
+        nvme_budget=nvme_budget, nvme_write_budget=nvme_write_budget, min_paged_bytes=min_paged_bytes, scope=scope, paranoid=paranoid,
         verify=verify, storage_backend=storage_backend,
     )  # fmt: skip
     with _lock:

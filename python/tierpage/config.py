@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tierpage.errors import ConfigError
-from tierpage.sizes import Size, parse_size
+from tierpage.sizes import Rate, Size, parse_rate, parse_size
 
 __all__ = ["Config", "parse_environment", "parse_size"]
 
@@ -47,6 +47,7 @@ class Config:
     staging_slots: int = 16
     io_workers: int = 8
     direct_io: bool = True
+    nvme_write_budget: Rate | None = None
     trace_events_max: int = 1 << 18
     list_run_fraction: float = 0.0625
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -58,6 +59,9 @@ class Config:
         options: dict[str, object] = {name: getattr(self, name) for name in _ENGINE_NAMES}
         for tier in ("device", "host", "nvme"):
             options[f"{tier}_budget_bytes"] = getattr(self, f"{tier}_budget")
+        if self.nvme_write_budget is not None:
+            options["nvme_write_bytes_max"] = self.nvme_write_budget.count
+            options["nvme_write_period_seconds"] = self.nvme_write_budget.seconds
         options["nvme_path"] = list(paths_of(self.nvme_path))
         options["scope_explicit"] = self.scope == "explicit"
         return options
@@ -209,7 +213,7 @@ SETTINGS: dict[str, Parser] = {
     "min_paged_bytes": _parse_bytes(1),
     "scope": _parse_choice("all", "explicit"),
     "paranoid": _parse_bool,
-    "verify": _parse_choice("read", "off"),
+    "verify": _parse_choice("read", "full", "off"),
     "storage_backend": _parse_storage_backend,
     "policy": _parse_choice("auto", "clock"),
     "prefetch": _parse_bool,
@@ -220,6 +224,7 @@ SETTINGS: dict[str, Parser] = {
     "staging_slots": _parse_count(1, 1024),
     "io_workers": _parse_count(4, 256),
     "direct_io": _parse_bool,
+    "nvme_write_budget": parse_rate,
     "trace_events_max": _parse_count(0, 1 << 28),
     "list_run_fraction": _parse_share,
 }

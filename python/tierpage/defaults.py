@@ -253,20 +253,25 @@ def check_directory(path: str, machine: Machine) -> system.Mount | None:
     """Checks that a spill file can be made in ``path``; returns its mount. Raises ConfigError, leaves nothing behind."""
     shown = f"nvme_path={path!r}"
     try:
-        mode = os.stat(path).st_mode
+        status = os.stat(path)
     except FileNotFoundError:
         raise ConfigError(
             f"{shown} does not exist: create the directory, or name another one on a local disk."
         ) from None
     except OSError as error:
         raise ConfigError(f"{shown} cannot be looked at ({error.strerror}): name another directory.") from None
-    if not stat.S_ISDIR(mode):
+    if not stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{shown} is not a directory: name the directory in which the spill file may be made.")
     mount = machine.mount(path)
     if mount is not None and mount.kind in system.MEMORY_FILE_SYSTEMS:
         raise ConfigError(
             f"{shown} is on {mount.kind}, which is RAM and not a disk: name a directory on a disk, "
             "or leave nvme_path out and raise host_budget."
+        )
+    if not status.st_mode & stat.S_ISVTX and os.geteuid() not in (status.st_uid, 0):
+        raise ConfigError(
+            f"{shown} belongs to user {status.st_uid}, who may rename or remove files in it: "
+            "name a directory of your own, or one with the sticky bit (chmod +t)."
         )
     read_only = mount is not None and mount.read_only
     if read_only or not os.access(path, os.W_OK | os.X_OK):
@@ -288,8 +293,9 @@ def differences(first: Config, request: Request, asked_first: Request) -> list[s
             same = kind == first.device and index in (None, first.device_index)
             current = f"{first.device}:{first.device_index}"
         elif name == "nvme_path":
-            same = tuple(os.path.abspath(os.path.expanduser(path)) for path in paths_of(value)) == paths_of(first.nvme_path)
-        elif name.endswith("_budget"):
+            paths = tuple(os.path.abspath(os.path.expanduser(path)) for path in paths_of(value))
+            same = paths == paths_of(first.nvme_path)
+        elif name in ("device_budget", "host_budget", "nvme_budget"):
             same = value.count == current
         else:
             same = value == current

@@ -23,7 +23,7 @@ LINKS = (
 )
 Number = int | float
 _LEVELS = (".current", ".peak", ".max")
-_LEVEL_GROUPS = ("budget_bytes", "reserved", "plan.", "recurrence.")
+_LEVEL_GROUPS = ("budget_bytes", "budget_seconds", "reserved", "plan.", "recurrence.")
 _NAMES_SHOWN = 10
 _baseline: dict[str, Number] = {}
 _baseline_owner: api.Session | None = None
@@ -166,8 +166,23 @@ def summary_of(
         ),
         f"out-of-memory errors {stats.get('num_ooms', 0)}, storage errors {stats.get('storage_errors.count', 0)}",
     ]
-    lines += ["", *_stalls(stats, operators, tags), "", *_predicted(stats)]
+    lines += [*_written(stats), "", *_stalls(stats, operators, tags), "", *_predicted(stats)]
     return "\n".join(lines)
+
+
+def _written(stats: Mapping[str, Number]) -> list[str]:
+    """What wears the drives of the NVMe tier out; nothing where nothing was written."""
+    if not stats.get("nvme_write_bytes.total") and "budget_bytes.nvme_write" not in stats:
+        return []
+    total, day = (format_bytes(stats.get(f"nvme_write_bytes.{name}", 0)) for name in ("total", "last_day.current"))
+    line = f"written to NVMe {total}, in the last 24 hours {day}"
+    budget = stats.get("budget_bytes.nvme_write")
+    if budget is not None:
+        hours = stats["budget_seconds.nvme_write"] / 3600
+        used, over = stats["nvme_write_bytes.last_period.current"], stats["nvme_write_bytes.over_budget"]
+        line += f"; {format_bytes(used)} of {format_bytes(budget)} for each {hours:g} hours"
+        line += f", {format_bytes(over)} over it"
+    return [line]
 
 
 def _stalls(

@@ -14,7 +14,7 @@ from tierpage import system
 from tierpage.config import SETTINGS, parse_environment, parse_request, setting_names
 from tierpage.defaults import differences, resolve
 from tierpage.errors import ConfigError
-from tierpage.sizes import parse_size
+from tierpage.sizes import Rate, parse_size
 
 GIB = 1024**3
 
@@ -185,11 +185,15 @@ def test_local_ranks_share_ram_and_disk(tmp_path):
         ({"device": "cuda:"}, {"gpus": 1}, "not a device"),
         ({"scope": "al"}, {}, "Did you mean 'all'"),
         ({"verify": "reads"}, {}, "Did you mean 'read'"),
-        ({"verify": True}, {}, "not one of 'read', 'off'"),
+        ({"verify": True}, {}, "not one of 'read', 'full', 'off'"),
         ({"storage_backend": "kvikio"}, {}, "not part of this version"),
         ({"storage_backend": "dirct"}, {}, "Did you mean 'direct'"),
         ({"policy": "min"}, {}, "not one of 'auto', 'clock'"),
         ({"paranoid": "maybe"}, {}, "not a switch"),
+        ({"nvme_write_budget": "200GB"}, {}, 'give a size "/day"'),
+        ({"nvme_write_budget": "200GB/month"}, {}, "not a rate"),
+        ({"nvme_write_budget": "50%/day"}, {}, "in bytes"),
+        ({"nvme_write_budget": 200}, {}, "not a rate"),
         ({"staging_slots": 0}, {}, "out of range"),
         ({"staging_slot_bytes": 5000}, {}, "multiple of 4096"),
         ({"granule_bytes": 5000}, {}, "power of two"),
@@ -222,6 +226,20 @@ def test_bad_directories(tmp_path):
             config(on=machine(**on), nvme_path=path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert "network" in config(on=machine(kind="nfs4"), nvme_path=tmp_path).notes[0]
+
+
+def test_write_budget(tmp_path):
+    made = config(nvme_path=tmp_path, nvme_write_budget="200GB/day")
+    assert made.nvme_write_budget == Rate(200 * 10**9, 86400)
+    assert made.engine_options()["nvme_write_bytes_max"] == 200 * 10**9
+    assert made.engine_options()["nvme_write_period_seconds"] == 86400
+    assert config(made.environment()).nvme_write_budget == made.nvme_write_budget
+    assert config("nvme_write_budget:1GiB/hour").nvme_write_budget == Rate(GIB, 3600)
+    assert config("nvme_write_budget:1GiB/hour", nvme_write_budget="none").nvme_write_budget is None
+    assert "nvme_write_bytes_max" not in config().engine_options()
+    asked = parse_request({"nvme_write_budget": "1GB/day"}, None)
+    assert differences(resolve(asked, machine()), parse_request({"nvme_write_budget": "1000MB/day"}, None), asked) == []
+    assert differences(resolve(asked, machine()), parse_request({"nvme_write_budget": "2GB/day"}, None), asked)
 
 
 def test_several_drives(tmp_path, monkeypatch):
