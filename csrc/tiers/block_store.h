@@ -66,6 +66,7 @@ struct DirectStoreOptions {
   bool direct = true;               // false: buffered on purpose. true falls back where O_DIRECT is refused
   bool verify = true;               // reads are checked against the CRC32C that the write left in RAM
   bool verify_writes = false;       // each write is read back and compared; one that differs is made once more
+  bool encrypt = false;             // what lies on the disk, with a key that only this process has (tiers/page_cipher.h)
   // What is written and read as a whole, and so checked: a power of two, at least 4096. Requests that cover a unit in
   // part are right, but that unit is not checked until it is written whole again.
   uint64_t verify_unit_bytes = 64 * kKiB;

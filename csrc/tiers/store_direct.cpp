@@ -8,6 +8,9 @@
 //
 // With `verify_writes` a worker also reads back what it wrote, past the page cache, and compares it with the caller's
 // buffer before the request completes: a lost or torn write is found while the page still has its other copy.
+//
+// With `encrypt` a worker encrypts into memory of its own (the caller's buffer is still a valid copy and must not change)
+// and decrypts in place. Checksums are of the plain bytes, so they also find what was decrypted wrongly.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -23,6 +26,7 @@
 
 #include "tiers/block_store.h"
 #include "tiers/crc32c.h"
+#include "tiers/page_cipher.h"
 #include "tiers/spill_files.h"
 #include "tiers/store_workers.h"
 #include "tiers/unit_checksums.h"
@@ -33,7 +37,6 @@ namespace {
 constexpr int kWorkerCountMin = 4;  // what the contract of BlockStore promises
 constexpr int kWorkerCountMax = 256;
 constexpr int kStuckCallsMax = 8;
-constexpr uint64_t kWorkerMemoryAlignment = 4096;
 constexpr uint64_t kPieceUnitsMax = 1024;  // checksums of one piece are kept on the worker's stack
 
 int64_t system_pread(int descriptor, void* buffer, uint64_t bytes, uint64_t offset) {
@@ -78,17 +81,29 @@ Status leave_page_cache(StoreOperation operation, const SpillFiles::Place& at, u
   return Status::success();
 }
 
+// Memory of the calling worker alone, as large as its store's largest piece; null where there is none.
+std::byte* worker_memory(uint64_t piece_bytes_max, uint64_t alignment) {
+  struct Free {
+    void operator()(std::byte* memory) const { free(memory); }
+  };
+  thread_local std::unique_ptr<std::byte, Free> memory;
+  if (memory == nullptr) memory.reset(static_cast<std::byte*>(aligned_alloc(alignment, round_up(piece_bytes_max, alignment))));
+  return memory.get();
+}
+
 class DirectStore final : public BlockStore {
  public:
-  DirectStore(const DirectStoreOptions& options, const IoTable& table, SpillFiles files, UnitChecksums checksums)
+  DirectStore(const DirectStoreOptions& options, const IoTable& table, SpillFiles files, UnitChecksums checksums,
+              std::unique_ptr<PageCipher> cipher)
       : table_(table),
         files_(std::move(files)),
         checksums_(std::move(checksums)),
+        cipher_(std::move(cipher)),
         description_(files_.description() + ", " + std::to_string(thread_count(options)) + " threads, " +
                      (!checksums_.enabled()  ? "reads not checked"
                       : crc32c_in_hardware() ? "reads checked"
                                              : "reads checked (slowly: the processor has no CRC32C instruction)") +
-                     (options.verify_writes ? ", writes read back" : "")),
+                     (options.verify_writes ? ", writes read back" : "") + (cipher_ ? ", encrypted (AES-256-XTS)" : "")),
         verify_writes_(options.verify_writes),
         piece_bytes_max_(options.request_bytes_max),
         workers_({files_.capacity_bytes(), files_.alignment_bytes(), options.request_bytes_max, files_.stripe_bytes()},
@@ -124,31 +139,23 @@ class DirectStore final : public BlockStore {
   Status read_checked(uint64_t offset, uint64_t bytes, std::byte* buffer) const;
   Status corruption(const UnitChecksums::Mismatch& first, const UnitChecksums::Mismatch& second) const;
   Status move_piece(StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) const;
+  Status move_raw(StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) const;
   Status move_at(StoreOperation operation, const SpillFiles::Place& at, uint64_t bytes, std::byte* buffer) const;
 
   const IoTable table_;
   const SpillFiles files_;
   UnitChecksums checksums_;  // by worker threads, each for the units of its piece
+  const std::unique_ptr<const PageCipher> cipher_;  // null: nothing is encrypted
   const std::string description_;
   const bool verify_writes_;
   const uint64_t piece_bytes_max_;
   StoreWorkers workers_;  // last: its threads use the rest
 };
 
-// Memory of the calling worker alone, as large as the largest piece; null where there is none.
-std::byte* worker_memory(uint64_t bytes) {
-  struct Free {
-    void operator()(std::byte* memory) const { free(memory); }
-  };
-  thread_local std::unique_ptr<std::byte, Free> memory;
-  if (memory == nullptr) memory.reset(static_cast<std::byte*>(aligned_alloc(kWorkerMemoryAlignment, bytes)));
-  return memory.get();
-}
-
 Status DirectStore::write_kept(uint64_t offset, uint64_t bytes, std::byte* buffer) const {
   Status status = move_piece(StoreOperation::kWrite, offset, bytes, buffer);
   if (!verify_writes_ || !status.ok()) return status;
-  std::byte* const seen = worker_memory(round_up(piece_bytes_max_, kWorkerMemoryAlignment));
+  std::byte* const seen = worker_memory(piece_bytes_max_, files_.alignment_bytes());
   if (seen == nullptr) return failure(StoreOperation::kWrite, files_.place(offset), bytes, bytes, ENOMEM, "no memory to compare it");
   for (int attempt = 0;; ++attempt) {
     status = move_piece(StoreOperation::kRead, offset, bytes, seen);
@@ -198,6 +205,18 @@ Status DirectStore::corruption(const UnitChecksums::Mismatch& first, const UnitC
 }
 
 Status DirectStore::move_piece(StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) const {
+  if (cipher_ == nullptr) return move_raw(operation, offset, bytes, buffer);
+  if (operation == StoreOperation::kRead) {
+    Status status = move_raw(operation, offset, bytes, buffer);
+    return status.ok() ? cipher_->decrypt(offset, bytes, buffer, buffer) : status;
+  }
+  std::byte* const hidden = worker_memory(piece_bytes_max_, files_.alignment_bytes());
+  if (hidden == nullptr) return failure(operation, files_.place(offset), bytes, 0, ENOMEM, "no memory to encrypt into");
+  Status status = cipher_->encrypt(offset, bytes, buffer, hidden);
+  return status.ok() ? move_raw(operation, offset, bytes, hidden) : status;
+}
+
+Status DirectStore::move_raw(StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) const {
   for (uint64_t done = 0; done < bytes;) {
     const SpillFiles::Place at = files_.place(offset + done);
     const uint64_t part = std::min(at.bytes, bytes - done);
@@ -281,7 +300,11 @@ Status make_direct_store(const DirectStoreOptions& options, const IoTable& table
     // Cuts lie between units, or the units at the cuts would go unchecked.
     effective.request_bytes_max = std::min(round_up(options.request_bytes_max, unit), kPieceUnitsMax * unit);
   }
-  auto made = std::make_unique<DirectStore>(effective, table, std::move(files), std::move(checksums));
+  std::unique_ptr<PageCipher> cipher;
+  if (options.encrypt) {
+    if (status = PageCipher::make(&cipher); !status.ok()) return status;
+  }
+  auto made = std::make_unique<DirectStore>(effective, table, std::move(files), std::move(checksums), std::move(cipher));
   status = made->start(DirectStore::thread_count(options));
   if (status.ok()) *store = std::move(made);
   return status;

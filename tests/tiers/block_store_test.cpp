@@ -12,13 +12,15 @@ namespace {
 
 constexpr uint64_t kCapacity = 16 * kMiB;
 
-std::unique_ptr<BlockStore> make_spill_store(const std::vector<std::string>& directories, bool direct) {
+std::unique_ptr<BlockStore> make_spill_store(const std::vector<std::string>& directories, bool direct,
+                                             bool encrypt = false) {
   DirectStoreOptions options;
   options.directories = directories;
   options.stripe_bytes = 128 * kKiB;
   options.capacity_bytes = kCapacity;
   options.request_bytes_max = kMiB;
   options.direct = direct;
+  options.encrypt = encrypt;
   std::unique_ptr<BlockStore> store;
   Status status = make_direct_store(options, &store);
   EXPECT_TRUE(status.ok()) << status.message;
@@ -32,6 +34,7 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
     const std::string kind = GetParam();
     if (kind == "direct" || kind == "faulty") store_ = make_spill_store({directory_.path()}, true);
     if (kind == "buffered") store_ = make_spill_store({directory_.path()}, false);
+    if (kind == "encrypted") store_ = make_spill_store({directory_.path()}, true, true);
     if (kind == "striped") store_ = make_spill_store({directory_.path(), other_.path(), third_.path()}, true);
     if (kind == "memory") (void)make_memory_store(kCapacity, &store_);
     if (kind == "faulty") store_ = std::make_unique<FaultyStore>(std::move(store_));
@@ -42,7 +45,7 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
   std::unique_ptr<BlockStore> store_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Stores, BlockStoreTest, ::testing::Values("direct", "striped", "buffered", "memory", "faulty"),
+INSTANTIATE_TEST_SUITE_P(Stores, BlockStoreTest, ::testing::Values("direct", "striped", "encrypted", "buffered", "memory", "faulty"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST_P(BlockStoreTest, SaysWhatItIs) {
