@@ -165,6 +165,7 @@ Status Runtime::open_lower_tiers() {
     store.worker_count = options_.io_workers;
     store.direct = options_.direct_io;
     store.verify = options_.verify;
+    store.encrypt = options_.encrypt;
     store.verify_writes = options_.verify_writes;
     store.verify_unit_bytes = checked_unit_bytes(pager_config_.span_bytes_min, options_.staging_slot_bytes);
     Status status = make_direct_store(store, &store_);

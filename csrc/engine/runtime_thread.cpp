@@ -16,7 +16,6 @@
 namespace tierpage {
 namespace {
 
-constexpr int64_t kWatchdogNs = 30'000'000'000;
 constexpr int64_t kPollNs = 100'000;
 constexpr int64_t kTickNs = 1'000'000'000;
 constexpr uint64_t kSecondNs = 1'000'000'000;
@@ -106,9 +105,28 @@ void Runtime::once_a_second_locked() {
   last_tick_ns_ = now;
   pager_->tick(static_cast<uint64_t>(now - opened_ns_) / kSecondNs);
   look_at_writes_locked(now);
-  if (!pager_->waits() || watchdog_said_ || now - last_progress_ns_ < kWatchdogNs) return;
+  look_at_progress_locked(now);
+}
+
+// Reports what hangs: one line for each transfer that is the oldest of those that hang, or, where none does, one for an
+// operator that waits while nothing comes to an end. Nobody is given up: a disk may come back.
+void Runtime::look_at_progress_locked(int64_t now) {
+  const auto patience = static_cast<int64_t>(options_.stall_report_seconds * 1e9);
+  if (patience <= 0) return;
+  stuck_ = transfers_->stuck(now, patience);
+  if (stuck_.count > 0) {
+    if (stuck_said_ == stuck_.oldest) return;
+    stuck_said_ = stuck_.oldest;
+    notices_ += stuck_.text + " (" + transfers_->queue_state() + "; " + pager_->tier_table() +
+                "). Who needs the page waits on; see the kernel log for the disk, or interrupt the program.\n";
+    return;
+  }
+  if (!pager_->waits() || watchdog_said_ || now - last_progress_ns_ < patience) return;
   watchdog_said_ = true;
-  notices_ += "no transfer has made progress for 30 s while an operator waits: " + pager_->tier_table() + "\n";
+  char seconds[32];
+  std::snprintf(seconds, sizeof seconds, "%.3g", options_.stall_report_seconds);
+  notices_ += std::string("nothing has come to an end for ") + seconds + " s while an operator waits: " +
+              transfers_->queue_state() + "; " + pager_->tier_table() + "\n";
 }
 
 // Says once each what wears the drives out: more than the user's budget, or more than they are made for.

@@ -50,6 +50,34 @@ std::string TransferEngine::queue_state() const {
          ", fences awaited " + std::to_string(watched_.size());
 }
 
+StuckTransfers TransferEngine::stuck(int64_t now_ns, int64_t patience_ns) const {
+  StuckTransfers found;
+  const Piece* oldest = nullptr;
+  std::vector<TransferId> seen;
+  for (const Piece& piece : pieces_) {
+    if (piece.issued_ns == 0 || now_ns - piece.issued_ns < patience_ns) continue;
+    if (oldest == nullptr || piece.issued_ns < oldest->issued_ns) oldest = &piece;
+    if (std::find(seen.begin(), seen.end(), piece.transfer) != seen.end()) continue;
+    seen.push_back(piece.transfer);
+    found.bytes += flights_.at(piece.transfer).action.bytes;
+  }
+  found.count = seen.size();
+  if (oldest == nullptr) return found;
+  static constexpr const char* kSteps[] = {"copy to the device", "copy from the device", "disk read", "disk write"};
+  found.oldest = oldest->transfer;
+  found.oldest_ns = now_ns - oldest->issued_ns;
+  const Step step = current_step(*oldest);
+  found.text = describe(flights_.at(oldest->transfer).action) + ", has made no progress for " +
+               std::to_string(found.oldest_ns / 1'000'000'000) + " s: a " + kSteps[static_cast<int>(step)] + " of " +
+               std::to_string(oldest->bytes) + " bytes";
+  if (step == Step::kRead || step == Step::kWrite) {
+    found.text += " at offset " + std::to_string(oldest->nvme_offset) + " of the NVMe tier";
+  }
+  found.text += " has not come back; " + std::to_string(found.count) + " transfers of " + std::to_string(found.bytes) +
+                " bytes hang";
+  return found;
+}
+
 void TransferEngine::execute(const Action& action, Finished& finished) {
   switch (action.kind) {
     case ActionKind::kReleaseFrame: {
@@ -238,7 +266,10 @@ Status TransferEngine::issue(uint32_t piece_index) {
     status = store_->submit({piece_index, operation, piece.nvme_offset, piece.bytes, piece.host});
     if (status.ok()) ++disk_requests_;
   }
-  if (status.ok()) meter_.began(link_of(step), start);
+  if (status.ok()) {
+    meter_.began(link_of(step), start);
+    pieces_[piece_index].issued_ns = start;
+  }
   return status;
 }
 
@@ -280,6 +311,7 @@ void TransferEngine::poll(Finished& finished) {
 void TransferEngine::piece_done(uint32_t piece_index, const Status& status, Finished& finished) {
   Piece& piece = pieces_[piece_index];
   Flight& flight = flights_.at(piece.transfer);
+  piece.issued_ns = 0;
   if (!status.ok() && flight.status.ok()) {
     flight.status = status;
     flight.status.message = describe(flight.action) + ": " + status.message;

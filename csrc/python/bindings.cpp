@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "csrc_python.h"
 #include "engine/runtime.h"
@@ -57,11 +58,33 @@ RuntimeOptions options_of(const py::dict& dict) {
   read(dict, "staging_slots", options.staging_slots);
   read(dict, "io_workers", options.io_workers);
   read(dict, "direct_io", options.direct_io);
+  read(dict, "encrypt", options.encrypt);
+  read(dict, "stall_report_seconds", options.stall_report_seconds);
   read(dict, "nvme_write_bytes_max", options.nvme_write_bytes_max);
   read(dict, "nvme_write_period_seconds", options.nvme_write_period_seconds);
   read(dict, "trace_events_max", options.trace_events_max);
   read(dict, "list_run_fraction", options.list_run_fraction);
   return options;
+}
+
+// Runs in a wait of the runtime. True leaves Python's exception set; interruptible() raises it.
+bool signal_arrived() {
+  const py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+// A call that may wait: without the GIL, and it ends early when a signal handler raises (Ctrl-C).
+template <class Body>
+auto interruptible(Body&& body) {
+  decltype(body()) result{};
+  {
+    const py::gil_scoped_release release;
+    const StopAsked before = std::exchange(t_stop_asked, &signal_arrived);
+    result = body();
+    t_stop_asked = before;
+  }
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return result;
 }
 
 // The Python object: a borrowed runtime, which lives as long as the process.
@@ -92,6 +115,7 @@ py::dict config_of(const PyRuntime& self) {
   config["device_name"] = self.runtime().device_name();
   config["storage"] = self.runtime().storage_description();
   config["verify"] = options.verify_writes ? "full" : options.verify ? "read" : "off";
+  config["encrypt"] = options.encrypt;
   config["device_budget_bytes"] = options.device_bytes_max;
   config["host_budget_bytes"] = options.host_bytes_max;
   config["nvme_budget_bytes"] = pager.nvme_bytes_max;
@@ -150,6 +174,7 @@ py::dict stats_of(const PyRuntime& self) {
   out["dirty_bytes.current"] = snapshot.dirty_bytes;
   put_stalls(out, snapshot.stalls);
   put_links(out, snapshot.links, "");
+  put_stuck(out, snapshot.stuck);
   put_writes(out, snapshot.writes);
   put_plan(out, snapshot);
   out["elapsed_seconds"] = static_cast<double>(snapshot.elapsed_ns) * 1e-9;
@@ -178,12 +203,7 @@ py::list addresses_info(const PyRuntime& self, const std::vector<uint64_t>& addr
 
 uint32_t pin(const PyRuntime& self, const std::vector<uint64_t>& addresses) {
   SlotId handle;
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = self.runtime().pin(addresses, &handle);
-  }
-  check(status);
+  check(interruptible([&] { return self.runtime().pin(addresses, &handle); }));
   return handle.value;
 }
 
@@ -196,12 +216,7 @@ void set_budget(const PyRuntime& self, const std::string& tier, uint64_t bytes) 
 }
 
 void close_runtime(const PyRuntime& self) {
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = self.runtime().close();
-  }
-  check(status);
+  check(interruptible([&] { return self.runtime().close(); }));
 }
 
 }  // namespace
@@ -228,13 +243,15 @@ PYBIND11_MODULE(_C, module) {
            py::arg("handle"))
       .def("prefetch", [](const PyRuntime& self, const Addresses& addresses) { return self.runtime().prefetch(addresses); },
            py::arg("addresses"), Release())
-      .def("evict", [](const PyRuntime& self, const Addresses& addresses) { return self.runtime().evict(addresses); },
-           py::arg("addresses"), Release())
+      .def("evict", [](const PyRuntime& self, const Addresses& addresses) {
+             return interruptible([&] { return self.runtime().evict(addresses); });
+           }, py::arg("addresses"))
       .def("set_tag", [](const PyRuntime& self, const std::optional<std::string>& tag) {
              self.runtime().set_tag(tag.value_or(""));
            }, py::arg("tag"))
-      .def("pause", [](const PyRuntime& self, const std::string& tag) { return self.runtime().pause(tag); },
-           py::arg("tag"), Release())
+      .def("pause", [](const PyRuntime& self, const std::string& tag) {
+             return interruptible([&] { return self.runtime().pause(tag); });
+           }, py::arg("tag"))
       .def("resume", [](const PyRuntime& self, const std::string& tag) { return self.runtime().resume(tag); },
            py::arg("tag"), Release())
       .def("set_budget", &set_budget, py::arg("tier"), py::arg("bytes"))

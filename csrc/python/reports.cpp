@@ -81,6 +81,12 @@ void put_links(py::dict& out, const LinkUses& links, const std::string& prefix) 
   }
 }
 
+void put_stuck(py::dict& out, const StuckTransfers& stuck) {
+  out["stuck_transfers.current"] = stuck.count;
+  out["stuck_bytes.current"] = stuck.bytes;
+  out["stuck_seconds.current"] = static_cast<double>(stuck.oldest_ns) * 1e-9;
+}
+
 void put_writes(py::dict& out, const WriteEconomy& writes) {
   out["nvme_write_bytes.total"] = writes.total();
   out["nvme_write_bytes.last_day.current"] = writes.last_day();

@@ -220,6 +220,7 @@ def enable(
     nvme_write_budget: str | None = None,
     verify: str | None = None,
     storage_backend: str | None = None,
+    encrypt: bool | None = None,
     **experimental: Any,
 ) -> Pager:
     """Switches tierpage on: tensors made from now on live in three tiers. Tensors made before stay where they are.
@@ -240,6 +241,7 @@ def enable(
         verify: "read" checks what comes back from the disk (CorruptPageError), "full" also reads back what was written
             (StorageError), "off" checks nothing. Default: "read".
         storage_backend: "auto" or "direct" (direct I/O), which is what "auto" chooses.
+        encrypt: encrypts what lies on the disk (AES-256-XTS) with a random key that only this process has. Default: off.
         **experimental: the further keys of docs/tuning.md.
 
     An argument that is None comes from the environment variable TIERPAGE_CONF, else from the default. Calling again
@@ -253,7 +255,7 @@ def enable(
     arguments.update(
         nvme_path=nvme_path, device=device, device_budget=device_budget, host_budget=host_budget,
         nvme_budget=nvme_budget, nvme_write_budget=nvme_write_budget, min_paged_bytes=min_paged_bytes, scope=scope, paranoid=paranoid,
-        verify=verify, storage_backend=storage_backend,
+        verify=verify, storage_backend=storage_backend, encrypt=encrypt,
     )  # fmt: skip
     with _lock:
         return _enable(parse_request(arguments, os.environ.get(ENVIRONMENT_NAME)))

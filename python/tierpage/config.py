@@ -48,6 +48,8 @@ class Config:
     io_workers: int = 8
     direct_io: bool = True
     nvme_write_budget: Rate | None = None
+    stall_report_seconds: float = 30.0
+    encrypt: bool = False
     trace_events_max: int = 1 << 18
     list_run_fraction: float = 0.0625
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -80,7 +82,7 @@ class Config:
 _ENGINE_NAMES = (
     "device", "device_index", "min_paged_bytes", "granule_bytes", "frame_bytes_max", "range_bytes", "paranoid",
     "verify", "policy", "prefetch", "staging_slot_bytes", "staging_slots", "io_workers", "direct_io", "trace_events_max",
-    "list_run_fraction",
+    "list_run_fraction", "stall_report_seconds", "encrypt",
 )  # fmt: skip
 
 Parser = Callable[[object, str], Any]
@@ -142,6 +144,16 @@ def _parse_bool(value: object, name: str) -> bool:
     if result is None:
         raise ConfigError(f"{name}={value!r} is not a switch: give True or False.")
     return result
+
+
+def _parse_seconds(value: object, name: str) -> float:
+    try:
+        seconds = float(value) if not isinstance(value, bool) else -1.0  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds <= 1e6:
+        raise ConfigError(f"{name}={value!r} is not a time: give seconds, 0 for never.")
+    return seconds
 
 
 def _parse_share(value: object, name: str) -> float:
@@ -225,6 +237,8 @@ SETTINGS: dict[str, Parser] = {
     "io_workers": _parse_count(4, 256),
     "direct_io": _parse_bool,
     "nvme_write_budget": parse_rate,
+    "encrypt": _parse_bool,
+    "stall_report_seconds": _parse_seconds,
     "trace_events_max": _parse_count(0, 1 << 28),
     "list_run_fraction": _parse_share,
 }

@@ -229,6 +229,11 @@ def check_cufile(machine: DoctorMachine) -> Row:
     return Row("cuFile", OK, f"{', '.join(words)} (not needed)")
 
 
+def check_encryption(machine: DoctorMachine) -> Row:
+    found = any(machine.library(name) for name in ("libcrypto.so.3", "libcrypto.so.1.1"))
+    return Row("encryption", OK, "libcrypto found" if found else "no libcrypto (only needed for encrypt=True)")
+
+
 def check_conflicts(machine: DoctorMachine) -> Row:
     found = []
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
@@ -294,7 +299,7 @@ def check_links(machine: DoctorMachine) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     check_build, check_python, check_device, check_vmm, check_host_mapping, check_copy_engines, check_memory,
     check_memlock, check_huge_pages, check_map_count, check_directory, check_file_system, check_direct_io,
-    check_disk_kind, check_io_uring, check_cufile, check_conflicts, check_settings,
+    check_disk_kind, check_io_uring, check_cufile, check_encryption, check_conflicts, check_settings,
 )  # fmt: skip
 
 

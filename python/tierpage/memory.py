@@ -166,6 +166,11 @@ def summary_of(
         ),
         f"out-of-memory errors {stats.get('num_ooms', 0)}, storage errors {stats.get('storage_errors.count', 0)}",
     ]
+    if stats.get("stuck_transfers.current"):
+        lines.append(
+            f"{stats['stuck_transfers.current']} transfers of {size('stuck_bytes.current')} hang, the oldest for "
+            f"{stats['stuck_seconds.current']:.0f} s"
+        )
     lines += [*_written(stats), "", *_stalls(stats, operators, tags), "", *_predicted(stats)]
     return "\n".join(lines)
 

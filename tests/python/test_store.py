@@ -85,3 +85,16 @@ def test_the_write_budget_is_exceeded_with_one_warning_and_no_error(
         said = [record for record in caplog.records if "nvme_write_budget is used up" in record.getMessage()]
         assert len(said) == 1
         del tensors
+
+
+def test_an_encrypted_tier(tight: dict[str, Any], device: str) -> None:
+    try:
+        pager = tierpage.enable(**tight, encrypt=True, verify="full")
+    except tierpage.ConfigError as error:
+        pytest.skip(str(error))
+    with pager:
+        assert "encrypted (AES-256-XTS)" in pager.config.in_force["storage"]
+        assert "writes read back" in pager.config.in_force["storage"]
+        assert pager.config.in_force["encrypt"] is True
+        cycle(harness.make_ballast(tight))
+        assert tierpage.memory_stats()["fetch_bytes.nvme_to_device"] > 0
