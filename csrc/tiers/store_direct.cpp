@@ -12,6 +12,7 @@
 // With `encrypt` a worker encrypts into memory of its own (the caller's buffer is still a valid copy and must not change)
 // and decrypts in place. Checksums are of the plain bytes, so they also find what was decrypted wrongly.
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -37,6 +38,7 @@ namespace {
 constexpr int kWorkerCountMin = 4;  // what the contract of BlockStore promises
 constexpr int kWorkerCountMax = 256;
 constexpr int kStuckCallsMax = 8;
+constexpr uint64_t kHugePageBytes = 2 * kMiB;
 constexpr uint64_t kPieceUnitsMax = 1024;  // checksums of one piece are kept on the worker's stack
 
 int64_t system_pread(int descriptor, void* buffer, uint64_t bytes, uint64_t offset) {
@@ -87,7 +89,12 @@ std::byte* worker_memory(uint64_t piece_bytes_max, uint64_t alignment) {
     void operator()(std::byte* memory) const { free(memory); }
   };
   thread_local std::unique_ptr<std::byte, Free> memory;
-  if (memory == nullptr) memory.reset(static_cast<std::byte*>(aligned_alloc(alignment, round_up(piece_bytes_max, alignment))));
+  if (memory != nullptr) return memory.get();
+  // In huge pages, where there are some: direct I/O pins each page by itself.
+  const uint64_t aligned = std::max(alignment, piece_bytes_max >= kHugePageBytes ? kHugePageBytes : alignment);
+  const uint64_t bytes = round_up(piece_bytes_max, aligned);
+  memory.reset(static_cast<std::byte*>(aligned_alloc(aligned, bytes)));
+  if (memory != nullptr) (void)madvise(memory.get(), bytes, MADV_HUGEPAGE);
   return memory.get();
 }
 
