@@ -244,6 +244,7 @@ class Runtime {
   void once_a_second_locked();
   void look_at_writes_locked(int64_t now_ns);
   void look_at_progress_locked(int64_t now_ns);
+  void look_at_pager_thread_locked();
   void close_lower_tiers(std::unique_lock<std::mutex>& lock);
 
   // runtime_stalls.cpp: waits, levels and recurrences are counted
@@ -367,6 +368,8 @@ class Runtime {
   int64_t last_tick_ns_ = 0;
   int64_t last_progress_ns_ = 0;
   bool watchdog_said_ = false;
+  int64_t round_ns_ = 0;                   // when the pager thread was here last
+  int64_t pager_thread_said_ = 0;          // the round that it had not come back from
   StuckTransfers stuck_;                   // as of the last second
   TransferId stuck_said_;                  // the transfer that was reported last
   uint64_t drive_bytes_ = 0;               // of the NVMe tier's drives, 0: not known

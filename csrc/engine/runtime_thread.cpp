@@ -129,6 +129,18 @@ void Runtime::look_at_progress_locked(int64_t now) {
               transfers_->queue_state() + "; " + pager_->tier_table() + "\n";
 }
 
+// By whoever asks for notices, since the thread that would report hangs itself: a call of the device's driver that does
+// not return. It is back about once a second otherwise.
+void Runtime::look_at_pager_thread_locked() {
+  const int64_t away_ns = steady_ns() - round_ns_;
+  const auto patience = static_cast<int64_t>(options_.stall_report_seconds * 1e9) + 2 * kTickNs;
+  const bool late = options_.stall_report_seconds > 0 && away_ns > patience;
+  if (!late || round_ns_ == 0 || pager_thread_said_ == round_ns_ || ended_locked()) return;
+  pager_thread_said_ = round_ns_;
+  notices_ += "the pager thread has not come back from a call of the device's driver for " +
+              std::to_string(away_ns / kTickNs) + " s: " + pager_->tier_table() + "\n";
+}
+
 // Says once each what wears the drives out: more than the user's budget, or more than they are made for.
 void Runtime::look_at_writes_locked(int64_t now_ns) {
   const WriteEconomy& writes = pager_->writes();
@@ -159,6 +171,7 @@ void Runtime::look_at_writes_locked(int64_t now_ns) {
 
 bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions) {
   woken_ = false;
+  round_ns_ = steady_ns();
   apply_locked(finished);
   link_uses_ = transfers_->link_uses(steady_ns());
   if (!finished.empty()) {

@@ -430,6 +430,7 @@ uint64_t Runtime::live_bytes() {
 
 std::string Runtime::take_notices() {
   std::lock_guard lock(mutex_);
+  look_at_pager_thread_locked();
   return std::exchange(notices_, {});
 }
 

@@ -77,6 +77,27 @@ TEST_F(Progress, NothingIsReportedOfADiskThatAnswersOrWhereNobodyWantsIt) {
   }
 }
 
+TEST_F(Progress, ADriverThatDoesNotComeBackIsReportedToWhoeverAsks) {
+  RuntimeOptions options = small_options();
+  options.stall_report_seconds = 0.1;
+  auto backend = std::make_unique<CommandedBackend>(host_backend(options, false));
+  CommandedBackend* const commanded = backend.get();
+  RuntimeParts parts;
+  parts.backend = std::move(backend);
+  Engine engine(options, std::move(parts));
+  Caller caller(engine);
+  const Region region = caller.make(64 * kKiB, 1);
+  engine->evict({region.address});
+  std::this_thread::sleep_for(milliseconds(1500));
+  EXPECT_EQ(engine->take_notices(), "");  // at rest it comes by once a second
+  commanded->map_delay_ms = 3500;
+  std::thread waiting([&] { Caller(engine).expect_intact(region); });
+  std::string notices;
+  EXPECT_TRUE(eventually([&] { return !(notices = engine->take_notices()).empty(); }));
+  waiting.join();
+  EXPECT_NE(notices.find("has not come back from a call of the device's driver for 2 s"), std::string::npos) << notices;
+}
+
 TEST_F(Progress, AWaitForAHangingReadEndsAtOnceWhenItIsCancelledAndThePageIsGoodLater) {
   start(30);
   Caller caller(engine());
