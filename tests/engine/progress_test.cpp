@@ -70,8 +70,13 @@ TEST_F(Progress, NothingIsReportedOfADiskThatAnswersOrWhereNobodyWantsIt) {
     Caller caller(engine());
     const Region region = caller.make(64 * kKiB, 1);
     engine()->evict({region.address});
-    store_->on_operation(StoreOperation::kRead, 1, StoreFault::delay(1300));
+    store_->on_operation(StoreOperation::kRead, 1, StoreFault::hold());
+    std::thread disk([this] {
+      std::this_thread::sleep_for(milliseconds(1300));
+      store_->release();
+    });
     caller.expect_intact(region);
+    disk.join();
     EXPECT_EQ(engine()->snapshot().stuck.count, 0u);
     EXPECT_EQ(engine()->take_notices(), "");
   }
