@@ -68,6 +68,7 @@ struct RuntimeOptions {
   uint64_t nvme_write_period_seconds = 0;   // 0: no such bound
   double stall_report_seconds = 30;  // a transfer without progress for so long is reported; 0: never
   bool verify = true;                // pages that come back from the NVMe tier are checked
+  uint64_t endurance_seconds = 600;  // after which a program's pace of writing is judged
   bool encrypt = false;              // what lies on the disk
   bool verify_writes = false;        // and those that went there are read back at once
   uint64_t trace_events_max = 1u << 16;

@@ -19,7 +19,6 @@ namespace {
 constexpr int64_t kPollNs = 100'000;
 constexpr int64_t kTickNs = 1'000'000'000;
 constexpr uint64_t kSecondNs = 1'000'000'000;
-constexpr uint64_t kEnduranceSeconds = 600;  // before this nobody knows a program's pace
 constexpr double kEnduranceDays = 365;
 
 double gigabytes(uint64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
@@ -156,7 +155,7 @@ void Runtime::look_at_writes_locked(int64_t now_ns) {
     notices_ += text;
   }
   const auto elapsed = static_cast<uint64_t>(now_ns - opened_ns_) / kSecondNs;
-  if (endurance_said_ || elapsed < kEnduranceSeconds) return;
+  if (endurance_said_ || elapsed < options_.endurance_seconds) return;
   const double days = days_of_endurance(writes.total(), elapsed, drive_bytes_);
   if (days <= 0 || days >= kEnduranceDays) return;
   endurance_said_ = true;

@@ -275,6 +275,17 @@ def _on_drive(info, second):
     return SimpleNamespace(st_mode=info.st_mode, st_dev=info.st_dev + second, st_uid=info.st_uid)
 
 
+def test_a_directory_of_another_user_needs_the_sticky_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    with pytest.raises(ConfigError, match=f"belongs to user {os.stat(tmp_path).st_uid}"):
+        config(nvme_path=tmp_path)
+    tmp_path.chmod(0o1777)
+    assert config(nvme_path=tmp_path).nvme_path == str(tmp_path)
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert config(nvme_path=tmp_path).nvme_path == str(tmp_path)
+
+
 def test_second_enable_compares_what_is_given(tmp_path):
     asked = parse_request({"nvme_path": tmp_path, "device_budget": "1GiB", "host_budget": 0.25}, None)
     made = resolve(asked, machine())
