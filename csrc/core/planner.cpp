@@ -148,7 +148,8 @@ void Pager::make_room(FramesWanted wanted, uint64_t order) {
     room += pages_[victim].bytes;
   }
   drop_cached(0);
-  if (room < bytes && writes_.sparing()) leave_past_write_budget(bytes - room, order);
+  const bool needed = order != ~uint64_t{0};  // by an operator; a hint is not worth a write past the budget
+  if (room < bytes && needed && writes_.sparing()) leave_past_write_budget(bytes - room, order);
 }
 
 // Victims whose frames have just the sizes that are wanted, as far as there are any that cost nothing more than others.

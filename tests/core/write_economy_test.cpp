@@ -130,6 +130,24 @@ TEST(WriteEconomy, WhereOnlyASpillCanGoOnItGoesOverTheBudgetAndNobodyFails) {
   EXPECT_FALSE(world.pager.writes().sparing());
 }
 
+TEST(WriteEconomy, AHintIsNotWorthAWriteNearTheBudget) {
+  for (const bool limited : {false, true}) {
+    ManualWorld world(limited_config(2, 0, 16, limited ? 1 : 1000));
+    const RegionId below = world.make(), first = world.make(), second = world.make();
+    const SlotId slot = world.pager.add_slot();
+    use(world, slot, first, kWrite);
+    use(world, slot, second, kWrite);
+    ASSERT_FALSE(world.page(below).is_valid(Tier::kDevice));
+    const uint64_t before = world.pager.writes().total();
+    ASSERT_EQ(world.pager.writes().sparing(), limited);
+    world.pager.prefetch(below);
+    world.settle();
+    world.complete_all();
+    EXPECT_EQ(world.pager.writes().total() - before, limited ? 0 : kPage);
+    EXPECT_EQ(world.page(below).is_valid(Tier::kDevice), !limited);
+  }
+}
+
 // RAM is full of pages that are only read. Pages that are written each time must not go to NVMe again and again.
 TEST(WriteEconomy, MostlyReadPagesEndUpOnNvmeAndTheOthersInRam) {
   ManualWorld world(limited_config(2, 4, 32, 1000));
