@@ -1,4 +1,5 @@
-// CRC32C rate on one core, by size of the checked unit, in cache and from memory.
+// What one core does with the bytes of the NVMe tier: CRC32C by size of the checked unit, in cache and from memory, and
+// encryption in pieces of a disk request.
 //
 //   crc_bench [REPEATS = 5]     one JSON line a row: the median rate of the repeats
 //   crc_bench --smoke           tiny
@@ -7,10 +8,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <memory>
 #include <vector>
 
 #include "core/types.h"
 #include "tiers/crc32c.h"
+#include "tiers/page_cipher.h"
 
 namespace {
 
@@ -53,7 +56,35 @@ void row(const char* way, Checksum checksum, uint64_t memory_bytes, uint64_t uni
          rates[rates.size() / 2], rates.front(), rates.back(), seen);
 }
 
+void cipher_row(const char* way, bool encrypting, const PageCipher& cipher, uint64_t piece_bytes, int repeats) {
+  std::vector<std::byte> from(piece_bytes, std::byte{7}), to(piece_bytes);
+  const int rounds = static_cast<int>(std::max<uint64_t>(1, 64 * kMiB / piece_bytes));
+  std::vector<double> rates;
+  for (int repeat = 0; repeat < repeats; ++repeat) {
+    const double start = seconds_of_thread();
+    for (int round = 0; round < rounds; ++round) {
+      const Status status = encrypting ? cipher.encrypt(0, piece_bytes, from.data(), to.data())
+                                       : cipher.decrypt(0, piece_bytes, from.data(), to.data());
+      if (!status.ok()) fprintf(stderr, "crc_bench: %s\n", status.message.c_str());
+    }
+    rates.push_back(static_cast<double>(piece_bytes) * rounds / (seconds_of_thread() - start) / 1e9);
+  }
+  std::sort(rates.begin(), rates.end());
+  printf("{\"bench\": \"cipher\", \"way\": \"%s\", \"piece_kib\": %llu, \"gb_per_second\": %.3f, \"slowest\": %.3f, "
+         "\"fastest\": %.3f}\n",
+         way, static_cast<unsigned long long>(piece_bytes / kKiB), rates[rates.size() / 2], rates.front(), rates.back());
+}
+
 int run(int repeats, uint64_t large) {
+  std::unique_ptr<PageCipher> cipher;
+  if (const Status status = PageCipher::make(&cipher); status.ok()) {
+    for (const uint64_t piece_bytes : {64 * kKiB, 4 * kMiB}) {
+      cipher_row("encrypt", true, *cipher, piece_bytes, repeats);
+      cipher_row("decrypt", false, *cipher, piece_bytes, repeats);
+    }
+  } else {
+    printf("{\"bench\": \"cipher\", \"skipped\": \"%s\"}\n", status.message.c_str());
+  }
   for (const uint64_t memory_bytes : {64 * kKiB, large}) {
     for (const uint64_t unit_bytes : {4 * kKiB, 64 * kKiB}) {
       if (crc32c_in_hardware()) row("instruction", &crc32c_by_instruction, memory_bytes, unit_bytes, repeats);

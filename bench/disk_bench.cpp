@@ -1,25 +1,33 @@
-// Disk rate by request size and requests in flight, through DirectStore into huge pages.
+// Disk rate through DirectStore into huge pages: by request size and requests in flight, and against a plain test.
 //
-//   disk_bench [--store EXTENSION] DIRECTORY [MIB = 1024] [REPEATS = 3] [read = check reads | off]
-//                                                       one JSON line a row: the median rate of the repeats, and the
-//                                                       processor time that they cost. EXTENSION is a storage extension
-//                                                       (python/tierpage/_kvikio_*.so), else the system's own calls
-//   disk_bench --smoke                                  tiny, in a temporary directory
+//   disk_bench [--store EXTENSION] DIRECTORY[,DIRECTORY] [MIB = 1024] [REPEATS = 3] [read | full | off | encrypt]
+//                                        one JSON line a row: the median rate of the repeats, and the processor time that
+//                                        they cost. EXTENSION is a storage extension (python/tierpage/_kvikio_*.so), else
+//                                        the system's own calls
+//   disk_bench --plain DIRECTORY [MIB = 1024] [REPEATS = 5]     the store in each mode against what threads that only
+//                                        call pread and pwrite with O_DIRECT reach; reads, writes and both at once
+//   disk_bench --smoke                   both, tiny, in a temporary directory
 //
-// The last line proves that the bytes are right: `result_hash` covers what was read back, depends on the size alone
-// and must equal `expected_hash`.
+// The last line of the first form proves that the bytes are right: `result_hash` covers what was read back, depends on
+// the size alone and must equal `expected_hash`. In the second form plain and store take turns, so that what else the
+// machine does falls on both.
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tiers/block_store.h"
@@ -42,20 +50,24 @@ class Runner {
     store.set_wake([](void* self) { static_cast<Runner*>(self)->woken(); }, this);
   }
 
-  // `before` fills the buffer of a write, `after` looks at what was read; both may be null.
+  // What the i-th request is; `before` fills the buffer of a write, `after` looks at what was read; both may be null.
+  struct Target {
+    StoreOperation operation;
+    uint64_t offset;
+  };
   using Visit = void (*)(std::byte* buffer, uint64_t offset, uint64_t bytes, uint64_t* hash);
-  double seconds(StoreOperation operation, uint64_t request_bytes, uint64_t depth, Visit before, Visit after,
-                 uint64_t* hash) {
+  double seconds(const std::function<Target(uint64_t)>& target, uint64_t request_bytes, uint64_t depth, Visit before,
+                 Visit after, uint64_t* hash) {
     const auto start = std::chrono::steady_clock::now();
     const uint64_t count = total_ / request_bytes;
     uint64_t submitted = 0;
     uint64_t finished = 0;
     auto submit = [&](uint64_t slot) {
       std::byte* buffer = memory_ + slot * request_bytes;
-      const uint64_t offset = submitted++ * request_bytes;
-      offset_of_slot_[slot] = offset;
-      if (before) before(buffer, offset, request_bytes, hash);
-      Status status = store_.submit({slot, operation, offset, request_bytes, buffer});
+      const Target next = target(submitted++);
+      offset_of_slot_[slot] = next.offset;
+      if (before) before(buffer, next.offset, request_bytes, hash);
+      Status status = store_.submit({slot, next.operation, next.offset, request_bytes, buffer});
       if (!status.ok()) give_up(status);
     };
     offset_of_slot_.assign(depth, 0);
@@ -128,41 +140,57 @@ void add_up(std::byte* buffer, uint64_t offset, uint64_t bytes, uint64_t* hash) 
   }
 }
 
+std::function<Runner::Target(uint64_t)> in_order(StoreOperation operation, uint64_t request_bytes) {
+  return [=](uint64_t number) { return Runner::Target{operation, number * request_bytes}; };
+}
+
 struct Plan {
   std::string extension;  // empty: the system's own calls
-  std::string directory;
+  std::vector<std::string> directories;
   uint64_t total = kGiB;
   int repeats = 3;
-  bool verify = true;
+  std::string mode = "read";
   std::vector<uint64_t> depths = {1, 4, 8, 16};
   std::vector<uint64_t> request_bytes = {kMiB, 4 * kMiB, 16 * kMiB};
 };
 
-int run(const Plan& plan) {
+std::unique_ptr<BlockStore> open_store(const Plan& plan, const std::string& mode, int worker_count) {
   DirectStoreOptions options;
-  options.directory = plan.directory;
+  options.directories = plan.directories;
   options.capacity_bytes = plan.total;
-  options.worker_count = 16;
-  options.verify = plan.verify;
+  options.worker_count = worker_count;
+  options.verify = mode != "off";
+  options.verify_writes = mode == "full";
+  options.encrypt = mode == "encrypt";
+  if (const char* stripe = getenv("STRIPE_MIB")) options.stripe_bytes = strtoull(stripe, nullptr, 10) * kMiB;
   std::unique_ptr<BlockStore> store;
-  const bool extended = !plan.extension.empty();
-  if (extended) {
+  if (!plan.extension.empty()) {
     if (Status status = load_storage_extension(plan.extension); !status.ok()) give_up(status);
   }
-  const IoTable& calls = extended ? extension_io_table() : system_io_table();
+  const IoTable& calls = plan.extension.empty() ? system_io_table() : extension_io_table();
   if (Status status = make_direct_store(options, calls, &store); !status.ok()) give_up(status);
-  HostArenaOptions arena_options;
-  arena_options.capacity_bytes = plan.depths.back() * plan.request_bytes.back();
+  return store;
+}
+
+std::unique_ptr<HostArena> open_arena(uint64_t bytes) {
+  HostArenaOptions options;
+  options.capacity_bytes = bytes;
   std::unique_ptr<HostArena> arena;
-  if (Status status = make_host_arena(arena_options, &arena); !status.ok()) give_up(status);
-  if (Status status = arena->wait_ready(arena_options.capacity_bytes); !status.ok()) give_up(status);
+  if (Status status = make_host_arena(options, &arena); !status.ok()) give_up(status);
+  if (Status status = arena->wait_ready(bytes); !status.ok()) give_up(status);
+  return arena;
+}
+
+int run(const Plan& plan) {
+  std::unique_ptr<BlockStore> store = open_store(plan, plan.mode, 16);
+  const std::unique_ptr<HostArena> arena = open_arena(plan.depths.back() * plan.request_bytes.back());
   Runner runner(*store, arena->base(), plan.total);
 
   uint64_t expected = 0;
   uint64_t seen = 0;
   const uint64_t largest = plan.request_bytes.back();
-  runner.seconds(StoreOperation::kWrite, largest, plan.depths.back(), fill, nullptr, &expected);  // also warms up
-  runner.seconds(StoreOperation::kRead, largest, plan.depths.back(), nullptr, add_up, &seen);
+  runner.seconds(in_order(StoreOperation::kWrite, largest), largest, plan.depths.back(), fill, nullptr, &expected);  // also warms up
+  runner.seconds(in_order(StoreOperation::kRead, largest), largest, plan.depths.back(), nullptr, add_up, &seen);
   const std::string mode = store->description().find(", direct,") != std::string::npos ? "direct" : "buffered";
   for (StoreOperation operation : {StoreOperation::kWrite, StoreOperation::kRead}) {
     for (uint64_t request_bytes : plan.request_bytes) {
@@ -170,7 +198,7 @@ int run(const Plan& plan) {
         std::vector<double> rates;
         const double processor_start = processor_seconds();
         for (int repeat = 0; repeat < plan.repeats; ++repeat) {
-          const double seconds = runner.seconds(operation, request_bytes, depth, nullptr, nullptr, nullptr);
+          const double seconds = runner.seconds(in_order(operation, request_bytes), request_bytes, depth, nullptr, nullptr, nullptr);
           rates.push_back(static_cast<double>(plan.total) / seconds / 1e9);
         }
         const double processor = processor_seconds() - processor_start;
@@ -180,7 +208,7 @@ int run(const Plan& plan) {
                "\"processor_seconds_per_gb\": %.4f}\n",
                operation == StoreOperation::kRead ? "read" : "write",
                static_cast<unsigned long long>(request_bytes / kMiB), static_cast<unsigned long long>(depth),
-               mode.c_str(), extended ? storage_extension()->name : "system", plan.verify ? "read" : "off", rates[rates.size() / 2], rates.front(), rates.back(),
+               mode.c_str(), plan.extension.empty() ? "system" : storage_extension()->name, plan.mode.c_str(), rates[rates.size() / 2], rates.front(), rates.back(),
                processor / (static_cast<double>(plan.total) / 1e9 * plan.repeats));
         fflush(stdout);
       }
@@ -191,6 +219,110 @@ int run(const Plan& plan) {
          static_cast<unsigned long long>(expected));
   store.reset();  // before the runner: a worker may still be calling wake
   return seen == expected ? 0 : 1;
+}
+
+// ---- against a plain test ----
+
+struct Measured {
+  std::vector<double> rates;  // GB/s
+  double processor = 0;       // seconds
+};
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// Reads fill the first half of the file's requests and writes the second where both are made at once.
+Runner::Target target_of(const std::string& what, uint64_t number, uint64_t count, uint64_t request_bytes) {
+  if (what != "both") return {what == "read" ? StoreOperation::kRead : StoreOperation::kWrite, number * request_bytes};
+  if (number % 2 == 0) return {StoreOperation::kRead, number / 2 * request_bytes};
+  return {StoreOperation::kWrite, (count / 2 + number / 2) * request_bytes};
+}
+
+// Threads that do nothing but one call after the other.
+void plain_pass(int descriptor, std::byte* memory, const std::string& what, uint64_t total, uint64_t request_bytes,
+                int thread_count, Measured& measured) {
+  const uint64_t count = total / request_bytes;
+  std::atomic<uint64_t> next{0};
+  const double processor = processor_seconds();
+  const auto start = std::chrono::steady_clock::now();
+  std::vector<std::thread> threads;
+  for (int t = 0; t < thread_count; ++t) {
+    threads.emplace_back([&, t] {
+      std::byte* buffer = memory + static_cast<uint64_t>(t) * request_bytes;
+      for (uint64_t number = next++; number < count; number = next++) {
+        const Runner::Target target = target_of(what, number, count, request_bytes);
+        const auto offset = static_cast<off_t>(target.offset);
+        const ssize_t moved = target.operation == StoreOperation::kRead
+                                  ? pread(descriptor, buffer, request_bytes, offset)
+                                  : pwrite(descriptor, buffer, request_bytes, offset);
+        if (moved != static_cast<ssize_t>(request_bytes)) give_up(Status::error(StatusCode::kStorageError, "a plain call failed"));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  measured.rates.push_back(static_cast<double>(total) / seconds / 1e9);
+  measured.processor += processor_seconds() - processor;
+}
+
+int plain_file(const Plan& plan) {
+  const int descriptor = open(plan.directories.front().c_str(), O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
+  const bool taken = descriptor >= 0 && posix_fallocate(descriptor, 0, static_cast<off_t>(plan.total)) == 0;
+  if (!taken) give_up(Status::error(StatusCode::kStorageError, "no file for the plain test in " + plan.directories.front()));
+  return descriptor;
+}
+
+void print_against(const std::string& what, const std::string& who, const Measured& measured, double best_plain, uint64_t total) {
+  const double gigabytes = static_cast<double>(total) / 1e9 * static_cast<double>(measured.rates.size());
+  printf("{\"bench\": \"disk_against_plain\", \"what\": \"%s\", \"who\": \"%s\", \"gb_per_second\": %.3f, \"slowest\": %.3f, "
+         "\"fastest\": %.3f, \"of_plain\": %.3f, \"processor_seconds_per_gb\": %.4f}\n",
+         what.c_str(), who.c_str(), median(measured.rates), *std::min_element(measured.rates.begin(), measured.rates.end()),
+         *std::max_element(measured.rates.begin(), measured.rates.end()), median(measured.rates) / best_plain,
+         measured.processor / gigabytes);
+  fflush(stdout);
+}
+
+int run_against_plain(const Plan& plan) {
+  constexpr int kDepth = 16;  // requests, as many as the engine has with the disk
+  constexpr int kWorkers = 8;
+  const std::vector<int> thread_counts = {4, 8, 16};
+  const uint64_t request = plan.request_bytes.front();
+  const std::unique_ptr<HostArena> arena = open_arena(16 * request);
+  const int descriptor = plain_file(plan);
+  std::vector<std::string> modes = {"off", "read", "full", "encrypt"};
+  std::vector<std::unique_ptr<BlockStore>> stores;
+  std::vector<std::unique_ptr<Runner>> runners;
+  for (const std::string& mode : modes) {
+    stores.push_back(open_store(plan, mode, kWorkers));
+    runners.push_back(std::make_unique<Runner>(*stores.back(), arena->base(), plan.total));
+    runners.back()->seconds(in_order(StoreOperation::kWrite, request), request, kDepth, nullptr, nullptr, nullptr);
+  }
+  Measured warm;
+  plain_pass(descriptor, arena->base(), "write", plan.total, request, kDepth, warm);
+  for (const std::string what : {"read", "write", "both"}) {
+    std::vector<Measured> plain(thread_counts.size()), store(modes.size());
+    for (int repeat = 0; repeat < plan.repeats; ++repeat) {
+      for (size_t i = 0; i < plain.size(); ++i) {
+        plain_pass(descriptor, arena->base(), what, plan.total, request, thread_counts[i], plain[i]);
+      }
+      for (size_t i = 0; i < modes.size(); ++i) {
+        const double processor = processor_seconds();
+        const auto target = [&](uint64_t number) { return target_of(what, number, plan.total / request, request); };
+        const double seconds = runners[i]->seconds(target, request, kDepth, nullptr, nullptr, nullptr);
+        store[i].rates.push_back(static_cast<double>(plan.total) / seconds / 1e9);
+        store[i].processor += processor_seconds() - processor;
+      }
+    }
+    double best = 0;
+    for (const Measured& each : plain) best = std::max(best, median(each.rates));
+    for (size_t i = 0; i < plain.size(); ++i) print_against(what, "plain, " + std::to_string(thread_counts[i]) + " threads", plain[i], best, plan.total);
+    for (size_t i = 0; i < modes.size(); ++i) print_against(what, "store, " + modes[i], store[i], best, plan.total);
+  }
+  close(descriptor);
+  stores.clear();  // before the runners
+  return 0;
 }
 
 bool on_tmpfs(const std::string& path) {
@@ -210,8 +342,8 @@ int run_smoke() {
   for (const std::string& parent : parents) {
     std::string directory = parent + "/tierpage-bench-XXXXXX";
     if (on_tmpfs(parent) || mkdtemp(directory.data()) == nullptr) continue;
-    plan.directory = directory;
-    const int result = run(plan);
+    plan.directories = {directory};
+    const int result = run(plan) + run_against_plain(plan);
     rmdir(directory.c_str());
     return result;
   }
@@ -219,25 +351,39 @@ int run_smoke() {
   return 0;
 }
 
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    parts.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc == 2 && strcmp(argv[1], "--smoke") == 0) return run_smoke();
+  const bool plain = argc > 1 && strcmp(argv[1], "--plain") == 0;
+  const int first = plain ? 2 : 1;
   Plan plan;
   if (argc > 2 && strcmp(argv[1], "--store") == 0) {
     plan.extension = argv[2];
     argc -= 2;
     argv += 2;
   }
-  const uint64_t mebibytes = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1024;
-  plan.total = mebibytes / 16 * 16 * kMiB;
-  plan.repeats = argc > 3 ? atoi(argv[3]) : 3;
-  const std::string verify = argc > 4 ? argv[4] : "read";
-  plan.verify = verify == "read";
-  if (argc < 2 || argc > 5 || plan.total == 0 || plan.repeats < 1 || (verify != "read" && verify != "off")) {
-    fprintf(stderr, "usage: disk_bench [--store EXTENSION] DIRECTORY [MIB, at least 16] [REPEATS] [read|off] | --smoke\n");
+  const uint64_t mebibytes = argc > first + 1 ? strtoull(argv[first + 1], nullptr, 10) : 1024;
+  plan.total = mebibytes / 32 * 32 * kMiB;
+  plan.repeats = argc > first + 2 ? atoi(argv[first + 2]) : plain ? 5 : 3;
+  if (!plain && argc > 4) plan.mode = argv[4];
+  const bool known = plan.mode == "read" || plan.mode == "full" || plan.mode == "off" || plan.mode == "encrypt";
+  if (argc <= first || argc > 5 || plan.total == 0 || plan.repeats < 1 || !known) {
+    fprintf(stderr, "usage: disk_bench [--store EXTENSION] DIRECTORY[,DIRECTORY] [MIB, at least 32] [REPEATS] "
+                    "[read|full|off|encrypt] | --plain DIRECTORY [MIB] [REPEATS] | --smoke\n");
     return 2;
   }
-  plan.directory = argv[1];
-  return run(plan);
+  plan.directories = split(argv[first]);
+  if (plain) plan.request_bytes = {4 * kMiB};
+  return plain ? run_against_plain(plan) : run(plan);
 }

@@ -21,6 +21,8 @@ struct PagerConfig {
   uint64_t device_bytes_max = 0;          // budget of frames in DEVICE
   uint64_t host_bytes_max = 0;            // budget of locked RAM
   uint64_t nvme_bytes_max = 0;            // size of the spill file, 0: no such tier
+  uint64_t nvme_write_bytes_max = 0;      // that should be written to the spill file in each period
+  uint64_t nvme_write_period_seconds = 0;  // 0: no such bound
   uint64_t span_bytes_min = 4096;         // smallest piece of HOST and NVME, at most the granule
   PolicyKind policy = PolicyKind::kAuto;
   bool prefetch = true;

@@ -17,6 +17,7 @@ Pager::Pager(const PagerConfig& config)
       min_([this](RegionId region) { return next_use(region); }),
       device_capacity_wanted_(config.device_bytes_max) {
   nvme_.add_space(config.nvme_bytes_max);
+  writes_.set_budget(config.nvme_write_bytes_max, config.nvme_write_period_seconds);
   host_growing_ = config.host_bytes_max > 0;
   if (config_.prefetch_bytes_max == 0) {
     // Enough that the link never idles between two looks, little of what the plan would keep.
@@ -111,6 +112,8 @@ inline void Pager::note_uses(Slot& slot) {
   if (opens && !outside) slot.traced_at = first;
   for (const auto& [region, wrote] : slot.regions) {
     trace_.append(regions_[region.value].key, wrote, opens);
+    ++regions_[region.value].uses;
+    regions_[region.value].writes += wrote;
     opens = false;
   }
   if (outside) trace_.set_microseconds(first, kAllocationMicroseconds);
@@ -148,6 +151,7 @@ Outcome Pager::allocate(SlotId id, const AllocateRequest& request) {
   region.other_streams = false;
   region.seen = false;
   region.held = false;
+  region.uses = region.writes = 0;
   region.tag = request.tag;
   region.source = request.source;
   region.key = trace_.open_key(bytes, region_id);
@@ -319,7 +323,7 @@ void Pager::check_invariants() const {
   nvme_.check_invariants();
   map_.check_invariants();
   pages_.check_invariants();
-  uint64_t frames = 0, host = 0, nvme = 0, pins = 0, moving = 0, descending = 0;
+  uint64_t frames = 0, host = 0, nvme = 0, pins = 0, moving = 0, descending = 0, spilling = 0;
   for (uint32_t i = 0; i < pages_.size(); ++i) {
     if (!pages_.exists(PageId(i))) continue;
     const Page& page = pages_[PageId(i)];
@@ -332,6 +336,7 @@ void Pager::check_invariants() const {
     pins += page.pins;
     moving += page.movement != Movement::kNone;
     descending += page.movement == Movement::kWriteBack ? page.bytes : 0;
+    spilling += page.movement == Movement::kSpill ? page.bytes : 0;
     TP_ASSERT(!page.cleanable || std::find(cleanable_.begin(), cleanable_.end(), std::pair{PageId(i), page.region}) != cleanable_.end());
     TP_ASSERT(!page.leaving || (page.listed && engaged_));
     for (const Fence& fence : page.fences) {
@@ -353,7 +358,7 @@ void Pager::check_invariants() const {
   for (const Region& region : regions_) cached += region.state == RegionState::kCached ? region.bytes : 0;
   TP_ASSERT(cached == cached_bytes_);
   TP_ASSERT(frames == device_.used_bytes() && host == host_.used_bytes() && nvme == nvme_.used_bytes());
-  TP_ASSERT(moving == moving_ && descending == descending_bytes_);
+  TP_ASSERT(moving == moving_ && descending == descending_bytes_ && spilling == spilling_bytes_);
   for (const Slot& slot : slots_) {
     pins -= slot.pinned.size();
     if (slot.order == 0) continue;

@@ -29,7 +29,7 @@
 //   every frame and span has exactly one owner;
 //   pins of all slots = pins of all pages;
 //   no page stands twice among the hints, and every page marked as cleanable stands in that list;
-//   descending bytes = bytes of the pages that are being written back;
+//   descending bytes = bytes of the pages that are being written back; spilling bytes = of those that are being spilled;
 //   a waiting slot's request is in the queue exactly once;
 //   pages leave only while engaged; a page owes a fence only on streams that owe one.
 #pragma once
@@ -58,6 +58,7 @@
 #include "core/status.h"
 #include "core/trace.h"
 #include "core/types.h"
+#include "core/write_economy.h"
 
 namespace tierpage {
 
@@ -179,7 +180,8 @@ class Pager {
   void op_timed(uint64_t position, double microseconds) { trace_.set_microseconds(position, microseconds); }
   void set_fetch_rate(double bytes_per_microsecond) { fetch_rate_ = bytes_per_microsecond; }  // HOST to DEVICE, measured
   void host_space_ready(uint64_t bytes, bool growth_failed);
-  void tick();  // about once a second: retries what had been given up
+  // About once a second: retries what had been given up. now_seconds: since the start, for what is counted by the day.
+  void tick(uint64_t now_seconds = 0);
 
   // --- events from a reader outside --------------------------------------------------------------------------------
   // The copy in HOST stays where it is and as it is until read_done: operators may read the page, and wait to write it.
@@ -230,6 +232,7 @@ class Pager {
   uint64_t used(Tier tier) const;
   uint64_t device_held_bytes() const { return device_.used_bytes() + device_.free_bytes(); }
   uint64_t dirty_bytes() const;
+  const WriteEconomy& writes() const { return writes_; }
   const char* policy_in_force() { return use_min() ? min_.name() : clock_.name(); }
   const Predictor& predictor() const { return predictor_; }
   uint64_t trace_uses() const { return trace_.end(); }
@@ -266,6 +269,8 @@ class Pager {
     uint64_t cached_at = 0;      // trace position when it was freed: its age in uses
     uint64_t cached_serial = 0;  // place in cached_by_age_
     uint64_t ahead_serial = 0;   // last look ahead that met it
+    uint64_t uses = 0;           // granted since it was allocated
+    uint64_t writes = 0;         // of them, those that write
     std::vector<PageId> pages;
   };
   struct Wanted {
@@ -362,7 +367,10 @@ class Pager {
   EvictionPolicy& begin_eviction(uint64_t order);
   PageId next_victim(EvictionPolicy& policy, RoomBelow& below);
   bool evictable(PageId id, uint64_t order) const;
-  RoomBelow room_below() const;
+  RoomBelow room_below(bool spare_writes = true) const;
+  uint64_t leave_past_write_budget(uint64_t bytes, uint64_t order);
+  bool mostly_read(RegionId region) const;
+  void start_spill(PageId id);
   bool host_copy_redundant(const Page& page) const;
   uint64_t redundant_host_bytes() const;
   uint64_t leaving_bytes() const;
@@ -436,6 +444,8 @@ class Pager {
   ClockPolicy clock_;
   MinPolicy min_;
   Stats stats_;
+  WriteEconomy writes_;
+  uint64_t spilling_bytes_ = 0;  // on their way from HOST to NVME, whose RAM comes free
   std::vector<Action> actions_;
   uint64_t next_order_ = 1;
   uint64_t moving_ = 0;              // movements under way

@@ -150,6 +150,8 @@ void Pager::make_room(FramesWanted wanted, uint64_t order) {
     room += pages_[victim].bytes;
   }
   drop_cached(0);
+  const bool needed = order != ~uint64_t{0};  // by an operator; a hint is not worth a write past the budget
+  if (room < bytes && needed && writes_.sparing()) leave_past_write_budget(bytes - room, order);
 }
 
 // Victims whose frames have just the sizes that are wanted, as far as there are any that cost nothing more than others.
@@ -204,9 +206,9 @@ bool Pager::host_copy_redundant(const Page& page) const {
 }
 
 // Where dirty pages could be written down, now or after dropping redundant copies, beside those that leave already.
-Pager::RoomBelow Pager::room_below() const {
+Pager::RoomBelow Pager::room_below(bool spare_writes) const {
   RoomBelow below;
-  below.nvme = nvme_blocked_ ? 0 : nvme_.free_bytes();
+  below.nvme = nvme_blocked_ || (spare_writes && writes_.sparing()) ? 0 : nvme_.free_bytes();
   const uint64_t host_used = host_.used_bytes();
   const uint64_t host_end = host_growing_ ? host_.capacity_bytes() : host_used + host_.free_bytes();
   const uint64_t redundant = redundant_host_bytes();

@@ -38,26 +38,11 @@ void Pager::make_room_over_budget(uint64_t excess) {
   RoomBelow below = room_below();
   while (left < excess) {
     const PageId victim = next_victim(policy, below);
-    if (!victim.valid()) return;
+    if (!victim.valid()) break;
     leave(victim);
     left += pages_[victim].bytes;
   }
-}
-
-// Redundant copies go first; what only RAM holds is spilled, a few pages at a time.
-void Pager::shrink_host() {
-  for (uint32_t i = 0; i < pages_.size() && host_.used_bytes() > host_.capacity_bytes(); ++i) {
-    if (!pages_.exists(PageId(i))) continue;
-    Page& page = pages_[PageId(i)];
-    if (!page.is_valid(Tier::kHost) || page.movement != Movement::kNone) continue;
-    if (page.valid != 2) {
-      drop_lower(page, Tier::kHost);
-    } else if (moving_ < 4 && nvme_.can_take(page.bytes) && !spill_blocked_) {
-      page.start_spill(nvme_.take(page.bytes));
-      ++moving_;
-      push_movement(ActionKind::kSpill, PageId(i));
-    }
-  }
+  if (left < excess && writes_.sparing()) leave_past_write_budget(excess - left, kLastInLine);
 }
 
 void Pager::serve_hints() {
@@ -344,7 +329,7 @@ Status Pager::out_of_memory(const Slot& slot) const {
   for (const Region& region : regions_) {
     if (region.state == RegionState::kLive && !region.seen) unseen += region.bytes;
   }
-  const bool below_full = !room_below().take(config_.granule_bytes);
+  const bool below_full = !room_below(false).take(config_.granule_bytes);
   char text[768];
   std::snprintf(text, sizeof text,
                 "tierpage: device out of memory. %s needs %.1f MiB at once, %.1f MiB of it are there, and nothing "

@@ -86,8 +86,12 @@ void Pager::count_copy(const Page& page) {
       break;
     case Movement::kWriteBack:
       (host ? stats_.write_back_bytes_device_to_host : stats_.write_back_bytes_device_to_nvme) += page.bytes;
+      if (!host) writes_.wrote(page.bytes);
       break;
-    case Movement::kSpill: stats_.write_back_bytes_host_to_nvme += page.bytes; break;
+    case Movement::kSpill:
+      stats_.write_back_bytes_host_to_nvme += page.bytes;
+      writes_.wrote(page.bytes);
+      break;
     case Movement::kStage: stats_.fetch_bytes_nvme_to_host += page.bytes; break;
     default: break;
   }
@@ -98,6 +102,7 @@ void Pager::copy_down_done(PageId id, const TransferResult& result) {
   const Tier target = page.lower;
   const Movement movement = page.movement;
   if (movement == Movement::kWriteBack) descending_bytes_ -= page.bytes;
+  if (movement == Movement::kSpill) spilling_bytes_ -= page.bytes;
   if (!region_live(page.region)) {  // interleaving 3
     give_back(target, page.abandon_copy_down());
     settle_freed(id);
@@ -162,7 +167,8 @@ void Pager::host_space_ready(uint64_t bytes, bool growth_failed) {
   wants_planning_ = true;
 }
 
-void Pager::tick() {
+void Pager::tick(uint64_t now_seconds) {
+  writes_.advance(now_seconds);
   nvme_blocked_ = false;
   spill_blocked_ = false;
   disengage_if_all_fits();

@@ -83,6 +83,8 @@ Status Runtime::open() {
   pager_config_.device_bytes_max = options_.device_bytes_max;
   pager_config_.host_bytes_max = options_.host_bytes_max;
   pager_config_.nvme_bytes_max = options_.nvme_path.empty() && !store_ ? 0 : options_.nvme_bytes_max;
+  pager_config_.nvme_write_bytes_max = options_.nvme_write_bytes_max;
+  pager_config_.nvme_write_period_seconds = options_.nvme_write_period_seconds;
   pager_config_.span_bytes_min = std::min(pager_config_.granule_bytes, 256 * kKiB);
   pager_config_.policy = options_.policy;
   pager_config_.prefetch = options_.prefetch && !options_.paranoid;
@@ -147,9 +149,9 @@ Status Runtime::check_storage_extension() const {
   if (options_.storage_extension && storage_extension() == nullptr) {
     return Status::error(StatusCode::kUnavailable, "no storage extension has been loaded");
   }
-  if (options_.storage_to_device && options_.verify) {
-    return Status::error(StatusCode::kInvalidArgument,
-                         "pages that pass no RAM cannot be checked: give verify=\"off\" with a store that reaches the device");
+  if (options_.storage_to_device && (options_.verify || options_.verify_writes || options_.encrypt)) {
+    return Status::error(StatusCode::kInvalidArgument, "pages that pass no RAM can be neither checked nor encrypted: give "
+                                                       "verify=\"off\" and encrypt=False with a store that reaches the device");
   }
   return Status::success();
 }
@@ -171,11 +173,13 @@ Status Runtime::open_lower_tiers() {
   if (pager_config_.nvme_bytes_max == 0) return Status::success();
   if (!store_) {
     DirectStoreOptions store;
-    store.directory = options_.nvme_path;
+    store.directories = options_.nvme_path;
     store.capacity_bytes = pager_config_.nvme_bytes_max;
     store.worker_count = options_.io_workers;
     store.direct = options_.direct_io;
     store.verify = options_.verify;
+    store.encrypt = options_.encrypt;
+    store.verify_writes = options_.verify_writes;
     store.verify_unit_bytes = checked_unit_bytes(pager_config_.span_bytes_min, options_.staging_slot_bytes);
     if (Status status = check_storage_extension(); !status.ok()) return status;
     const IoTable& calls = options_.storage_extension ? extension_io_table(options_.storage_peer_to_peer) : system_io_table();
@@ -185,6 +189,8 @@ Status Runtime::open_lower_tiers() {
   storage_description_ = store_->description();
   if (options_.storage_extension) storage_description_ += std::string(", ") + storage_extension()->name;
   if (options_.storage_to_device) storage_description_ += ", to and from device memory";
+  drive_bytes_ = store_->drive_bytes();
+  if (const std::string notice = store_->notice(); !notice.empty()) notices_ += notice + "\n";
   store_->set_wake([](void* self) { static_cast<Runtime*>(self)->wake(); }, this);
   return open_ring(&ring_);
 }

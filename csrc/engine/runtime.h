@@ -20,8 +20,10 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -50,7 +52,7 @@ struct RuntimeOptions {
   uint64_t device_bytes_max = 0;
   uint64_t host_bytes_max = 0;
   uint64_t nvme_bytes_max = 0;
-  std::string nvme_path;             // empty: two tiers only
+  std::vector<std::string> nvme_path;  // several: one for each drive, striped; empty: two tiers only
   uint64_t min_paged_bytes = kMiB;
   uint64_t granule_bytes = 0;        // 0: the backend's default
   uint64_t frame_bytes_max = 0;
@@ -66,7 +68,13 @@ struct RuntimeOptions {
   bool storage_extension = false;    // the loaded one reads and writes the spill file
   bool storage_peer_to_peer = false;  // which then must go from drive to device
   bool storage_to_device = false;    // and reaches the device's memory: pages to and from NVMe pass no RAM, unchecked
+  uint64_t nvme_write_bytes_max = 0;        // that should be written to the NVMe tier in each period
+  uint64_t nvme_write_period_seconds = 0;   // 0: no such bound
+  double stall_report_seconds = 30;  // a transfer without progress for so long is reported; 0: never
   bool verify = true;                // pages that come back from the NVMe tier are checked
+  uint64_t endurance_seconds = 600;  // after which a program's pace of writing is judged
+  bool encrypt = false;              // what lies on the disk
+  bool verify_writes = false;        // and those that went there are read back at once
   uint64_t trace_events_max = 1u << 16;
   double list_run_fraction = 0.0625;
 };
@@ -169,7 +177,8 @@ class Runtime {
   // An access that nothing announced (signal handler, host device): brings the region up and holds it.
   bool resolve_missed_access(uint64_t address);
 
-  // User's side (bindings). All block without the GIL; kInterrupted never occurs here.
+  // User's side (bindings). All block without the GIL. What waits ends with kInterrupted, or early where it returns no
+  // status, once t_stop_asked says so; nothing is lost then and the call may be made again.
   Status pin(const std::vector<uint64_t>& addresses, SlotId* handle);
   void unpin(SlotId handle);
   uint64_t prefetch(const std::vector<uint64_t>& addresses);
@@ -210,6 +219,8 @@ class Runtime {
     uint64_t elapsed_ns;               // since the runtime opened
     LinkUses links;
     bool engaged;                      // pages leave, or did so lately
+    StuckTransfers stuck;
+    WriteEconomy writes;               // to the NVMe tier
     PlanReport plan;
     RecurrenceTotals recurrence;             // the last whole one under that plan
   };
@@ -268,6 +279,9 @@ class Runtime {
   void request_host_space_locked();
   void after_core_locked();  // caller threads: hand actions over, wake waiters
   void once_a_second_locked();
+  void look_at_writes_locked(int64_t now_ns);
+  void look_at_progress_locked(int64_t now_ns);
+  void look_at_pager_thread_locked();
   void close_lower_tiers(std::unique_lock<std::mutex>& lock);
 
   // runtime_stalls.cpp: waits, levels and recurrences are counted
@@ -324,12 +338,17 @@ class Runtime {
   Status finish_wait_locked(Scope& scope);
   void settle_touch_locked(Scope& scope, bool failed);
   template <class Done>
-  bool wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, const char* name, Done&& done);
+  bool wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, const char* name, Done&& done,
+                  bool* stopped_early = nullptr);
   bool pages_leave_locked(const std::vector<RegionId>& regions) const;
   Status wait_for_evictions(std::unique_lock<std::mutex>& lock, const std::vector<RegionId>& regions, const char* name);
   Status fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, const std::vector<Use>& uses, const char* name);
   void drop_touches_locked(RegionId region);
   void free_region_locked(RegionId region, const std::vector<Fence>& fences);
+  enum class WaitEnd : uint8_t { kDone, kTimeOver, kStopped };
+  WaitEnd wait_or_stop(std::unique_lock<std::mutex>& lock, std::chrono::steady_clock::time_point end,
+                       const std::function<bool()>& done);
+  static Status stopped(const char* name);
   std::vector<Use> not_settled_locked() const;
   Status bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot);
   std::vector<RegionId> regions_of_tag_locked(TagId tag) const;
@@ -399,6 +418,13 @@ class Runtime {
   int64_t last_tick_ns_ = 0;
   int64_t last_progress_ns_ = 0;
   bool watchdog_said_ = false;
+  int64_t round_ns_ = 0;                   // when the pager thread was here last
+  int64_t pager_thread_said_ = 0;          // the round that it had not come back from
+  StuckTransfers stuck_;                   // as of the last second
+  TransferId stuck_said_;                  // the transfer that was reported last
+  uint64_t drive_bytes_ = 0;               // of the NVMe tier's drives, 0: not known
+  bool write_budget_said_ = false;
+  bool endurance_said_ = false;
   std::string notices_;                    // for the log; Python pulls
 
   std::thread thread_;
@@ -413,6 +439,10 @@ class Runtime {
 // fault handler asks.
 extern thread_local Scope* t_open_scope;
 extern thread_local bool t_pager_thread;
+
+// Set by who calls the user's side in this thread and may be asked to stop: asked every 50 ms of a wait. Null: never.
+using StopAsked = bool (*)();
+extern thread_local StopAsked t_stop_asked;
 
 // Installs the SIGSEGV handler that turns a missed access of a host-device region into a fetch. Once per process.
 void install_fault_handler();

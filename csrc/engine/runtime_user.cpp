@@ -9,6 +9,8 @@ namespace {
 
 std::string mebibytes(uint64_t bytes) { return std::to_string(bytes / kMiB) + " MiB"; }
 
+constexpr auto kForEver = std::chrono::hours(24 * 365);  // a clock may not hold more
+
 }  // namespace
 
 // Begins an operator on `slot` and waits for its end; for threads that are not in an operator. The lock is held from
@@ -23,13 +25,18 @@ Status Runtime::fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, 
   if (!status.ok()) return status;
   after_core_locked();
   if (enqueued_ns_ != 0) count_request_locked(slot, name, 0);
-  slots_changed_.wait(lock, [&] { return ended_locked() || pager_->outcome(slot) != Outcome::kWait; });
+  const WaitEnd end = wait_or_stop(lock, std::chrono::steady_clock::now() + kForEver,
+                                   [&] { return ended_locked() || pager_->outcome(slot) != Outcome::kWait; });
   stall_ends_locked(slot);
   if (!dead_.ok()) return dead_;
   const Outcome outcome = pager_->outcome(slot);
   status = outcome == Outcome::kGranted  ? Status::success()
            : outcome == Outcome::kFailed ? pager_->failure(slot)
                                          : abandon_wait_locked(slot);
+  if (end == WaitEnd::kStopped && dead_.ok()) {
+    (void)core_locked([&] { pager_->cancel(slot); });
+    status = stopped(name);
+  }
   for (const Use& use : uses) {
     const auto entry = awaited_.find(use.region.value);
     if (--entry->second == 0) awaited_.erase(entry);
@@ -99,17 +106,20 @@ uint64_t Runtime::prefetch(const std::vector<uint64_t>& addresses) {
 
 // Waits for something that is no slot's outcome. False when the time is over or nobody will bring it about.
 template <class Done>
-bool Runtime::wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, const char* name, Done&& done) {
+bool Runtime::wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, const char* name, Done&& done,
+                         bool* stopped_early) {
   const int64_t start = steady_ns();
   bool waited = false;
   ++other_waiters_;
-  (void)slots_changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
+  const WaitEnd ended = wait_or_stop(lock, end, [&] {
     const bool over = ended_locked() || done();
     waited = waited || !over;
     return over;
   });
   --other_waiters_;
   if (waited) count_wait_locked(name, StallCause::kEvictionWait, start);
+  if (stopped_early != nullptr) *stopped_early = ended == WaitEnd::kStopped;
   return dead_.ok() && done();
 }
 
@@ -128,7 +138,11 @@ bool Runtime::pages_leave_locked(const std::vector<RegionId>& regions) const {
 Status Runtime::wait_for_evictions(std::unique_lock<std::mutex>& lock, const std::vector<RegionId>& regions,
                                    const char* name) {
   constexpr int timeout_ms = 60'000;
-  if (wait_until(lock, timeout_ms, name, [&] { return !pages_leave_locked(regions); })) return Status::success();
+  bool stopped_early = false;
+  if (wait_until(lock, timeout_ms, name, [&] { return !pages_leave_locked(regions); }, &stopped_early)) {
+    return Status::success();
+  }
+  if (stopped_early) return stopped(name);
   if (ended_locked()) return end_locked();
   return Status::error(StatusCode::kInternal, "eviction did not finish within " + std::to_string(timeout_ms) +
                                                   " ms: " + pager_->tier_table());
@@ -391,6 +405,8 @@ Runtime::Snapshot Runtime::snapshot() {
   snapshot.elapsed_ns = static_cast<uint64_t>(steady_ns() - opened_ns_);
   snapshot.links = link_uses_;
   snapshot.engaged = pager_->engaged();
+  snapshot.stuck = stuck_;
+  snapshot.writes = pager_->writes();
   snapshot.plan = plan_report_locked();
   if (snapshot.plan.period_uses != 0) snapshot.recurrence = recurrence_;
   for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {
@@ -437,6 +453,7 @@ uint64_t Runtime::live_bytes() {
 
 std::string Runtime::take_notices() {
   std::lock_guard lock(mutex_);
+  look_at_pager_thread_locked();
   return std::exchange(notices_, {});
 }
 

@@ -158,7 +158,7 @@ Status Probe::prove(BlockStore& store) {
 
 Status Probe::compare(const std::string& directory, bool peer_to_peer, StorageRates* rates) {
   DirectStoreOptions options;
-  options.directory = directory;
+  options.directories = {directory};
   options.capacity_bytes = kProbeBytes;
   options.verify = false;  // addresses of the device cannot be looked at
   std::unique_ptr<BlockStore> through_memory, extension;

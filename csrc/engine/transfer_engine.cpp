@@ -20,6 +20,13 @@ EventKind kind_of(const Action& action) {
 
 uint32_t page_of(TransferId transfer) { return static_cast<uint32_t>(transfer.value >> 32); }
 
+// "page 12 of 2097152 bytes, nvme to device"
+std::string describe(const Action& action) {
+  const char* words[] = {"host to device", "device to host", "nvme to device", "device to nvme", "host to nvme", "nvme to host"};
+  return "page " + std::to_string(page_of(action.transfer)) + " of " + std::to_string(action.bytes) + " bytes, " +
+         words[static_cast<int>(kind_of(action))];
+}
+
 constexpr size_t kDiskRequestsMax = 16;
 
 }  // namespace
@@ -49,6 +56,34 @@ std::string TransferEngine::queue_state() const {
   return std::to_string(flights_.size()) + " transfers under way, device copies " + std::to_string(submitted_[0]) +
          " up and " + std::to_string(submitted_[1]) + " down, disk requests " + std::to_string(disk_requests_) +
          ", fences awaited " + std::to_string(watched_.size());
+}
+
+StuckTransfers TransferEngine::stuck(int64_t now_ns, int64_t patience_ns) const {
+  StuckTransfers found;
+  const Piece* oldest = nullptr;
+  std::vector<TransferId> seen;
+  for (const Piece& piece : pieces_) {
+    if (piece.issued_ns == 0 || now_ns - piece.issued_ns < patience_ns) continue;
+    if (oldest == nullptr || piece.issued_ns < oldest->issued_ns) oldest = &piece;
+    if (std::find(seen.begin(), seen.end(), piece.transfer) != seen.end()) continue;
+    seen.push_back(piece.transfer);
+    found.bytes += flights_.at(piece.transfer).action.bytes;
+  }
+  found.count = seen.size();
+  if (oldest == nullptr) return found;
+  static constexpr const char* kSteps[] = {"copy to the device", "copy from the device", "disk read", "disk write"};
+  found.oldest = oldest->transfer;
+  found.oldest_ns = now_ns - oldest->issued_ns;
+  const Step step = current_step(*oldest);
+  found.text = describe(flights_.at(oldest->transfer).action) + ", has made no progress for " +
+               std::to_string(found.oldest_ns / 1'000'000'000) + " s: a " + kSteps[static_cast<int>(step)] + " of " +
+               std::to_string(oldest->bytes) + " bytes";
+  if (step == Step::kRead || step == Step::kWrite) {
+    found.text += " at offset " + std::to_string(oldest->nvme_offset) + " of the NVMe tier";
+  }
+  found.text += " has not come back; " + std::to_string(found.count) + " transfers of " + std::to_string(found.bytes) +
+                " bytes hang";
+  return found;
 }
 
 void TransferEngine::execute(const Action& action, Finished& finished) {
@@ -296,7 +331,10 @@ Status TransferEngine::issue(uint32_t piece_index) {
     }
     if (status.ok()) ++disk_requests_;
   }
-  if (status.ok()) meter_.began(link_of(step), start);
+  if (status.ok()) {
+    meter_.began(link_of(step), start);
+    pieces_[piece_index].issued_ns = start;
+  }
   return status;
 }
 
@@ -338,7 +376,11 @@ void TransferEngine::poll(Finished& finished) {
 void TransferEngine::piece_done(uint32_t piece_index, const Status& status, Finished& finished) {
   Piece& piece = pieces_[piece_index];
   Flight& flight = flights_.at(piece.transfer);
-  if (!status.ok() && flight.status.ok()) flight.status = status;
+  piece.issued_ns = 0;
+  if (!status.ok() && flight.status.ok()) {
+    flight.status = status;
+    flight.status.message = describe(flight.action) + ": " + status.message;
+  }
   if (piece.staged && !piece.second && status.ok()) {
     piece.second = true;
     if (piece.first == Step::kRead) {

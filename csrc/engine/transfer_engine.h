@@ -62,6 +62,15 @@ struct Finished {
   }
 };
 
+// Transfers of which some piece is with the device or the disk and has not come back for long.
+struct StuckTransfers {
+  size_t count = 0;
+  uint64_t bytes = 0;       // of their pages
+  int64_t oldest_ns = 0;    // for how long the oldest piece has been away
+  TransferId oldest;
+  std::string text;         // which page, which way, which piece
+};
+
 class TransferEngine {
  public:
   TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingRing* ring, EventLog& log,
@@ -80,7 +89,8 @@ class TransferEngine {
   // The lower tiers are gone from here on (the runtime closed); nothing may be under way.
   void detach_lower_tiers();
   LinkUses link_uses(int64_t now_ns) const { return meter_.uses(now_ns); }
-  std::string queue_state() const;  // for the watchdog's message
+  std::string queue_state() const;  // for messages
+  StuckTransfers stuck(int64_t now_ns, int64_t patience_ns) const;
 
  private:
   enum class Step : uint8_t { kCopyToDevice, kCopyToHost, kRead, kWrite };  // the order of Link
@@ -102,6 +112,7 @@ class TransferEngine {
     void* host = nullptr;
     uint64_t nvme_offset = 0;
     uint64_t bytes = 0;
+    int64_t issued_ns = 0;              // since when it is with the device or the disk; 0: it waits here
   };
 
   void execute_map(const Action& action, Finished& finished);

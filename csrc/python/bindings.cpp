@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "csrc_python.h"
 #include "engine/runtime.h"
@@ -40,6 +41,7 @@ RuntimeOptions options_of(const py::dict& dict) {
   options.cuda = device == "cuda";
   options.policy = policy == "clock" ? PolicyKind::kClock : PolicyKind::kAuto;
   options.verify = verify != "off";
+  options.verify_writes = verify == "full";
   read(dict, "device_index", options.device_index);
   read(dict, "device_budget_bytes", options.device_bytes_max);
   read(dict, "host_budget_bytes", options.host_bytes_max);
@@ -59,9 +61,33 @@ RuntimeOptions options_of(const py::dict& dict) {
   read(dict, "storage_extension", options.storage_extension);
   read(dict, "storage_peer_to_peer", options.storage_peer_to_peer);
   read(dict, "storage_to_device", options.storage_to_device);
+  read(dict, "encrypt", options.encrypt);
+  read(dict, "stall_report_seconds", options.stall_report_seconds);
+  read(dict, "nvme_write_bytes_max", options.nvme_write_bytes_max);
+  read(dict, "nvme_write_period_seconds", options.nvme_write_period_seconds);
   read(dict, "trace_events_max", options.trace_events_max);
   read(dict, "list_run_fraction", options.list_run_fraction);
   return options;
+}
+
+// Runs in a wait of the runtime. True leaves Python's exception set; interruptible() raises it.
+bool signal_arrived() {
+  const py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+// A call that may wait: without the GIL, and it ends early when a signal handler raises (Ctrl-C).
+template <class Body>
+auto interruptible(Body&& body) {
+  decltype(body()) result{};
+  {
+    const py::gil_scoped_release release;
+    const StopAsked before = std::exchange(t_stop_asked, &signal_arrived);
+    result = body();
+    t_stop_asked = before;
+  }
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return result;
 }
 
 // The Python object: a borrowed runtime, which lives as long as the process.
@@ -91,7 +117,8 @@ py::dict config_of(const PyRuntime& self) {
   py::dict config;
   config["device_name"] = self.runtime().device_name();
   config["storage"] = self.runtime().storage_description();
-  config["verify"] = options.verify ? "read" : "off";
+  config["verify"] = options.verify_writes ? "full" : options.verify ? "read" : "off";
+  config["encrypt"] = options.encrypt;
   config["device_budget_bytes"] = options.device_bytes_max;
   config["host_budget_bytes"] = options.host_bytes_max;
   config["nvme_budget_bytes"] = pager.nvme_bytes_max;
@@ -153,6 +180,8 @@ py::dict stats_of(const PyRuntime& self) {
   out["dirty_bytes.current"] = snapshot.dirty_bytes;
   put_stalls(out, snapshot.stalls);
   put_links(out, snapshot.links, "");
+  put_stuck(out, snapshot.stuck);
+  put_writes(out, snapshot.writes);
   put_plan(out, snapshot);
   out["elapsed_seconds"] = static_cast<double>(snapshot.elapsed_ns) * 1e-9;
   out["predictor.predicted"] = snapshot.predicted_uses;
@@ -224,12 +253,7 @@ py::list sourced_runs(const PyRuntime& self, uint64_t address) {
 
 uint32_t pin(const PyRuntime& self, const std::vector<uint64_t>& addresses) {
   SlotId handle;
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = self.runtime().pin(addresses, &handle);
-  }
-  check(status);
+  check(interruptible([&] { return self.runtime().pin(addresses, &handle); }));
   return handle.value;
 }
 
@@ -242,12 +266,7 @@ void set_budget(const PyRuntime& self, const std::string& tier, uint64_t bytes) 
 }
 
 void close_runtime(const PyRuntime& self) {
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = self.runtime().close();
-  }
-  check(status);
+  check(interruptible([&] { return self.runtime().close(); }));
 }
 
 }  // namespace
@@ -286,13 +305,15 @@ PYBIND11_MODULE(_C, module) {
            py::arg("handle"))
       .def("prefetch", [](const PyRuntime& self, const Addresses& addresses) { return self.runtime().prefetch(addresses); },
            py::arg("addresses"), Release())
-      .def("evict", [](const PyRuntime& self, const Addresses& addresses) { return self.runtime().evict(addresses); },
-           py::arg("addresses"), Release())
+      .def("evict", [](const PyRuntime& self, const Addresses& addresses) {
+             return interruptible([&] { return self.runtime().evict(addresses); });
+           }, py::arg("addresses"))
       .def("set_tag", [](const PyRuntime& self, const std::optional<std::string>& tag) {
              self.runtime().set_tag(tag.value_or(""));
            }, py::arg("tag"))
-      .def("pause", [](const PyRuntime& self, const std::string& tag) { return self.runtime().pause(tag); },
-           py::arg("tag"), Release())
+      .def("pause", [](const PyRuntime& self, const std::string& tag) {
+             return interruptible([&] { return self.runtime().pause(tag); });
+           }, py::arg("tag"))
       .def("resume", [](const PyRuntime& self, const std::string& tag) { return self.runtime().resume(tag); },
            py::arg("tag"), Release())
       .def("set_budget", &set_budget, py::arg("tier"), py::arg("bytes"))

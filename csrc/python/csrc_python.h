@@ -13,7 +13,7 @@ namespace tierpage {
 // Facts about a device ("cpu" or "cuda") without enabling anything.
 pybind11::dict probe_device(const std::string& kind, int index);
 
-// GB/s of each link, measured for about two seconds. options: device, device_index, nvme_path, bytes.
+// GB/s of each link, measured for about two seconds. options: device, device_index, nvme_path (a list), bytes.
 pybind11::dict measure_links(const pybind11::dict& options);
 
 // load_storage_extension, storage_peer_to_peer, compare_storage.

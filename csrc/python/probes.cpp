@@ -63,9 +63,9 @@ bool run_all(BlockStore& store, StoreOperation operation, std::byte* memory, uin
   return std::all_of(done.begin(), done.end(), [](const StoreCompletion& one) { return one.status.ok(); });
 }
 
-void measure_disk(const std::string& path, std::byte* memory, uint64_t bytes, py::dict& out) {
+void measure_disk(const std::vector<std::string>& paths, std::byte* memory, uint64_t bytes, py::dict& out) {
   DirectStoreOptions options;
-  options.directory = path;
+  options.directories = paths;
   options.capacity_bytes = bytes;
   std::unique_ptr<BlockStore> store;
   const Status status = make_direct_store(options, &store);
@@ -120,7 +120,8 @@ py::dict probe_device(const std::string& kind, int index) {
 py::dict measure_links(const py::dict& options) {
   const bool cuda = options.contains("device") && options["device"].cast<std::string>() == "cuda";
   const int index = options.contains("device_index") ? options["device_index"].cast<int>() : 0;
-  const std::string path = options.contains("nvme_path") ? options["nvme_path"].cast<std::string>() : "";
+  std::vector<std::string> paths;
+  if (options.contains("nvme_path")) paths = options["nvme_path"].cast<std::vector<std::string>>();
   py::dict out;
   std::unique_ptr<DeviceBackend> backend;
   const Status status = open_probe_backend(cuda, index, &backend);
@@ -137,7 +138,7 @@ py::dict measure_links(const py::dict& options) {
     return true;
   });
   if (status.ok()) measure_device(*backend, memory.memory(0), out);
-  if (!path.empty()) measure_disk(path, memory.memory(0), 2 * kProbeBytes, out);
+  if (!paths.empty()) measure_disk(paths, memory.memory(0), 2 * kProbeBytes, out);
   return out;
 }
 

@@ -81,6 +81,22 @@ void put_links(py::dict& out, const LinkUses& links, const std::string& prefix) 
   }
 }
 
+void put_stuck(py::dict& out, const StuckTransfers& stuck) {
+  out["stuck_transfers.current"] = stuck.count;
+  out["stuck_bytes.current"] = stuck.bytes;
+  out["stuck_seconds.current"] = static_cast<double>(stuck.oldest_ns) * 1e-9;
+}
+
+void put_writes(py::dict& out, const WriteEconomy& writes) {
+  out["nvme_write_bytes.total"] = writes.total();
+  out["nvme_write_bytes.last_day.current"] = writes.last_day();
+  out["nvme_write_bytes.over_budget"] = writes.over_budget();
+  if (!writes.limited()) return;
+  out["nvme_write_bytes.last_period.current"] = writes.last_period();
+  out["budget_bytes.nvme_write"] = writes.bytes_max();
+  out["budget_seconds.nvme_write"] = writes.period_seconds();
+}
+
 void put_plan(py::dict& out, const Runtime::Snapshot& snapshot) {
   const PlanReport& plan = snapshot.plan;
   if (plan.period_uses == 0) return;

@@ -9,6 +9,8 @@ namespace tierpage {
 
 void put_stalls(pybind11::dict& out, const StallStats& stalls);
 void put_links(pybind11::dict& out, const LinkUses& links, const std::string& prefix);
+void put_stuck(pybind11::dict& out, const StuckTransfers& stuck);
+void put_writes(pybind11::dict& out, const WriteEconomy& writes);
 // The residency plan in force and the last recurrence under it; nothing where there is no plan.
 void put_plan(pybind11::dict& out, const Runtime::Snapshot& snapshot);
 

@@ -255,6 +255,8 @@ Status HostBackend::map(FrameId frame, uint64_t offset) {
 Status HostBackend::make_inaccessible(uint64_t offset, uint64_t bytes) {
   // One call replaces the mapping: munmap first would let another thread's mmap take the hole.
   void* hole = mmap(base_ + offset, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  // With as many mappings as the system allows it refuses even that. Then the frame's mapping stays, but lets nobody in.
+  if (hole == MAP_FAILED && errno == ENOMEM && mprotect(base_ + offset, bytes, PROT_NONE) == 0) return Status::success();
   if (hole == MAP_FAILED) return mapping_status("unmapping a frame of " + format_bytes(bytes), errno);
   // Without it the hole could not merge with its neighbours, and each would count as one mapping for ever.
   (void)madvise(hole, bytes, MADV_DONTFORK);

@@ -75,10 +75,12 @@ Status check_directory(int directory_descriptor, const std::string& directory) {
                                  ", which is RAM: what is spilled there would leave no memory free; give a directory "
                                  "on a disk, for example /var/tmp");
   }
-  const bool open_to_all = (info.st_mode & S_IWOTH) != 0 && (info.st_mode & S_ISVTX) == 0;
-  if (open_to_all && info.st_uid != geteuid() && geteuid() != 0) {
-    return refuse(directory, "belongs to another user and anyone may rename or remove files in it; give a directory "
-                             "of your own, or set its sticky bit (chmod +t)");
+  // Root is let through: in a container it meets directories of the host's users, and the file has no name for them.
+  const bool shared = (info.st_mode & S_ISVTX) != 0;
+  if (!shared && info.st_uid != geteuid() && geteuid() != 0) {
+    return refuse(directory, "belongs to user " + std::to_string(info.st_uid) +
+                                 ", who may rename or remove files in it, and you are user " + std::to_string(geteuid()) +
+                                 "; give a directory of your own, or one with the sticky bit (chmod +t)");
   }
   return Status::success();
 }
@@ -177,7 +179,8 @@ SpillFile::SpillFile(SpillFile&& other) noexcept
       capacity_bytes_(other.capacity_bytes_),
       alignment_bytes_(other.alignment_bytes_),
       direct_(other.direct_),
-      mode_(std::move(other.mode_)) {}
+      mode_(std::move(other.mode_)),
+      directory_(std::move(other.directory_)) {}
 
 SpillFile::~SpillFile() {
   if (descriptor_ < 0) return;
@@ -213,6 +216,7 @@ Status SpillFile::open(const SpillFileOptions& options, const IoTable& table) {
   if (created < 0 && lacks_nameless_files(-created)) created = create_and_unlink(opened.get());
   if (created < 0) return cannot_create(directory, -created);
   descriptor_ = created;
+  directory_ = options.directory;
   owner_process_ = getpid();
   closing_ = table.closing;
   alignment_bytes_ = direct_alignment(descriptor_);
@@ -256,7 +260,7 @@ Status SpillFile::take_space(const std::string& directory) {
 
 Status SpillFile::choose_mode(bool want_direct, const IoTable& table) {
   if (!want_direct) {
-    mode_ = "buffered as asked";
+    mode_ = kBufferedAsAsked;
     return Status::success();
   }
   const int flags = fcntl(descriptor_, F_GETFL);
@@ -268,7 +272,7 @@ Status SpillFile::choose_mode(bool want_direct, const IoTable& table) {
     return Status::success();
   }
   if (error != EINVAL && error != EOPNOTSUPP) {
-    return Status::error(storage_code_of(error), "the first transfer to the spill file failed: " +
+    return Status::error(storage_code_of(error), "the first transfer to the spill file in '" + directory_ + "' failed: " +
                                                      describe_failure(table, error), error);
   }
   if (fcntl(descriptor_, F_SETFL, flags) != 0) {

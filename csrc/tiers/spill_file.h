@@ -23,6 +23,7 @@ struct SpillFileOptions {
 
 class SpillFile {
  public:
+  static constexpr const char* kBufferedAsAsked = "buffered as asked";
   SpillFile() = default;
   ~SpillFile();  // gives the space back at once, even if a forked child still holds the descriptor
   SpillFile(SpillFile&& other) noexcept;
@@ -36,6 +37,7 @@ class SpillFile {
   uint64_t alignment_bytes() const { return alignment_bytes_; }
   bool direct() const { return direct_; }
   const std::string& mode() const { return mode_; }  // for people: direct, or why not
+  const std::string& directory() const { return directory_; }
 
  private:
   Status take_space(const std::string& directory);
@@ -48,6 +50,7 @@ class SpillFile {
   uint64_t alignment_bytes_ = 4096;
   bool direct_ = false;
   std::string mode_;
+  std::string directory_;
 };
 
 // kStorageFull for ENOSPC, EDQUOT and EFBIG, else kStorageError.

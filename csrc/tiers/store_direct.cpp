@@ -1,11 +1,18 @@
-// DirectStore: the NVMe tier as a spill file, read and written by worker threads.
+// DirectStore: the NVMe tier as spill files, one for each drive, read and written by worker threads.
 //
 // In buffered mode every write is forced out and every range leaves the page cache, for two reasons: the cache would
 // take the RAM that the user gave to others, and an error of a later write-back would reach nobody.
 //
 // With `verify` each worker computes the checksums of what it writes before the write, and compares after each read. A
 // unit that does not match is read once more (a transfer may have gone wrong, not the disk); then it is kCorruptPage.
+//
+// With `verify_writes` a worker also reads back what it wrote, past the page cache, and compares it with the caller's
+// buffer before the request completes: a lost or torn write is found while the page still has its other copy.
+//
+// With `encrypt` a worker encrypts into memory of its own (the caller's buffer is still a valid copy and must not change)
+// and decrypts in place. Checksums are of the plain bytes, so they also find what was decrypted wrongly.
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,11 +20,15 @@
 #include <bit>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <utility>
 
 #include "tiers/block_store.h"
 #include "tiers/crc32c.h"
-#include "tiers/spill_file.h"
+#include "tiers/page_cipher.h"
+#include "tiers/spill_files.h"
 #include "tiers/store_workers.h"
 #include "tiers/unit_checksums.h"
 
@@ -27,6 +38,7 @@ namespace {
 constexpr int kWorkerCountMin = 4;  // what the contract of BlockStore promises
 constexpr int kWorkerCountMax = 256;
 constexpr int kStuckCallsMax = 8;
+constexpr uint64_t kHugePageBytes = 2 * kMiB;
 constexpr uint64_t kPieceUnitsMax = 1024;  // checksums of one piece are kept on the worker's stack
 
 int64_t system_pread(int descriptor, void* buffer, uint64_t bytes, uint64_t offset) {
@@ -37,68 +49,138 @@ int64_t system_pwrite(int descriptor, const void* buffer, uint64_t bytes, uint64
   return ::pwrite(descriptor, buffer, bytes, static_cast<off_t>(offset));
 }
 
+// "offset 4096 of the spill file in '/data'"
+std::string name_of(const SpillFiles::Place& at) {
+  return "offset " + std::to_string(at.offset) + " of the spill file in '" + at.file->directory() + "'";
+}
+
+Status failure(StoreOperation operation, const SpillFiles::Place& at, uint64_t bytes, uint64_t done, int system_error,
+               const std::string& reason) {
+  const char* verb = operation == StoreOperation::kRead ? "read" : "write";
+  return Status::error(storage_code_of(system_error),
+                       std::string(verb) + " of " + std::to_string(bytes) + " bytes at " + name_of(at) +
+                           " failed after " + std::to_string(done) + " bytes: " + reason,
+                       system_error);
+}
+
+Status leave_page_cache(StoreOperation operation, const SpillFiles::Place& at, uint64_t bytes) {
+  const auto begin = static_cast<off_t>(at.offset);
+  const auto length = static_cast<off_t>(bytes);
+  if (operation == StoreOperation::kWrite) {
+    constexpr unsigned kWriteAndWait =
+        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    int result;
+    do {
+      result = sync_file_range(at.file->descriptor(), begin, length, kWriteAndWait);
+    } while (result != 0 && errno == EINTR);
+    const int error = result != 0 ? errno : 0;
+    if (error != 0 && error != ENOSYS && error != EINVAL) {
+      return failure(operation, at, bytes, bytes, error, "write-back: " + describe_system_error(error));
+    }
+  }
+  // Only advice: a refusal costs RAM, not data.
+  (void)posix_fadvise(at.file->descriptor(), begin, length, POSIX_FADV_DONTNEED);
+  return Status::success();
+}
+
+// Memory of the calling worker alone, as large as its store's largest piece; null where there is none.
+std::byte* worker_memory(uint64_t piece_bytes_max, uint64_t alignment) {
+  struct Free {
+    void operator()(std::byte* memory) const { free(memory); }
+  };
+  thread_local std::unique_ptr<std::byte, Free> memory;
+  if (memory != nullptr) return memory.get();
+  // In huge pages, where there are some: direct I/O pins each page by itself.
+  const uint64_t aligned = std::max(alignment, piece_bytes_max >= kHugePageBytes ? kHugePageBytes : alignment);
+  const uint64_t bytes = round_up(piece_bytes_max, aligned);
+  memory.reset(static_cast<std::byte*>(aligned_alloc(aligned, bytes)));
+  if (memory != nullptr) (void)madvise(memory.get(), bytes, MADV_HUGEPAGE);
+  return memory.get();
+}
+
 class DirectStore final : public BlockStore {
  public:
-  DirectStore(const DirectStoreOptions& options, const IoTable& table, SpillFile file, UnitChecksums checksums)
+  DirectStore(const DirectStoreOptions& options, const IoTable& table, SpillFiles files, UnitChecksums checksums,
+              std::unique_ptr<PageCipher> cipher)
       : table_(table),
-        file_(std::move(file)),
+        files_(std::move(files)),
         checksums_(std::move(checksums)),
-        directory_(options.directory),
-        description_("spill file in " + options.directory + ", " + file_.mode() + ", " +
-                     std::to_string(options.worker_count) + " threads, " +
+        cipher_(std::move(cipher)),
+        description_(files_.description() + ", " + std::to_string(thread_count(options)) + " threads, " +
                      (!checksums_.enabled()  ? "reads not checked"
                       : crc32c_in_hardware() ? "reads checked"
-                                             : "reads checked (slowly: the processor has no CRC32C instruction)")),
-        workers_({file_.capacity_bytes(), file_.alignment_bytes(), options.request_bytes_max},
+                                             : "reads checked (slowly: the processor has no CRC32C instruction)") +
+                     (options.verify_writes ? ", writes read back" : "") + (cipher_ ? ", encrypted (AES-256-XTS)" : "")),
+        verify_writes_(options.verify_writes),
+        piece_bytes_max_(options.request_bytes_max),
+        workers_({files_.capacity_bytes(), files_.alignment_bytes(), options.request_bytes_max, files_.stripe_bytes()},
                  [this](StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) {
-                   if (!checksums_.enabled()) return move_piece(operation, offset, bytes, buffer);
-                   return operation == StoreOperation::kWrite ? write_recorded(offset, bytes, buffer)
-                                                              : read_checked(offset, bytes, buffer);
+                   if (operation == StoreOperation::kWrite) {
+                     return checksums_.enabled() ? write_recorded(offset, bytes, buffer) : write_kept(offset, bytes, buffer);
+                   }
+                   return checksums_.enabled() ? read_checked(offset, bytes, buffer)
+                                               : move_piece(operation, offset, bytes, buffer);
                  }) {
     // Read-ahead past a request's end would stay in the page cache: nobody drops what nobody asked for.
-    if (!file_.direct()) (void)posix_fadvise(file_.descriptor(), 0, 0, POSIX_FADV_RANDOM);
+    for (const SpillFile& file : files_.files()) {
+      if (!file.direct()) (void)posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_RANDOM);
+    }
   }
 
+  static int thread_count(const DirectStoreOptions& options) {
+    return std::min(options.worker_count * static_cast<int>(options.directories.size()), kWorkerCountMax);
+  }
   Status start(int worker_count) { return workers_.start(worker_count); }
   std::string description() const override { return description_; }
-  uint64_t capacity_bytes() const override { return file_.capacity_bytes(); }
-  uint64_t alignment_bytes() const override { return file_.alignment_bytes(); }
+  std::string notice() const override { return files_.notice(); }
+  uint64_t drive_bytes() const override { return files_.drive_bytes(); }
+  uint64_t capacity_bytes() const override { return files_.capacity_bytes(); }
+  uint64_t alignment_bytes() const override { return files_.alignment_bytes(); }
   Status submit(const StoreRequest& request) override { return workers_.submit(request); }
   size_t poll(std::vector<StoreCompletion>& completions) override { return workers_.poll(completions); }
   void set_wake(void (*wake)(void*), void* context) override { workers_.set_wake(wake, context); }
 
  private:
+  Status write_kept(uint64_t offset, uint64_t bytes, std::byte* buffer) const;
   Status write_recorded(uint64_t offset, uint64_t bytes, std::byte* buffer);
   Status read_checked(uint64_t offset, uint64_t bytes, std::byte* buffer) const;
   Status corruption(const UnitChecksums::Mismatch& first, const UnitChecksums::Mismatch& second) const;
   Status move_piece(StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) const;
-  Status leave_page_cache(StoreOperation operation, uint64_t offset, uint64_t bytes) const;
-  Status failure(StoreOperation operation, uint64_t offset, uint64_t bytes, uint64_t done, int system_error,
-                 const std::string& reason) const;
+  Status move_raw(StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) const;
+  Status move_at(StoreOperation operation, const SpillFiles::Place& at, uint64_t bytes, std::byte* buffer) const;
 
   const IoTable table_;
-  const SpillFile file_;
+  const SpillFiles files_;
   UnitChecksums checksums_;  // by worker threads, each for the units of its piece
-  const std::string directory_;
+  const std::unique_ptr<const PageCipher> cipher_;  // null: nothing is encrypted
   const std::string description_;
+  const bool verify_writes_;
+  const uint64_t piece_bytes_max_;
   StoreWorkers workers_;  // last: its threads use the rest
 };
 
-Status DirectStore::failure(StoreOperation operation, uint64_t offset, uint64_t bytes, uint64_t done, int system_error,
-                            const std::string& reason) const {
-  const char* verb = operation == StoreOperation::kRead ? "read" : "write";
-  return Status::error(storage_code_of(system_error),
-                       std::string(verb) + " of " + std::to_string(bytes) + " bytes at offset " +
-                           std::to_string(offset) + " of the spill file in '" + directory_ + "' failed after " +
-                           std::to_string(done) + " bytes: " + reason,
-                       system_error);
+Status DirectStore::write_kept(uint64_t offset, uint64_t bytes, std::byte* buffer) const {
+  Status status = move_piece(StoreOperation::kWrite, offset, bytes, buffer);
+  if (!verify_writes_ || !status.ok()) return status;
+  std::byte* const seen = worker_memory(piece_bytes_max_, files_.alignment_bytes());
+  if (seen == nullptr) return failure(StoreOperation::kWrite, files_.place(offset), bytes, bytes, ENOMEM, "no memory to compare it");
+  for (int attempt = 0;; ++attempt) {
+    status = move_piece(StoreOperation::kRead, offset, bytes, seen);
+    if (!status.ok() || memcmp(seen, buffer, bytes) == 0) return status;
+    if (attempt > 0) break;
+    status = move_piece(StoreOperation::kWrite, offset, bytes, buffer);
+    if (!status.ok()) return status;
+  }
+  const auto first = static_cast<uint64_t>(std::mismatch(seen, seen + bytes, buffer).first - seen);
+  return failure(StoreOperation::kWrite, files_.place(offset), bytes, bytes, EIO,
+                 "it does not read back as it was written, twice; the first wrong byte is at " + name_of(files_.place(offset + first)));
 }
 
 Status DirectStore::write_recorded(uint64_t offset, uint64_t bytes, std::byte* buffer) {
   std::array<uint32_t, kPieceUnitsMax> room;
   const auto made = checksums_.compute(offset, bytes, buffer, room);
   checksums_.forget(offset, bytes);  // of a write that fails half way nothing is known
-  Status status = move_piece(StoreOperation::kWrite, offset, bytes, buffer);
+  Status status = write_kept(offset, bytes, buffer);
   if (status.ok()) checksums_.remember(offset, made);
   return status;
 }
@@ -125,53 +207,58 @@ Status DirectStore::corruption(const UnitChecksums::Mismatch& first, const UnitC
   snprintf(sums, sizeof sums, "CRC32C 0x%08x instead of 0x%08x, and 0x%08x when read again", first.found,
            first.expected, second.found);
   return Status::error(StatusCode::kCorruptPage,
-                       "the " + std::to_string(second.bytes) + " bytes at offset " + std::to_string(second.offset) +
-                           " of the spill file in '" + directory_ + "' are not what was written there: " + sums);
+                       "the " + std::to_string(second.bytes) + " bytes at " + name_of(files_.place(second.offset)) +
+                           " are not what was written there: " + sums);
 }
 
 Status DirectStore::move_piece(StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) const {
+  if (cipher_ == nullptr) return move_raw(operation, offset, bytes, buffer);
+  if (operation == StoreOperation::kRead) {
+    Status status = move_raw(operation, offset, bytes, buffer);
+    return status.ok() ? cipher_->decrypt(offset, bytes, buffer, buffer) : status;
+  }
+  std::byte* const hidden = worker_memory(piece_bytes_max_, files_.alignment_bytes());
+  if (hidden == nullptr) return failure(operation, files_.place(offset), bytes, 0, ENOMEM, "no memory to encrypt into");
+  Status status = cipher_->encrypt(offset, bytes, buffer, hidden);
+  return status.ok() ? move_raw(operation, offset, bytes, hidden) : status;
+}
+
+Status DirectStore::move_raw(StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) const {
+  for (uint64_t done = 0; done < bytes;) {
+    const SpillFiles::Place at = files_.place(offset + done);
+    const uint64_t part = std::min(at.bytes, bytes - done);
+    if (Status status = move_at(operation, at, part, buffer + done); !status.ok()) return status;
+    done += part;
+  }
+  return Status::success();
+}
+
+Status DirectStore::move_at(StoreOperation operation, const SpillFiles::Place& at, uint64_t bytes,
+                            std::byte* buffer) const {
   const bool reading = operation == StoreOperation::kRead;
+  const int descriptor = at.file->descriptor();
+  const uint64_t alignment = files_.alignment_bytes();
   uint64_t done = 0;
   int stuck_calls = 0;
   while (done < bytes) {
-    const int64_t count = reading ? table_.pread(file_.descriptor(), buffer + done, bytes - done, offset + done)
-                                  : table_.pwrite(file_.descriptor(), buffer + done, bytes - done, offset + done);
+    const int64_t count = reading ? table_.pread(descriptor, buffer + done, bytes - done, at.offset + done)
+                                  : table_.pwrite(descriptor, buffer + done, bytes - done, at.offset + done);
     if (count < 0) {
       const int error = errno;
       if (error == EINTR) continue;
-      return failure(operation, offset, bytes, done, error, describe_failure(table_, error));
+      return failure(operation, at, bytes, done, error, describe_failure(table_, error));
     }
-    if (count == 0 && reading) return failure(operation, offset, bytes, done, 0, "file truncated");
+    if (count == 0 && reading) return failure(operation, at, bytes, done, 0, "file truncated");
     // Direct calls must go on at an aligned offset, so an odd rest is moved once more.
     const auto moved = static_cast<uint64_t>(count);
-    const uint64_t usable = file_.direct() ? moved / file_.alignment_bytes() * file_.alignment_bytes() : moved;
+    const uint64_t usable = at.file->direct() ? moved / alignment * alignment : moved;
     stuck_calls = usable == 0 ? stuck_calls + 1 : 0;
     if (stuck_calls > kStuckCallsMax) {
-      return failure(operation, offset, bytes, done, EIO, "the system makes no progress");
+      return failure(operation, at, bytes, done, EIO, "the system makes no progress");
     }
     done += usable;
   }
-  return file_.direct() ? Status::success() : leave_page_cache(operation, offset, bytes);
-}
-
-Status DirectStore::leave_page_cache(StoreOperation operation, uint64_t offset, uint64_t bytes) const {
-  const auto begin = static_cast<off_t>(offset);
-  const auto length = static_cast<off_t>(bytes);
-  if (operation == StoreOperation::kWrite) {
-    constexpr unsigned kWriteAndWait =
-        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
-    int result;
-    do {
-      result = sync_file_range(file_.descriptor(), begin, length, kWriteAndWait);
-    } while (result != 0 && errno == EINTR);
-    const int error = result != 0 ? errno : 0;
-    if (error != 0 && error != ENOSYS && error != EINVAL) {
-      return failure(operation, offset, bytes, bytes, error, "write-back: " + describe_system_error(error));
-    }
-  }
-  // Only advice: a refusal costs RAM, not data.
-  (void)posix_fadvise(file_.descriptor(), begin, length, POSIX_FADV_DONTNEED);
-  return Status::success();
+  return at.file->direct() ? Status::success() : leave_page_cache(operation, at, bytes);
 }
 
 Status check_options(const DirectStoreOptions& options) {
@@ -207,20 +294,25 @@ Status make_direct_store(const DirectStoreOptions& options, std::unique_ptr<Bloc
 Status make_direct_store(const DirectStoreOptions& options, const IoTable& table, std::unique_ptr<BlockStore>* store) {
   Status status = check_options(options);
   if (!status.ok()) return status;
-  SpillFile file;
-  status = file.open({options.directory, options.capacity_bytes, options.direct, true}, table);
+  SpillFiles files;
+  const uint64_t stripe = std::max(options.stripe_bytes, options.verify ? options.verify_unit_bytes : 0);
+  status = files.open({options.directories, options.capacity_bytes, stripe, options.direct}, table);
   if (!status.ok()) return status;
   DirectStoreOptions effective = options;
-  effective.request_bytes_max = round_up(options.request_bytes_max, file.alignment_bytes());
+  effective.request_bytes_max = round_up(options.request_bytes_max, files.alignment_bytes());
   UnitChecksums checksums;
   if (options.verify) {
-    const uint64_t unit = std::max(options.verify_unit_bytes, file.alignment_bytes());  // it may be read by itself
-    if (status = checksums.open(file.capacity_bytes(), unit); !status.ok()) return status;
+    const uint64_t unit = std::max(options.verify_unit_bytes, files.alignment_bytes());  // it may be read by itself
+    if (status = checksums.open(files.capacity_bytes(), unit); !status.ok()) return status;
     // Cuts lie between units, or the units at the cuts would go unchecked.
     effective.request_bytes_max = std::min(round_up(options.request_bytes_max, unit), kPieceUnitsMax * unit);
   }
-  auto made = std::make_unique<DirectStore>(effective, table, std::move(file), std::move(checksums));
-  status = made->start(options.worker_count);
+  std::unique_ptr<PageCipher> cipher;
+  if (options.encrypt) {
+    if (status = PageCipher::make(&cipher); !status.ok()) return status;
+  }
+  auto made = std::make_unique<DirectStore>(effective, table, std::move(files), std::move(checksums), std::move(cipher));
+  status = made->start(DirectStore::thread_count(options));
   if (status.ok()) *store = std::move(made);
   return status;
 }

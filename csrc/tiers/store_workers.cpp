@@ -57,7 +57,7 @@ Status StoreWorkers::submit(const StoreRequest& request) {
     std::lock_guard lock(mutex_);
     queued_.splice(queued_.end(), incoming);
   }
-  if (request.bytes > limits_.piece_bytes_max) {
+  if (request.bytes > limits_.piece_bytes_max || (limits_.stripe_bytes > 0 && request.bytes > limits_.stripe_bytes)) {
     work_available_.notify_all();
   } else {
     work_available_.notify_one();
@@ -88,6 +88,10 @@ void StoreWorkers::set_wake(void (*wake)(void*), void* context) {
 StoreWorkers::Piece StoreWorkers::take_piece_locked() {
   auto owner = queued_.begin();
   Piece piece{owner, owner->handed_out, std::min(limits_.piece_bytes_max, owner->request.bytes - owner->handed_out)};
+  if (limits_.stripe_bytes > 0) {
+    const uint64_t within = (owner->request.offset + piece.begin) % limits_.stripe_bytes;
+    piece.bytes = std::min(piece.bytes, limits_.stripe_bytes - within);
+  }
   owner->handed_out += piece.bytes;
   owner->pieces_running += 1;
   if (owner->handed_out == owner->request.bytes) running_.splice(running_.end(), queued_, owner);

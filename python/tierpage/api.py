@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from tierpage import native, storage, touching
 from tierpage.config import ENVIRONMENT_NAME, Config, Request, parse_request
 from tierpage.defaults import differences, in_force, resolve
 from tierpage.errors import ConfigError, TierpageError, TierpageWarning
+from tierpage.notices import NoticeThread
 from tierpage.system import format_bytes
 
 _log = logging.getLogger("tierpage")
@@ -40,6 +41,7 @@ class Session:
         with native.translated():
             self.runtime: Any = module.Runtime({**config.engine_options(), **backend.engine_options()})
         self.wrappers = touching.Wrappers(self._touch, self._hold)
+        self.notices = NoticeThread(self.log_notices)
         attached = False
         try:
             with native.translated():
@@ -51,6 +53,7 @@ class Session:
             self.library.attach(address)
             attached = True
             self.wrappers.install()
+            self.notices.start()
         except BaseException:
             if attached:
                 self.library.detach()
@@ -103,6 +106,7 @@ class Session:
         except BaseException:
             self.library.set_option("deferral", self.config.defer_updates)
             raise
+        self.notices.stop()
         self.wrappers.remove()
         self.library.detach()
         _retired.append(self)
@@ -149,6 +153,7 @@ os.register_at_fork(after_in_child=_after_fork)
 def _at_exit() -> None:
     """Stops the pager's threads. Nothing is fetched: the spill file has no name, the memory goes with the process."""
     for session in [*_retired, *([_session] if _session is not None else [])]:
+        session.notices.stop()
         session.runtime.shutdown()
 
 
@@ -212,7 +217,7 @@ class Pager:
 
 
 def enable(
-    nvme_path: str | os.PathLike[str] | None = None,
+    nvme_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     *,
     device: str | torch.device | None = None,
     device_budget: int | float | str | None = None,
@@ -221,26 +226,32 @@ def enable(
     min_paged_bytes: int | str | None = None,
     scope: str | None = None,
     paranoid: bool | None = None,
+    nvme_write_budget: str | None = None,
     verify: str | None = None,
     storage_backend: str | None = None,
+    encrypt: bool | None = None,
     **experimental: Any,
 ) -> Pager:
     """Switches tierpage on: tensors made from now on live in three tiers. Tensors made before stay where they are.
 
     Args:
-        nvme_path: directory of the NVMe tier, on a local disk. None: VRAM and RAM only.
+        nvme_path: directory of the NVMe tier, on a local disk; a list of directories, one on each drive, stripes it
+            over them. None: VRAM and RAM only.
         device: "cuda", "cuda:<index>" or "cpu". Default: the current CUDA device, "cpu" where there is none.
         device_budget: bytes, text ("20GiB"), or a fraction of the VRAM ("cpu": of RAM). Default: free VRAM less a
             margin; on "cpu" half of the available RAM.
         host_budget: the same for RAM. Default: available RAM or cgroup headroom less a margin, per local rank.
         nvme_budget: bytes, text, or a fraction of the free disk space. Default: half of the free space, at most 8
             times the two other budgets. The space is taken at once and given back when tierpage or the process ends.
+        nvme_write_budget: bytes that should be written to the NVMe tier at most, "200GB/day" or "10GB/hour". Default: none.
         min_paged_bytes: smaller tensors stay with torch's own allocator. Default: 1 MiB.
         scope: "all", or "explicit": only tensors made inside ``with tierpage.paged()``.
         paranoid: evicts everything unpinned after each operator; finds missed accesses, very slow. For tests.
-        verify: "read" checks what comes back from the disk (CorruptPageError), "off" does not. Default: "read".
+        verify: "read" checks what comes back from the disk (CorruptPageError), "full" also reads back what was written
+            (StorageError), "off" checks nothing. Default: "read".
         storage_backend: "direct" (direct I/O through RAM), "kvikio" (an extension, see docs/tuning.md), or "auto":
             kvikio where drives reach the GPU's memory by themselves and that is faster, else direct.
+        encrypt: encrypts what lies on the disk (AES-256-XTS) with a random key that only this process has. Default: off.
         **experimental: the further keys of docs/tuning.md.
 
     An argument that is None comes from the environment variable TIERPAGE_CONF, else from the default. Calling again
@@ -253,8 +264,8 @@ def enable(
     arguments: dict[str, object] = dict(experimental)
     arguments.update(
         nvme_path=nvme_path, device=device, device_budget=device_budget, host_budget=host_budget,
-        nvme_budget=nvme_budget, min_paged_bytes=min_paged_bytes, scope=scope, paranoid=paranoid,
-        verify=verify, storage_backend=storage_backend,
+        nvme_budget=nvme_budget, nvme_write_budget=nvme_write_budget, min_paged_bytes=min_paged_bytes, scope=scope, paranoid=paranoid,
+        verify=verify, storage_backend=storage_backend, encrypt=encrypt,
     )  # fmt: skip
     with _lock:
         return _enable(parse_request(arguments, os.environ.get(ENVIRONMENT_NAME)))

@@ -41,7 +41,10 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     demo.add_argument("--host-budget", default=None, help="bytes in RAM (default: a quarter of the states)")
     demo.add_argument(
-        "--nvme-path", default=None, help="directory of the NVMe tier (default: a local temporary directory)"
+        "--nvme-path",
+        action="append",
+        default=None,
+        help="directory of the NVMe tier; repeat it for several drives (default: a local temporary directory)",
     )
     demo.add_argument("--steps", type=int, default=8, help="training steps (default: 8)")
     demo.add_argument("--batch", type=int, default=2, help="sequences in a step (default: 2)")
@@ -58,10 +61,10 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     doctor.add_argument(
         "path",
-        nargs="?",
+        nargs="*",
         default=None,
         metavar="PATH",
-        help="directory for the NVMe tier (default: from TIERPAGE_CONF, else here)",
+        help="directory for the NVMe tier, several: one on each drive (default: from TIERPAGE_CONF, else here)",
     )
     doctor.add_argument("--json", action="store_true", help="the same fields as JSON")
     doctor.add_argument("--no-speed", action="store_true", help="do not measure the links")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
 from tierpage.errors import ConfigError
-from tierpage.sizes import Size, parse_size
+from tierpage.sizes import Rate, Size, parse_rate, parse_size
 
 __all__ = ["Config", "parse_environment", "parse_size"]
 
@@ -31,7 +32,7 @@ class Config:
     device_budget: int
     host_budget: int
     nvme_budget: int
-    nvme_path: str | None
+    nvme_path: str | tuple[str, ...] | None  # one directory, or one on each of several drives
     min_paged_bytes: int = MIB
     scope: str = "all"
     paranoid: bool = False
@@ -46,6 +47,9 @@ class Config:
     staging_slots: int = 16
     io_workers: int = 8
     direct_io: bool = True
+    nvme_write_budget: Rate | None = None
+    stall_report_seconds: float = 30.0
+    encrypt: bool = False
     trace_events_max: int = 1 << 18
     list_run_fraction: float = 0.0625
     defer_updates: bool = True
@@ -58,7 +62,10 @@ class Config:
         options: dict[str, object] = {name: getattr(self, name) for name in _ENGINE_NAMES}
         for tier in ("device", "host", "nvme"):
             options[f"{tier}_budget_bytes"] = getattr(self, f"{tier}_budget")
-        options["nvme_path"] = self.nvme_path or ""
+        if self.nvme_write_budget is not None:
+            options["nvme_write_bytes_max"] = self.nvme_write_budget.count
+            options["nvme_write_period_seconds"] = self.nvme_write_budget.seconds
+        options["nvme_path"] = list(paths_of(self.nvme_path))
         options["scope_explicit"] = self.scope == "explicit"
         return options
 
@@ -68,6 +75,7 @@ class Config:
         for name in SETTINGS:
             if not self.origins.get(name, "default").startswith("default"):
                 value = f"{self.device}:{self.device_index}" if name == "device" else getattr(self, name)
+                value = f"[{','.join(value)}]" if isinstance(value, tuple) else value
                 shown.append(f"{name}:{'' if value is None else value}")
         return ",".join(shown)
 
@@ -75,7 +83,7 @@ class Config:
 _ENGINE_NAMES = (
     "device", "device_index", "min_paged_bytes", "granule_bytes", "frame_bytes_max", "range_bytes", "paranoid",
     "verify", "policy", "prefetch", "staging_slot_bytes", "staging_slots", "io_workers", "direct_io", "trace_events_max",
-    "list_run_fraction",
+    "list_run_fraction", "stall_report_seconds", "encrypt",
 )  # fmt: skip
 
 Parser = Callable[[object, str], Any]
@@ -130,11 +138,41 @@ def _parse_bool(value: object, name: str) -> bool:
     return result
 
 
+def _parse_seconds(value: object, name: str) -> float:
+    try:
+        seconds = float(value) if not isinstance(value, bool) else -1.0  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds <= 1e6:
+        raise ConfigError(f"{name}={value!r} is not a time: give seconds, 0 for never.")
+    return seconds
+
+
 def _parse_share(value: object, name: str) -> float:
     fraction = parse_size(value, name).fraction if isinstance(value, (float, str)) else None
     if fraction is None:
         raise ConfigError(f"{name}={value!r} is not a fraction: give a float above 0 and at most 1, such as 0.5.")
     return fraction
+
+
+def paths_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The directories in a value of ``nvme_path``; none where there is no NVMe tier."""
+    return value if isinstance(value, tuple) else (value,) if value else ()
+
+
+def _parse_paths(value: object, name: str) -> str | tuple[str, ...]:
+    """One directory, or several as a list or tuple, in text as "[/a,/b]". A list of one is that one."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        value = [part.strip() for part in value[1:-1].split(",")]
+    if not isinstance(value, (list, tuple)):
+        return _parse_path(value, name)
+    paths = tuple(_parse_path(part, name) for part in value)
+    if not paths or not all(paths):
+        raise ConfigError(f"{name}={value!r} holds no directory: give one, or one on each drive.")
+    real = [os.path.realpath(os.path.expanduser(path)) for path in paths]
+    if len(set(real)) < len(real):
+        raise ConfigError(f"{name}={value!r} names a directory twice: give one on each drive.")
+    return paths if len(paths) > 1 else paths[0]
 
 
 def _parse_path(value: object, name: str) -> str:
@@ -143,7 +181,7 @@ def _parse_path(value: object, name: str) -> str:
     except TypeError:
         path = None
     if not isinstance(path, str):
-        raise ConfigError(f"{name}={value!r} is not a directory name: give text or a pathlib.Path.")
+        raise ConfigError(f"{name}={value!r} is not a directory name: give text, a pathlib.Path, or a list of them.")
     if "\0" in path:
         raise ConfigError(f"{name}={value!r} holds a null character, which no directory name can.")
     return path
@@ -171,7 +209,7 @@ def _parse_budget(value: object, name: str) -> Size:
 # Every setting that a user can give, by the name of its keyword and of its TIERPAGE_CONF key. docs/tuning.md has a
 # section for each; the repository's tests/tidy.py compares the two.
 SETTINGS: dict[str, Parser] = {
-    "nvme_path": _parse_path,
+    "nvme_path": _parse_paths,
     "device": _parse_device,
     "device_budget": _parse_budget,
     "host_budget": _parse_budget,
@@ -179,7 +217,7 @@ SETTINGS: dict[str, Parser] = {
     "min_paged_bytes": _parse_bytes(1),
     "scope": _parse_choice("all", "explicit"),
     "paranoid": _parse_bool,
-    "verify": _parse_choice("read", "off"),
+    "verify": _parse_choice("read", "full", "off"),
     "storage_backend": _parse_choice("auto", "direct", "kvikio"),
     "policy": _parse_choice("auto", "clock"),
     "prefetch": _parse_bool,
@@ -190,6 +228,9 @@ SETTINGS: dict[str, Parser] = {
     "staging_slots": _parse_count(1, 1024),
     "io_workers": _parse_count(4, 256),
     "direct_io": _parse_bool,
+    "nvme_write_budget": parse_rate,
+    "encrypt": _parse_bool,
+    "stall_report_seconds": _parse_seconds,
     "trace_events_max": _parse_count(0, 1 << 28),
     "list_run_fraction": _parse_share,
     "defer_updates": _parse_bool,
@@ -202,9 +243,9 @@ def _close(value: object, known: Mapping[str, object] | tuple[str, ...]) -> str:
 
 
 def parse_environment(text: str | None) -> dict[str, str]:
-    """Reads ``key:value,key:value`` (torch's grammar). Raises ConfigError on an unknown, repeated or empty key."""
+    """Reads ``key:value,key:[value,value]`` (torch's grammar). Raises ConfigError on an unknown, repeated or empty key."""
     values: dict[str, str] = {}
-    for item in (text or "").split(","):
+    for item in re.split(r",(?![^\[\]]*\])", text or ""):  # not at commas inside of brackets
         if not item.strip():
             continue
         key, colon, value = (part.strip() for part in item.partition(":"))

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from tierpage import system
-from tierpage.config import Config, Request
+from tierpage.config import Config, Request, paths_of
 from tierpage.errors import ConfigError
 from tierpage.system import format_bytes
 
@@ -179,27 +179,41 @@ class _Resolver:
             size //= 2
         return {names[0]: size, names[1]: slots}
 
-    def _nvme_path(self) -> str | None:
-        path: str | None = self._asked("nvme_path") or None
-        if path is None:
+    def _nvme_path(self) -> str | tuple[str, ...] | None:
+        asked = paths_of(self._asked("nvme_path"))
+        if not asked:
             if self._asked("nvme_budget") is not None:
                 raise ConfigError(
                     "nvme_budget is given but nvme_path is not: give nvme_path, a directory on a local disk."
                 )
             return None
-        path = os.path.abspath(os.path.expanduser(path))
-        mount = check_directory(path, self.machine)
-        if mount is not None and mount.kind in system.NETWORK_FILE_SYSTEMS:
+        paths = tuple(os.path.abspath(os.path.expanduser(path)) for path in asked)
+        for path in paths:
+            mount = check_directory(path, self.machine)
+            if mount is not None and mount.kind in system.NETWORK_FILE_SYSTEMS:
+                self.notes.append(
+                    f"nvme_path={path!r} is on the network file system {mount.kind!r}; a local disk is much faster."
+                )
+        drives = {os.stat(path).st_dev for path in paths}
+        if len(drives) < len(paths):
             self.notes.append(
-                f"nvme_path={path!r} is on the network file system {mount.kind!r}; a local disk is much faster."
+                f"The {len(paths)} directories of nvme_path are on {len(drives)} file system(s): "
+                "several on one drive are no faster than one."
             )
-        return path
+        return paths if len(paths) > 1 else paths[0]
 
-    def _nvme_budget(self, path: str | None, faster: int) -> int:
+    def _disk_free(self, paths: tuple[str, ...]) -> int:
+        """Bytes that files of equal size, one in each directory, can have together."""
+        drives: dict[int, list[str]] = {}
+        for path in paths:
+            drives.setdefault(os.stat(path).st_dev, []).append(path)
+        return len(paths) * min(self.machine.disk(on[0])[0] // len(on) for on in drives.values())
+
+    def _nvme_budget(self, path: str | tuple[str, ...] | None, faster: int) -> int:
         if path is None:
             self.origins.setdefault("nvme_budget", "default: no nvme_path, two tiers only")
             return 0
-        free, _ = self.machine.disk(path)
+        free = self._disk_free(paths_of(path))
         asked = self._asked("nvme_budget")
         if asked is None:
             budget = min(free // 2 // self.ranks, 8 * faster)
@@ -239,20 +253,25 @@ def check_directory(path: str, machine: Machine) -> system.Mount | None:
     """Checks that a spill file can be made in ``path``; returns its mount. Raises ConfigError, leaves nothing behind."""
     shown = f"nvme_path={path!r}"
     try:
-        mode = os.stat(path).st_mode
+        status = os.stat(path)
     except FileNotFoundError:
         raise ConfigError(
             f"{shown} does not exist: create the directory, or name another one on a local disk."
         ) from None
     except OSError as error:
         raise ConfigError(f"{shown} cannot be looked at ({error.strerror}): name another directory.") from None
-    if not stat.S_ISDIR(mode):
+    if not stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{shown} is not a directory: name the directory in which the spill file may be made.")
     mount = machine.mount(path)
     if mount is not None and mount.kind in system.MEMORY_FILE_SYSTEMS:
         raise ConfigError(
             f"{shown} is on {mount.kind}, which is RAM and not a disk: name a directory on a disk, "
             "or leave nvme_path out and raise host_budget."
+        )
+    if not status.st_mode & stat.S_ISVTX and os.geteuid() not in (status.st_uid, 0):
+        raise ConfigError(
+            f"{shown} belongs to user {status.st_uid}, who may rename or remove files in it: "
+            "name a directory of your own, or one with the sticky bit (chmod +t)."
         )
     read_only = mount is not None and mount.read_only
     if read_only or not os.access(path, os.W_OK | os.X_OK):
@@ -274,8 +293,9 @@ def differences(first: Config, request: Request, asked_first: Request) -> list[s
             same = kind == first.device and index in (None, first.device_index)
             current = f"{first.device}:{first.device_index}"
         elif name == "nvme_path":
-            same = os.path.abspath(os.path.expanduser(value)) == first.nvme_path if value else first.nvme_path is None
-        elif name.endswith("_budget"):
+            paths = tuple(os.path.abspath(os.path.expanduser(path)) for path in paths_of(value))
+            same = paths == paths_of(first.nvme_path)
+        elif name in ("device_budget", "host_budget", "nvme_budget"):
             same = value.count == current
         else:
             same = value == current

@@ -41,7 +41,7 @@ class Options:
     device: str = "cpu"
     device_budget: str | None = None
     host_budget: str | None = None
-    nvme_path: str | None = None
+    nvme_path: str | list[str] | None = None
     steps: int = 8
     batch: int = 2
     text_bytes: int = 48

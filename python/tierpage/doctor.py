@@ -243,6 +243,11 @@ def check_storage(machine: DoctorMachine) -> Row:
     )  # fmt: skip
 
 
+def check_encryption(machine: DoctorMachine) -> Row:
+    found = any(machine.library(name) for name in ("libcrypto.so.3", "libcrypto.so.1.1"))
+    return Row("encryption", OK, "libcrypto found" if found else "no libcrypto (only needed for encrypt=True)")
+
+
 def check_conflicts(machine: DoctorMachine) -> Row:
     found = []
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
@@ -308,19 +313,33 @@ def check_links(machine: DoctorMachine) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     check_build, check_python, check_device, check_vmm, check_host_mapping, check_copy_engines, check_memory,
     check_memlock, check_huge_pages, check_map_count, check_directory, check_file_system, check_direct_io,
-    check_disk_kind, check_io_uring, check_cufile, check_storage, check_conflicts, check_settings,
+    check_disk_kind, check_io_uring, check_cufile, check_storage, check_encryption, check_conflicts, check_settings,
 )  # fmt: skip
 
 
+DIRECTORY_CHECKS: tuple[Check, ...] = (check_directory, check_file_system, check_direct_io, check_disk_kind)
+
+
+def _row_of(check: Check, machine: DoctorMachine) -> Row:
+    try:
+        return check(machine)
+    except Exception as error:  # the doctor must never be the patient
+        name = check.__name__.removeprefix("check_").replace("_", " ")
+        return Row(name, WARN, "unknown", f"the check failed: {type(error).__name__}: {error}", "report this")
+
+
 def examine(machine: DoctorMachine, *, measure: bool = True) -> list[Row]:
-    """All rows, in the order in which they are shown. A check that fails itself becomes a WARN row."""
+    """All rows, in the order in which they are shown. A check that fails itself becomes a WARN row.
+
+    Where there are several directories, those about a directory come once for each.
+    """
     rows = []
     for check in CHECKS:
-        try:
-            rows.append(check(machine))
-        except Exception as error:  # the doctor must never be the patient
-            name = check.__name__.removeprefix("check_").replace("_", " ")
-            rows.append(Row(name, WARN, "unknown", f"the check failed: {type(error).__name__}: {error}", "report this"))
+        rows.append(_row_of(check, machine))
+        if check is DIRECTORY_CHECKS[-1]:
+            for path in machine.paths[1:]:
+                with machine.looking_at(path):
+                    rows += [_row_of(again, machine) for again in DIRECTORY_CHECKS]
     return rows + (check_links(machine) if measure else [])
 
 

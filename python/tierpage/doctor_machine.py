@@ -9,7 +9,8 @@ import mmap
 import os
 import resource
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,34 @@ _IO_URING_SETUP = 425  # the same number on every architecture
 
 
 class DoctorMachine:
-    """This machine, for the directory ``path`` (default: nvme_path of TIERPAGE_CONF, else the current directory)."""
+    """This machine, for the directories ``path`` (default: nvme_path of TIERPAGE_CONF, else the current directory).
 
-    def __init__(self, path: str | None = None, environment: Mapping[str, str] | None = None) -> None:
+    ``path`` is the one that is looked at now, ``paths`` are all.
+    """
+
+    def __init__(self, path: str | Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> None:
         self.environment: Mapping[str, str] = dict(os.environ if environment is None else environment)
-        self.path = os.path.abspath(path or self._configured_path() or os.getcwd())
+        given = (path,) if isinstance(path, str) else tuple(path or ())
+        self.paths = [os.path.abspath(each) for each in given or self._configured_paths() or (os.getcwd(),)]
+        self.path = self.paths[0]
         self._facts: dict[tuple[str, int], dict[str, Any]] = {}
 
-    def _configured_path(self) -> str | None:
-        from tierpage.config import parse_environment
+    def _configured_paths(self) -> tuple[str, ...]:
+        from tierpage.config import parse_request, paths_of
 
         try:
-            return parse_environment(self.environment.get("TIERPAGE_CONF")).get("nvme_path")
+            return paths_of(parse_request({}, self.environment.get("TIERPAGE_CONF")).values.get("nvme_path"))
         except ConfigError:
-            return None
+            return ()
+
+    @contextmanager
+    def looking_at(self, path: str) -> Iterator[None]:
+        """Answers about ``path`` inside of the block."""
+        before, self.path = self.path, path
+        try:
+            yield
+        finally:
+            self.path = before
 
     def version(self) -> str:
         import tierpage
@@ -78,8 +93,8 @@ class DoctorMachine:
         from tierpage import native
 
         device = "cuda" if self.probe_device("cuda", 0).get("available") else "cpu"
-        path = self.path if self.directory_problem() is None else ""
-        options = {"device": device, "device_index": 0, "nvme_path": path, "seconds": 2.0}
+        usable = all(self.directory_problem(path) is None for path in self.paths)
+        options = {"device": device, "device_index": 0, "nvme_path": self.paths if usable else [], "seconds": 2.0}
         with native.translated():
             return dict(native.engine_module().measure_links(options))
 
@@ -110,12 +125,12 @@ class DoctorMachine:
     def mount(self) -> system.Mount | None:
         return system.mount_of(self.path)
 
-    def directory_problem(self) -> str | None:
-        """Why the NVMe tier cannot live in ``path``; None if it can."""
+    def directory_problem(self, path: str | None = None) -> str | None:
+        """Why the NVMe tier cannot live in ``path``, by default the one that is looked at; None if it can."""
         from tierpage.defaults import ThisMachine, check_directory
 
         try:
-            check_directory(self.path, ThisMachine())
+            check_directory(path or self.path, ThisMachine())
         except ConfigError as error:
             return str(error)
         return None
@@ -204,7 +219,9 @@ class DoctorMachine:
         from tierpage.defaults import resolve
 
         given = self.environment.get("TIERPAGE_CONF", "")
-        asked = {} if "nvme_path:" in given else {"nvme_path": self.path}
+        asked = {} if "nvme_path:" in given else {"nvme_path": "[" + ",".join(self.paths) + "]"}
+        if len(self.paths) == 1 and asked:
+            asked["nvme_path"] = self.path
         try:
             config = resolve(parse_request(dict(asked), given))
         except (ConfigError, OSError, RuntimeError):

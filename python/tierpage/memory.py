@@ -23,7 +23,7 @@ LINKS = (
 )
 Number = int | float
 _LEVELS = (".current", ".peak", ".max")
-_LEVEL_GROUPS = ("budget_bytes", "engaged", "reserved", "plan.", "recurrence.")
+_LEVEL_GROUPS = ("budget_bytes", "budget_seconds", "engaged", "reserved", "plan.", "recurrence.")
 _NAMES_SHOWN = 10
 _baseline: dict[str, Number] = {}
 _baseline_owner: api.Session | None = None
@@ -171,7 +171,12 @@ def summary_of(
         _engaged(stats),
         f"out-of-memory errors {stats.get('num_ooms', 0)}, storage errors {stats.get('storage_errors.count', 0)}",
     ]
-    lines += ["", *_stalls(stats, operators, tags), "", *_predicted(stats)]
+    if stats.get("stuck_transfers.current"):
+        lines.append(
+            f"{stats['stuck_transfers.current']} transfers of {size('stuck_bytes.current')} hang, the oldest for "
+            f"{stats['stuck_seconds.current']:.0f} s"
+        )
+    lines += [*_written(stats), "", *_stalls(stats, operators, tags), "", *_predicted(stats)]
     return "\n".join(lines)
 
 
@@ -179,6 +184,19 @@ def _engaged(stats: Mapping[str, Number]) -> str:
     times = stats.get("engagements.count", 0)
     now = "pages leave, or did lately" if stats.get("engaged", False) else "all fits, operators record no fences"
     return f"{now}; engaged {times} time{'' if times == 1 else 's'}"
+def _written(stats: Mapping[str, Number]) -> list[str]:
+    """What wears the drives of the NVMe tier out; nothing where nothing was written."""
+    if not stats.get("nvme_write_bytes.total") and "budget_bytes.nvme_write" not in stats:
+        return []
+    total, day = (format_bytes(stats.get(f"nvme_write_bytes.{name}", 0)) for name in ("total", "last_day.current"))
+    line = f"written to NVMe {total}, in the last 24 hours {day}"
+    budget = stats.get("budget_bytes.nvme_write")
+    if budget is not None:
+        hours = stats["budget_seconds.nvme_write"] / 3600
+        used, over = stats["nvme_write_bytes.last_period.current"], stats["nvme_write_bytes.over_budget"]
+        line += f"; {format_bytes(used)} of {format_bytes(budget)} for each {hours:g} hours"
+        line += f", {format_bytes(over)} over it"
+    return [line]
 
 
 def _stalls(

@@ -1,4 +1,4 @@
-"""Sizes as people write them: 8589934592, "8GiB", "8GB", "500 MiB", 0.5, "0.5", "50%"."""
+"""Sizes as people write them: 8589934592, "8GiB", "8GB", "500 MiB", 0.5, "0.5", "50%"; rates: "200GB/day"."""
 
 from __future__ import annotations
 
@@ -30,6 +30,35 @@ class Size:
             return self.count
         assert self.fraction is not None
         return int(self.fraction * whole)
+
+
+_PERIODS = {"hour": 3600, "day": 86400, "week": 7 * 86400}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """``count`` bytes in each ``seconds``."""
+
+    count: int
+    seconds: int
+
+    def __str__(self) -> str:
+        return f"{self.count}B/{next(name for name, seconds in _PERIODS.items() if seconds == self.seconds)}"
+
+
+def parse_rate(value: object, name: str) -> Rate | None:
+    """Reads "200GB/day", "10GiB/hour" or "1TB/week"; "none" is None. Raises ConfigError that names ``name`` and the value."""
+    if isinstance(value, Rate):
+        return value
+    if not isinstance(value, str):
+        raise ConfigError(f'{name}={value!r} is not a rate: give text such as "200GB/day".')
+    if value.strip().lower() in ("", "none"):
+        return None
+    size, slash, period = value.partition("/")
+    seconds = _PERIODS.get(period.strip().lower())
+    if not slash or seconds is None:
+        raise ConfigError(f'{name}={value!r} is not a rate: give a size "/day", "/hour" or "/week", or "none".')
+    return Rate(parse_size(size, name, fraction_allowed=False).of(0), seconds)
 
 
 def parse_size(value: object, name: str = "size", *, fraction_allowed: bool = True) -> Size:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tierpage import native
-from tierpage.config import Config
+from tierpage.config import Config, paths_of
 from tierpage.errors import ConfigError
 
 EXTRA = "pip install 'tierpage[gds]'"
@@ -152,13 +152,15 @@ def _straight_problem(config: Config) -> str | None:
         return f"drives cannot reach the GPU's memory here: {problem}"
     if config.verify != "off":
         return f"verify={config.verify!r} needs the pages in RAM (verify='off' does not)"
+    if config.encrypt:
+        return "encrypt=True needs the pages in RAM"
     return None
 
 
 def _faster(config: Config, explicit: bool) -> Backend:
-    """Peer to peer may be there: proves it on a file under nvme_path and times both ways."""
-    assert config.nvme_path is not None
-    rates = compare(config, config.nvme_path, peer_to_peer=True)
+    """Peer to peer may be there: proves it on a file in each directory of nvme_path and times both ways; the worst counts."""
+    probes = [compare(config, path, peer_to_peer=True) for path in paths_of(config.nvme_path)]
+    rates = next((probe for probe in probes if probe["problem"]), None) or min(probes, key=lambda probe: probe["extension_read"])
     if rates["problem"]:
         reason = f"the probe of the drive's own way to the GPU failed: {rates['problem']}"
         return Backend("kvikio", f"it was asked for; through RAM, because {reason}") if explicit else Backend("direct", reason)

@@ -34,7 +34,7 @@ class Corruption : public EngineTest {
     options.nvme_bytes_max = 4 * kMiB;
     options.prefetch = false;
     DirectStoreOptions store;
-    store.directory = directory_.path();
+    store.directories = {directory_.path()};
     store.capacity_bytes = options.nvme_bytes_max;
     store.worker_count = options.io_workers;
     store.verify = verify;
@@ -62,7 +62,7 @@ TEST_F(Corruption, IsTheErrorOfTheOperatorThatNeedsThePageAndOfNoOther) {
   EXPECT_EQ(caller.begin({reads(bad)}), TP_CORRUPT_PAGE);
   EXPECT_EQ(caller.close(), TP_OK);
   reads_to_spoil = 0;
-  for (const char* part : {"offset ", "of the spill file", "CRC32C 0x"}) {
+  for (const char* part : {"page ", "of 32768 bytes, nvme to device: ", "offset ", "of the spill file", "CRC32C 0x"}) {
     EXPECT_NE(caller.error().find(part), std::string::npos) << caller.error();
   }
   EXPECT_NE(caller.error().find(directory_.path()), std::string::npos) << caller.error();
@@ -94,14 +94,16 @@ TEST_F(Corruption, GoesUnseenWhenReadsAreNotChecked) {
 
 TEST_F(EngineTest, TheSettingReachesTheStore) {
   TemporaryDirectory directory;
-  for (const bool verify : {true, false}) {
+  for (const auto& [verify, writes] : {std::pair{true, false}, {false, false}, {true, true}}) {
     RuntimeOptions options = small_options();
-    options.nvme_path = directory.path();
+    options.nvme_path = {directory.path()};
     options.nvme_bytes_max = kMiB;
     options.verify = verify;
+    options.verify_writes = writes;
     Engine engine(options);
     const std::string storage = engine->storage_description();
     EXPECT_NE(storage.find(verify ? "reads checked" : "reads not checked"), std::string::npos) << storage;
+    EXPECT_EQ(storage.find("writes read back") != std::string::npos, writes) << storage;
     Caller caller(engine);
     const Region region = caller.make(64 * kKiB, 1);
     engine->evict({region.address});

@@ -238,7 +238,7 @@ TEST_F(EngineTest, StagingThatCannotWorkIsRefused) {
   TemporaryDirectory directory;
   for (const auto& [slots, bytes] : {std::pair<uint32_t, uint64_t>{0, 64 * kKiB}, {4, 0}, {4, 1000}}) {
     RuntimeOptions options = small_options();
-    options.nvme_path = directory.path();
+    options.nvme_path = {directory.path()};
     options.nvme_bytes_max = kMiB;
     options.staging_slots = slots;
     options.staging_slot_bytes = bytes;

@@ -169,7 +169,7 @@ TEST_P(RoundTrip, EveryByteReadIsTheLastOneWritten) {
   options.paranoid = shape.paranoid;
   options.nvme_bytes_max = 8 * kMiB;
   RuntimeParts parts;
-  if (shape.lower == Lower::kDirect) options.nvme_path = directory.path();
+  if (shape.lower == Lower::kDirect) options.nvme_path = {directory.path()};
   if (shape.lower == Lower::kMemory) {
     std::unique_ptr<BlockStore> memory;
     ASSERT_TRUE(make_memory_store(options.nvme_bytes_max, &memory).ok());

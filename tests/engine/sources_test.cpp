@@ -93,7 +93,7 @@ class SourcesIn : public Sources, public ::testing::WithParamInterface<Shape> {
     options.direct_io = GetParam().direct;
     options.host_bytes_max = GetParam().host_bytes;
     if (GetParam().nvme) {
-      options.nvme_path = directory_.path();
+      options.nvme_path = {directory_.path()};
       options.nvme_bytes_max = 16 * kMiB;
     }
     return options;
@@ -173,7 +173,7 @@ TEST_F(Sources, FrozenContentIsDroppedAndNeverWritten) {
   const Checkpoint file(2 * kMiB);
   TemporaryDirectory directory;
   RuntimeOptions options = small_options();
-  options.nvme_path = directory.path();
+  options.nvme_path = {directory.path()};
   options.nvme_bytes_max = 4 * kMiB;
   options.host_bytes_max = kRingBytes + 64 * kKiB;
   Engine engine(options);

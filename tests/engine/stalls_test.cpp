@@ -296,7 +296,7 @@ TEST_F(Stalls, TheEquationHoldsAmongThreadsThatPageThroughThreeTiers) {
   RuntimeOptions options = small_options();
   TemporaryDirectory directory;
   options.host_bytes_max = kRingBytes + 256 * kKiB;
-  options.nvme_path = directory.path();
+  options.nvme_path = {directory.path()};
   options.nvme_bytes_max = 8 * kMiB;
   start(options);
   const int64_t start_ns = steady_ns();

@@ -47,7 +47,7 @@ class StorageToDevice : public EngineTest {
 TEST_F(StorageToDevice, PagesPassNoStagingBuffer) {
   RuntimeParts parts;
   DirectStoreOptions store;
-  store.directory = directory_.path();
+  store.directories = {directory_.path()};
   store.capacity_bytes = 4 * kMiB;
   store.verify = false;
   const Status status = make_direct_store(store, kWatchedTable, &parts.store);
@@ -69,7 +69,7 @@ TEST_F(StorageToDevice, PagesPassNoStagingBuffer) {
 TEST_F(StorageToDevice, IsRefusedWherePagesAreToBeChecked) {
   RuntimeOptions wrong = options();
   wrong.verify = true;
-  wrong.nvme_path = directory_.path();
+  wrong.nvme_path = {directory_.path()};
   Runtime* runtime = nullptr;
   const Status status = Runtime::create(wrong, &runtime);
   EXPECT_EQ(status.code, StatusCode::kInvalidArgument);
@@ -80,7 +80,7 @@ TEST_F(StorageToDevice, AnExtensionThatWasNotLoadedIsRefused) {
   if (storage_extension() != nullptr) GTEST_SKIP() << "one is loaded, and a process keeps it";
   RuntimeOptions wrong = options();
   wrong.storage_extension = true;
-  wrong.nvme_path = directory_.path();
+  wrong.nvme_path = {directory_.path()};
   Runtime* runtime = nullptr;
   EXPECT_EQ(Runtime::create(wrong, &runtime).code, StatusCode::kUnavailable);
 }
@@ -102,7 +102,7 @@ TEST_F(KvikioEngine, PagesComeBackThroughRamAndStraight) {
     wanted.storage_extension = true;
     wanted.storage_to_device = to_device;
     wanted.verify = !to_device;
-    wanted.nvme_path = directory_.path();
+    wanted.nvme_path = {directory_.path()};
     Engine engine(wanted);
     EXPECT_NE(engine->storage_description().find("kvikio 26.10"), std::string::npos) << engine->storage_description();
     Caller caller(engine);

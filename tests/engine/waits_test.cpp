@@ -210,7 +210,7 @@ TEST_F(Waits, CloseBringsEverythingBack) {
   TemporaryDirectory directory;
   RuntimeOptions options = small_options();
   options.host_bytes_max = kRingBytes + 256 * kKiB;
-  options.nvme_path = directory.path();
+  options.nvme_path = {directory.path()};
   options.nvme_bytes_max = 4 * kMiB;
   start(false, options);
   Caller caller(engine());
@@ -284,7 +284,7 @@ TEST_F(Waits, EnableAndDisableInTurn) {
   std::vector<std::unique_ptr<Engine>> engines;
   for (uint64_t i = 0; i < 6; ++i) {
     RuntimeOptions options = small_options();
-    options.nvme_path = directory.path();
+    options.nvme_path = {directory.path()};
     options.nvme_bytes_max = 2 * kMiB;
     options.scope_explicit = i % 2 == 1;
     engines.push_back(std::make_unique<Engine>(options));

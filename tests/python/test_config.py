@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from tierpage import system
 from tierpage.config import SETTINGS, parse_environment, parse_request, setting_names
 from tierpage.defaults import differences, resolve
 from tierpage.errors import ConfigError
-from tierpage.sizes import parse_size
+from tierpage.sizes import Rate, parse_size
 
 GIB = 1024**3
 
@@ -183,11 +184,18 @@ def test_local_ranks_share_ram_and_disk(tmp_path):
         ({"device": "cuda:"}, {"gpus": 1}, "not a device"),
         ({"scope": "al"}, {}, "Did you mean 'all'"),
         ({"verify": "reads"}, {}, "Did you mean 'read'"),
-        ({"verify": True}, {}, "not one of 'read', 'off'"),
+        ({"verify": True}, {}, "not one of 'read', 'full', 'off'"),
         ({"storage_backend": "cufile"}, {}, "not one of 'auto', 'direct', 'kvikio'"),
         ({"storage_backend": "dirct"}, {}, "Did you mean 'direct'"),
         ({"policy": "min"}, {}, "not one of 'auto', 'clock'"),
         ({"paranoid": "maybe"}, {}, "not a switch"),
+        ({"nvme_write_budget": "200GB"}, {}, 'give a size "/day"'),
+        ({"nvme_write_budget": "200GB/month"}, {}, "not a rate"),
+        ({"nvme_write_budget": "50%/day"}, {}, "in bytes"),
+        ({"nvme_write_budget": 200}, {}, "not a rate"),
+        ({"stall_report_seconds": -1}, {}, "not a time"),
+        ({"stall_report_seconds": "soon"}, {}, "not a time"),
+        ({"stall_report_seconds": float("nan")}, {}, "not a time"),
         ({"staging_slots": 0}, {}, "out of range"),
         ({"staging_slot_bytes": 5000}, {}, "multiple of 4096"),
         ({"granule_bytes": 5000}, {}, "power of two"),
@@ -196,6 +204,11 @@ def test_local_ranks_share_ram_and_disk(tmp_path):
         ({"devicebudget": 1}, {}, "Did you mean 'device_budget'"),
         ({"nvme_path": 7}, {}, "not a directory name"),
         ({"nvme_path": "/no/such/place"}, {}, "does not exist"),
+        ({"nvme_path": ["/var/tmp", "/no/such/place"]}, {}, "/no/such/place' does not exist"),
+        ({"nvme_path": []}, {}, "holds no directory"),
+        ({"nvme_path": ["/var/tmp", ""]}, {}, "holds no directory"),
+        ({"nvme_path": ["/var/tmp", "/var/tmp/"]}, {}, "twice"),
+        ({"nvme_path": ["/var/tmp", 7]}, {}, "not a directory name"),
         ({}, {"available": GIB // 2}, "No default for device_budget"),
     ],
 )
@@ -215,6 +228,61 @@ def test_bad_directories(tmp_path):
             config(on=machine(**on), nvme_path=path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert "network" in config(on=machine(kind="nfs4"), nvme_path=tmp_path).notes[0]
+
+
+def test_write_budget(tmp_path):
+    made = config(nvme_path=tmp_path, nvme_write_budget="200GB/day")
+    assert made.nvme_write_budget == Rate(200 * 10**9, 86400)
+    assert made.engine_options()["nvme_write_bytes_max"] == 200 * 10**9
+    assert made.engine_options()["nvme_write_period_seconds"] == 86400
+    assert config(made.environment()).nvme_write_budget == made.nvme_write_budget
+    assert config("nvme_write_budget:1GiB/hour").nvme_write_budget == Rate(GIB, 3600)
+    assert config("nvme_write_budget:1GiB/hour", nvme_write_budget="none").nvme_write_budget is None
+    assert "nvme_write_bytes_max" not in config().engine_options()
+    asked = parse_request({"nvme_write_budget": "1GB/day"}, None)
+    assert differences(resolve(asked, machine()), parse_request({"nvme_write_budget": "1000MB/day"}, None), asked) == []
+    assert differences(resolve(asked, machine()), parse_request({"nvme_write_budget": "2GB/day"}, None), asked)
+
+
+def test_several_drives(tmp_path, monkeypatch):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for path in (a, b):
+        path.mkdir()
+    both = (str(a), str(b))
+    for made in (config(nvme_path=[a, b]), config(nvme_path=both), config(f"nvme_path:[{a}, {b}],prefetch:off")):
+        assert made.nvme_path == both
+        assert made.engine_options()["nvme_path"] == list(both)
+        assert made.nvme_budget == 50 * GIB  # one drive behind both
+        assert "1 file system" in made.notes[0]
+    assert config(config(nvme_path=both).environment()).nvme_path == both
+    assert config(nvme_path=[a]).nvme_path == str(a)
+    assert config(nvme_path=a).engine_options()["nvme_path"] == [str(a)]
+    assert config().engine_options()["nvme_path"] == []
+    asked = parse_request({"nvme_path": both}, None)
+    assert differences(resolve(asked, machine()), parse_request({"nvme_path": [a, b]}, None), asked) == []
+    assert differences(resolve(asked, machine()), parse_request({"nvme_path": a}, None), asked)
+    # Two drives of their own: each file may be as large as the fuller one allows.
+    number = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **more: _on_drive(number(path, **more), str(path) == both[1]))
+    on = machine()
+    on.disk = lambda path: (10 * GIB if path == both[1] else 100 * GIB, 200 * GIB)
+    made = config(on=on, nvme_path=both, nvme_budget=1.0)
+    assert (made.nvme_budget, made.notes) == (20 * GIB, ())
+
+
+def _on_drive(info, second):
+    return SimpleNamespace(st_mode=info.st_mode, st_dev=info.st_dev + second, st_uid=info.st_uid)
+
+
+def test_a_directory_of_another_user_needs_the_sticky_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    with pytest.raises(ConfigError, match=f"belongs to user {os.stat(tmp_path).st_uid}"):
+        config(nvme_path=tmp_path)
+    tmp_path.chmod(0o1777)
+    assert config(nvme_path=tmp_path).nvme_path == str(tmp_path)
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert config(nvme_path=tmp_path).nvme_path == str(tmp_path)
 
 
 def test_second_enable_compares_what_is_given(tmp_path):

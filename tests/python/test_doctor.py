@@ -23,6 +23,7 @@ class FakeMachine(DoctorMachine):
     def __init__(self, **answers):
         self.environment = answers.pop("environment", {})
         self.path = "/data"
+        self.paths = [self.path]
         self.answers = {
             "version": "0.1.0",
             "torch_version": "2.13.0",
@@ -129,6 +130,20 @@ def test_text_and_json_say_the_same():
     assert set(data["rows"][0]) == {"name", "state", "value", "cause", "remedy"}
     assert (data["exit_code"], data["TIERPAGE_CONF"]) == (1, "a:b")
     assert all(entry.name in text and entry.value in text for entry in rows)
+
+
+def test_several_directories_have_their_own_rows(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    paths = [str(tmp_path / "a"), str(tmp_path / "b")]
+    for machine in (DoctorMachine(paths, {}), DoctorMachine(None, {"TIERPAGE_CONF": f"nvme_path:[{','.join(paths)}]"})):
+        rows = doctor.examine(machine, measure=False)
+        directories = [entry.value.partition(": ")[0] for entry in rows if entry.name == "directory"]
+        assert directories == paths
+        assert len(rows) == len(doctor.CHECKS) + len(doctor.DIRECTORY_CHECKS)
+        assert f"nvme_path:[{','.join(paths)}]" in machine.configuration()
+    broken = doctor.examine(DoctorMachine([paths[0], "/no/such/place"], {}), measure=False)
+    assert [entry.state for entry in broken if entry.name == "directory"] == ["OK", "FAIL"]
 
 
 def test_this_machine(tmp_path):

@@ -12,13 +12,15 @@ namespace {
 
 constexpr uint64_t kCapacity = 16 * kMiB;
 
-std::unique_ptr<BlockStore> make_spill_store(const std::string& directory, bool direct,
+std::unique_ptr<BlockStore> make_spill_store(const std::vector<std::string>& directories, bool direct, bool encrypt = false,
                                              const IoTable& table = system_io_table()) {
   DirectStoreOptions options;
-  options.directory = directory;
+  options.directories = directories;
+  options.stripe_bytes = 128 * kKiB;
   options.capacity_bytes = kCapacity;
   options.request_bytes_max = kMiB;
   options.direct = direct;
+  options.encrypt = encrypt;
   std::unique_ptr<BlockStore> store;
   Status status = make_direct_store(options, table, &store);
   EXPECT_TRUE(status.ok()) << status.message;
@@ -31,20 +33,25 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
     if (directory_.path().empty()) GTEST_SKIP() << "no directory on a disk";
     const std::string kind = GetParam();
     if (kind.starts_with("Kvikio") && !load_kvikio()) GTEST_SKIP() << "TIERPAGE_KVIKIO does not name the extension";
-    if (kind == "Kvikio") store_ = make_spill_store(directory_.path(), true, extension_io_table());
-    if (kind == "KvikioBuffered") store_ = make_spill_store(directory_.path(), false, extension_io_table());
-    if (kind == "direct" || kind == "faulty") store_ = make_spill_store(directory_.path(), true);
-    if (kind == "buffered") store_ = make_spill_store(directory_.path(), false);
+    if (kind == "Kvikio") store_ = make_spill_store({directory_.path()}, true, false, extension_io_table());
+    if (kind == "KvikioBuffered") store_ = make_spill_store({directory_.path()}, false, false, extension_io_table());
+    if (kind == "KvikioEncrypted") store_ = make_spill_store({directory_.path()}, true, true, extension_io_table());
+    if (kind == "direct" || kind == "faulty") store_ = make_spill_store({directory_.path()}, true);
+    if (kind == "buffered") store_ = make_spill_store({directory_.path()}, false);
+    if (kind == "encrypted") store_ = make_spill_store({directory_.path()}, true, true);
+    if (kind == "striped") store_ = make_spill_store({directory_.path(), other_.path(), third_.path()}, true);
     if (kind == "memory") (void)make_memory_store(kCapacity, &store_);
     if (kind == "faulty") store_ = std::make_unique<FaultyStore>(std::move(store_));
     ASSERT_NE(store_, nullptr);
   }
 
-  ScratchDirectory directory_;
+  ScratchDirectory directory_, other_, third_;
   std::unique_ptr<BlockStore> store_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Stores, BlockStoreTest, ::testing::Values("direct", "buffered", "memory", "faulty", "Kvikio", "KvikioBuffered"),
+INSTANTIATE_TEST_SUITE_P(Stores, BlockStoreTest,
+                         ::testing::Values("direct", "striped", "encrypted", "buffered", "memory", "faulty", "Kvikio",
+                                           "KvikioBuffered", "KvikioEncrypted"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST_P(BlockStoreTest, SaysWhatItIs) {

@@ -38,6 +38,9 @@ struct StoreFault {
 
 class FaultyStore final : public BlockStore {
  public:
+  uint64_t pretended_drive_bytes = 0;  // set before anybody asks
+  uint64_t drive_bytes() const override { return pretended_drive_bytes; }
+
   explicit FaultyStore(std::unique_ptr<BlockStore> inner) : inner_(std::move(inner)) {}
 
   ~FaultyStore() override {

@@ -27,7 +27,7 @@ class Kvikio : public ::testing::Test {
   void SetUp() override {
     if (!load_kvikio()) GTEST_SKIP() << "TIERPAGE_KVIKIO does not name the extension";
     if (directory_.path().empty()) GTEST_SKIP() << "no directory on a disk";
-    options_.directory = directory_.path();
+    options_.directories = {directory_.path()};
     options_.capacity_bytes = kCapacity;
   }
 

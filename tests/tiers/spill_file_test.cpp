@@ -43,10 +43,12 @@ class SpillFileTest : public ::testing::Test {
 };
 
 // Runs `body` in a child without root's rights; its result is the exit status.
+constexpr uid_t kNobody = 65534;
+
 int as_nobody(const std::function<int()>& body) {
   pid_t child = fork();
   if (child == 0) {
-    if (geteuid() == 0 && setresuid(65534, 65534, 65534) != 0) _exit(99);
+    if (geteuid() == 0 && setresuid(kNobody, kNobody, kNobody) != 0) _exit(99);
     _exit(body());
   }
   int status = 0;
@@ -99,11 +101,28 @@ TEST_F(SpillFileTest, RefusesRamFileSystems) {
 
 TEST_F(SpillFileTest, RefusesWhatItMayNotWriteTo) {
   TIERPAGE_SKIP_FORK();
-  ASSERT_EQ(chmod(directory_.path().c_str(), 0555), 0);
+  ASSERT_EQ(chmod(directory_.path().c_str(), 01555), 0);  // sticky: it may be another user's
   EXPECT_EQ(as_nobody([&] {
               Status status = open(directory_.path());
               return status.code == StatusCode::kInvalidArgument && status.system_error == EACCES ? 7 : 1;
             }), 7);
+  ASSERT_EQ(chmod(directory_.path().c_str(), 0700), 0);
+}
+
+TEST_F(SpillFileTest, RefusesADirectoryOfAnotherUser) {
+  TIERPAGE_SKIP_FORK();
+  if (geteuid() != 0) GTEST_SKIP() << "needs a second user";
+  ASSERT_EQ(chmod(directory_.path().c_str(), 0770), 0);
+  ASSERT_EQ(chown(directory_.path().c_str(), 0, getegid()), 0);  // the group may write: not enough
+  EXPECT_EQ(as_nobody([&] {
+              const Status status = open(directory_.path());
+              return status.message.find("belongs to user 0") != std::string::npos ? static_cast<int>(status.code) : 0;
+            }), static_cast<int>(StatusCode::kInvalidArgument));
+  ASSERT_EQ(chown(directory_.path().c_str(), kNobody, kNobody), 0);
+  auto code = [&] { return static_cast<int>(open(directory_.path()).code); };
+  EXPECT_EQ(as_nobody(code), 0);
+  EXPECT_EQ(code(), 0);  // root
+  ASSERT_EQ(chown(directory_.path().c_str(), 0, 0), 0);
   ASSERT_EQ(chmod(directory_.path().c_str(), 0700), 0);
 }
 
@@ -160,7 +179,7 @@ TEST_F(SpillFileTest, AForkedChildDoesNotTakeTheDataAway) {
 
 [[noreturn]] void write_until_killed(const std::string& directory, int ready) {
   DirectStoreOptions options;
-  options.directory = directory;
+  options.directories = {directory};
   options.capacity_bytes = 16 * kMiB;
   std::unique_ptr<BlockStore> store;
   if (!make_direct_store(options, &store).ok()) _exit(1);

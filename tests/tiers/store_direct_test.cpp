@@ -52,7 +52,7 @@ class DirectStoreTest : public ::testing::TestWithParam<bool> {
   void SetUp() override {
     hook = nullptr;
     if (directory_.path().empty()) GTEST_SKIP() << "no directory on a disk";
-    options_.directory = directory_.path();
+    options_.directories = {directory_.path()};
     options_.capacity_bytes = kCapacity;
     options_.request_bytes_max = 256 * kKiB;
     options_.worker_count = 4;
@@ -306,8 +306,8 @@ TEST_P(DirectStoreOpenTest, RefusesOptionsThatCannotWork) {
   EXPECT_EQ(code_of([](auto& options) { options.request_bytes_max = 0; }), StatusCode::kInvalidArgument);
   EXPECT_EQ(code_of([](auto& options) { options.capacity_bytes = 0; }), StatusCode::kInvalidArgument);
   EXPECT_EQ(code_of([](auto& options) { options.capacity_bytes = ~uint64_t{0}; }), StatusCode::kInvalidArgument);
-  EXPECT_EQ(code_of([](auto& options) { options.directory = ""; }), StatusCode::kInvalidArgument);
-  EXPECT_EQ(code_of([](auto& options) { options.directory.push_back('\0'); }), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code_of([](auto& options) { options.directories = {""}; }), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code_of([](auto& options) { options.directories[0].push_back('\0'); }), StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ class VerifyTest : public ::testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
     if (directory_.path().empty()) GTEST_SKIP() << "no directory on a disk";
-    options_.directory = directory_.path();
+    options_.directories = {directory_.path()};
     options_.capacity_bytes = kCapacity;
     options_.request_bytes_max = 256 * kKiB;
     options_.worker_count = 4;
@@ -123,6 +123,50 @@ TEST_P(VerifyTest, ALostWriteIsNoticed) {
   ASSERT_TRUE(client_->write(0, newer).ok());  // says the disk
   calm();
   EXPECT_EQ(client_->read(0, seen_).code, StatusCode::kCorruptPage);
+}
+
+// What a disk that acknowledges and forgets does.
+int64_t lost(const std::byte*, uint64_t bytes, uint64_t) { return static_cast<int64_t>(bytes); }
+
+TEST_P(VerifyTest, ALostWriteFailsAtOnceWhereWritesAreReadBack) {
+  options_.verify_writes = true;
+  open();
+  EXPECT_NE(store_->description().find("writes read back"), std::string::npos) << store_->description();
+  ASSERT_TRUE(client_->write(kMiB, data_).ok());
+  AlignedBuffer other(kMiB, 2);
+  damage.write = lost;
+  const Status status = client_->write(kMiB, other);
+  damage.write = nullptr;
+  EXPECT_EQ(status.code, StatusCode::kStorageError);
+  EXPECT_EQ(status.system_error, EIO);
+  for (const std::string& part : {std::string("does not read back"), std::string("offset "), directory_.path()}) {
+    EXPECT_NE(status.message.find(part), std::string::npos) << status.message;
+  }
+  // Nobody calls what lies there now valid, and a later write is good.
+  ASSERT_TRUE(client_->write(kMiB, other).ok());
+  EXPECT_TRUE(client_->read(kMiB, seen_).ok());
+  EXPECT_TRUE(seen_ == other);
+}
+
+TEST_P(VerifyTest, AWriteThatWentWrongOnceIsMadeAgain) {
+  for (const bool verify : {true, false}) {
+    options_.verify = verify;
+    options_.verify_writes = true;
+    open();
+    std::atomic<int> flips{1};
+    damage.write = [&](const std::byte* data, uint64_t bytes, uint64_t offset) {
+      if (flips-- <= 0) return system_io_table().pwrite(damage.descriptor, data, bytes, offset);
+      AlignedBuffer wrong(bytes);
+      memcpy(wrong.data(), data, bytes);
+      wrong.data()[bytes - 1] ^= std::byte{1};
+      return system_io_table().pwrite(damage.descriptor, wrong.data(), bytes, offset);
+    };
+    EXPECT_TRUE(client_->write(0, data_).ok());
+    calm();
+    EXPECT_LT(flips, 0);
+    ASSERT_TRUE(client_->read(0, seen_).ok());
+    EXPECT_TRUE(seen_ == data_);
+  }
 }
 
 TEST_P(VerifyTest, ATornWriteFailsAndItsUnitsAreUnknown) {

@@ -1,0 +1,69 @@
+// What goes to the NVMe tier and what had better not: spills from RAM, and the budget of writes.
+//
+// A write to NVMe costs time once and flash for ever. So redundant copies are dropped before anything is spilled, pages
+// that are mostly read are spilled before pages that are written every time they are used (those would be written down
+// again after the next use, optimizer states for example), and near the budget of writes clean pages leave before dirty ones.
+//
+// Nothing has to push mostly read pages out of RAM in a program that repeats itself: each comes up to DEVICE, its copy in
+// RAM is redundant then and gives way to a dirty page, and when it leaves again it is written to NVMe, once for ever.
+#include <algorithm>
+
+#include "core/pager.h"
+
+namespace tierpage {
+namespace {
+
+constexpr uint64_t kUsesPerWrite = 4;  // of a region that is mostly read, at least
+
+}  // namespace
+
+// Filling a tensor takes a write or two, so one that was used little yet is not known to be mostly read.
+bool Pager::mostly_read(RegionId id) const {
+  const Region& region = regions_[id.value];
+  return region.writes * kUsesPerWrite <= region.uses;
+}
+
+// Redundant copies go first; what only RAM holds is spilled, a few pages at a time, mostly read ones first.
+void Pager::shrink_host() {
+  const auto excess = [this] { return host_.used_bytes() > host_.capacity_bytes() + spilling_bytes_; };
+  for (uint32_t i = 0; i < pages_.size() && excess(); ++i) {
+    if (!pages_.exists(PageId(i))) continue;
+    Page& page = pages_[PageId(i)];
+    const bool only_copy = page.valid == 1 << index_of(Tier::kHost);
+    if (page.is_valid(Tier::kHost) && page.movement == Movement::kNone && !only_copy) drop_lower(page, Tier::kHost);
+  }
+  for (const bool read_ones : {true, false}) {
+    for (uint32_t i = 0; i < pages_.size() && excess() && moving_ < 4 && !spill_blocked_; ++i) {
+      if (!pages_.exists(PageId(i))) continue;
+      Page& page = pages_[PageId(i)];
+      if (!page.is_valid(Tier::kHost) || page.movement != Movement::kNone || !nvme_.can_take(page.bytes)) continue;
+      if (mostly_read(page.region) != read_ones) continue;
+      start_spill(PageId(i));
+    }
+  }
+}
+
+void Pager::start_spill(PageId id) {
+  Page& page = pages_[id];
+  page.start_spill(nvme_.take(page.bytes));
+  ++moving_;
+  spilling_bytes_ += page.bytes;
+  push_movement(ActionKind::kSpill, id);
+}
+
+// Victims although the budget of writes is nearly or quite used up, because an operator cannot go on without: a program
+// that stands still is worse than flash that wears. What goes over the budget is counted, and the owner says so.
+uint64_t Pager::leave_past_write_budget(uint64_t bytes, uint64_t order) {
+  EvictionPolicy& policy = begin_eviction(order);
+  RoomBelow below = room_below(false);
+  uint64_t left = 0;
+  while (left < bytes) {
+    const PageId victim = next_victim(policy, below);
+    if (!victim.valid()) break;
+    leave(victim);
+    left += pages_[victim].bytes;
+  }
+  return left;
+}
+
+}  // namespace tierpage
