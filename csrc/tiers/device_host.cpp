@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <unordered_map>
+#include <utility>
 
 #include "tiers/copy_worker.h"
 #include "tiers/device_backend.h"
@@ -73,10 +74,14 @@ class HostBackend final : public DeviceBackend {
   Status take_slot(uint64_t bytes, uint64_t* file_offset);
   Status grow_file(uint64_t end);
   Status make_inaccessible(uint64_t offset, uint64_t bytes);
+  void take_spare();
+  bool spend_spare();
   void punch_hole(uint64_t file_offset, uint64_t bytes);
 
   DeviceInfo info_;
   std::byte* base_ = nullptr;
+  static constexpr uint64_t kSpareMappings = 8;
+  std::byte* spare_ = nullptr;
   uint64_t range_bytes_ = 0;
   int file_ = -1;
   pid_t owner_ = 0;
@@ -125,6 +130,7 @@ Status HostBackend::open(const HostBackendOptions& options) {
   info_.synchronous_streams = true;
   info_.must_poll = !options.asynchronous_copies;  // inline copies finish inside submit_copy, where nobody is woken
   frames_.configure(range_bytes_, granule, options.frame_bytes_max);
+  take_spare();
   if (options.asynchronous_copies) {
     for (auto& worker : workers_) {
       worker = std::make_unique<CopyWorker>();
@@ -143,6 +149,7 @@ HostBackend::~HostBackend() {
     return;
   }
   for (auto& worker : workers_) worker.reset();
+  (void)spend_spare();
   if (base_ != nullptr) munmap(base_, range_bytes_);
   if (file_ >= 0) close(file_);
 }
@@ -255,12 +262,34 @@ Status HostBackend::map(FrameId frame, uint64_t offset) {
 Status HostBackend::make_inaccessible(uint64_t offset, uint64_t bytes) {
   // One call replaces the mapping: munmap first would let another thread's mmap take the hole.
   void* hole = mmap(base_ + offset, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-  // With as many mappings as the system allows it refuses even that. Then the frame's mapping stays, but lets nobody in.
-  if (hole == MAP_FAILED && errno == ENOMEM && mprotect(base_ + offset, bytes, PROT_NONE) == 0) return Status::success();
+  if (hole == MAP_FAILED && errno == ENOMEM && spend_spare()) {
+    hole = mmap(base_ + offset, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  }
   if (hole == MAP_FAILED) return mapping_status("unmapping a frame of " + format_bytes(bytes), errno);
   // Without it the hole could not merge with its neighbours, and each would count as one mapping for ever.
   (void)madvise(hole, bytes, MADV_DONTFORK);
+  if (spare_ == nullptr) take_spare();
   return Status::success();
+}
+
+// A few mappings for nothing: with as many as the system allows it refuses even to replace one, and then these go.
+void HostBackend::take_spare() {
+  const auto page = static_cast<uint64_t>(getpagesize());
+  void* spare = mmap(nullptr, kSpareMappings * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (spare == MAP_FAILED) return;
+  spare_ = static_cast<std::byte*>(spare);
+  for (uint64_t i = 1; i < kSpareMappings; i += 2) {  // neighbours that differ do not merge
+    if (mprotect(spare_ + i * page, page, PROT_READ) != 0) {
+      (void)spend_spare();
+      return;
+    }
+  }
+}
+
+bool HostBackend::spend_spare() {
+  if (spare_ == nullptr) return false;
+  (void)munmap(std::exchange(spare_, nullptr), kSpareMappings * static_cast<uint64_t>(getpagesize()));
+  return true;
 }
 
 Status HostBackend::unmap(FrameId frame, uint64_t offset) {
