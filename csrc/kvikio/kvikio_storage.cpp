@@ -99,6 +99,9 @@ int forbid_silent_fall_back() {
   return 0;
 }
 
+// CU_FILE_P2P_SUPPORTED; the headers of older toolkits do not name it.
+constexpr unsigned kPeerToPeerFlag = 4;
+
 int32_t look_for_peer_to_peer() {
   if (!system_may_do_peer_to_peer()) return fail(ENODEV, "neither the module nvidia_fs nor an NVMe drive is there");
   if (const int result = forbid_silent_fall_back(); result != 0) return result;
@@ -114,7 +117,7 @@ int32_t look_for_peer_to_peer() {
     }
     const bool through_module = properties.nvfs.major_version > 0 &&
                                 (properties.nvfs.dstatusflags >> CU_FILE_NVME_SUPPORTED & 1) != 0;
-    const bool through_kernel = (properties.fflags >> CU_FILE_P2P_SUPPORTED & 1) != 0;
+    const bool through_kernel = (properties.fflags >> kPeerToPeerFlag & 1) != 0;
     if (!through_module && !through_kernel) {
       return fail(ENODEV, "cuFile reports neither NVMe support of nvidia-fs nor PCI peer-to-peer of the kernel");
     }

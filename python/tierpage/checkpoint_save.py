@@ -219,6 +219,8 @@ def _write_bytes(writer: FileWriter, content: torch.Tensor) -> None:
     """From RAM where RAM has it, else from the checkpoint where that still is the content, else by operators."""
     session = api.current_or_none()
     address = session.address_of(content) if session is not None else 0
+    if session is not None and address != 0:
+        session.library.run_deferred(address)  # what RAM or the file holds may be what an optimizer has still to change
     base, total, at = content.storage_offset(), content.numel(), 0
     runs = _sourced_runs(session, address)
     while at < total:

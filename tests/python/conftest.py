@@ -47,6 +47,18 @@ def options(device: str, tmp_path: Path) -> dict[str, object]:
     return chosen
 
 
+@pytest.fixture(autouse=True)
+def empty_cache() -> None:
+    """On CUDA: what earlier tests left with torch's own allocator would count against the device budget."""
+    if harness.DEVICE == "cuda":
+        import gc
+
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     import torch

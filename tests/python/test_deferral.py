@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import harness
@@ -128,8 +130,8 @@ def test_nothing_is_deferred_without_room_for_what_is_kept(tight: dict[str, Any]
         assert deferred() == before
 
 
-@pytest.mark.parametrize("way", ["pin", "disable", "pause", "data_ptr"])
-def test_what_reads_past_operators_runs_it_first(tight: dict[str, Any], device: str, way: str, empty_cache: Any) -> None:
+@pytest.mark.parametrize("way", ["pin", "disable", "pause", "data_ptr", "save"])
+def test_what_reads_past_operators_runs_it_first(tight: dict[str, Any], device: str, way: str, empty_cache: Any, tmp_path: Path) -> None:
     plain = model(device)
     step_once(plain)
     empty_cache()
@@ -144,6 +146,10 @@ def test_what_reads_past_operators_runs_it_first(tight: dict[str, Any], device: 
                 step_once(plain)
         elif way == "pause":
             tierpage.pause("weights")
+        elif way == "save":  # reads what RAM holds, past every operator
+            tierpage.save(network, tmp_path / "model.safetensors")
+            saved = load_file(tmp_path / "model.safetensors")
+            assert same([saved[name] for name, _ in plain.named_parameters()], list(plain.parameters()))
         elif way == "data_ptr":
             assert weight.data_ptr() != 0
         else:

@@ -56,3 +56,30 @@ def test_fake_tensors_live_and_die_as_real_ones(recorder, monkeypatch: pytest.Mo
     monkeypatch.setattr(recorder, "FakeTensorMode", contextlib.nullcontext)
     assert recorder.record(tiny(recorder, name), SMALLEST).lines == fake.lines
     assert fake.late_frees == 0
+
+
+STEP = """O forward 5 0r
+O forward 5 1r
+O backward 5 1r +4:100
+O backward 5 0r +5:100
+O* aten::_fused_adamw_ 20 0w 5w 2w ; 1w 4w 3w
+F 4
+F 5
+S
+"""
+
+
+def test_updates_are_moved_to_where_their_tensors_are_used_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PATH.parent))
+    from deferred_program import deferred
+
+    head = "tierpage-program 1\nA 0 100\nA 1 100\nA 2 100\nA 3 100\n"
+    lines = deferred(head + STEP + STEP).splitlines()
+    second = lines[lines.index("S") + 1 : lines.index("S", lines.index("S") + 1)]
+    assert second == [
+        "O aten::_fused_adamw_ 14.0 0w 100000r 2w", "F 100000", "O forward 5 0r",
+        "O aten::_fused_adamw_ 14.0 1w 100001r 3w", "F 100001", "O forward 5 1r",
+        "O backward 5 1r +100001:100", "O backward 5 0r +100000:100",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no fused optimizer"):
+        deferred("tierpage-program 1\nS\n")
