@@ -246,7 +246,7 @@ def fused_adamw(tensors, lr=0.1):
 
 def give_gradients(tensors):
     for tensor in tensors:
-        tensor.grad = torch.randn_like(tensor)
+        tensor.grad = torch.randn(*tensor.shape)  # randn_like would count as a use
 
 
 def uses_after_a_step():
