@@ -4,6 +4,7 @@
 #include <atomic>
 #include <mutex>
 
+#include "torch/deferral.h"
 #include "torch/engine_link.h"
 #include "torch/errors.h"
 
@@ -78,7 +79,12 @@ void* allocate_region(const tp_engine_api* engine, uint64_t bytes) {
   tp_scope* scope = state.depth > 0 ? opened_scope(state) : scope_for(state, engine);
   state.fresh_region = state.depth > 0;
   uint64_t address = 0;
-  const int32_t code = engine->allocate(scope, bytes, native_stream(*engine), &address);
+  drop_unseen_sometimes();
+  int32_t code = engine->allocate(scope, bytes, native_stream(*engine), &address);
+  if (C10_UNLIKELY(code == TP_OUT_OF_MEMORY) && deferred_count.load() != 0) {
+    drop_unseen();
+    code = engine->allocate(scope, bytes, native_stream(*engine), &address);
+  }
   if (code == TP_WAIT) {
     finish(state, engine, code);
     address = engine->allocate_result(scope);

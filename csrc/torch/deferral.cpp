@@ -35,6 +35,8 @@ std::atomic<uint64_t> late_stream{0};
 
 namespace {
 
+bool is_step_list(const c10::Argument& argument) { return argument.name() == "state_steps"; }
+
 // What all indices of one deferred operator share.
 struct Call {
   c10::OperatorHandle op;
@@ -139,7 +141,8 @@ void run_at(uint64_t address, ThreadState& state) {
 
 // See (5) of deferral.h.
 void wait_for_late_runs(const tp_engine_api& engine) {
-  if (engine.device_type == 0) return;
+  // A stream that is being captured has waited when its capture began (CudaProxyAllocator::beginAllocateToPool).
+  if (engine.device_type == 0 || stream_is_capturing(engine)) return;
   Table& all = table();
   const uint64_t current = native_stream(engine);
   std::optional<c10::Stream> behind;
@@ -162,6 +165,7 @@ void wait_for_late_runs(const tp_engine_api& engine) {
 void settle_operator(const OperatorInfo& info, const c10::Stack& stack, ThreadState& state, const tp_engine_api* engine) {
   if (engine->forked() != 0) return;  // begin() says so; the table's mutex may be held by nobody here
   if (deferred_count.load() != 0) {
+    drop_unseen_sometimes();
     const size_t first = state.accesses.size();
     const c10::IValue* values = stack.data() + (stack.size() - info.argument_count);
     for (const ArgumentInfo& argument : info.arguments) {
@@ -179,6 +183,41 @@ void settle_address(ThreadState& state, const tp_engine_api* engine, uint64_t ad
   if (!deferral_concerns(*engine) || engine->forked() != 0) return;
   run_at(address, state);
   wait_for_late_runs(*engine);
+}
+
+namespace {
+
+// Whether each tensor of the index is ours alone.
+bool unseen(const Index& index) {
+  const auto ours = [](const at::Tensor& tensor) {
+    return !tensor.defined() || (tensor.use_count() == 1 && tensor.storage().use_count() == 1);
+  };
+  for (const ArgumentInfo& argument : index.call->info->list_arguments) {
+    const c10::IValue& value = index.arguments[argument.index];
+    if (argument.kind != ArgumentKind::kList || is_step_list(index.call->op.schema().arguments()[argument.index])) continue;
+    for (const c10::IValue& element : value.toListRef()) {
+      if (element.isTensor() && !ours(element.toTensor())) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+void drop_unseen() {
+  Table& all = table();
+  std::vector<std::shared_ptr<Index>> dropped;  // their tensors end without the lock
+  {
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    for (const auto& [base, region] : all.rows) {
+      const std::shared_ptr<Index>& index = region.index;
+      if (index->regions.front() == base && index->runner == std::thread::id() && unseen(*index)) dropped.push_back(index);
+    }
+    for (const std::shared_ptr<Index>& index : dropped) {
+      for (const uint64_t base : index->regions) all.rows.erase(base);
+      deferred_count.fetch_sub(1);
+    }
+  }
 }
 
 void run_all_deferred(ThreadState& state, const tp_engine_api* engine) {
@@ -200,8 +239,6 @@ void run_all_deferred(ThreadState& state, const tp_engine_api* engine) {
 }
 
 namespace {
-
-bool is_step_list(const c10::Argument& argument) { return argument.name() == "state_steps"; }
 
 // Only operators that return nothing and change lists in place, with single tensors that can be copied.
 bool may_be_deferred(const OperatorInfo& info, const c10::FunctionSchema& schema, const c10::IValue* values) {

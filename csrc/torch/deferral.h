@@ -14,7 +14,9 @@
 //      What the program queued on another stream may have waited for that stream before the index ran. So a stream waits
 //      for the deferred indices' stream at its first operator after any of them ran (streams_to_wait).
 //  (6) Two threads that use one index: the first runs it, the second waits, without the GIL, until it is launched.
-//  (7) What fails before its kernel is launched (no memory, Ctrl-C, a disk error) stays deferred and raises in the
+//  (7) What nobody can see any more (a model that was deleted after its last step) is let go without running it, so that its
+//      memory becomes free (drop_unseen).
+//  (8) What fails before its kernel is launched (no memory, Ctrl-C, a disk error) stays deferred and raises in the
 //      operator that needed it; nothing runs twice.
 #pragma once
 
@@ -47,6 +49,14 @@ void settle_operator(const OperatorInfo& info, const c10::Stack& stack, ThreadSt
 void settle_address(ThreadState& state, const tp_engine_api* engine, uint64_t address);
 // All of it. Throws what the first that fails throws; the others stay deferred.
 void run_all_deferred(ThreadState& state, const tp_engine_api* engine);
+
+// Lets go of indices of which nobody else holds a tensor. Called now and then: by operators, allocations, and before an
+// allocation fails.
+void drop_unseen();
+inline void drop_unseen_sometimes() {
+  static std::atomic<uint32_t> calls{0};
+  if (deferred_count.load(std::memory_order_relaxed) != 0 && calls.fetch_add(1, std::memory_order_relaxed) % 32 == 0) drop_unseen();
+}
 
 // Defers the indices of a list operator that may wait and runs the others. False, with nothing done, where none may.
 bool defer_list(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
