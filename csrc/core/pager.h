@@ -230,6 +230,7 @@ class Pager {
   Stats& stats() { return stats_; }
   uint64_t capacity(Tier tier) const;
   uint64_t used(Tier tier) const;
+  bool region_held(RegionId id) const { return regions_[id.value].held; }
   uint64_t device_held_bytes() const { return device_.used_bytes() + device_.free_bytes(); }
   uint64_t dirty_bytes() const;
   const WriteEconomy& writes() const { return writes_; }

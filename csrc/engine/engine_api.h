@@ -101,7 +101,8 @@ typedef struct tp_engine_api {
   // Whether a list operator over paged tensors gains by running later, index by index (torch/deferral.h), and all tiers
   // together have room for the `kept_bytes` that it then keeps from being freed.
   int32_t (*may_defer)(uint64_t kept_bytes);
-  // 1: one of these regions (addresses of their first bytes) is held: by a pin, a touch or a running operator.
+  // 1: one of these regions (addresses of their first bytes) is held: by a pin, a touch, a raw pointer that escaped or a
+  // running operator.
   int32_t (*held)(const uint64_t* regions, size_t count);
   // Bytes that the framework's own allocator holds on the device: they count against device_budget.
   void (*set_native_reserved)(uint64_t bytes);

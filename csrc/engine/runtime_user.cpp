@@ -288,7 +288,7 @@ bool Runtime::held(const uint64_t* regions, size_t count) {
   std::lock_guard lock(mutex_);
   return std::any_of(regions, regions + count, [this](uint64_t address) {
     const RegionId region = region_of_locked(address);
-    if (!region.valid()) return true;
+    if (!region.valid() || pager_->region_held(region)) return true;
     const auto pages = pager_->pages_of(region);
     return std::any_of(pages.begin(), pages.end(), [this](PageId id) { return pager_->page(id).pins > 0; });
   });

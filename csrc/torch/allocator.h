@@ -24,6 +24,9 @@ void* allocate_region(const tp_engine_api* engine, uint64_t bytes);
 // True while the current stream of this thread is being recorded into a CUDA graph.
 bool stream_is_capturing(const tp_engine_api& engine);
 
+// True between a capture's beginning and its end, in any thread.
+bool pools_are_open();
+
 // CUDA only: tells the engine at once what torch's own allocator holds.
 void report_native_reserved(const tp_engine_api* engine);
 

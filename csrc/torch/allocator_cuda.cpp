@@ -98,6 +98,8 @@ auto call_native(size_t bytes, Call call) {
 
 }  // namespace
 
+bool pools_are_open() { return open_pools.load(std::memory_order_relaxed) != 0; }
+
 bool stream_is_capturing(const tp_engine_api& engine) {
   if (engine.device_type == 0 || open_pools.load(std::memory_order_relaxed) == 0) return false;
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -198,9 +200,14 @@ void CudaProxyAllocator::emptyCache(c10::MempoolId_t pool) {
 void CudaProxyAllocator::beginAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool,
                                              std::function<bool(cudaStream_t)> filter) {
   // A capture begins after this. What is deferred must not become part of its graph.
-  if (const tp_engine_api* engine = cuda_engine()) run_all_deferred(thread_state(), engine);
-  native_->beginAllocateToPool(device, pool, std::move(filter));
-  open_pools.fetch_add(1);
+  open_pools.fetch_add(1);  // from here on nobody defers
+  try {
+    if (const tp_engine_api* engine = cuda_engine()) run_all_deferred(thread_state(), engine);
+    native_->beginAllocateToPool(device, pool, std::move(filter));
+  } catch (...) {
+    open_pools.fetch_sub(1);
+    throw;
+  }
 }
 
 void CudaProxyAllocator::endAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool) {

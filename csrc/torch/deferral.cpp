@@ -35,6 +35,8 @@ std::atomic<uint64_t> late_stream{0};
 
 namespace {
 
+constexpr int kInsertAttempts = 4;
+
 bool is_step_list(const c10::Argument& argument) { return argument.name() == "state_steps"; }
 
 // What all indices of one deferred operator share.
@@ -119,23 +121,28 @@ void run(const std::shared_ptr<Index>& index, ThreadState& state) {
 // Runs the index that covers `address`, or waits until another thread has.
 void run_at(uint64_t address, ThreadState& state) {
   Table& all = table();
-  std::unique_lock<std::mutex> lock(all.mutex);
-  while (const std::shared_ptr<Index> index = index_at(all, address)) {
-    const std::thread::id self = std::this_thread::get_id();
-    if (index->runner == self) return;  // its own kernel's operators
-    if (index->runner == std::thread::id()) {
-      index->runner = self;
-      lock.unlock();
+  const std::thread::id self = std::this_thread::get_id();
+  while (true) {
+    std::shared_ptr<Index> index;  // ends, perhaps with the last reference to its tensors, outside the lock
+    bool mine = false;
+    {
+      const std::lock_guard<std::mutex> lock(all.mutex);
+      index = index_at(all, address);
+      if (index == nullptr || index->runner == self) return;  // the second: its own kernel's operators
+      mine = index->runner == std::thread::id();
+      if (mine) index->runner = self;
+    }
+    if (mine) {
       run(index, state);
       return;
     }
-    lock.unlock();
     wait_without_gil([&](uint32_t milliseconds) {
-      std::unique_lock<std::mutex> again(all.mutex);
-      return all.changed.wait_for(again, std::chrono::milliseconds(milliseconds),
-                                  [&] { return index_at(all, address) != index || index->runner == std::thread::id(); });
+      std::unique_lock<std::mutex> lock(all.mutex);
+      return all.changed.wait_for(lock, std::chrono::milliseconds(milliseconds), [&] {
+        const auto row = all.rows.find(index->regions.front());
+        return row == all.rows.end() || row->second.index != index || index->runner == std::thread::id();
+      });
     });
-    lock.lock();
   }
 }
 
@@ -146,18 +153,22 @@ void wait_for_late_runs(const tp_engine_api& engine) {
   Table& all = table();
   const uint64_t current = native_stream(engine);
   std::optional<c10::Stream> behind;
+  uint64_t ran = 0;
   {
     const std::lock_guard<std::mutex> lock(all.mutex);
     const uint64_t runs = late_runs.load();
     if (!all.stream || runs == 0 || reinterpret_cast<uint64_t>(all.stream->native_handle()) == current) return;
-    uint64_t& waited_after = all.waited_after[current];
-    if (waited_after == runs) return;
-    waited_after = runs;
+    if (all.waited_after[current] == runs) return;
+    ran = runs;
     behind = all.stream;
   }
   c10::Event event(c10::DeviceType::CUDA);
   event.record(*behind);
   event.block(c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)->getStream(behind->device()));
+  // Only now: another thread on this stream must not go past it before the stream waits.
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  uint64_t& waited_after = all.waited_after[current];
+  waited_after = std::max(waited_after, ran);
 }
 
 }  // namespace
@@ -386,17 +397,34 @@ void run_rest(const OperatorInfo& info, const c10::OperatorHandle& op, c10::Disp
   if (!run_split(info, op, keys_below, &stack, state, engine)) run_in_frame(info, op, keys_below, &stack, state, engine);
 }
 
+// True if the index stands in the table now: no other has one of its regions, and its stream is the one of all.
+bool try_insert(const std::shared_ptr<Index>& index, const std::vector<uint64_t>& ends) {
+  Table& all = table();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  if (all.stream != index->call->stream) return false;
+  for (const uint64_t base : index->regions) {
+    if (all.rows.contains(base)) return false;
+  }
+  for (size_t i = 0; i < ends.size(); ++i) all.rows.emplace(index->regions[i], Region{ends[i], index});
+  deferred_count.fetch_add(1);
+  return true;
+}
+
+// At the first try, unless other threads defer the same tensors, or on another stream, at this moment. Where they keep on
+// doing so the index runs now.
 void insert(const std::shared_ptr<Index>& index, ThreadState& state) {
+  const Call& call = *index->call;
   std::vector<uint64_t> ends;
   for (const uint64_t base : index->regions) {
     uint64_t ignored = 0;
-    ends.push_back(base + index->call->engine->region_bytes(base, &ignored));
-    run_at(base, state);  // settled already, unless another thread defers the same tensors at this moment
+    ends.push_back(base + call.engine->region_bytes(base, &ignored));
   }
-  Table& all = table();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  for (size_t i = 0; i < ends.size(); ++i) all.rows.insert_or_assign(index->regions[i], Region{ends[i], index});
-  deferred_count.fetch_add(1);
+  for (int attempt = 0; attempt < kInsertAttempts; ++attempt) {
+    if (try_insert(index, ends)) return;
+    adopt_stream(call.stream, state, call.engine);
+    for (const uint64_t base : index->regions) run_at(base, state);
+  }
+  run_in_frame(*call.info, call.op, call.keys, &index->arguments, state, call.engine);
 }
 
 // Armed against unannounced accesses, as after an operator that ran.
@@ -440,7 +468,10 @@ bool defer_list(const OperatorInfo& info, const c10::OperatorHandle& op, c10::Di
   const c10::IValue* values = stack->data() + (stack->size() - info.argument_count);
   if (!deferral_wanted.load(std::memory_order_relaxed) || state.depth > 0 || !may_be_deferred(info, schema, values)) return false;
   const size_t length = common_length(info, values);
-  if (length < 2 || stream_is_capturing(*engine)) return false;
+  if (length < 2 || pools_are_open()) return false;
+  const std::optional<c10::Stream> stream = current_stream(*engine);
+  // A stream that torch was given may be gone when the index runs; its id is its handle.
+  if (stream && stream->native_handle() != nullptr && stream->id() == reinterpret_cast<c10::StreamId>(stream->native_handle())) return false;
   const Chosen chosen = choose(info, schema, values, length, *engine);
   if (chosen.empty() || engine->may_defer(kept_bytes(chosen, *engine)) == 0) return false;
 
@@ -451,7 +482,6 @@ bool defer_list(const OperatorInfo& info, const c10::OperatorHandle& op, c10::Di
   if (!copy_small(info, schema, late, &arguments, &steps)) return false;
   // Now: what refuses the arguments does so where the program called.
   run_rest(info, op, keys_below, values, rest, state, engine);
-  const std::optional<c10::Stream> stream = current_stream(*engine);
   adopt_stream(stream, state, engine);
   const auto call = std::make_shared<const Call>(
       Call{op, &info, keys_below, c10::impl::tls_local_dispatch_key_set(), engine, stream});

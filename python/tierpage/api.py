@@ -102,6 +102,8 @@ class Session:
         self.library.set_option("deferral", False)
         try:
             self.library.run_deferred(0)
+            if self.config.device == "cuda" and self.library.counters()["updates.deferred"] > 0:
+                torch.cuda.synchronize(self.config.device_index)  # nobody makes other streams wait for it any more
             self._close_runtime()
         except BaseException:
             self.library.set_option("deferral", self.config.defer_updates)

@@ -52,7 +52,7 @@ class Config:
     encrypt: bool = False
     trace_events_max: int = 1 << 18
     list_run_fraction: float = 0.0625
-    defer_updates: bool = True
+    defer_updates: bool = False
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     in_force: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)

@@ -91,6 +91,8 @@ class _Resolver:
         if path is not None:
             resolved.update(self._staging(host_budget))
         plain = {name: value for name, value in self.request.values.items() if name not in resolved}
+        # On CPU raw reads that nothing announces are served as well, and there would see the value before the update.
+        plain.setdefault("defer_updates", device == "cuda")
         for name in Config.__dataclass_fields__:
             self.origins.setdefault(name, "default")
         for name in ("origins", "in_force", "notes"):

@@ -25,7 +25,7 @@ JUST_ENOUGH = "420MiB" if CUDA else "10MiB"
 @pytest.fixture
 def tight(options: dict[str, Any]) -> dict[str, Any]:
     """Device memory for a third of parameters, gradients and states."""
-    return {**options, "device_budget": SMALL, "host_budget": "4GiB", "list_run_fraction": 0.05}
+    return {**options, "device_budget": SMALL, "host_budget": "4GiB", "list_run_fraction": 0.05, "defer_updates": True}
 
 
 def model(device: str) -> nn.Module:
@@ -121,14 +121,14 @@ def test_what_was_deleted_is_let_go(tight: dict[str, Any], device: str) -> None:
 def test_switched_off(tight: dict[str, Any], device: str, empty_cache: Any) -> None:
     plain = train(device)
     empty_cache()
-    with tierpage.enable(**tight, defer_updates=False):
+    with tierpage.enable(**{**tight, "defer_updates": False}):
         before = deferred()
         assert same(plain, train(device))
         assert deferred() == before
 
 
 def test_nothing_is_deferred_where_all_fits(options: dict[str, Any], device: str) -> None:
-    with tierpage.enable(**{**options, "device_budget": LARGE, "list_run_fraction": 0.01}):
+    with tierpage.enable(**{**options, "device_budget": LARGE, "list_run_fraction": 0.01, "defer_updates": True}):
         before = deferred()
         train(device)
         assert deferred() == before
@@ -169,6 +169,25 @@ def test_what_reads_past_operators_runs_it_first(tight: dict[str, Any], device: 
             tierpage.disable()
         assert same(list(network.parameters()), list(plain.parameters()))
         del network, weight
+
+
+@pytest.mark.skipif(CUDA, reason="NumPy reads the memory of CPU tensors")
+def test_arrays_that_share_memory_see_every_step(tight: dict[str, Any], device: str) -> None:
+    with tierpage.enable(**tight):
+        network, plain = model(device), model(device)
+        array = layer(network).detach().numpy()
+        for _ in range(3):
+            step_once(network)
+        tierpage.disable()
+        for _ in range(3):
+            step_once(plain)
+        assert (array == layer(plain).detach().numpy()).all()
+    with tierpage.enable(**tight):
+        network = model(device)
+        array = layer(network).detach().numpy()
+        before = array.copy()
+        step_once(network)
+        assert (array != before).any()  # read past everything, at once
 
 
 def step_once(network: nn.Module) -> None:
