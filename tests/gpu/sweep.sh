@@ -6,7 +6,9 @@ set -uo pipefail
 out=${OUT:-.}
 steps=${STEPS:-"sweep"}
 export PYTHONWARNINGS=ignore
-python3 -m pip install -q --no-build-isolation --no-index --no-deps . > "$out/build.log" 2>&1 || { tail -40 "$out/build.log"; exit 1; }
+if [[ -z ${INSTALLED:-} ]]; then  # a caller that runs several of these scripts builds once
+  python3 -m pip install -q --no-build-isolation --no-index --no-deps . > "$out/build.log" 2>&1 || { tail -40 "$out/build.log"; exit 1; }
+fi
 if [[ -n ${WHEELS:-} ]]; then
   site=$(mktemp -d)
   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl || exit 1
