@@ -383,6 +383,7 @@ class Pager {
   bool fences_finished(PageId id);
   bool send_down(PageId id);
   bool make_host_room(uint64_t bytes);
+  bool take_idle_copies_place(uint64_t bytes);
   void honour_capacity();
   void make_room_over_budget(uint64_t excess);
   void shrink_host();
@@ -452,6 +453,7 @@ class Pager {
   uint64_t moving_ = 0;              // movements under way
   uint64_t arriving_bytes_ = 0;
   uint64_t ahead_serial_ = 0;
+  uint64_t idle_copies_quiet_until_ = 0;  // trace position before which no copy in HOST has become idle
   uint64_t ahead_quiet_until_ = 0;   // trace position before which nothing is missing for long
   uint64_t native_reserved_bytes_ = 0;
   bool short_of_frames_ = false;     // a waiting request needs more frames than there are

@@ -266,7 +266,7 @@ bool Pager::advance_leaving(PageId id) {
     const bool only_copy = page.valid == 1;
     // A page that would fall to NVMe stays in RAM while RAM is free: 55 GB/s back instead of 3.5.
     const bool falls = !only_copy && !page.is_valid(Tier::kHost);
-    const bool demote = falls && host_.can_take(page.bytes);
+    const bool demote = falls && (host_.can_take(page.bytes) || take_idle_copies_place(page.bytes));
     // Nothing else may ever ask for RAM where nothing is written. This page does not wait for it.
     if (falls && !demote && host_growing_ && host_.used_bytes() + page.bytes <= host_.capacity_bytes()) {
       host_space_wanted_ = std::max(host_space_wanted_, host_.used_bytes() + page.bytes);

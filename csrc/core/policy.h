@@ -45,7 +45,8 @@ class MinPolicy final : public EvictionPolicy {
   // In how many uses from now a page's region is used next (Trace::kNever: not within the known future), how many ago it
   // was used last, and whether a plan says that it stays until then. What does not stay leaves before what does, whatever
   // the distances, and in the order of last uses: it will be fetched again in any case, and the work on the oldest has
-  // ended first.
+  // ended first. But what has stayed for a good part of the way to its next use, because another plan held or none, is
+  // worth keeping that long: it leaves after those, the farthest first. So a new plan takes over without fetching twice.
   struct Next {
     uint64_t distance = 0;
     uint64_t age = 0;
@@ -67,8 +68,10 @@ class MinPolicy final : public EvictionPolicy {
  private:
   using Candidate = std::pair<uint64_t, PageId>;  // (rank, page); the largest leaves first
   static constexpr uint64_t kLeaves = uint64_t{1} << 63;  // of a rank: above all distances
+  static constexpr uint64_t kFresh = uint64_t{1} << 62;   // of those: less than a fifth of the way to its next use has passed
   static uint64_t rank_of(const Next& next) {
-    return next.stays || next.distance == ~uint64_t{0} ? next.distance : kLeaves | next.age;
+    if (next.stays || next.distance == ~uint64_t{0}) return next.distance;
+    return kLeaves | (next.age <= next.distance / 4 ? kFresh | next.age : next.distance);
   }
   uint64_t distance_of(const Candidate& candidate) const {
     return next_use_((*pages_)[candidate.second].region).distance;

@@ -4,6 +4,8 @@
 // that are mostly read are spilled before pages that are written every time they are used (those would be written down
 // again after the next use, optimizer states for example), and near the budget of writes clean pages leave before dirty ones.
 //
+// And what NVMe has as well had better come back from RAM. RAM's room is not for copies of what stays in DEVICE.
+//
 // Nothing has to push mostly read pages out of RAM in a program that repeats itself: each comes up to DEVICE, its copy in
 // RAM is redundant then and gives way to a dirty page, and when it leaves again it is written to NVMe, once for ever.
 #include <algorithm>
@@ -14,6 +16,7 @@ namespace tierpage {
 namespace {
 
 constexpr uint64_t kUsesPerWrite = 4;  // of a region that is mostly read, at least
+constexpr uint64_t kQuietUses = 32;    // for which nobody looks again after no idle copy was found
 
 }  // namespace
 
@@ -41,6 +44,29 @@ void Pager::shrink_host() {
       start_spill(PageId(i));
     }
   }
+}
+
+// Copies in HOST of pages that the plan keeps in DEVICE serve nobody, and NVMe is slower than HOST: a page that would fall
+// there takes their place. In a program that repeats itself each tier comes to hold what no tier above it holds.
+bool Pager::take_idle_copies_place(uint64_t bytes) {
+  if (!plan_.valid() || trace_.end() < idle_copies_quiet_until_ || host_.space_bytes() < bytes) return false;
+  std::vector<PageId> chosen;
+  const uint64_t limit = std::min(host_.capacity_bytes(), host_.space_bytes());
+  uint64_t room = limit > host_.used_bytes() ? limit - host_.used_bytes() : 0;
+  for (uint32_t i = 0; i < pages_.size() && room < bytes; ++i) {
+    if (!pages_.exists(PageId(i))) continue;
+    const Page& page = pages_[PageId(i)];
+    const bool stays = page.is_valid(Tier::kDevice) && !page.leaving && page.claim == 0 && planned_to_stay(page.region);
+    if (!stays || !host_copy_redundant(page)) continue;
+    chosen.push_back(PageId(i));
+    room += page.bytes;
+  }
+  if (room < bytes) {
+    idle_copies_quiet_until_ = trace_.end() + kQuietUses;
+    return false;
+  }
+  for (const PageId id : chosen) drop_lower(pages_[id], Tier::kHost);
+  return host_.can_take(bytes);
 }
 
 void Pager::start_spill(PageId id) {

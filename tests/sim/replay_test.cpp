@@ -59,6 +59,38 @@ TEST(Replay, InferenceStaysNearTheLinksBound) {
   }
 }
 
+// A plan that takes over from another, or from none, does not throw away what is about to be used: no lap moves much more
+// than those that follow (before that rule 1.3 to 1.6 times as much).
+TEST(Replay, ANewPlanTakesOverWithoutFetchingTwice) {
+  const Program program = read_recorded("infer-13b.txt");
+  for (const uint64_t gib : {16u, 12u, 8u, 4u}) {
+    const std::vector<StepReport> reports = run(program, options_for(gib * kGiB, 64 * kGiB));
+    for (size_t lap = 2; lap < reports.size(); ++lap) {
+      EXPECT_LE(reports[lap].to_device_bytes, 1.2 * static_cast<double>(reports.back().to_device_bytes))
+          << gib << " GiB, lap " << lap;
+    }
+  }
+}
+
+// Most of the weights on NVMe: at most 1.05 x (weights - both budgets + working set) / disk, and the disk pauses only while
+// what RAM holds comes up. RAM must not hold copies of what stays in DEVICE.
+TEST(Replay, InferenceFromNvmeStaysNearTheDisksBound) {
+  const Program program = read_recorded("infer-13b.txt");
+  for (const uint64_t host_gib : {2u, 8u}) {
+    ReplayOptions options = options_for(4 * kGiB, host_gib * kGiB);
+    options.pager.nvme_bytes_max = 64 * kGiB;
+    options.loops = 6;
+    const StepReport steady = run(program, options).back();
+    const double budgets = static_cast<double>((4 + host_gib) * kGiB);
+    const double bound_bytes = kWeightBytes - budgets + kWorkingSetBytes;
+    const double bound_seconds = bound_bytes / options.rates.disk_read +
+                                 static_cast<double>(host_gib * kGiB) / options.rates.host_to_device;
+    EXPECT_LE(static_cast<double>(steady.disk_read_bytes), 1.05 * bound_bytes) << host_gib << " GiB of RAM";
+    EXPECT_LE(steady.seconds, 1.05 * bound_seconds) << host_gib << " GiB of RAM";
+    EXPECT_EQ(steady.disk_write_bytes, 0u) << "weights are clean";
+  }
+}
+
 TEST(Replay, WhatFitsMovesNothing) {
   const Program program = read_recorded("infer-13b.txt");
   const std::vector<StepReport> reports = run(program, options_for(40 * kGiB, 64 * kGiB));
