@@ -5,9 +5,11 @@
 
 Makes the checkpoint where it is missing (random weights; --keep leaves it there), then, in a process of its own, loads it
 with tierpage.load, runs forwards and saves. Prints one JSON line: seconds of the load, to the first output and of each
-forward, bytes read from the file in each and their rate, the rate of a plain direct read of the same file, the rate of
-tierpage.save and what it added to the process's memory. ``--compare`` also runs the model all in the device's memory: its
-output must be equal, and its seconds are what the computation takes.
+forward, bytes read from the file in each and their rate, the rate of a plain direct read of the same file, the least that
+a forward can read (the file without both budgets), the median forward against that and the better of the plain rates, the
+rate of tierpage.save, beside that of a plain direct copy of the file, and what it added to the process's memory.
+``--compare`` also runs the model all in the device's memory: its output must be equal, and its seconds are what the
+computation takes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import mmap
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -66,6 +69,32 @@ def plain_read_rate(path: Path) -> float:
     return total / seconds / GB
 
 
+def plain_copy_rate(path: Path) -> float:
+    """GB/s of copying the whole file past the page cache: threads that read a piece and write it."""
+    source = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    other = path.with_name("copy")
+    target = os.open(other, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o600)
+    total = path.stat().st_size
+
+    def copy(worker: int) -> None:
+        with mmap.mmap(-1, REQUEST_BYTES) as memory:
+            for offset in range(worker * REQUEST_BYTES, total - REQUEST_BYTES, THREADS * REQUEST_BYTES):
+                os.preadv(source, [memory], offset)
+                os.pwritev(target, [memory], offset)
+
+    try:
+        start = time.perf_counter()
+        os.posix_fallocate(target, 0, total)
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(copy, range(THREADS)))
+        os.fsync(target)
+        return total / (time.perf_counter() - start) / GB
+    finally:
+        os.close(source)
+        os.close(target)
+        other.unlink()
+
+
 def shape_of(args: argparse.Namespace) -> Shape:
     shape = SHAPES[args.shape]
     return dataclasses.replace(shape, layers=args.layers or shape.layers)
@@ -110,13 +139,14 @@ def paged(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     tierpage.load(model, path)
     load_seconds = time.perf_counter() - start
     run = forwards(model, args, lambda: tierpage.memory_stats()["fetch_bytes.source"])
-    stats = tierpage.memory_stats()
+    stats, budgets = tierpage.memory_stats(), tierpage.config()
     row: dict[str, Any] = {
         "load_seconds": round(load_seconds, 4),
         "first_output_seconds": round(load_seconds + run["seconds"][0], 3),
         "forward_seconds": [round(seconds, 3) for seconds in run["seconds"]],
         "read_gb": [round(count / GB, 3) for count in run["read"]],
         "read_gb_per_s": [round(count / seconds / GB, 2) for count, seconds in zip(run["read"], run["seconds"], strict=True)],
+        "budget_gb": (budgets.device_budget + budgets.host_budget) / GB,
         "spilled_bytes": stats["writeback_bytes.device_to_nvme"] + stats["writeback_bytes.host_to_nvme"],
         "digest": run["digest"],
     }
@@ -156,6 +186,19 @@ def child(args: argparse.Namespace, what: str) -> dict[str, Any]:
     return dict(json.loads(run.stdout.strip().splitlines()[-1]))
 
 
+def against_bound(row: dict[str, Any]) -> dict[str, Any]:
+    """The median of the later half of the forwards, when the plan is settled, against the least that must be read."""
+    rate = max(row["plain_read_gb_per_s"], row["plain_read_gb_per_s_after"])
+    least = max(row["file_gb"] - row.pop("budget_gb"), 0.0)
+    half = len(row["forward_seconds"]) // 2
+    seconds = statistics.median(row["forward_seconds"][half:])
+    return {
+        "least_read_gb": round(least, 3), "bound_seconds": round(least / rate, 3), "median_seconds": round(seconds, 3),
+        "ratio_to_bound": round(seconds * rate / least, 3) if least else None,
+        "ratio_of_bytes": round(statistics.median(row["read_gb"][half:]) / least, 3) if least else None,
+    }  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", required=True, type=Path, help="where the checkpoint lies or is made, on a local disk")
@@ -168,7 +211,7 @@ def main() -> int:
     parser.add_argument("--nvme-path", help="a third tier for what is written; none by default")
     parser.add_argument("--nvme-budget", default="8GiB")
     parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--forwards", type=int, default=4)
+    parser.add_argument("--forwards", type=int, default=8)
     parser.add_argument("--compare", action="store_true")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint")
     parser.add_argument("--no-save", action="store_true")
@@ -193,6 +236,10 @@ def main() -> int:
         row["equal"] = other.pop("digest", None) == row.get("digest")
         row |= other
     row["plain_read_gb_per_s_after"] = round(plain_read_rate(path), 2)
+    if "error" not in row:
+        row |= against_bound(row)
+        if not args.no_save:
+            row["plain_copy_gb_per_s"] = round(plain_copy_rate(path), 2)
     row |= {"device_budget": args.device_budget, "host_budget": args.host_budget, "tokens": args.tokens, **provenance(args.device)}
     print(json.dumps(row))
     if not args.keep:

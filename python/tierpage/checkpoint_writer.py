@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import secrets
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,15 +21,17 @@ __all__ = ["FileWriter"]
 
 _ALIGNMENT = 4096
 _BUFFER_BYTES = 4 * 1024**2
-_BUFFERS = 6
-_THREADS = 3
+_BUFFERS = 8
+_THREADS = 6
 _FLUSH_BYTES = 64 * 1024**2  # buffered: forced out and dropped from the page cache at least this often
 
 
 class FileWriter:
     """Sequential writer of a file of known size. Use it as a context manager; without ``commit`` nothing is left.
 
-    ``buffer()`` gives memory to fill, ``filled(count)`` hands it over. Memory: a few buffers of 4 MiB.
+    ``buffer()`` gives memory to fill, ``filled(count)`` hands it over; what has to be read from a disk first is better
+    left to the writing threads, ``fill_later``, so that reads and writes keep the disk busy at once. Memory: a few buffers
+    of 4 MiB.
     """
 
     def __init__(self, path: Path, total_bytes: int) -> None:
@@ -52,6 +55,7 @@ class FileWriter:
         self._current: memoryview | None = None
         self._memory: mmap.mmap | None = None
         self._filled = 0
+        self._fills: list[tuple[int, int, Callable[[memoryview], None]]] = []  # of the current buffer: place, count, how
         self._submitted = 0
         self._flushed = 0
         self._committed = False
@@ -85,6 +89,11 @@ class FileWriter:
         self._filled += count
         if self._filled == _BUFFER_BYTES:
             self._submit()
+
+    def fill_later(self, count: int, fill: Callable[[memoryview], None]) -> None:
+        """As ``filled``, but ``fill`` writes these bytes, in another thread; what it raises comes out of a later call."""
+        self._fills.append((self._filled, count, fill))
+        self.filled(count)
 
     def write(self, content: bytes) -> None:
         """Copies ``content`` to the file."""
@@ -143,11 +152,16 @@ class FileWriter:
         padded = -(-count // _ALIGNMENT) * _ALIGNMENT if self.direct else count
         if padded > count:
             memory[count:padded] = bytes(padded - count)
-        self._running.append((self._pool.submit(self._write_at, memory, padded, offset), memory))
+        fills, self._fills = self._fills, []
+        self._running.append((self._pool.submit(self._write_at, memory, padded, offset, fills), memory))
 
-    def _write_at(self, memory: mmap.mmap, count: int, offset: int) -> None:
+    def _write_at(
+        self, memory: mmap.mmap, count: int, offset: int, fills: list[tuple[int, int, Callable[[memoryview], None]]]
+    ) -> None:
         view = memoryview(memory)
         try:
+            for place, length, fill in fills:
+                fill(view[place : place + length])
             done = 0
             while done < count:
                 moved = os.pwrite(self._descriptor, view[done:count], offset + done)

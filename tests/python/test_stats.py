@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import Any
@@ -139,7 +140,9 @@ def test_one_operator_larger_than_the_budget(options: dict[str, Any], device: st
             assert "add_" in text
             granule = pager.config.in_force["granule_bytes"]
             assert f"{2 * -(-large[0].nbytes // granule) * granule / 2**20:.1f} MiB" in text
-            assert f"{budget / 2**20:.1f} MiB" in text
+            # What torch's own allocator holds (cuBLAS's workspace, say) counts against the budget and is named.
+            left, native = re.search(r"device budget is ([\d.]+) MiB(?: after ([\d.]+) MiB)?", text).groups(default="0")
+            assert float(left) + float(native) == pytest.approx(budget / 2**20, abs=0.2)
             losses.append(step())
         with pytest.raises(torch.OutOfMemoryError, match=r" out of memory\."):
             torch.ones(budget // 4 + 4096, device=device)
