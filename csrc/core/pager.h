@@ -372,6 +372,8 @@ class Pager {
   uint64_t leave_past_write_budget(uint64_t bytes, uint64_t order);
   bool mostly_read(RegionId region) const;
   void start_spill(PageId id);
+  bool only_in_host(PageId id) const;
+  bool spill_in_place_of(PageId leaving);
   bool host_copy_redundant(const Page& page) const;
   uint64_t redundant_host_bytes() const;
   uint64_t leaving_bytes() const;
@@ -445,6 +447,8 @@ class Pager {
   uint64_t cached_bytes_peak_ = 0;    // of cached regions, since the plan before
   ClockPolicy clock_;
   MinPolicy min_;
+  MinPolicy host_min_;                   // among pages whose only copy is in HOST
+  bool spill_candidates_known_ = false;  // host_min_ has looked since pages last began to leave
   Stats stats_;
   WriteEconomy writes_;
   uint64_t spilling_bytes_ = 0;  // on their way from HOST to NVME, whose RAM comes free

@@ -246,6 +246,7 @@ void Pager::leave(PageId id) {
 void Pager::advance_leaving() {
   std::vector<PageId> batch;
   batch.swap(leaving_);
+  spill_candidates_known_ = false;
   for (const PageId id : batch) {
     if (pages_.exists(id) && advance_leaving(id)) {
       leaving_.push_back(id);
@@ -321,7 +322,10 @@ bool Pager::send_down(PageId id) {
       host_space_wanted_ = std::max(host_space_wanted_, host_.used_bytes() + page.bytes);
       return true;
     }
-    if (!make_host_room(page.bytes)) target = Tier::kNvme;
+    if (!make_host_room(page.bytes)) {
+      if (spill_in_place_of(id)) return true;
+      target = Tier::kNvme;
+    }
   }
   if (target == Tier::kNvme && (nvme_blocked_ || !nvme_.can_take(page.bytes))) return false;
   if (page.is_valid(target)) return false;

@@ -1,6 +1,7 @@
 // What goes to the NVMe tier and what had better not: spills from RAM, and the budget of writes.
 //
-// A write to NVMe costs time once and flash for ever. So redundant copies are dropped before anything is spilled, pages
+// A write to NVMe costs time once and flash for ever. So redundant copies are dropped before anything is spilled; of a page
+// that leaves and the pages that fill RAM the one that is used last is written; where RAM itself has to shrink, pages
 // that are mostly read are spilled before pages that are written every time they are used (those would be written down
 // again after the next use, optimizer states for example), and near the budget of writes clean pages leave before dirty ones.
 //
@@ -16,6 +17,7 @@ namespace tierpage {
 namespace {
 
 constexpr uint64_t kUsesPerWrite = 4;  // of a region that is mostly read, at least
+constexpr uint64_t kSpillsAtOnce = 4;  // in place of pages that leave
 constexpr uint64_t kQuietUses = 32;    // for which nobody looks again after no idle copy was found
 
 }  // namespace
@@ -67,6 +69,32 @@ bool Pager::take_idle_copies_place(uint64_t bytes) {
   }
   for (const PageId id : chosen) drop_lower(pages_[id], Tier::kHost);
   return host_.can_take(bytes);
+}
+
+// What would have to be spilled before HOST has room: its only copy is there, and nobody asks for it.
+bool Pager::only_in_host(PageId id) const {
+  const Page& page = pages_[id];
+  return page.valid == 1 << index_of(Tier::kHost) && page.movement == Movement::kNone && page.claim == 0;
+}
+
+// One of two has to be written to NVMe: the page that leaves DEVICE, or one whose only copy fills HOST. It is the one that is
+// used later (MIN, Belady 1966), whichever that is: what is written there and used soon has to be read and written again.
+// True if the page waits for the room of another, which is being spilled.
+bool Pager::spill_in_place_of(PageId leaving) {
+  const Page& page = pages_[leaving];
+  if (spill_blocked_ || nvme_blocked_ || !use_min() || !plan_.valid() || host_.capacity_bytes() < page.bytes) return false;
+  if (spilling_bytes_ >= kSpillsAtOnce * page.bytes) return true;
+  if (!spill_candidates_known_) host_min_.begin(pages_, [this](PageId id) { return only_in_host(id); });
+  spill_candidates_known_ = true;
+  const uint64_t distance = predictor_.uses_until(regions_[page.region.value].key);
+  while (host_min_.distance_ahead() > distance) {
+    const PageId victim = host_min_.next();
+    if (!only_in_host(victim)) continue;  // it began to move since the candidates were looked for
+    if (!nvme_.can_take(pages_[victim].bytes)) return false;
+    start_spill(victim);
+    return true;
+  }
+  return false;
 }
 
 void Pager::start_spill(PageId id) {
