@@ -165,6 +165,10 @@ def paged_row(args: argparse.Namespace, plain: dict[str, Any] | None) -> dict[st
     difference = describe_difference(plain, paged) if plain else "not compared"
     moved = {k: (after[k] - before[k]) / args.repeat for k in after if k.startswith(("fetch_bytes", "writeback_bytes"))}
     plain_seconds = plain["seconds"] if plain else args.plain_seconds
+    # What no tier above holds when most is alive is on NVMe then; where every page is rewritten in each step, that much is
+    # written there in each step.
+    budgets = tierpage.config().device_budget + tierpage.config().host_budget
+    least_to_nvme = max(after["live_bytes.peak"] - budgets, 0) if args.nvme_path else 0
     bounds = bounds_of(moved, duplex, plain_seconds or 0.0)
     bound = max(bounds.values())
     return {
@@ -178,6 +182,7 @@ def paged_row(args: argparse.Namespace, plain: dict[str, Any] | None) -> dict[st
         "plain_seconds": round(plain_seconds, 3) if plain_seconds else None, "times": paged["times"],
         "bits_equal": difference == "none" if plain else None, "difference": difference,
         "bytes_per_step": {k: int(v) for k, v in moved.items() if v},
+        "nvme_write_bytes_least": int(least_to_nvme),
         "stall_seconds": {k: round(after[k] - before[k], 2) for k in after if k.startswith("stall_seconds.") and "max" not in k},
         "driver_bytes_above_context": paged["device_bytes_max"] - context,
         "plain_driver_bytes": plain["device_bytes_max"] if plain else None,
