@@ -19,6 +19,7 @@ from checkpoints import write_raw
 from tierpage import CheckpointError
 from tierpage.checkpoint_files import CheckpointFile, open_checkpoint
 
+EXAMPLES = int(os.environ.get("TIERPAGE_TEST_EXAMPLES", "300"))  # a long run by hand: 20000
 
 def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
     shown = [list(value) if isinstance(value, tuple) else value for value in (shape, offsets)]
@@ -181,14 +182,14 @@ entries = st.fixed_dictionaries(
 headers = st.dictionaries(st.one_of(st.text(max_size=3), st.just("__metadata__")), st.one_of(entries, st.none(), st.text()), max_size=4)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(header=headers, size=st.integers(0, 40))
 def test_random_headers_are_taken_or_refused_as_by_the_library(header: Any, size: int, tmp_path: Path) -> None:
     path = write_raw(tmp_path / "random.safetensors", header, bytes(size))
     check_against_library(path)
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2 * EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_files_with_changed_bytes(data: st.DataObject, tmp_path: Path) -> None:
     good = write_raw(tmp_path / "good", {"ab": entry(), "c": entry("U8", (3,), (8, 11)), "d": entry("I64", (), (11, 19))}, bytes(19))
