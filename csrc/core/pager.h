@@ -163,7 +163,7 @@ class Pager {
   // pins do not count as work that will end by itself (interleaving 5).
   void set_permanent(SlotId slot, bool permanent);
   void free_region(RegionId region, std::span<const Fence> fences);
-  void mark_seen(RegionId region);
+  void mark_seen(RegionId region) { regions_[region.value].seen = true; }
   bool region_seen(RegionId region) const { return regions_[region.value].seen; }
   void hold_region(RegionId region);  // a raw pointer to it escaped: resident until it is freed
   void hold_pinned(SlotId slot);        // the same for everything that the slot pins
@@ -218,7 +218,9 @@ class Pager {
 
   // --- queries --------------------------------------------------------------------------------------------------
   RegionId region_at(uint64_t offset) const { return map_.find(offset); }
-  bool region_live(RegionId region) const;
+  bool region_live(RegionId id) const {
+    return id.value < regions_.size() && regions_[id.value].state == RegionState::kLive;
+  }
   uint64_t region_offset(RegionId region) const { return regions_[region.value].offset; }
   uint64_t region_bytes(RegionId region) const { return regions_[region.value].bytes_asked; }
   TagId region_tag(RegionId region) const { return regions_[region.value].tag; }
