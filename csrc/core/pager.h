@@ -257,24 +257,25 @@ class Pager {
   static constexpr uint64_t kExpectedUses = 512;  // how far ahead allocations are counted
   static constexpr uint64_t kCachedAgeOld = 256;  // uses since a region was freed, after which nobody expects it back
   enum class RegionState : uint8_t { kGone, kLive, kCached, kDying };
-  struct Region {
-    RegionState state = RegionState::kGone;
-    uint64_t offset = 0;
-    uint64_t bytes = 0;        // rounded up to the granule
-    uint64_t bytes_asked = 0;
-    StreamId stream = 0;
+  struct Region {  // what every operator looks at stands in the first cache line
+    alignas(64) RegionState state = RegionState::kGone;
     bool other_streams = false;  // used on more streams than its own
     bool seen = false;
     bool held = false;           // never evictable again
-    TagId tag = 0;
-    Source source;               // of the pages that are sourced
     KeyId key;
-    uint64_t cached_at = 0;      // trace position when it was freed: its age in uses
-    uint64_t cached_serial = 0;  // place in cached_by_age_
-    uint64_t ahead_serial = 0;   // last look ahead that met it
+    uint64_t offset = 0;
+    uint64_t bytes_asked = 0;
     uint64_t uses = 0;           // granted since it was allocated
     uint64_t writes = 0;         // of them, those that write
     std::vector<PageId> pages;
+
+    uint64_t bytes = 0;          // rounded up to the granule
+    StreamId stream = 0;
+    TagId tag = 0;
+    Source source;               // of the pages that are sourced
+    uint64_t cached_at = 0;      // trace position when it was freed: its age in uses
+    uint64_t cached_serial = 0;  // place in cached_by_age_
+    uint64_t ahead_serial = 0;   // last look ahead that met it
   };
   struct Wanted {
     PageId page;
