@@ -48,34 +48,33 @@ enum class ArrivalStage : uint8_t { kQueued, kMapping, kCopying };
 enum class PageState : uint8_t { kEmpty, kArriving, kResidentClean, kResidentDirty, kCached, kDeparting, kBelow };
 const char* name_of(PageState state);
 
+// What every operator looks at, when all fits, stands in the first cache line.
 struct Page {
-  RegionId region;
-  uint64_t offset = 0;  // in the reserved range
-  uint64_t bytes = 0;   // granule * 2^n
-
-  FrameId frame;   // DEVICE
-  SpanList host;   // HOST
-  SpanList nvme;   // NVME
-  uint8_t valid = 0;  // bit index_of(tier): that tier's copy is the content
+  alignas(64) uint8_t valid = 0;  // bit index_of(tier): that tier's copy is the content
   bool mapped = false;
   bool sourced = false;  // the NVME copy is its region's source
-
   Movement movement = Movement::kNone;
-  Tier lower = Tier::kHost;      // source of a fetch, target of a write-back
-  ArrivalStage arrival = ArrivalStage::kQueued;  // of an arrival under way; decides nothing, names the cause of waits
-  uint32_t movement_serial = 0;  // makes TransferId unique
-
   bool leaving = false;     // chosen as a victim; not yet unmapping
   bool evict_asked = false; // leaving because the user or a smaller budget wants it
-  bool listed = false;      // stands in the pager's list of leaving pages
   bool wrote_back = false;  // on this way out its content was copied down
-  bool cleanable = false;   // stands in the pager's list of pages to be written ahead
-  bool hinted = false;      // stands in the pager's list of hints
-  bool prefetched = false;  // brought up ahead of use and not used yet
   bool referenced = false;  // Clock's bit
+  bool prefetched = false;  // brought up ahead of use and not used yet
+  bool cleanable = false;   // stands in the pager's list of pages to be written ahead
+  bool listed = false;      // stands in the pager's list of leaving pages
+  bool hinted = false;      // stands in the pager's list of hints
   uint32_t pins = 0;
-  uint64_t claim = 0;       // order of the oldest waiting request that needs the page, 0: none
+  RegionId region;
+  FrameId frame;        // DEVICE
+  uint64_t offset = 0;  // in the reserved range
+  uint64_t bytes = 0;   // granule * 2^n
   std::vector<Fence> fences;  // last uses, at most one per stream, and one that is owed
+
+  SpanList host;   // HOST
+  SpanList nvme;   // NVME
+  uint64_t claim = 0;       // order of the oldest waiting request that needs the page, 0: none
+  uint32_t movement_serial = 0;  // makes TransferId unique
+  Tier lower = Tier::kHost;      // source of a fetch, target of a write-back
+  ArrivalStage arrival = ArrivalStage::kQueued;  // of an arrival under way; decides nothing, names the cause of waits
 
   bool is_valid(Tier tier) const { return valid >> index_of(tier) & 1; }
   bool has_content() const { return valid != 0; }

@@ -163,7 +163,7 @@ class Pager {
   // pins do not count as work that will end by itself (interleaving 5).
   void set_permanent(SlotId slot, bool permanent);
   void free_region(RegionId region, std::span<const Fence> fences);
-  void mark_seen(RegionId region);
+  void mark_seen(RegionId region) { regions_[region.value].seen = true; }
   bool region_seen(RegionId region) const { return regions_[region.value].seen; }
   void hold_region(RegionId region);  // a raw pointer to it escaped: resident until it is freed
   void hold_pinned(SlotId slot);        // the same for everything that the slot pins
@@ -218,7 +218,9 @@ class Pager {
 
   // --- queries --------------------------------------------------------------------------------------------------
   RegionId region_at(uint64_t offset) const { return map_.find(offset); }
-  bool region_live(RegionId region) const;
+  bool region_live(RegionId id) const {
+    return id.value < regions_.size() && regions_[id.value].state == RegionState::kLive;
+  }
   uint64_t region_offset(RegionId region) const { return regions_[region.value].offset; }
   uint64_t region_bytes(RegionId region) const { return regions_[region.value].bytes_asked; }
   TagId region_tag(RegionId region) const { return regions_[region.value].tag; }
@@ -255,24 +257,25 @@ class Pager {
   static constexpr uint64_t kExpectedUses = 512;  // how far ahead allocations are counted
   static constexpr uint64_t kCachedAgeOld = 256;  // uses since a region was freed, after which nobody expects it back
   enum class RegionState : uint8_t { kGone, kLive, kCached, kDying };
-  struct Region {
-    RegionState state = RegionState::kGone;
-    uint64_t offset = 0;
-    uint64_t bytes = 0;        // rounded up to the granule
-    uint64_t bytes_asked = 0;
-    StreamId stream = 0;
+  struct Region {  // what every operator looks at stands in the first cache line
+    alignas(64) RegionState state = RegionState::kGone;
     bool other_streams = false;  // used on more streams than its own
     bool seen = false;
     bool held = false;           // never evictable again
-    TagId tag = 0;
-    Source source;               // of the pages that are sourced
     KeyId key;
-    uint64_t cached_at = 0;      // trace position when it was freed: its age in uses
-    uint64_t cached_serial = 0;  // place in cached_by_age_
-    uint64_t ahead_serial = 0;   // last look ahead that met it
+    uint64_t offset = 0;
+    uint64_t bytes_asked = 0;
     uint64_t uses = 0;           // granted since it was allocated
     uint64_t writes = 0;         // of them, those that write
     std::vector<PageId> pages;
+
+    uint64_t bytes = 0;          // rounded up to the granule
+    StreamId stream = 0;
+    TagId tag = 0;
+    Source source;               // of the pages that are sourced
+    uint64_t cached_at = 0;      // trace position when it was freed: its age in uses
+    uint64_t cached_serial = 0;  // place in cached_by_age_
+    uint64_t ahead_serial = 0;   // last look ahead that met it
   };
   struct Wanted {
     PageId page;

@@ -9,10 +9,6 @@
 
 namespace tierpage {
 
-bool Pager::region_live(RegionId id) const {
-  return id.value < regions_.size() && regions_[id.value].state == RegionState::kLive;
-}
-
 std::vector<RegionId> Pager::live_regions() const {
   std::vector<RegionId> live;
   for (uint32_t i = 0; i < regions_.size(); ++i) {
@@ -74,8 +70,6 @@ void Pager::cut_into_pages(RegionId id) {
     rest -= bytes;
   }
 }
-
-void Pager::mark_seen(RegionId id) { regions_[id.value].seen = true; }
 
 void Pager::hold_region(RegionId id) { regions_[id.value].held = true; }
 

@@ -133,7 +133,10 @@ typedef struct tp_engine_api {
 //   int32_t tierpage_torch_set_option(const char* name, int32_t value)
 //                                                    "materializer": 1 (the default) arms storages against accesses
 //                                                    that no operator announces (torch >= 2.13), 0 does not;
-//                                                    "deferral": 1 (the default) lets fused optimizers run later
+//                                                    "deferral": 1 (the default) lets fused optimizers run later;
+//                                                    "typed": 1 (the default) spares common operators the boxing of
+//                                                    their arguments
+//   const char* tierpage_torch_typed_operators(void) the operators to which "typed" applies, one a line
 //   int32_t tierpage_torch_run_deferred(uint64_t address)   runs what was deferred of this region, of all for 0; returns
 //                                                    0, or an error code with the Python error set
 //   int32_t tierpage_torch_touch(uint64_t address)   touch() for this thread with the GIL released while waiting;

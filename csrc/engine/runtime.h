@@ -319,7 +319,8 @@ class Runtime {
       return dead_;
     }
   }
-  Status refusal_locked() const;  // why nothing can be asked for; ok if it can
+  bool refuses_locked() const { return !dead_.ok() || forked(); }  // nothing can be asked for
+  Status refusal_locked() const;                                   // why; ok if it can
   bool ended_locked() const { return !dead_.ok() || stop_ || forked(); }  // nobody serves a wait any more
   Status end_locked() const;
   Status abandon_wait_locked(SlotId slot);

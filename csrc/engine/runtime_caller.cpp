@@ -89,7 +89,7 @@ RegionId Runtime::region_of_locked(uint64_t address) const {
 Status Runtime::begin(Scope& scope, const tp_operator& op, const tp_access* accesses, size_t count) {
   int64_t asked_ns = 0;
   const std::unique_lock lock = lock_counted(asked_ns);
-  if (Status refusal = refusal_locked(); !refusal.ok()) return refusal;
+  if (refuses_locked()) [[unlikely]] return refusal_locked();
   scope.uses.clear();
   for (size_t i = 0; i < count; ++i) {
     const RegionId region = region_of_locked(accesses[i].address);
@@ -243,7 +243,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
     lock.lock();
   }
   scope.pinned = false;
-  if (!refusal_locked().ok()) return Status::success();  // the operator itself has run; the next begin tells
+  if (refuses_locked()) return Status::success();  // the operator itself has run; the next begin tells
   Status status = core_locked([&] {
     // No fence (a stream capture, a lost context): nothing says when the kernels end, so the pages stay for good.
     if (!recorded.ok()) pager_->hold_pinned(scope.slot);
@@ -309,7 +309,7 @@ void Runtime::deallocate(uint64_t address) {
   {
     std::lock_guard lock(mutex_);
     const RegionId region = region_of_locked(address);
-    if (!region.valid() || !refusal_locked().ok()) return;
+    if (!region.valid() || refuses_locked()) return;
     const auto found = streams_of_.find(region.value);
     if (found != streams_of_.end()) {
       streams = std::move(found->second);

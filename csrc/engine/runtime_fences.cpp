@@ -12,6 +12,7 @@
 //      gone when the fence is due.
 //   4. A captured stream runs nothing, so no later fence tells when its work ends: it takes the usual way, where the record
 //      is refused and the pages are held. One that is captured when the fence is due refuses it until the capture ends.
+//      So the driver is asked at each end, but for CUDA's default stream, which it never captures.
 //   5. Streams of the host device have nothing queued when an operator returns: no fences, nothing is owed.
 //   6. In a forked child nobody ends operators (refusal_locked), so nothing is owed there.
 #include <utility>

@@ -165,7 +165,10 @@ Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, u
   return Status::success();
 }
 
+// CUDA captures any stream but its legacy default one, whose handle is 0. Where that is refused work because of somebody
+// else's capture, nothing was queued on it. torch runs on it unless told otherwise: five calls of the driver saved.
 bool CudaFences::capturing(uint64_t native_stream) const {
+  if (native_stream == 0) return false;
   CudaContextGuard guard(driver_, context_);
   CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
   return !guard.ok() || driver_.stream_is_capturing(reinterpret_cast<CUstream>(native_stream), &capture) != CUDA_SUCCESS ||

@@ -26,7 +26,7 @@ class CudaFences {
   // With a mark the work between it and the fence is timed, and the mark is used up.
   Status record(uint64_t native_stream, Fence* fence, uint64_t mark = 0, uint64_t cookie = 0);
   bool done(Fence fence);
-  bool capturing(uint64_t native_stream) const;  // also true where the driver does not answer
+  bool capturing(uint64_t native_stream) const;  // true also where the driver does not answer; never of 0
 
   // A point in the stream from which time is taken; 0 where none can be (a graph capture, a lost context).
   uint64_t mark_start(uint64_t native_stream);

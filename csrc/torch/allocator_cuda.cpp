@@ -20,8 +20,11 @@ caching::CUDAAllocator* native_allocator = nullptr;
 std::atomic<int64_t> open_pools{0};
 
 // What this thread asks torch's allocator for, and whether that made it look for new memory.
-constinit thread_local uint64_t native_request_bytes = 0;
-constinit thread_local bool native_grew = false;
+struct NativeRequest {
+  uint64_t bytes = 0;
+  bool grew = false;
+};
+constinit thread_local NativeRequest native_request;
 
 // Free memory that torch's allocator may need above a request: it rounds segments up to 2 MiB or 20 MiB.
 constexpr uint64_t kSegmentSlack = 20ull << 20;
@@ -50,7 +53,7 @@ const tp_engine_api* cuda_engine() {
 class RoomMaker final : public c10::FreeMemoryCallback {
  public:
   bool Execute() override {
-    native_grew = true;
+    native_request.grew = true;
     const tp_engine_api* engine = cuda_engine();
     if (engine == nullptr || stream_is_capturing(*engine)) return false;
     size_t free_bytes = 0;
@@ -59,7 +62,7 @@ class RoomMaker final : public c10::FreeMemoryCallback {
       (void)cuda_symbols().get_last_error();
       return false;
     }
-    const uint64_t wanted = native_request_bytes + kSegmentSlack;
+    const uint64_t wanted = native_request.bytes + kSegmentSlack;
     if (free_bytes < wanted) engine->make_room(wanted - free_bytes);
     return false;  // nothing was returned to torch's cache, so there is no use in searching it again
   }
@@ -76,23 +79,25 @@ bool register_room_maker() {
 bool room_maker_registered = false;
 
 // Runs one call of torch's allocator: makes room and tries once more when it is out of memory, and tells the engine
-// when torch holds more than before.
+// when torch holds more than before. Nearly every operator comes here for a small result that torch has at hand: whether
+// the engine is on this device, a question to the CUDA runtime, is asked only where it matters.
 template <class Call>
 auto call_native(size_t bytes, Call call) {
-  const tp_engine_api* engine = cuda_engine();
-  if (engine == nullptr) return call();
-  native_request_bytes = bytes;
-  native_grew = false;
+  NativeRequest& request = native_request;
+  request = {bytes, false};
   auto result = [&] {
     try {
       return call();
     } catch (const c10::OutOfMemoryError&) {
-      if (engine->make_room(bytes + kSegmentSlack) == 0) throw;
+      const tp_engine_api* engine = cuda_engine();
+      if (engine == nullptr || engine->make_room(bytes + kSegmentSlack) == 0) throw;
     }
-    native_grew = true;
+    request.grew = true;
     return call();
   }();
-  if (native_grew || (!room_maker_registered && bytes >= (1u << 20))) report_native_reserved(engine);
+  if (C10_UNLIKELY(request.grew || (!room_maker_registered && bytes >= (1u << 20)))) {
+    if (const tp_engine_api* engine = cuda_engine()) report_native_reserved(engine);
+  }
   return result;
 }
 

@@ -97,14 +97,14 @@ const tp_engine_api* engine_of(const void* address) {
 
 namespace {
 
-void tell_foreign_stream(const tp_engine_api& engine, uint64_t handle) {
-  thread_local const tp_engine_api* told_engine = nullptr;
-  thread_local uint64_t told_handle = 0;
-  if (told_engine == &engine && told_handle == handle) return;
-  engine.foreign_stream(handle);
-  told_engine = &engine;
-  told_handle = handle;
-}
+// The stream that this thread used last. torch's stream has the same handle for ever under one id; asking for it changes
+// the current device to and fro.
+struct KnownStream {
+  const tp_engine_api* engine = nullptr;
+  c10::StreamId id = 0;
+  uint64_t handle = 0;
+};
+constinit thread_local KnownStream known_stream;
 
 }  // namespace
 
@@ -112,9 +112,12 @@ uint64_t native_stream(const tp_engine_api& engine) {
   if (engine.device_type == 0) return 0;
   const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(engine.device_index));
   const c10::Stream stream = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)->getStream(device);
+  KnownStream& known = known_stream;
+  if (C10_LIKELY(known.engine == &engine && known.id == stream.id())) return known.handle;
   const auto handle = reinterpret_cast<uint64_t>(stream.native_handle());
   // torch's own streams live as long as the process; one that it was given has its handle for an id.
-  if (C10_UNLIKELY(handle != 0 && static_cast<uint64_t>(stream.id()) == handle)) tell_foreign_stream(engine, handle);
+  if (handle != 0 && static_cast<uint64_t>(stream.id()) == handle) engine.foreign_stream(handle);
+  known = {&engine, stream.id(), handle};
   return handle;
 }
 

@@ -14,6 +14,7 @@
 #include "torch/errors.h"
 #include "torch/raw_access.h"
 #include "torch/registration.h"
+#include "torch/typed_operators.h"
 
 #define TIERPAGE_EXPORT extern "C" __attribute__((visibility("default")))
 #define TIERPAGE_TEXT_(x) #x
@@ -86,6 +87,10 @@ TIERPAGE_EXPORT int32_t tierpage_torch_set_option(const char* name, int32_t valu
     tierpage::deferral_wanted.store(value != 0);
     return TP_OK;
   }
+  if (option == "typed") {
+    tierpage::typed_wanted.store(value != 0);
+    return TP_OK;
+  }
   if (option != "materializer") return fail(TP_INVALID_ARGUMENT, "no such option: " + option);
   if (value != 0 && !TIERPAGE_HAS_MATERIALIZER) {
     return fail(TP_UNAVAILABLE, "torch " TIERPAGE_TEXT(TORCH_VERSION_MAJOR) "." TIERPAGE_TEXT(
@@ -93,6 +98,12 @@ TIERPAGE_EXPORT int32_t tierpage_torch_set_option(const char* name, int32_t valu
   }
   tierpage::materializer_wanted.store(value != 0);
   return TP_OK;
+}
+
+TIERPAGE_EXPORT const char* tierpage_torch_typed_operators(void) {
+  static std::string names;  // guarded by the GIL
+  names = tierpage::typed_operator_names();
+  return names.c_str();
 }
 
 namespace {

@@ -13,10 +13,6 @@
 namespace tierpage {
 namespace {
 
-c10::DispatchKeySet below(c10::DispatchKeySet keys) {
-  return keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::BackendSelect);
-}
-
 const c10::IValue* arguments_of(const OperatorInfo& info, const c10::Stack& stack) {
   return stack.data() + (stack.size() - info.argument_count);
 }
@@ -31,31 +27,9 @@ uint64_t collect(const OperatorInfo& info, const c10::Stack& stack, ThreadState&
   return paged_bytes;
 }
 
-// state.accesses is shared by nested walks: each takes its tail and gives it back.
-struct AccessTail {
-  explicit AccessTail(ThreadState& state) : state(state), first(state.accesses.size()) {}
-  ~AccessTail() { state.accesses.resize(first); }
-  size_t count() const { return state.accesses.size() - first; }
-  const tp_access* data() const { return state.accesses.data() + first; }
-  ThreadState& state;
-  const size_t first;
-};
-
 // Recording into a graph: its kernels run later, without us, so what they use has to stay where it is.
 void hold_for_graph(ThreadState& state, const tp_engine_api* engine, const tp_access* accesses, size_t count) {
   for (size_t i = 0; i < count; ++i) touch_address(state, engine, accesses[i].address, 0);
-}
-
-void announce(const OperatorInfo& info, const c10::Stack& stack, ThreadState& state) {
-  AccessTail tail(state);
-  collect(info, stack, state, *state.engine, materializer_enabled());
-  if (tail.count() == 0) return;
-  state.count(kOperatorsPaged);
-  if (C10_UNLIKELY(stream_is_capturing(*state.engine))) {
-    hold_for_graph(state, state.engine, tail.data(), tail.count());
-    return;
-  }
-  begin_accesses(state, info.identity, tail.data(), tail.count());
 }
 
 void announce_results(const OperatorInfo& info, const c10::Stack& stack, ThreadState& state) {
@@ -64,7 +38,7 @@ void announce_results(const OperatorInfo& info, const c10::Stack& stack, ThreadS
   for (uint32_t i = 0; i < info.return_count; ++i) {
     collect_result(state, *state.engine, results[i], materializer_enabled());
   }
-  if (!state.addresses.empty()) state.engine->seen(state.scope, state.addresses.data(), state.addresses.size());
+  announce_addresses(state);
 }
 
 // Whether it may pay to look at each index: new results count as if each were as large as all arguments.
@@ -75,20 +49,35 @@ bool exceeds_run(const OperatorInfo& info, const c10::Stack& stack, ThreadState&
 
 }  // namespace
 
+void announce_paged(const OperatorInfo& info, ThreadState& state, const AccessTail& tail) {
+  state.count(kOperatorsPaged);
+  if (C10_UNLIKELY(stream_is_capturing(*state.engine))) {
+    hold_for_graph(state, state.engine, tail.data(), tail.count());
+    return;
+  }
+  begin_accesses(state, info.identity, tail.data(), tail.count());
+}
+
+void rethrow(const OperatorFrame& frame, const PagedOutOfMemoryError& error) {
+  if (!frame.outermost()) throw;
+  throw PagerError(TP_OUT_OF_MEMORY, error.msg());
+}
+
 void run_in_frame(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
                   c10::Stack* stack, ThreadState& state, const tp_engine_api* engine, bool* launched) {
   OperatorFrame frame(state, engine);
   try {
-    announce(info, *stack, state);
-    if (C10_UNLIKELY(__atomic_load_n(engine->wants_times, __ATOMIC_RELAXED) != 0) && state.scope_open && frame.outermost()) {
-      engine->launching(state.scope, native_stream(*engine));
+    {
+      const AccessTail tail(state);
+      collect(info, *stack, state, *state.engine, materializer_enabled());
+      announce(info, state, tail);
     }
+    note_launch(state, *engine, frame);
     if (launched != nullptr) *launched = true;
     op.redispatchBoxed(keys_below, stack);
     if (state.fresh_region && state.scope_open) announce_results(info, *stack, state);
   } catch (const PagedOutOfMemoryError& error) {
-    if (!frame.outermost()) throw;
-    throw PagerError(TP_OUT_OF_MEMORY, error.msg());
+    rethrow(frame, error);
   }
   frame.close();
 }
@@ -96,11 +85,11 @@ void run_in_frame(const OperatorInfo& info, const c10::OperatorHandle& op, c10::
 void Interceptor::operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, c10::Stack* stack) {
   const c10::DispatchKeySet keys_below = below(keys);
   const tp_engine_api* engine = engine_now();
-  if (engine == nullptr || C10_UNLIKELY(retired_->load(std::memory_order_relaxed))) {
+  const OperatorInfo& info = *info_;  // register_pending may free this object
+  if (engine == nullptr || C10_UNLIKELY(retired_->load(std::memory_order_relaxed)) || decomposes(info, keys_below)) {
     op.redispatchBoxed(keys_below, stack);
     return;
   }
-  const OperatorInfo& info = *info_;  // register_pending may free this object
   ThreadState& state = thread_state();
   state.count(kOperatorsSeen);
   if (state.depth > 0) {

@@ -22,10 +22,12 @@ uint64_t stable_hash(std::string_view text) {
   return hash;
 }
 
-// Operators of aten that name tensors but read and write none of their bytes.
-constexpr std::array<std::string_view, 8> kMetadataOnly = {
+// Operators of aten that name tensors but read and write none of their bytes. _unsafe_view is a view whose schema does not
+// say so; each matrix product of more than two dimensions ends with it.
+constexpr std::array<std::string_view, 9> kMetadataOnly = {
     "aten::record_stream", "aten::is_same_size",    "aten::_has_same_storage_numel", "aten::_version",
-    "aten::is_set_to",     "aten::set_data",        "aten::_use_cudnn_ctc_loss",     "aten::_is_zerotensor"};
+    "aten::is_set_to",     "aten::set_data",        "aten::_use_cudnn_ctc_loss",     "aten::_is_zerotensor",
+    "aten::_unsafe_view"};
 
 // Schema says "view", the kernel copies.
 constexpr std::array<std::string_view, 1> kCopiesDespiteView = {"aten::_sparse_broadcast_to"};
@@ -62,17 +64,21 @@ bool is_pure_view(const c10::OperatorHandle& op, const std::string& name) {
   return false;
 }
 
-// Decomposed above us into operators that we see one by one.
-bool is_composite_only(const c10::OperatorHandle& op) {
+// Decomposed into operators that we see one by one, except for nested tensors.
+bool decomposes_unless_nested(const c10::OperatorHandle& op) {
   using c10::DispatchKey;
   if (!op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) return false;
   constexpr std::array kOwnKernels = {
       DispatchKey::CompositeExplicitAutograd, DispatchKey::CompositeExplicitAutogradNonFunctional,
       DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::SparseCPU, DispatchKey::SparseCUDA,
-      DispatchKey::SparseCsrCPU, DispatchKey::SparseCsrCUDA, DispatchKey::QuantizedCPU, DispatchKey::QuantizedCUDA,
-      DispatchKey::NestedTensorCPU, DispatchKey::NestedTensorCUDA};
+      DispatchKey::SparseCsrCPU, DispatchKey::SparseCsrCUDA, DispatchKey::QuantizedCPU, DispatchKey::QuantizedCUDA};
   return std::none_of(kOwnKernels.begin(), kOwnKernels.end(),
                       [&](DispatchKey key) { return op.hasKernelForDispatchKey(key); });
+}
+
+bool has_nested_kernel(const c10::OperatorHandle& op) {
+  return op.hasKernelForDispatchKey(c10::DispatchKey::NestedTensorCPU) ||
+         op.hasKernelForDispatchKey(c10::DispatchKey::NestedTensorCUDA);
 }
 
 std::optional<ArgumentKind> kind_of(const c10::Type& type) {
@@ -131,10 +137,12 @@ std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
   if (!op.hasSchema() || op.hasKernelForDispatchKey(c10::DispatchKey::BackendSelect)) return std::nullopt;
   const c10::FunctionSchema& schema = op.schema();
   const std::string& name = schema.name();
-  if (contains(kMetadataOnly, name) || is_composite_only(op) || is_pure_view(op, name)) return std::nullopt;
+  const bool decomposes = decomposes_unless_nested(op);
+  if (contains(kMetadataOnly, name) || (decomposes && !has_nested_kernel(op)) || is_pure_view(op, name)) return std::nullopt;
 
   OperatorInfo info;
   info.name = name;
+  info.decomposes_unless_nested = decomposes;
   info.identity = {nullptr, stable_hash(name + "." + schema.overload_name())};
   info.argument_count = static_cast<uint32_t>(schema.arguments().size());
   info.return_count = static_cast<uint32_t>(schema.returns().size());
@@ -163,7 +171,6 @@ std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
 namespace {
 
 constexpr c10::DispatchKeySet kUnusualLayout({c10::DispatchKey::Python, c10::DispatchKey::NestedTensor});
-constexpr c10::DispatchKeySet kSparseKeys({c10::DispatchKey::Sparse, c10::DispatchKey::SparseCsr});
 
 // Bytes that the strides reach from the tensor's first element on. 0: the tensor is empty.
 uint64_t reached_bytes(const c10::TensorImpl& tensor) {
@@ -274,13 +281,33 @@ uint64_t collect_argument(ThreadState& state, const tp_engine_api& engine, const
   return walk.paged_bytes;
 }
 
-void collect_result(ThreadState& state, const tp_engine_api& engine, const c10::IValue& value, bool note_storages) {
-  // A result is known by its storage: walk it as an access, and keep the addresses only.
+uint64_t collect_tensor(ThreadState& state, const tp_engine_api& engine, const ArgumentInfo& argument,
+                        const c10::TensorImpl& tensor, bool note_storages) {
+  Walk walk{state, engine, argument.mode, argument.whole_storage, note_storages};
+  walk.visit(tensor);
+  return walk.paged_bytes;
+}
+
+namespace {
+
+// A result is known by its storage: walk it as an access, and keep the addresses only.
+template <class Value>
+void collect_addresses(ThreadState& state, const tp_engine_api& engine, const Value& value, bool note_storages) {
   const size_t first = state.accesses.size();
   Walk walk{state, engine, TP_READ, true, note_storages};
   walk.visit(value);
   for (size_t i = first; i < state.accesses.size(); ++i) state.addresses.push_back(state.accesses[i].address);
   state.accesses.resize(first);
+}
+
+}  // namespace
+
+void collect_result(ThreadState& state, const tp_engine_api& engine, const c10::IValue& value, bool note_storages) {
+  collect_addresses(state, engine, value, note_storages);
+}
+
+void collect_result(ThreadState& state, const tp_engine_api& engine, const c10::TensorImpl& tensor, bool note_storages) {
+  collect_addresses(state, engine, tensor, note_storages);
 }
 
 }  // namespace tierpage

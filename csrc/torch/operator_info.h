@@ -39,6 +39,8 @@ struct OperatorInfo {
   // such case.
   int32_t read_index = -1;
   int32_t read_if_none_index = -1;
+  // Above us it is made of operators that we see one by one, unless an argument is a nested tensor, which has a kernel.
+  bool decomposes_unless_nested = false;
   bool splittable;                       // list_ops.h
   uint32_t fresh_lists = 0;              // of splittable operators: results that are new lists
   std::vector<ArgumentInfo> arguments;   // those that can hold tensors
@@ -54,11 +56,25 @@ struct OperatorInfo {
 // Null: the operator never touches tensor memory itself, or somebody else owns its BackendSelect slot.
 std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op);
 
+inline constexpr c10::DispatchKeySet kSparseKeys({c10::DispatchKey::Sparse, c10::DispatchKey::SparseCsr});
+
+// False: no byte of the tensor is paged, nor of any inside it.
+inline bool may_be_paged(const tp_engine_api& engine, const c10::TensorImpl& tensor) {
+  const c10::Storage& storage = tensor.unsafe_storage();
+  if (C10_UNLIKELY(!storage)) return tensor.key_set().has_any(kSparseKeys);
+  return owns(engine, storage.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get()) ||
+         C10_UNLIKELY(tensor.key_set().has(c10::DispatchKey::NestedTensor));
+}
+
 // Appends the accesses of one argument to state.accesses; returns how many of its bytes are paged.
 uint64_t collect_argument(ThreadState& state, const tp_engine_api& engine, const ArgumentInfo& argument,
                           const c10::IValue& value, bool note_storages);
+// The same for a tensor of the argument.
+uint64_t collect_tensor(ThreadState& state, const tp_engine_api& engine, const ArgumentInfo& argument,
+                        const c10::TensorImpl& tensor, bool note_storages);
 
 // Appends the storage addresses of a result to state.addresses.
 void collect_result(ThreadState& state, const tp_engine_api& engine, const c10::IValue& value, bool note_storages);
+void collect_result(ThreadState& state, const tp_engine_api& engine, const c10::TensorImpl& tensor, bool note_storages);
 
 }  // namespace tierpage

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "torch/interceptor.h"
+#include "torch/typed_operators.h"
 
 namespace tierpage {
 
@@ -62,9 +63,12 @@ void register_operator(const c10::OperatorHandle& op) {
   Registered entry;
   auto* kept = new OperatorInfo(std::move(*info));
   kept->identity.name = kept->name.c_str();
-  auto kernel = c10::KernelFunction::makeFromBoxedFunctor(std::make_unique<Interceptor>(kept, entry.retired));
+  auto kernel = typed_kernel(op, kept, entry.retired);
+  if (!kernel.has_value()) {
+    kernel = c10::KernelFunction::makeFromBoxedFunctor(std::make_unique<Interceptor>(kept, entry.retired));
+  }
   entry.handle = std::make_unique<c10::RegistrationHandleRAII>(c10::Dispatcher::singleton().registerImpl(
-      op.operator_name(), c10::DispatchKey::BackendSelect, std::move(kernel), std::nullopt, nullptr, "tierpage"));
+      op.operator_name(), c10::DispatchKey::BackendSelect, *std::move(kernel), std::nullopt, nullptr, "tierpage"));
   const std::lock_guard<std::mutex> lock(queue().mutex);
   queue().registered.emplace(op.operator_name(), std::move(entry));
 }

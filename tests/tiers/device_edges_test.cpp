@@ -221,16 +221,27 @@ TEST_F(FakeCudaTest, ADeinitialisedDriverIsLeftAlone) {
 
 TEST_F(FakeCudaTest, CapturedStreamsGetNoFence) {
   ASSERT_TRUE(make().ok());
+  fake::Stream stream{77, false, {}};
+  const auto handle = reinterpret_cast<uint64_t>(&stream);
   Fence first;
-  ASSERT_TRUE(device_->record_fence(0, &first).ok());
-  EXPECT_FALSE(device_->capturing(0));
-  fake::device().legacy.capturing = true;
-  EXPECT_TRUE(device_->capturing(0));
-  const size_t queued = fake::device().legacy.work.size();
+  ASSERT_TRUE(device_->record_fence(handle, &first).ok());
+  EXPECT_FALSE(device_->capturing(handle));
+  stream.capturing = true;
+  EXPECT_TRUE(device_->capturing(handle));
+  const size_t queued = stream.work.size();
   Fence fence{9, 9};
-  EXPECT_EQ(device_->record_fence(0, &fence).code, StatusCode::kUnavailable);
+  EXPECT_EQ(device_->record_fence(handle, &fence).code, StatusCode::kUnavailable);
   EXPECT_EQ(fence, (Fence{first.stream, 0}));
-  EXPECT_EQ(fake::device().legacy.work.size(), queued);
+  EXPECT_EQ(stream.work.size(), queued);
+  stream.capturing = false;
+  fake::run_all(&stream);
+}
+
+// Refused while another stream is captured, the default stream is not captured itself: what ran on it before has an end.
+TEST_F(FakeCudaTest, TheDefaultStreamIsNeverCaptured) {
+  ASSERT_TRUE(make().ok());
+  fake::device().legacy.capturing = true;
+  EXPECT_FALSE(device_->capturing(0));
 }
 
 TEST_F(FakeCudaTest, AFailedRecordDoesNotBlockLaterFences) {

@@ -13,6 +13,7 @@ import time
 
 import programs
 import torch
+from typed import check_typed_kernels
 
 HAS_HOOK = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 13)
 MIN_PAGED_BYTES = 1024
@@ -34,7 +35,9 @@ class Setup:
         self.library.tierpage_torch_counter.restype = ctypes.c_uint64
         self.library.tierpage_torch_attach.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self.library.tierpage_torch_touch.argtypes = [ctypes.c_uint64]
+        self.library.tierpage_torch_typed_operators.restype = ctypes.c_char_p
         self.engine = ctypes.CDLL(engine_path)
+        self.engine.fake_log.restype = ctypes.c_char_p
         self.engine.fake_engine.restype = ctypes.c_void_p
         self.engine.fake_engine.argtypes = [ctypes.c_uint64]
         for name in ("fake_begins", "fake_evictions", "fake_take_largest_scope"):
@@ -325,6 +328,10 @@ def main():
     check_splitting(setup)
     check_deferral(setup)
     setup.library.tierpage_torch_set_option(b"materializer", int(has_hook))
+    check_typed_kernels(setup)
+    assert setup.library.tierpage_torch_set_option(b"typed", 0) == 0
+    check_programs(setup, programs.PROGRAMS, "boxed alone")
+    setup.library.tierpage_torch_set_option(b"typed", 1)
     check_out_of_memory(setup)
     check_exceptions(setup)
     check_interrupt(setup)

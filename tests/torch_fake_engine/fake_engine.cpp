@@ -47,11 +47,14 @@ uint64_t run_bytes_max = ~0ull;
 uint64_t budget = ~0ull;
 int64_t wait_slices = 0;
 int32_t defers = 0;
+int32_t refuses = 0;
 uint64_t begins = 0;
 uint64_t evictions = 0;
 uint64_t largest_scope = 0;
 int owner_process = 0;
 const char* volatile latest_operator = "none";
+std::string announcements;                    // since fake_start_log
+std::map<uint64_t, size_t> allocated_since;   // first bytes of the regions made since then, and their numbers
 struct sigaction previous_handler;
 
 uint64_t rounded(uint64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
@@ -70,6 +73,14 @@ std::map<uint64_t, Region>::iterator region_at(uint64_t address) {
   if (found == regions.begin()) return regions.end();
   --found;
   return address < found->first + found->second.bytes ? found : regions.end();
+}
+
+// The same whenever the same operators run: regions made meanwhile by their number.
+void log_address(uint64_t address) {
+  const auto region = region_at(address);
+  const auto found = region == regions.end() ? allocated_since.end() : allocated_since.find(region->first);
+  announcements += found == allocated_since.end() ? " " + std::to_string(address - table.range_base)
+                                                  : " new" + std::to_string(found->second) + "+" + std::to_string(address - found->first);
 }
 
 void pin(tp_scope* scope, uint64_t base, Region& region, uint32_t mode) {
@@ -98,15 +109,29 @@ int32_t grant(tp_scope* scope) {
 
 tp_scope* scope_create() { return new tp_scope; }
 void scope_destroy(tp_scope* scope) { delete scope; }
-void scope_open(tp_scope* scope) { scope->open = true; }
+void scope_open(tp_scope* scope) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  scope->open = true;
+  announcements += "open\n";
+}
 
 int32_t begin(tp_scope* scope, const tp_operator* op, const tp_access* accesses, size_t count) {
   const std::lock_guard<std::mutex> lock(mutex);
   ++begins;
   latest_operator = op->name;
+  announcements += "begin " + std::string(op->name) + " " + std::to_string(op->hash);
+  for (size_t i = 0; i < count; ++i) {
+    log_address(accesses[i].address);
+    announcements += "," + std::to_string(accesses[i].bytes) + "," + std::to_string(accesses[i].mode);
+  }
+  announcements += "\n";
   if (!scope->open) {
     scope->message = std::string("begin without an open scope: ") + op->name;
     return TP_INTERNAL;
+  }
+  if (refuses != 0) {
+    scope->message = std::string("refused: ") + op->name;
+    return TP_UNAVAILABLE;
   }
   for (size_t i = 0; i < count; ++i) {
     const auto found = region_at(accesses[i].address);
@@ -130,6 +155,9 @@ void cancel(tp_scope* scope) { scope->slices_left = 0; }
 
 void seen(tp_scope*, const uint64_t* addresses, size_t count) {
   const std::lock_guard<std::mutex> lock(mutex);
+  announcements += "seen";
+  for (size_t i = 0; i < count; ++i) log_address(addresses[i]);
+  announcements += "\n";
   for (size_t i = 0; i < count; ++i) {
     const auto found = region_at(addresses[i]);
     if (found != regions.end()) found->second.seen = true;
@@ -140,6 +168,7 @@ int32_t scope_close(tp_scope* scope, uint64_t) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (!scope->open) return TP_INTERNAL;
   scope->open = false;
+  announcements += "close\n";
   ++scope->closes;
   for (const auto& [base, mode] : scope->pinned) {
     const auto found = regions.find(base);
@@ -172,6 +201,8 @@ int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t, uint64_t* address) {
   next_address += rounded(bytes) + kPage;  // a page between regions catches overruns
   Region& region = regions[base];
   region.bytes = bytes;
+  allocated_since.emplace(base, allocated_since.size());
+  announcements += "allocate " + std::to_string(bytes) + "\n";
   protect(base, region);
   if (scope->open) pin(scope, base, region, TP_READ | TP_WRITE);
   *address = scope->allocated = base;
@@ -212,7 +243,10 @@ int32_t touch(tp_scope* scope, uint64_t address, uint32_t keep) {
 
 uint64_t list_run_bytes_max() { return run_bytes_max; }
 constexpr int32_t wants_times = 1;
-void launching(tp_scope*, uint64_t) {}
+void launching(tp_scope*, uint64_t) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  announcements += "launching\n";
+}
 int32_t may_defer(uint64_t) { return defers; }
 int32_t held(const uint64_t* addresses, size_t count) {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -259,7 +293,14 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
 extern "C" void fake_set_run_bytes_max(uint64_t bytes) { run_bytes_max = bytes; }
 extern "C" void fake_set_budget(uint64_t bytes) { budget = bytes; }
 extern "C" void fake_set_defers(int32_t yes) { defers = yes; }
+extern "C" void fake_set_refuses(int32_t yes) { refuses = yes; }
 extern "C" void fake_set_wait_slices(int64_t slices) { wait_slices = slices; }
+extern "C" void fake_start_log() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  announcements.clear();
+  allocated_since.clear();
+}
+extern "C" const char* fake_log() { return announcements.c_str(); }
 extern "C" uint64_t fake_begins() { return begins; }
 extern "C" uint64_t fake_evictions() { return evictions; }
 extern "C" uint64_t fake_take_largest_scope() {

@@ -227,6 +227,15 @@ def linear_algebra_and_random():
     return [q, r, values, order, torch.linalg.inv(x), functional.dropout(x), torch.multinomial(x.abs(), 20), x.unique()]
 
 
+def inference():
+    # Here linear and matmul come to the interceptor whole; nested tensors have kernels of their own for them.
+    with torch.inference_mode():
+        weight, bias, x = torch.randn(40, 48), torch.randn(1000)[:40], torch.randn(30, 48)
+        nested = torch.nested.nested_tensor([torch.randn(30, 48), torch.randn(20, 48)])
+        plain = [functional.linear(x, weight), functional.linear(x, weight, bias), x @ weight.t(), functional.linear(x[0], weight)]
+        return plain + list(functional.linear(nested, weight, bias).unbind()) + list(torch.matmul(nested, nested.transpose(1, 2)).unbind())
+
+
 def raw_pointers():
     x = torch.randn(64, 64)
     shared = torch.from_dlpack(x)
@@ -347,5 +356,5 @@ DEFERRED = [
 PROGRAMS = [
     train, adamw_single, adamw_foreach, adamw_fused, sgd_and_others, foreach_operators, convolution,
     batch_norm_statistics, recurrent, attention, sparse_embedding, checkpointing, backward_in_threads, threads_at_once,
-    autocast, views_and_out, lists, function_transforms, linear_algebra_and_random,
+    autocast, views_and_out, lists, function_transforms, linear_algebra_and_random, inference,
 ]  # fmt: skip
