@@ -420,6 +420,16 @@ def test_a_replaced_or_deleted_file_stays_what_it_was(small: str, file: Path, re
     same(dict(model.state_dict()), dict(reference.state_dict()))
 
 
+def test_a_changed_file_ends_a_save_and_nothing_is_left(small: str, file: Path, tmp_path: Path) -> None:
+    model = meta()
+    tierpage.load(model, file)
+    os.utime(file)  # the threads that write are the ones that read it
+    there = sorted(tmp_path.rglob("*"))
+    with pytest.raises(tierpage.StorageError, match="changed while tensors had their content in it"):
+        tierpage.save(model, tmp_path / "saved.safetensors")
+    assert sorted(tmp_path.rglob("*")) == there
+
+
 def test_saved_over_the_file_that_it_came_from(small: str, file: Path) -> None:
     model = meta()
     tierpage.load(model, file)
