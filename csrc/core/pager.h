@@ -22,6 +22,8 @@
 //   8. A page is written down ahead of need and stays: readers go on, a writer waits for the end of the copy (as in 2). Only
 //      what may be evicted: held memory, and memory never seen as a tensor, may be written without an operator that says
 //      so, and the copy would be taken for its content.
+//   9. A dirty page leaves and HOST is full: another page's only copy is spilled in its place, and it waits for that room. A spill
+//      that fails, or room that others take, sends it to NVMe itself. It waits only while a spill is under way, which plans.
 //
 // Invariants, checked by check_invariants() after every event in tests:
 //   page rows and pools: see page_table.h, frame_pool.h;
@@ -281,7 +283,8 @@ class Pager {
     PageId page;
     AccessMode mode;
   };
-  // Bytes that dirty pages may still be sent down to, counted once per choice of victims. take() mirrors send_down().
+  // Bytes that dirty pages may still be sent down to, counted once per choice of victims. take() mirrors send_down(), which may
+  // also turn room in NVMe into as much room in HOST (interleaving 9).
   struct RoomBelow {
     uint64_t host = 0;
     uint64_t nvme = 0;
@@ -451,7 +454,10 @@ class Pager {
   ClockPolicy clock_;
   MinPolicy min_;
   MinPolicy host_min_;                   // among pages whose only copy is in HOST
-  bool spill_candidates_known_ = false;  // host_min_ has looked since pages last began to leave
+  // Of one pass over the pages that leave:
+  uint64_t spill_candidates_bytes_ = 0;  // size of the pages among which host_min_ chooses, 0: not yet looked for
+  uint64_t host_room_refused_ = ~uint64_t{0};  // smallest size for which make_host_room found nothing: it looks at every page
+  uint64_t dirty_leaving_bytes_ = 0;     // of pages at rest when it began
   Stats stats_;
   WriteEconomy writes_;
   uint64_t spilling_bytes_ = 0;  // on their way from HOST to NVME, whose RAM comes free

@@ -246,7 +246,12 @@ void Pager::leave(PageId id) {
 void Pager::advance_leaving() {
   std::vector<PageId> batch;
   batch.swap(leaving_);
-  spill_candidates_known_ = false;
+  spill_candidates_bytes_ = dirty_leaving_bytes_ = 0;
+  host_room_refused_ = ~uint64_t{0};
+  for (const PageId id : batch) {
+    const bool dirty = pages_.exists(id) && pages_[id].leaving && pages_[id].dirty() && pages_[id].movement == Movement::kNone;
+    if (dirty) dirty_leaving_bytes_ += pages_[id].bytes;
+  }
   for (const PageId id : batch) {
     if (pages_.exists(id) && advance_leaving(id)) {
       leaving_.push_back(id);
@@ -322,7 +327,9 @@ bool Pager::send_down(PageId id) {
       host_space_wanted_ = std::max(host_space_wanted_, host_.used_bytes() + page.bytes);
       return true;
     }
-    if (!make_host_room(page.bytes)) {
+    // In one pass room only shrinks: what was not enough is not looked for again.
+    if (page.bytes >= host_room_refused_ || !make_host_room(page.bytes)) {
+      host_room_refused_ = std::min(host_room_refused_, page.bytes);
       if (spill_in_place_of(id)) return true;
       target = Tier::kNvme;
     }

@@ -49,17 +49,20 @@ void Pager::shrink_host() {
 }
 
 // Copies in HOST of pages that the plan keeps in DEVICE serve nobody, and NVMe is slower than HOST: a page that would fall
-// there takes their place. In a program that repeats itself each tier comes to hold what no tier above it holds.
+// there takes their place. In a program that repeats itself each tier comes to hold what no tier above it holds. Dirty pages
+// that leave go first: that room was counted for them (RoomBelow).
 bool Pager::take_idle_copies_place(uint64_t bytes) {
-  if (!plan_.valid() || trace_.end() < idle_copies_quiet_until_ || host_.space_bytes() < bytes) return false;
-  std::vector<PageId> chosen;
+  if (!plan_.valid() || dirty_leaving_bytes_ > 0 || trace_.end() < idle_copies_quiet_until_) return false;
   const uint64_t limit = std::min(host_.capacity_bytes(), host_.space_bytes());
-  uint64_t room = limit > host_.used_bytes() ? limit - host_.used_bytes() : 0;
+  if (limit < bytes || host_.used_bytes() > limit) return false;
+  std::vector<PageId> chosen;
+  uint64_t room = limit - host_.used_bytes();
   for (uint32_t i = 0; i < pages_.size() && room < bytes; ++i) {
     if (!pages_.exists(PageId(i))) continue;
     const Page& page = pages_[PageId(i)];
-    const bool stays = page.is_valid(Tier::kDevice) && !page.leaving && page.claim == 0 && planned_to_stay(page.region);
-    if (!stays || !host_copy_redundant(page)) continue;
+    if (!host_copy_redundant(page) || !page.is_valid(Tier::kDevice) || page.leaving || page.claim != 0) continue;
+    // Without a copy in NVMe the page is dirty again, and is written there should it leave after all.
+    if ((!page.is_valid(Tier::kNvme) && writes_.sparing()) || !planned_to_stay(page.region)) continue;
     chosen.push_back(PageId(i));
     room += page.bytes;
   }
@@ -79,18 +82,24 @@ bool Pager::only_in_host(PageId id) const {
 
 // One of two has to be written to NVMe: the page that leaves DEVICE, or one whose only copy fills HOST. It is the one that is
 // used later (MIN, Belady 1966), whichever that is: what is written there and used soon has to be read and written again.
-// True if the page waits for the room of another, which is being spilled.
+// True if the page waits for the room of another, which is being spilled (interleaving 9).
+//
+// Victims were chosen because each had somewhere to go (RoomBelow). That stays true: the other page has the same size, so its
+// spill turns one page's room in NVMe into one page's room in HOST, and it leaves NVMe room for every dirty page of this pass.
 bool Pager::spill_in_place_of(PageId leaving) {
-  const Page& page = pages_[leaving];
-  if (spill_blocked_ || nvme_blocked_ || !use_min() || !plan_.valid() || host_.capacity_bytes() < page.bytes) return false;
-  if (spilling_bytes_ >= kSpillsAtOnce * page.bytes) return true;
-  if (!spill_candidates_known_) host_min_.begin(pages_, [this](PageId id) { return only_in_host(id); });
-  spill_candidates_known_ = true;
-  const uint64_t distance = predictor_.uses_until(regions_[page.region.value].key);
+  const uint64_t bytes = pages_[leaving].bytes;
+  if (spill_blocked_ || nvme_blocked_ || !use_min() || !plan_.valid()) return false;
+  if (host_.used_bytes() > host_.capacity_bytes()) return false;  // RAM shrinks: what is spilled makes no room
+  if (spilling_bytes_ >= kSpillsAtOnce * bytes) return true;
+  if (!nvme_.can_take(bytes + dirty_leaving_bytes_)) return false;
+  if (spill_candidates_bytes_ != bytes) {
+    host_min_.begin(pages_, [this, bytes](PageId id) { return pages_[id].bytes == bytes && only_in_host(id); });
+    spill_candidates_bytes_ = bytes;
+  }
+  const uint64_t distance = predictor_.uses_until(regions_[pages_[leaving].region.value].key);
   while (host_min_.distance_ahead() > distance) {
     const PageId victim = host_min_.next();
     if (!only_in_host(victim)) continue;  // it began to move since the candidates were looked for
-    if (!nvme_.can_take(pages_[victim].bytes)) return false;
     start_spill(victim);
     return true;
   }
