@@ -15,7 +15,7 @@ Pager::Pager(const PagerConfig& config)
       trace_(config.trace_uses_max),
       predictor_(trace_),
       min_([this](RegionId region) { return next_use(region); }),
-      host_min_([this](RegionId region) { return MinPolicy::Next{predictor_.uses_until(regions_[region.value].key)}; }),
+      host_min_([this](RegionId region) { return next_use_in_host(region); }),
       device_capacity_wanted_(config.device_bytes_max) {
   nvme_.add_space(config.nvme_bytes_max);
   writes_.set_budget(config.nvme_write_bytes_max, config.nvme_write_period_seconds);

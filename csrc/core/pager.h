@@ -22,8 +22,7 @@
 //   8. A page is written down ahead of need and stays: readers go on, a writer waits for the end of the copy (as in 2). Only
 //      what may be evicted: held memory, and memory never seen as a tensor, may be written without an operator that says
 //      so, and the copy would be taken for its content.
-//   9. A dirty page leaves and HOST is full: another page's only copy is spilled in its place, and it waits for that room. A spill
-//      that fails, or room that others take, sends it to NVMe itself. It waits only while a spill is under way, which plans.
+//   9. A dirty page leaves, HOST is full: it waits while another's only copy is spilled; if that fails, it goes to NVMe itself.
 //
 // Invariants, checked by check_invariants() after every event in tests:
 //   page rows and pools: see page_table.h, frame_pool.h;
@@ -283,8 +282,7 @@ class Pager {
     PageId page;
     AccessMode mode;
   };
-  // Bytes that dirty pages may still be sent down to, counted once per choice of victims. take() mirrors send_down(), which may
-  // also turn room in NVMe into as much room in HOST (interleaving 9).
+  // Bytes that dirty pages may still be sent down to, counted once per choice of victims. As send_down() (but interleaving 9).
   struct RoomBelow {
     uint64_t host = 0;
     uint64_t nvme = 0;
@@ -403,6 +401,8 @@ class Pager {
   uint64_t cached_bytes_aside() const;
   bool planned_to_stay(RegionId region) const;
   bool planned_to_be_written(RegionId region) const;
+  bool rewritten_each_time(RegionId region) const;
+  MinPolicy::Next next_use_in_host(RegionId region);
   MinPolicy::Next next_use(RegionId region);
   void clean_ahead();
   bool take_prefetched(Page& page);

@@ -217,6 +217,11 @@ bool Pager::planned_to_be_written(RegionId region) const {
   return last != Trace::kNever && plan_.writes(last);
 }
 
+bool Pager::rewritten_each_time(RegionId region) const {
+  const uint64_t last = trace_.last_use(regions_[region.value].key);
+  return last != Trace::kNever && plan_.rewrites(last);
+}
+
 MinPolicy::Next Pager::next_use(RegionId region) {
   const KeyId key = regions_[region.value].key;
   const uint64_t last = trace_.last_use(key);

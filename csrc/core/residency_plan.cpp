@@ -158,6 +158,12 @@ class Intervals {
     }
     return copies;
   }
+  // By slot: whether the content is written in every recurrence, now or later.
+  std::vector<bool> rewritten() const {
+    std::vector<bool> result(version_.size());
+    for (size_t slot = 0; slot < version_.size(); ++slot) result[slot] = version_[slot] != kNoVersion;
+    return result;
+  }
   const std::vector<Interval>& by_slot() const { return intervals_; }
 
  private:
@@ -325,6 +331,7 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
     (up > down ? low : high) = fetch_weight;
   }
   write_ = intervals.written_down(keep_);
+  rewritten_ = intervals.rewritten();
   const std::vector<uint64_t> whole = timeline.loads(intervals.by_slot(), std::vector<bool>(period_, true));
   whole_bytes_ = *std::max_element(whole.begin(), whole.end());
   fetched_bytes_ = best.fetched;

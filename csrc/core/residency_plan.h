@@ -49,6 +49,8 @@ class ResidencyPlan {
   }
   // Whether the content as it is after that use will be written down before it changes or ends: sooner costs nothing more.
   bool writes(uint64_t position) const { return position >= begin_ && write_[(position - begin_) % period_]; }
+  // Whether what was used at `position` is rewritten in every recurrence. A copy of what is not stays good for ever.
+  bool rewrites(uint64_t position) const { return position >= begin_ && rewritten_[(position - begin_) % period_]; }
   // What arrives early, in the order in which it is needed. Slots count from begin(), `use` may lie in the next recurrence.
   struct Early {
     uint64_t arrives = 0;
@@ -78,6 +80,7 @@ class ResidencyPlan {
   std::vector<Early> early_;
   std::vector<bool> keep_;
   std::vector<bool> write_;
+  std::vector<bool> rewritten_;
 };
 
 }  // namespace tierpage

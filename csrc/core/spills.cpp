@@ -1,9 +1,10 @@
 // What goes to the NVMe tier and what had better not: spills from RAM, and the budget of writes.
 //
-// A write to NVMe costs time once and flash for ever. So redundant copies are dropped before anything is spilled; of a page
-// that leaves and the pages that fill RAM the one that is used last is written; where RAM itself has to shrink, pages
-// that are mostly read are spilled before pages that are written every time they are used (those would be written down
-// again after the next use, optimizer states for example), and near the budget of writes clean pages leave before dirty ones.
+// A write to NVMe costs time once and flash for ever. So redundant copies are dropped before anything is spilled. Of a page
+// that leaves and the pages that fill RAM, one goes there that the program never writes again, else the one that is used
+// last. Where RAM itself has to shrink, pages that are mostly read are spilled before pages that are written every time they
+// are used (those would be written down again after the next use, optimizer states for example). Near the budget of writes
+// clean pages leave before dirty ones.
 //
 // And what NVMe has as well had better come back from RAM. RAM's room is not for copies of what stays in DEVICE.
 //
@@ -80,8 +81,14 @@ bool Pager::only_in_host(PageId id) const {
   return page.valid == 1 << index_of(Tier::kHost) && page.movement == Movement::kNone && page.claim == 0;
 }
 
-// One of two has to be written to NVMe: the page that leaves DEVICE, or one whose only copy fills HOST. It is the one that is
-// used later (MIN, Belady 1966), whichever that is: what is written there and used soon has to be read and written again.
+// Of what is only in HOST, first what is never written again: there its spill is the last, as if it were never used.
+MinPolicy::Next Pager::next_use_in_host(RegionId region) {
+  return {rewritten_each_time(region) ? predictor_.uses_until(regions_[region.value].key) : Trace::kNever};
+}
+
+// One of two has to be written to NVMe: the page that leaves DEVICE, or one whose only copy fills HOST. What the program does
+// not write again goes there once for ever, so it goes first. Else it is the one that is used later (MIN, Belady 1966),
+// whichever that is: what is written there and used soon has to be read and written again.
 // True if the page waits for the room of another, which is being spilled (interleaving 9).
 //
 // Victims were chosen because each had somewhere to go (RoomBelow). That stays true: the other page has the same size, so its
@@ -90,6 +97,7 @@ bool Pager::spill_in_place_of(PageId leaving) {
   const uint64_t bytes = pages_[leaving].bytes;
   if (spill_blocked_ || nvme_blocked_ || !use_min() || !plan_.valid()) return false;
   if (host_.used_bytes() > host_.capacity_bytes()) return false;  // RAM shrinks: what is spilled makes no room
+  if (!rewritten_each_time(pages_[leaving].region)) return false;
   if (spilling_bytes_ >= kSpillsAtOnce * bytes) return true;
   if (!nvme_.can_take(bytes + dirty_leaving_bytes_)) return false;
   if (spill_candidates_bytes_ != bytes) {

@@ -100,24 +100,45 @@ TEST(Replay, WhatFitsMovesNothing) {
   EXPECT_LE(steady.seconds, 1.01 * steady.compute_seconds);
 }
 
-// A training step in small: weights are read forwards and backwards, each has a state that is rewritten at the end.
-std::string training_program(int layers, int steps) {
+// A training step in small, in layers of 32 MiB: weights are read forwards and backwards, each has a state that is rewritten at
+// the end. `saves`: what the forward pass saves is used in the backward pass, last saved first; near and far uses side by side.
+// `frozen`: only the states are written, as with adapters beside a frozen model.
+struct Training {
+  int layers = 0;
+  int steps = 3;
+  bool saves = false;
+  bool frozen = false;
+};
+
+Program training_program(const Training& training) {
   constexpr int kBytes = 32 << 20;
+  const int layers = training.layers;
   std::ostringstream text;
+  const auto saved = [&](int i) { return 3 * layers + i; };
+  const auto gradient = [&](int i) { return 2 * layers + i; };
   text << "tierpage-program 1\n";
   for (int i = 0; i < 2 * layers; ++i) text << "A " << i << " " << kBytes << "\n";
   text << "S\n";
-  for (int step = 0; step < steps; ++step) {
-    if (step == steps - 1) text << "L\n";
-    for (int i = 0; i < layers; ++i) text << "O forward 400 " << i << "r\n";
-    for (int i = layers; i-- > 0;) text << "O backward 800 " << i << "r +" << 2 * layers + i << ":" << kBytes << "\n";
+  for (int step = 0; step < training.steps; ++step) {
+    if (step == training.steps - 1) text << "L\n";
     for (int i = 0; i < layers; ++i) {
-      text << "O step 30 " << i << "w " << layers + i << "w " << 2 * layers + i << "r\n";
-      text << "F " << 2 * layers + i << "\n";
+      text << "O forward 400 " << i << "r";
+      if (training.saves) text << " +" << saved(i) << ":" << kBytes;
+      text << "\n";
+    }
+    for (int i = layers; i-- > 0;) {
+      text << "O backward 800 " << i << "r";
+      if (training.saves) text << " " << saved(i) << "r";
+      text << " +" << gradient(i) << ":" << kBytes << "\n";
+      if (training.saves) text << "F " << saved(i) << "\n";
+    }
+    for (int i = 0; i < layers; ++i) {
+      text << "O step 30 " << i << (training.frozen ? "r " : "w ") << layers + i << "w " << gradient(i) << "r\n";
+      text << "F " << gradient(i) << "\n";
     }
     text << "S\n";
   }
-  return text.str();
+  return read(text.str());
 }
 
 // Each written page goes down once a step at most, what is about to be freed never, and transfers hide behind kernels.
@@ -126,48 +147,40 @@ TEST(Replay, TrainingWritesEachPageOnceAndOverlaps) {
   constexpr int kLayers = 40;
   ReplayOptions options = options_for(50 * kPage, 8 * kGiB);
   options.check = true;
-  const StepReport steady = run(read(training_program(kLayers, 3)), options).back();
+  const StepReport steady = run(training_program({.layers = kLayers}), options).back();
   EXPECT_LE(steady.to_host_bytes, 2 * kLayers * kPage);  // LRU: 2.9 times
   EXPECT_GE(steady.to_host_bytes, kPage);
   const double links = std::max(steady.to_device_busy_seconds, steady.to_host_busy_seconds);
   EXPECT_LE(steady.seconds, steady.compute_seconds + 0.9 * links);  // the optimizer, a third of the bytes, has no kernels to hide behind
 }
 
-// As above, with what the forward pass saves for the backward pass, last saved first used: near and far uses side by side.
-std::string saving_program(int layers, int steps) {
-  constexpr int kBytes = 32 << 20;
-  std::ostringstream text;
-  text << "tierpage-program 1\n";
-  for (int i = 0; i < 2 * layers; ++i) text << "A " << i << " " << kBytes << "\n";
-  text << "S\n";
-  for (int step = 0; step < steps; ++step) {
-    if (step == steps - 1) text << "L\n";
-    for (int i = 0; i < layers; ++i) text << "O forward 400 " << i << "r +" << 3 * layers + i << ":" << kBytes << "\n";
-    for (int i = layers; i-- > 0;) {
-      text << "O backward 800 " << i << "r " << 3 * layers + i << "r +" << 2 * layers + i << ":" << kBytes << "\n";
-      text << "F " << 3 * layers + i << "\n";
-    }
-    for (int i = 0; i < layers; ++i) {
-      text << "O step 30 " << i << "w " << layers + i << "w " << 2 * layers + i << "r\n";
-      text << "F " << 2 * layers + i << "\n";
-    }
-    text << "S\n";
-  }
-  return text.str();
-}
-
 // What DEVICE and RAM cannot hold where most is alive has to be on NVMe then, and as each page is rewritten in every step,
 // to be written there in every step. Up to half above that; 1.8 to 2.4 times as much where it is always the leaving page.
 TEST(Replay, TrainingWritesToNvmeHardlyMoreThanItMust) {
   constexpr uint64_t kPage = 32 * kMiB;
-  constexpr uint64_t kLayers = 160;
+  constexpr int kLayers = 160;
   for (const uint64_t host_pages : {100u, 160u, 200u}) {
     ReplayOptions options = options_for(200 * kPage, host_pages * kPage);
     options.pager.nvme_bytes_max = 32 * kGiB;
     options.loops = 8;
-    const StepReport steady = run(read(saving_program(kLayers, 3)), options).back();
+    const StepReport steady = run(training_program({.layers = kLayers, .saves = true}), options).back();
     const uint64_t least = (3 * kLayers - 200 - host_pages) * kPage;
     EXPECT_LE(static_cast<double>(steady.disk_write_bytes), 1.5 * static_cast<double>(least)) << host_pages;
+  }
+}
+
+// What is not rewritten goes to NVMe once for ever, what is rewritten in every step: states, though used last, must not go
+// there in place of frozen weights. All that changes fits in DEVICE and RAM here (6 to 41 pages a step without that rule).
+TEST(Replay, FrozenWeightsGoToNvmeOnceAndStatesStay) {
+  constexpr uint64_t kPage = 32 * kMiB;
+  constexpr int kLayers = 120;
+  for (const bool saves : {false, true}) {
+    ReplayOptions options = options_for(130 * kPage, 200 * kPage);
+    options.pager.nvme_bytes_max = 32 * kGiB;
+    options.loops = 12;
+    const StepReport steady = run(training_program({.layers = kLayers, .saves = saves, .frozen = true}), options).back();
+    EXPECT_GE(steady.disk_read_bytes, (3 * kLayers - 330) * kPage);
+    EXPECT_EQ(steady.disk_write_bytes, 0u);
   }
 }
 
@@ -181,12 +194,12 @@ double processor_seconds(const Program& program, const ReplayOptions& options) {
 // it is done once a pass and not once a page (that took 50 to 190 times as long as Clock, and grew with the cube).
 TEST(Replay, ManyPagesThatWaitForRoomCostLittle) {
   constexpr uint64_t kLayerBytes = 32 * kMiB;
-  constexpr uint64_t kLayers = 60;
+  constexpr int kLayers = 60;
   ReplayOptions options = options_for(kLayers * kLayerBytes * 5 / 4, kLayers * kLayerBytes);
   options.pager.frame_bytes_max = 2 * kMiB;
   options.pager.nvme_bytes_max = 32 * kGiB;
   options.loops = 3;
-  const Program program = read(saving_program(kLayers, 3));
+  const Program program = training_program({.layers = kLayers, .saves = true});
   const double seconds = processor_seconds(program, options);
   options.pager.policy = PolicyKind::kClock;  // each page goes to NVMe itself
   const double alone = processor_seconds(program, options);
@@ -194,7 +207,7 @@ TEST(Replay, ManyPagesThatWaitForRoomCostLittle) {
 }
 
 TEST(Replay, TheSameTwice) {
-  const Program program = read(training_program(12, 3));
+  const Program program = training_program({.layers = 12});
   const ReplayOptions options = options_for(14 * 32 * kMiB, 4 * kGiB);
   const std::vector<StepReport> first = run(program, options), second = run(program, options);
   ASSERT_EQ(first.size(), second.size());
@@ -206,7 +219,7 @@ TEST(Replay, TheSameTwice) {
 
 TEST(Replay, TooSmallABudgetIsAnError) {
   std::vector<StepReport> reports;
-  const Status status = replay(read(training_program(4, 1)), options_for(2 * 32 * kMiB, kGiB), &reports);
+  const Status status = replay(training_program({.layers = 4, .steps = 1}), options_for(2 * 32 * kMiB, kGiB), &reports);
   EXPECT_EQ(status.code, StatusCode::kOutOfMemory);
 }
 
