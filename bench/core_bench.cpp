@@ -7,11 +7,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <fstream>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "core/pager.h"
+#include "estimate/decision_hash.h"
 
 namespace tierpage {
 namespace {
@@ -41,6 +43,7 @@ class Instant {
       std::vector<Action> actions;
       pager_.take_actions(actions);
       for (const Action& action : actions) {
+        decisions_.add(action);
         if (action.kind == ActionKind::kReleaseFrame || action.kind == ActionKind::kRecordFence) continue;
         if (action.kind == ActionKind::kWatchFence) {
           pager_.fence_done(action.fence);
@@ -56,11 +59,21 @@ class Instant {
     plan_ns_.push_back(nanoseconds_since(start));
   }
   std::vector<double>& plan_ns() { return plan_ns_; }
+  uint64_t decisions() const { return decisions_.value(); }
 
  private:
   Pager& pager_;
   std::vector<double> plan_ns_;
+  estimate::DecisionHash decisions_;
 };
+
+// What is ordered, by row, in the order of the rows.
+std::vector<std::string> decided;
+
+unsigned long long note_decisions(const std::string& row, const Instant& instant) {
+  decided.push_back(row + ": " + std::to_string(instant.decisions()));
+  return instant.decisions();
+}
 
 PagerConfig config_of(uint64_t device_bytes, uint64_t lower_bytes) {
   PagerConfig config;
@@ -121,7 +134,7 @@ void measure_hit_path(size_t pages, bool smoke) {
   }
   std::printf("{\"bench\": \"hit_path\", \"pages\": %zu, \"ns\": %.1f, \"ns_min\": %.1f, \"hash\": %llu}\n", pages,
               median(runs), *std::min_element(runs.begin(), runs.end()),
-              static_cast<unsigned long long>(pager.stats().grants * 31 + pager.stats().faults));
+              note_decisions("hit_path " + std::to_string(pages), instant));
 }
 
 // A cyclic scan of `pages` pages of which three quarters fit: each operator misses about one page in four.
@@ -159,8 +172,21 @@ void measure_planner(size_t pages, PolicyKind policy, bool smoke) {
                 return plans[plans.size() * 99 / 100] / 1e3;
               }(),
               static_cast<unsigned long long>(stats.fetch_bytes_host_to_device / (2 * kMiB)),
-              static_cast<unsigned long long>(stats.fetch_bytes_host_to_device * 31 + stats.unmaps));
+              note_decisions("plan " + std::to_string(pages) + " " + pager.policy_in_force(), instant));
   std::fflush(stdout);
+}
+
+// 0 if the file has just these rows.
+int compare_decisions(const char* path) {
+  std::ifstream file(path);
+  std::vector<std::string> recorded;
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with("#")) recorded.push_back(line);
+  }
+  if (recorded == decided) return 0;
+  std::fprintf(stderr, "core_bench: other decisions than %s says. Now:\n", path);
+  for (const std::string& row : decided) std::fprintf(stderr, "%s\n", row.c_str());
+  return 1;
 }
 
 }  // namespace
@@ -173,5 +199,5 @@ int main(int argc, char** argv) {
     tierpage::measure_planner(pages, tierpage::PolicyKind::kAuto, smoke);
     tierpage::measure_planner(pages, tierpage::PolicyKind::kClock, smoke);
   }
-  return 0;
+  return smoke && argc > 2 ? tierpage::compare_decisions(argv[2]) : 0;
 }

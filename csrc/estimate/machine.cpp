@@ -6,6 +6,8 @@
 #include <deque>
 #include <limits>
 
+#include "estimate/decision_hash.h"
+
 namespace tierpage::estimate {
 namespace {
 
@@ -255,7 +257,10 @@ class Machine {
     std::vector<Action> actions;
     pager_.take_actions(actions);
     double time = now_;
-    for (const Action& action : actions) time = execute(action, time);
+    for (const Action& action : actions) {
+      decisions_.add(action);
+      time = execute(action, time);
+    }
     pager_free_at_ = time;
     if (!finished_.empty() || pager_.has_actions() || pager_.wants_planning()) round_at_ = time;
   }
@@ -339,6 +344,7 @@ class Machine {
     step.disk_read_bytes = b.disk_read - a.disk_read;
     step.disk_write_bytes = b.disk_write - a.disk_write;
     step.faults = b.faults - a.faults;
+    step.decisions = decisions_.value();
     step.maps = b.maps - a.maps;
     step.frames_created = b.created - a.created;
     step.uses = b.uses - a.uses;
@@ -353,6 +359,7 @@ class Machine {
   const ReplayOptions& options_;
   const MachineRates& rates_;
   Pager pager_;
+  DecisionHash decisions_;
   SlotId slot_;
   uint64_t run_bytes_max_ = 0;
   std::vector<RegionId> regions_;  // by the program's id

@@ -54,6 +54,7 @@ struct StepReport {
   uint64_t uses_predicted = 0;  // that came as the trace had said
   uint64_t pages_ahead = 0;     // fetched before anybody asked
   uint64_t pages_on_demand = 0;
+  uint64_t decisions = 0;  // hash of all that the pager ordered up to the step's end (decision_hash.h)
 };
 
 struct ReplayOptions {

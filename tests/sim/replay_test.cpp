@@ -6,28 +6,13 @@
 #include <sstream>
 
 #include "estimate/machine.h"
+#include "replay_programs.h"
 
 namespace tierpage::estimate {
 namespace {
 
 constexpr double kWeightBytes = 26.03e9;      // Llama shape of 13 B parameters, bfloat16
 constexpr double kWorkingSetBytes = 0.478e9;  // at 2048 tokens: what a plain run on an H200 takes above the weights
-
-Program read(const std::string& text) {
-  std::istringstream stream(text);
-  Program program;
-  const Status status = read_program(stream, &program);
-  EXPECT_TRUE(status.ok()) << status.message;
-  return program;
-}
-
-Program read_recorded(const char* name) {
-  std::ifstream file(std::string(TIERPAGE_PROGRAMS) + "/" + name);
-  Program program;
-  const Status status = read_program(file, &program);
-  EXPECT_TRUE(status.ok()) << status.message;
-  return program;
-}
 
 ReplayOptions options_for(uint64_t device_bytes, uint64_t host_bytes) {
   ReplayOptions options;
@@ -98,47 +83,6 @@ TEST(Replay, WhatFitsMovesNothing) {
   const StepReport& steady = reports.back();
   EXPECT_EQ(steady.to_device_bytes + steady.to_host_bytes + steady.maps, 0u);
   EXPECT_LE(steady.seconds, 1.01 * steady.compute_seconds);
-}
-
-// A training step in small, in layers of 32 MiB: weights are read forwards and backwards, each has a state that is rewritten at
-// the end. `saves`: what the forward pass saves is used in the backward pass, last saved first; near and far uses side by side.
-// `frozen`: only the states are written, as with adapters beside a frozen model.
-struct Training {
-  int layers = 0;
-  int steps = 3;
-  bool saves = false;
-  bool frozen = false;
-};
-
-Program training_program(const Training& training) {
-  constexpr int kBytes = 32 << 20;
-  const int layers = training.layers;
-  std::ostringstream text;
-  const auto saved = [&](int i) { return 3 * layers + i; };
-  const auto gradient = [&](int i) { return 2 * layers + i; };
-  text << "tierpage-program 1\n";
-  for (int i = 0; i < 2 * layers; ++i) text << "A " << i << " " << kBytes << "\n";
-  text << "S\n";
-  for (int step = 0; step < training.steps; ++step) {
-    if (step == training.steps - 1) text << "L\n";
-    for (int i = 0; i < layers; ++i) {
-      text << "O forward 400 " << i << "r";
-      if (training.saves) text << " +" << saved(i) << ":" << kBytes;
-      text << "\n";
-    }
-    for (int i = layers; i-- > 0;) {
-      text << "O backward 800 " << i << "r";
-      if (training.saves) text << " " << saved(i) << "r";
-      text << " +" << gradient(i) << ":" << kBytes << "\n";
-      if (training.saves) text << "F " << saved(i) << "\n";
-    }
-    for (int i = 0; i < layers; ++i) {
-      text << "O step 30 " << i << (training.frozen ? "r " : "w ") << layers + i << "w " << gradient(i) << "r\n";
-      text << "F " << gradient(i) << "\n";
-    }
-    text << "S\n";
-  }
-  return read(text.str());
 }
 
 // Each written page goes down once a step at most, what is about to be freed never, and transfers hide behind kernels.

@@ -32,6 +32,7 @@ Outcomes SimProgram::run() {
   outcomes_.fetches = stats.fetch_bytes_host_to_device + stats.fetch_bytes_nvme_to_device;
   outcomes_.source_bytes = stats.source_bytes_read;
   outcomes_.write_backs = stats.write_back_bytes_device_to_host + stats.write_back_bytes_device_to_nvme;
+  outcomes_.decisions = world_.decisions();
   return outcomes_;
 }
 

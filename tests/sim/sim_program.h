@@ -39,6 +39,7 @@ Plan draw_plan(uint64_t seed);
 
 struct Outcomes {
   uint64_t grants = 0, waits = 0, failures = 0, out_of_memory = 0, storage = 0, fetches = 0, write_backs = 0, source_bytes = 0;
+  uint64_t decisions = 0;  // hash of all that the pager ordered (estimate/decision_hash.h)
 };
 
 class SimProgram {

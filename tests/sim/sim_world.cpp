@@ -35,7 +35,10 @@ void SimWorld::plan() {
 void SimWorld::take_actions() {
   std::vector<Action> actions;
   pager_.take_actions(actions);
-  for (Action& action : actions) accept(action);
+  for (Action& action : actions) {
+    decisions_.add(action);
+    accept(action);
+  }
 }
 
 void SimWorld::accept(Action& action) {

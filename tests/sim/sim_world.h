@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "core/pager.h"
+#include "estimate/decision_hash.h"
 #include "random.h"
 
 namespace tierpage::sim {
@@ -92,6 +93,7 @@ class SimWorld {
   void read_outside(PageId page);
   void require_mapped(const Page& page) const;
   uint64_t created_bytes() const { return created_bytes_; }
+  uint64_t decisions() const { return decisions_.value(); }
 
  private:
   using Units = std::vector<uint64_t>;
@@ -155,6 +157,7 @@ class SimWorld {
   WorldConfig config_;
   Random random_;
   Pager pager_;
+  estimate::DecisionHash decisions_;
   uint64_t now_ = 0;
   std::vector<Frame> frames_;
   std::map<uint64_t, FrameId> mapped_;  // by offset in the range
