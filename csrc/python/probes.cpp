@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include <pybind11/stl.h>
+
 #include "csrc_python.h"
 #include "engine/event_log.h"
 #include "engine/staging_ring.h"

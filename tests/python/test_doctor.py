@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -152,6 +155,23 @@ def test_this_machine(tmp_path):
     assert len(rows) == len(doctor.CHECKS)
     assert not [entry for entry in rows if entry.cause.startswith("the check failed")]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("directories", [0, 1, 2])
+def test_links_of_this_machine_are_measured(tmp_path, directories):
+    """The real program, with the native part: what a fake machine answers says nothing about it."""
+    paths = [tmp_path / str(number) for number in range(directories)]
+    for path in paths:
+        path.mkdir()
+    command = [sys.executable, "-m", "tierpage", "doctor", "--json", *map(str, paths)]
+    environment = {name: value for name, value in os.environ.items() if name != "TIERPAGE_CONF"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    rows = {entry["name"]: entry for entry in json.loads(done.stdout)["rows"]}
+    assert "links" not in rows, rows["links"]
+    expected = {"RAM to RAM"} | ({"disk read", "disk write"} if paths else set())
+    assert expected <= set(rows)
+    assert all(rows[name]["value"].endswith(" GB/s") for name in expected)
+    assert [list(path.iterdir()) for path in paths] == [[]] * directories
 
 
 def test_storage_says_what_is_used_and_why_not_kvikio():
