@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -117,7 +118,8 @@ def hash_parameters(model: torch.nn.Module) -> dict[str, str]:
         digest = hashlib.sha256()
         flat = parameter.detach().view(-1)
         for start in range(0, flat.numel(), _HASH_CHUNK):
-            digest.update(flat[start : start + _HASH_CHUNK].clone().cpu().numpy().data)
+            piece = flat[start : start + _HASH_CHUNK].clone().cpu()
+            digest.update(ctypes.string_at(piece.data_ptr(), piece.nbytes))  # not numpy(): it may not be installed
         hashes[name] = digest.hexdigest()
     return hashes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,6 +55,19 @@ def test_demo_errors_exit_with_2(arguments, capsys, monkeypatch):
     monkeypatch.setattr(demo, "run_plain", lambda *_: demo.Result(["0x0p+0"], {}, [1.0]))
     assert cli.main(["demo", "--device", "cpu", *arguments]) == 2
     assert "tierpage demo:" in capsys.readouterr().err
+
+
+def test_demo_needs_no_numpy(tmp_path):
+    """The first command of the README runs where nothing but torch is installed."""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text("raise ModuleNotFoundError('no numpy here')\n")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    options = ["--device", "cpu", "--size", "64MiB", "--steps", "2", "--text-bytes", "4", "--nvme-path", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tierpage", "demo", *options],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("size", [64 << 20, 256 << 20, 8 * 10**9, 40 * 10**9])
