@@ -165,7 +165,6 @@ class Pager {
   void set_permanent(SlotId slot, bool permanent);
   void free_region(RegionId region, std::span<const Fence> fences);
   void mark_seen(RegionId region) { regions_[region.value].seen = true; }
-  bool region_seen(RegionId region) const { return regions_[region.value].seen; }
   void hold_region(RegionId region);  // a raw pointer to it escaped: resident until it is freed
   void hold_pinned(SlotId slot);        // the same for everything that the slot pins
   void note_stream_use(RegionId region, StreamId stream);
@@ -197,7 +196,6 @@ class Pager {
   uint64_t prefetch(RegionId region);  // bytes asked for; a hint
   void release_free_frames();
   void drop_cached_regions();  // freed regions kept for reuse give their frames back
-  void step_hint() {}                  // borders are found by the predictor; kept as an event of the interface
 
   // --- waits ----------------------------------------------------------------------------------------------------
   void on_request_waits(std::function<void()> hook) { request_waits_ = std::move(hook); }  // before it is planned for
@@ -214,7 +212,6 @@ class Pager {
   // Pages leave, or did so lately. While not, all fits, nobody looks ahead, and operators may owe their fences:
   // pager_engagement.cpp.
   bool engaged() const { return engaged_; }
-  bool evictions_pending() const;  // pages on their way out
   uint64_t host_space_wanted() const { return host_space_wanted_; }
 
   // --- queries --------------------------------------------------------------------------------------------------
@@ -237,7 +234,10 @@ class Pager {
   uint64_t device_held_bytes() const { return device_.used_bytes() + device_.free_bytes(); }
   uint64_t dirty_bytes() const;
   const WriteEconomy& writes() const { return writes_; }
-  const char* policy_in_force() { return use_min() ? min_.name() : clock_.name(); }
+  // By what the last plan() knew: a look changes nothing.
+  const char* policy_in_force() const {
+    return config_.policy == PolicyKind::kAuto && predictor_.matched() ? min_.name() : clock_.name();
+  }
   const Predictor& predictor() const { return predictor_; }
   uint64_t trace_uses() const { return trace_.end(); }
   uint64_t op_position(SlotId slot) const { return slots_[slot.value].traced_at; }  // Trace::kNever: it used nothing
@@ -245,7 +245,7 @@ class Pager {
   bool wants_times() const { return engaged_ && plan_.valid() && !plan_.timed() && plan_tries_ < kPlanTries; }
   const ResidencyPlan& residency_plan() const { return plan_; }
   uint64_t arriving_bytes() const { return arriving_bytes_; }
-  uint64_t departing_bytes() const { return leaving_bytes(); }  // on their way out of DEVICE
+  uint64_t leaving_bytes() const;  // on their way out of DEVICE
   size_t wanted_pages(SlotId slot) const { return slots_[slot.value].wanted.size(); }
   std::string tier_table() const;  // "device 3.9 of 4.0 GiB, ..." for messages
   void check_invariants() const;
@@ -362,7 +362,7 @@ class Pager {
   void ask_fence(StreamId stream);
   bool refused(const Page& page) const;
   // planner.cpp: plan() and its parts
-  bool use_min();
+  bool catch_up_and_plan();  // reads what the trace has new, renews the residency plan; whether MIN can choose
   void serve_requests();
   FramesWanted start_missing(Slot& slot, bool frames_allowed);
   bool start_arrival(PageId id, bool urgent);
@@ -380,7 +380,6 @@ class Pager {
   bool spill_in_place_of(PageId leaving);
   bool host_copy_redundant(const Page& page) const;
   uint64_t redundant_host_bytes() const;
-  uint64_t leaving_bytes() const;
   uint64_t device_room() const;
   uint64_t device_room_soon() const;
   void leave(PageId id);

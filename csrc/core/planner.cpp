@@ -23,7 +23,7 @@ void Pager::plan() {
   update_gauges();
 }
 
-bool Pager::use_min() {
+bool Pager::catch_up_and_plan() {
   if (config_.policy != PolicyKind::kAuto || !predictor_.catch_up()) return false;
   if (config_.prefetch) renew_residency_plan();
   return true;
@@ -130,7 +130,7 @@ void Pager::make_room(FramesWanted wanted, uint64_t order) {
     for (uint64_t cached = 1; room < bytes && cached > 0; room += cached) cached = drop_oldest_cached(age_min);
   };
   if (room >= bytes) return;
-  const bool future_known = use_min();
+  const bool future_known = catch_up_and_plan();
   EvictionPolicy& policy = begin_eviction(order);
   RoomBelow below = room_below();
   if (future_known && plan_.valid()) {
@@ -178,7 +178,7 @@ PageId Pager::leaving_victim(uint64_t bytes, uint64_t distance, RoomBelow& below
 }
 
 EvictionPolicy& Pager::begin_eviction(uint64_t order) {
-  EvictionPolicy& policy = use_min() ? static_cast<EvictionPolicy&>(min_) : clock_;
+  EvictionPolicy& policy = catch_up_and_plan() ? static_cast<EvictionPolicy&>(min_) : clock_;
   policy.begin(pages_, [this, order](PageId id) { return evictable(id, order); });
   return policy;
 }

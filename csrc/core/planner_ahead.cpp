@@ -84,7 +84,7 @@ void Pager::serve_hints() {
 // for pages on their way do not stop it (a link-bound program always has one); one that lacks frames does.
 void Pager::prefetch_ahead() {
   if (!config_.prefetch || short_of_frames_) return;
-  if (prefetched_bytes_ >= config_.prefetch_bytes_max || trace_.end() < ahead_quiet_until_ || !use_min()) return;
+  if (prefetched_bytes_ >= config_.prefetch_bytes_max || trace_.end() < ahead_quiet_until_ || !catch_up_and_plan()) return;
   if (device_.used_bytes() > device_.capacity_bytes()) return;  // the budget shrank: pages must go first
   const uint64_t horizon = std::min(predictor_.horizon(), kUsesAheadMax);
   // For what operators will allocate meanwhile: as much as lately had to be mapped afresh because no freed region
@@ -117,8 +117,8 @@ void Pager::prefetch_ahead() {
 // with as much on its way, or waiting for room, as keeps the link busy.
 void Pager::fetch_early() {
   if (!config_.prefetch || short_of_frames_ || arriving_bytes_ >= config_.prefetch_bytes_max) return;
-  if (device_.used_bytes() > device_.capacity_bytes() || !use_min()) return;
-  if (!plan_.valid() || plan_.early().empty()) return;  // asked after use_min(), which may have made another plan
+  if (device_.used_bytes() > device_.capacity_bytes() || !catch_up_and_plan()) return;
+  if (!plan_.valid() || plan_.early().empty()) return;  // asked after catch_up_and_plan(), which may have made another plan
   const std::vector<ResidencyPlan::Early>& early = plan_.early();
   const uint64_t now = trace_.end();
   Ahead ahead{.only_soon = true};

@@ -95,7 +95,7 @@ MinPolicy::Next Pager::next_use_in_host(RegionId region) {
 // spill turns one page's room in NVMe into one page's room in HOST, and it leaves NVMe room for every dirty page of this pass.
 bool Pager::spill_in_place_of(PageId leaving) {
   const uint64_t bytes = pages_[leaving].bytes;
-  if (spill_blocked_ || nvme_blocked_ || !use_min() || !plan_.valid()) return false;
+  if (spill_blocked_ || nvme_blocked_ || !catch_up_and_plan() || !plan_.valid()) return false;
   if (host_.used_bytes() > host_.capacity_bytes()) return false;  // RAM shrinks: what is spilled makes no room
   if (!rewritten_each_time(pages_[leaving].region)) return false;
   if (spilling_bytes_ >= kSpillsAtOnce * bytes) return true;

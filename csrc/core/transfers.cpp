@@ -215,13 +215,6 @@ uint64_t Pager::evict_all() {
   return bytes;
 }
 
-bool Pager::evictions_pending() const {
-  return std::any_of(leaving_.begin(), leaving_.end(), [this](PageId id) {
-    return pages_.exists(id) && pages_[id].evict_asked &&
-           (pages_[id].leaving || pages_[id].movement == Movement::kUnmap);
-  });
-}
-
 uint64_t Pager::prefetch(RegionId region) {
   uint64_t bytes = 0;
   for (const PageId id : regions_[region.value].pages) {

@@ -31,7 +31,6 @@ using PageId = StrongId<struct PageTag, uint32_t>;
 using RegionId = StrongId<struct RegionTag, uint32_t>;
 using FrameId = StrongId<struct FrameTag, uint32_t>;        // a physical handle of the DEVICE tier
 using TransferId = StrongId<struct TransferTag, uint64_t>;  // one movement of one page
-using OpId = StrongId<struct OpTag, uint64_t>;              // one outermost operator in one thread
 using StreamId = uint32_t;                                  // dense index of an execution stream
 
 // Tiers in order from fast to slow.

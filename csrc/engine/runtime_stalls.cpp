@@ -111,7 +111,7 @@ Levels Runtime::levels_now_locked() const {
   levels.at_ns = realtime_ns();
   for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) levels.resident_bytes[index_of(tier)] = pager_->used(tier);
   levels.arriving_bytes = pager_->arriving_bytes();
-  levels.leaving_bytes = pager_->departing_bytes();
+  levels.leaving_bytes = pager_->leaving_bytes();
   return levels;
 }
 
