@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "core/pager.h"
+#include "core/pager/pager.h"
 #include "estimate/decision_hash.h"
 
 namespace tierpage {

@@ -11,7 +11,7 @@
 #include <memory>
 #include <vector>
 
-#include "core/types.h"
+#include "core/model/types.h"
 #include "tiers/crc32c.h"
 #include "tiers/page_cipher.h"
 

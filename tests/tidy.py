@@ -15,6 +15,8 @@ SUFFIXES = {".cpp", ".h", ".py", ".md", ".sh", ".yml", ".toml", ".txt", ".cmake"
 # Names of folders that only exist on one machine. Split, so that this file does not find itself.
 MACHINE_PATHS = re.compile("|".join((r"/wo" r"rk/", r"/ro" r"ot/", r"/ho" r"me/\w", r"/Us" r"ers/\w")))
 PURE_FORBIDDEN = re.compile(r"#include <(thread|chrono|iostream|mutex|condition_variable|future|atomic|random|ctime)>")
+# Rooms of csrc/core, from the ground up: each includes itself and what lies below.
+CORE_ROOMS = ("model", "future", "pager")
 UNORDERED_LOOP = re.compile(r"for \([^;)]*:\s*(\w*unordered\w*|\w+_(?:map|set)_unordered)")
 
 
@@ -73,7 +75,12 @@ def check_sizes() -> Iterator[str]:
 
 def check_core() -> Iterator[str]:
     """csrc/core is pure: standard headers and its own, no threads, clocks, output, and no order that hashing decides."""
-    for path in sorted((ROOT / "csrc" / "core").glob("*")):
+    for path in sorted((ROOT / "csrc" / "core").rglob("*.*")):
+        room = path.relative_to(ROOT / "csrc" / "core").parts[0]
+        if room not in CORE_ROOMS:
+            yield f"{path.relative_to(ROOT)}: stands in no room of {', '.join(CORE_ROOMS)}"
+            continue
+        above = CORE_ROOMS[CORE_ROOMS.index(room) + 1 :]
         text = path.read_text()
         unordered = set(re.findall(r"unordered_(?:map|set)<[^;]*>\s+(\w+)\s*[;{=]", text))
         for number, line in enumerate(text.splitlines(), start=1):
@@ -83,6 +90,8 @@ def check_core() -> Iterator[str]:
             quoted = re.match(r'#include "([^"]+)"', line)
             if quoted and not quoted[1].startswith("core/"):
                 yield f"{where}: the core must not include {quoted[1]}"
+            if quoted and quoted[1].split("/")[1] in above:
+                yield f"{where}: core/{room} must not include {quoted[1]}, which lies above it"
             angled = re.match(r"#include <([^>]+)>", line)
             if angled and ("/" in angled[1] or "." in angled[1]):
                 yield f"{where}: the core includes standard C++ headers only, not {angled[1]}"

@@ -8,7 +8,7 @@
 #include <mutex>
 #include <vector>
 
-#include "core/types.h"
+#include "core/model/types.h"
 
 namespace tierpage {
 

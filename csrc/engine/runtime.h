@@ -33,7 +33,7 @@
 #include <unordered_set>
 #include <vector>
 
-#include "core/pager.h"
+#include "core/pager/pager.h"
 #include "engine/engine_api.h"
 #include "engine/event_log.h"
 #include "engine/stall_ledger.h"

@@ -278,7 +278,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
 }
 
 // The pins of this thread's open scope cannot end while the thread waits here: the core must know, or it would wait for
-// them where only a failure can help (interleaving 5 of core/pager.h).
+// them where only a failure can help (interleaving 5 of core/pager/pager.h).
 Status Runtime::touch(Scope& scope, uint64_t address, uint32_t keep) {
   std::lock_guard lock(mutex_);
   if (Status refusal = refusal_locked(); !refusal.ok()) return refusal;

@@ -11,8 +11,8 @@
 #include <memory>
 #include <vector>
 
-#include "core/status.h"
-#include "core/types.h"
+#include "core/model/status.h"
+#include "core/model/types.h"
 
 namespace tierpage {
 

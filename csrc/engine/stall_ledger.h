@@ -1,5 +1,5 @@
 // The accounts of what callers waited for: each open wait charges the time since the last look to the cause it had since
-// then (core/stall_cause.h); what has ended is summed up, by cause, by operator and by tag.
+// then (core/model/stall_cause.h); what has ended is summed up, by cause, by operator and by tag.
 //
 // The equation. For every wait, and so for every sum of waits:
 //
@@ -20,8 +20,8 @@
 #include <string_view>
 #include <vector>
 
-#include "core/pager.h"
-#include "core/stall_cause.h"
+#include "core/pager/pager.h"
+#include "core/model/stall_cause.h"
 
 namespace tierpage {
 

@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/pager.h"
+#include "core/pager/pager.h"
 #include "engine/event_log.h"
 #include "engine/link_meter.h"
 #include "engine/staging_ring.h"

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "core/pager.h"
+#include "core/pager/pager.h"
 
 namespace tierpage::estimate {
 

@@ -4,7 +4,7 @@
 #include <unordered_set>
 #include <utility>
 
-#include "core/predictor.h"
+#include "core/future/predictor.h"
 
 namespace tierpage::estimate {
 namespace {

@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/pager.h"
+#include "core/pager/pager.h"
 #include "estimate/program.h"
 
 namespace tierpage::estimate {

@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "core/residency_plan.h"
+#include "core/future/residency_plan.h"
 
 namespace tierpage::estimate {
 namespace {

@@ -18,7 +18,7 @@
 //   again goes first, and costs a write-back although it may be freed a moment later. So several choices are made and the
 //   best counts: kFarthest; kFarthestByCost, where distance is divided by what leaving costs (0: clean and not used again;
 //   1: one fetch, or one write-back of what will be freed; 2: both); and interval_plan(), the intervals that
-//   core/residency_plan keeps when it knows the recurrence as it will be. The least lies between the least fetches and
+//   core/future/residency_plan keeps when it knows the recurrence as it will be. The least lies between the least fetches and
 //   the best of these.
 #pragma once
 

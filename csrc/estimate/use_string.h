@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/trace.h"
+#include "core/future/trace.h"
 #include "estimate/machine.h"
 #include "estimate/program.h"
 

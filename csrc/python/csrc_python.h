@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "core/status.h"
+#include "core/model/status.h"
 
 namespace tierpage {
 

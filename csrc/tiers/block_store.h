@@ -19,8 +19,8 @@
 #include <string>
 #include <vector>
 
-#include "core/status.h"
-#include "core/types.h"
+#include "core/model/status.h"
+#include "core/model/types.h"
 
 namespace tierpage {
 

@@ -10,8 +10,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/status.h"
-#include "core/types.h"
+#include "core/model/status.h"
+#include "core/model/types.h"
 #include "tiers/cuda_driver.h"
 #include "tiers/device_backend.h"
 

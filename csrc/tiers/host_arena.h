@@ -12,8 +12,8 @@
 #include <memory>
 #include <string>
 
-#include "core/status.h"
-#include "core/types.h"
+#include "core/model/status.h"
+#include "core/model/types.h"
 
 namespace tierpage {
 

@@ -8,8 +8,8 @@
 #include <map>
 #include <mutex>
 
-#include "core/status.h"
-#include "core/types.h"
+#include "core/model/status.h"
+#include "core/model/types.h"
 #include "tiers/cuda_driver.h"
 
 namespace tierpage {

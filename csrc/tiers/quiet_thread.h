@@ -9,7 +9,7 @@
 #include <thread>
 #include <utility>
 
-#include "core/status.h"
+#include "core/model/status.h"
 
 namespace tierpage {
 

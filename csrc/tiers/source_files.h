@@ -19,7 +19,7 @@
 #include <string>
 #include <vector>
 
-#include "core/status.h"
+#include "core/model/status.h"
 #include "tiers/block_store.h"
 #include "tiers/store_workers.h"
 

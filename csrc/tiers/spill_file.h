@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <string>
 
-#include "core/status.h"
+#include "core/model/status.h"
 #include "tiers/block_store.h"
 
 namespace tierpage {

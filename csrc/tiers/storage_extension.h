@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "core/status.h"
+#include "core/model/status.h"
 #include "tiers/block_store.h"
 #include "tiers/storage_api.h"
 

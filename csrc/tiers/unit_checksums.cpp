@@ -10,7 +10,7 @@
 #include <string>
 #include <utility>
 
-#include "core/types.h"
+#include "core/model/types.h"
 #include "tiers/crc32c.h"
 
 namespace tierpage {

@@ -14,7 +14,7 @@
 #include <optional>
 #include <span>
 
-#include "core/status.h"
+#include "core/model/status.h"
 
 namespace tierpage {
 

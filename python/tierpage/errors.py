@@ -29,7 +29,7 @@ __all__ = [
 # one argument that contains this text, the leading blank and the full stop included.
 OUT_OF_MEMORY_PHRASE: Final = " out of memory."
 
-# Codes of csrc/core/status.h.
+# Codes of csrc/core/model/status.h.
 OK, WAIT, OUT_OF_MEMORY, STORAGE_ERROR, STORAGE_FULL, CORRUPT_PAGE = 0, 1, 2, 3, 4, 5
 INVALID_ARGUMENT, UNAVAILABLE, INTERRUPTED, PAGER_DEAD, INTERNAL = 6, 7, 8, 9, 10
 

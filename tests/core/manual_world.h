@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "core/pager.h"
+#include "core/pager/pager.h"
 
 namespace tierpage {
 

@@ -1,7 +1,7 @@
 // Every transition of a page row from every reachable state: it works where it is allowed, and throws InternalError
 // where it is not. Method: a breadth-first walk over all states that the transitions reach; after each step the
 // invariants hold, and a refused transition is one that the table below forbids.
-#include "core/page_table.h"
+#include "core/model/page_table.h"
 
 #include <gtest/gtest.h>
 

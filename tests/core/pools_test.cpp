@@ -5,8 +5,8 @@
 #include <map>
 #include <vector>
 
-#include "core/frame_pool.h"
-#include "core/region_map.h"
+#include "core/model/frame_pool.h"
+#include "core/model/region_map.h"
 #include "sim/random.h"
 
 namespace tierpage {

@@ -1,5 +1,5 @@
 // Trace and Predictor: periods are found, interruptions cost one re-synchronisation, memory stays bounded.
-#include "core/predictor.h"
+#include "core/future/predictor.h"
 
 #include <gtest/gtest.h>
 

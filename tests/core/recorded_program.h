@@ -5,10 +5,10 @@
 #include <map>
 #include <vector>
 
-#include "core/link_plan.h"
-#include "core/recurrence.h"
-#include "core/residency_plan.h"
-#include "core/trace.h"
+#include "core/future/link_plan.h"
+#include "core/future/recurrence.h"
+#include "core/future/residency_plan.h"
+#include "core/future/trace.h"
 
 namespace tierpage {
 

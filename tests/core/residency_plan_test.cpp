@@ -8,7 +8,7 @@
 #include <map>
 #include <random>
 
-#include "core/residency_plan.h"
+#include "core/future/residency_plan.h"
 
 namespace tierpage {
 namespace {

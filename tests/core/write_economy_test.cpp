@@ -1,5 +1,5 @@
 // What goes to NVMe and how often: windows and budgets, clean pages never twice, mostly read pages before others.
-#include "core/write_economy.h"
+#include "core/pager/write_economy.h"
 
 #include <deque>
 #include <random>

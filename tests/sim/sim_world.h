@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "core/pager.h"
+#include "core/pager/pager.h"
 #include "estimate/decision_hash.h"
 #include "random.h"
 

@@ -1,0 +1,195 @@
+// Bookkeeping of physical memory per tier.
+#include "core/model/frame_pool.h"
+
+#include <bit>
+
+namespace tierpage {
+
+std::optional<DevicePool::Taken> DevicePool::take(uint64_t bytes, std::vector<FrameId>& release_first) {
+  auto same_size = free_by_size_.find(bytes);
+  if (same_size != free_by_size_.end() && !same_size->second.empty()) {
+    const FrameId frame = same_size->second.back();
+    same_size->second.pop_back();
+    frames_[frame.value].state = State::kUsed;
+    free_bytes_ -= bytes;
+    used_bytes_ += bytes;
+    return Taken{frame, false};
+  }
+  if (!fits(bytes)) return std::nullopt;
+  // Largest first: fewest driver calls for the room that is needed.
+  for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend(); ++sizes) {
+    while (!sizes->second.empty() && used_bytes_ + free_bytes_ + bytes > capacity_bytes_) {
+      const FrameId frame = sizes->second.back();
+      sizes->second.pop_back();
+      release_one(frame, release_first);
+    }
+  }
+  TP_ASSERT(used_bytes_ + free_bytes_ + bytes <= capacity_bytes_);
+  FrameId frame;
+  if (unused_ids_.empty()) {
+    frame = FrameId(static_cast<uint32_t>(frames_.size()));
+    frames_.emplace_back();
+  } else {
+    frame = unused_ids_.back();
+    unused_ids_.pop_back();
+  }
+  frames_[frame.value] = {bytes, State::kUsed};
+  used_bytes_ += bytes;
+  return Taken{frame, true};
+}
+
+void DevicePool::release_one(FrameId frame, std::vector<FrameId>& released) {
+  Frame& row = frames_[frame.value];
+  TP_ASSERT(row.state == State::kFree);
+  free_bytes_ -= row.bytes;
+  row = {};
+  unused_ids_.push_back(frame);
+  released.push_back(frame);
+}
+
+void DevicePool::give_back(FrameId frame) {
+  Frame& row = frames_[frame.value];
+  TP_ASSERT(row.state == State::kUsed);
+  row.state = State::kFree;
+  used_bytes_ -= row.bytes;
+  free_bytes_ += row.bytes;
+  free_by_size_[row.bytes].push_back(frame);
+}
+
+void DevicePool::forget(FrameId frame) {
+  Frame& row = frames_[frame.value];
+  TP_ASSERT(row.state == State::kUsed);
+  used_bytes_ -= row.bytes;
+  row = {};
+  unused_ids_.push_back(frame);
+}
+
+std::vector<FrameId> DevicePool::set_capacity(uint64_t capacity_bytes) {
+  capacity_bytes_ = capacity_bytes;
+  std::vector<FrameId> released;
+  for (auto sizes = free_by_size_.rbegin(); sizes != free_by_size_.rend(); ++sizes) {
+    while (!sizes->second.empty() && used_bytes_ + free_bytes_ > capacity_bytes_) {
+      const FrameId frame = sizes->second.back();
+      sizes->second.pop_back();
+      release_one(frame, released);
+    }
+  }
+  return released;
+}
+
+std::vector<FrameId> DevicePool::release_free() {
+  std::vector<FrameId> released;
+  for (auto& [bytes, frames] : free_by_size_) {
+    for (const FrameId frame : frames) release_one(frame, released);
+    frames.clear();
+  }
+  return released;
+}
+
+void DevicePool::check_invariants() const {
+  uint64_t used = 0, free = 0;
+  for (const Frame& row : frames_) {
+    if (row.state == State::kUsed) used += row.bytes;
+    if (row.state == State::kFree) free += row.bytes;
+  }
+  TP_ASSERT(used == used_bytes_ && free == free_bytes_);
+  uint64_t listed = 0;
+  for (const auto& [bytes, frames] : free_by_size_) {
+    for (const FrameId frame : frames) {
+      TP_ASSERT(frames_[frame.value].state == State::kFree && frames_[frame.value].bytes == bytes);
+      listed += bytes;
+    }
+  }
+  TP_ASSERT(listed == free_bytes_);
+  TP_ASSERT(used_bytes_ + free_bytes_ <= capacity_bytes_ || free_bytes_ == 0);
+}
+
+SpanPool::SpanPool(uint64_t capacity_bytes, uint64_t span_bytes_min, uint64_t span_bytes_max)
+    : capacity_bytes_(capacity_bytes), span_bytes_min_(span_bytes_min), span_bytes_max_(span_bytes_max) {}
+
+void SpanPool::add_space(uint64_t end_bytes) {
+  end_bytes = end_bytes / span_bytes_min_ * span_bytes_min_;
+  while (space_bytes_ < end_bytes) {
+    const uint64_t aligned = space_bytes_ == 0 ? span_bytes_max_ : space_bytes_ & (~space_bytes_ + 1);
+    uint64_t bytes = std::bit_floor(end_bytes - space_bytes_);
+    if (bytes > aligned) bytes = aligned;
+    if (bytes > span_bytes_max_) bytes = span_bytes_max_;
+    const uint64_t offset = space_bytes_;
+    space_bytes_ += bytes;
+    insert_free(offset, bytes);
+  }
+}
+
+// Inserts a free span and merges it with its buddy as long as both are free.
+void SpanPool::insert_free(uint64_t offset, uint64_t bytes) {
+  while (bytes < span_bytes_max_) {
+    const uint64_t buddy = offset ^ bytes;
+    auto sizes = free_.find(bytes);
+    if (sizes == free_.end() || sizes->second.erase(buddy) == 0) break;
+    if (buddy < offset) offset = buddy;
+    bytes *= 2;
+  }
+  free_[bytes].insert(offset);
+}
+
+// The smallest free span that holds bytes_max, cut to size; else the largest free span.
+Span SpanPool::take_one(uint64_t bytes_max) {
+  auto sizes = free_.lower_bound(bytes_max);
+  while (sizes != free_.end() && sizes->second.empty()) ++sizes;
+  if (sizes == free_.end()) {
+    do {
+      TP_ASSERT(sizes != free_.begin());
+      --sizes;
+    } while (sizes->second.empty());
+  }
+  uint64_t found = sizes->first;
+  const uint64_t offset = *sizes->second.begin();
+  sizes->second.erase(sizes->second.begin());
+  while (found > bytes_max) {  // keep the lower half, free the upper
+    found /= 2;
+    free_[found].insert(offset + found);
+  }
+  return {offset, found};
+}
+
+SpanList SpanPool::take(uint64_t bytes) {
+  TP_ASSERT(std::has_single_bit(bytes) && bytes >= span_bytes_min_ && bytes <= span_bytes_max_);
+  SpanList spans;
+  if (!can_take(bytes)) return spans;
+  used_bytes_ += bytes;
+  while (bytes > 0) {
+    spans.push_back(take_one(std::bit_floor(bytes)));
+    bytes -= spans.back().bytes;
+  }
+  return spans;
+}
+
+void SpanPool::give_back(const SpanList& spans) {
+  for (const Span& span : spans) {
+    TP_ASSERT(span.offset % span.bytes == 0 && span.offset + span.bytes <= space_bytes_);
+    TP_ASSERT(used_bytes_ >= span.bytes);
+    used_bytes_ -= span.bytes;
+    insert_free(span.offset, span.bytes);
+  }
+}
+
+void SpanPool::check_invariants() const {
+  std::map<uint64_t, uint64_t> spans;
+  uint64_t free = 0;
+  for (const auto& [bytes, offsets] : free_) {
+    for (const uint64_t offset : offsets) {
+      TP_ASSERT(offset % bytes == 0);
+      TP_ASSERT(bytes == span_bytes_max_ || !offsets.contains(offset ^ bytes));
+      TP_ASSERT(spans.emplace(offset, bytes).second);
+      free += bytes;
+    }
+  }
+  uint64_t end = 0;
+  for (const auto& [offset, bytes] : spans) {
+    TP_ASSERT(offset >= end);
+    end = offset + bytes;
+  }
+  TP_ASSERT(end <= space_bytes_ && free + used_bytes_ == space_bytes_);
+}
+
+}  // namespace tierpage

@@ -1,0 +1,149 @@
+// Who owns which physical memory of a tier, in bytes and frames. Two shapes:
+//
+// DevicePool: frames are separate physical handles, so any free bytes serve any size (no fragmentation): a frame of
+// the wanted size is reused, or free frames of other sizes are released until a new one may be created.
+// SpanPool: frames are lists of spans of one contiguous space (the RAM arena, the spill file), usually one span each: a
+// buddy allocator that hands out several smaller spans where the space is fragmented, so that free bytes always serve.
+//
+// Pure bookkeeping: no memory is touched here. Guarded by the owner of the Pager.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "core/model/status.h"
+#include "core/model/types.h"
+
+namespace tierpage {
+
+// Invariants (check_invariants):
+//   used_bytes + free_bytes = sum of the sizes of all created frames
+//   a frame is in exactly one of: unused id, free list of its size, used
+//   used_bytes + free_bytes <= capacity_bytes, except after the capacity shrank below used_bytes (then free_bytes = 0)
+class DevicePool {
+ public:
+  explicit DevicePool(uint64_t capacity_bytes) : capacity_bytes_(capacity_bytes) {}
+
+  struct Taken {
+    FrameId frame;
+    bool create = false;  // the frame has no memory yet: create it, after releasing release_first
+  };
+  // Takes a frame of exactly `bytes`; appends to `release_first` the free frames whose memory must go first.
+  std::optional<Taken> take(uint64_t bytes, std::vector<FrameId>& release_first);
+  void give_back(FrameId frame);
+  // The device refused to create this taken frame: it has no memory and is no frame any more.
+  void forget(FrameId frame);
+  // Returns the free frames that must be released to honour the new capacity.
+  std::vector<FrameId> set_capacity(uint64_t capacity_bytes);
+  std::vector<FrameId> release_free();
+
+  bool fits(uint64_t bytes) const { return used_bytes_ + bytes <= capacity_bytes_; }
+  uint64_t bytes_of(FrameId frame) const { return frames_[frame.value].bytes; }
+  uint64_t capacity_bytes() const { return capacity_bytes_; }
+  uint64_t used_bytes() const { return used_bytes_; }
+  uint64_t free_bytes() const { return free_bytes_; }
+  size_t free_count(uint64_t bytes) const {  // frames of just that size
+    const auto found = free_by_size_.find(bytes);
+    return found == free_by_size_.end() ? 0 : found->second.size();
+  }
+  void check_invariants() const;
+
+ private:
+  enum class State : uint8_t { kUnused, kFree, kUsed };
+  struct Frame {
+    uint64_t bytes = 0;
+    State state = State::kUnused;
+  };
+  void release_one(FrameId frame, std::vector<FrameId>& released);
+
+  uint64_t capacity_bytes_;
+  uint64_t used_bytes_ = 0;
+  uint64_t free_bytes_ = 0;
+  std::vector<Frame> frames_;
+  std::vector<FrameId> unused_ids_;
+  std::map<uint64_t, std::vector<FrameId>> free_by_size_;
+};
+
+// Pages that need a frame, by size. To free one of just that size saves taking a larger one apart: to give one back and to
+// make another costs the driver some 20 us.
+class FramesWanted {
+ public:
+  void add(uint64_t bytes) {
+    ++count_[std::countr_zero(bytes)];
+    bytes_ += bytes;
+  }
+  // `count` frames of that size are there, or will be.
+  void found(uint64_t bytes, size_t count) {
+    uint32_t& row = count_[std::countr_zero(bytes)];
+    row -= static_cast<uint32_t>(std::min<size_t>(row, count));
+  }
+  uint64_t bytes() const { return bytes_; }  // of all that were added
+  // Calls visit(size) for each frame still missing, the largest first, until it returns false.
+  template <class Visit>
+  void for_each(Visit&& visit) const {
+    for (size_t bit = count_.size(); bit-- > 0;) {
+      for (uint32_t i = 0; i < count_[bit]; ++i) {
+        if (!visit(uint64_t{1} << bit)) return;
+      }
+    }
+  }
+
+ private:
+  std::array<uint32_t, 64> count_{};
+  uint64_t bytes_ = 0;
+};
+
+struct Span {
+  uint64_t offset = 0;
+  uint64_t bytes = 0;
+  friend bool operator==(const Span&, const Span&) = default;
+};
+using SpanList = std::vector<Span>;
+
+// Invariants (check_invariants):
+//   free spans and used spans are disjoint and cover exactly the added space
+//   a span of size s starts at a multiple of s; two free buddies of one size never stand side by side unmerged
+//   used_bytes <= capacity_bytes, except after the capacity shrank
+class SpanPool {
+ public:
+  SpanPool(uint64_t capacity_bytes, uint64_t span_bytes_min, uint64_t span_bytes_max);
+
+  // Makes [end of the space so far, end_bytes) available; multiples of span_bytes_min.
+  void add_space(uint64_t end_bytes);
+  // One span of `bytes` (a power of two within the limits), else several smaller ones of the same sum; empty if
+  // fewer than `bytes` are free.
+  SpanList take(uint64_t bytes);
+  void give_back(const SpanList& spans);
+  void set_capacity(uint64_t capacity_bytes) { capacity_bytes_ = capacity_bytes; }
+
+  bool can_take(uint64_t bytes) const { return bytes <= free_bytes(); }
+  uint64_t capacity_bytes() const { return capacity_bytes_; }
+  uint64_t space_bytes() const { return space_bytes_; }
+  uint64_t used_bytes() const { return used_bytes_; }
+  uint64_t free_bytes() const {
+    const uint64_t limit = space_bytes_ < capacity_bytes_ ? space_bytes_ : capacity_bytes_;
+    return limit > used_bytes_ ? limit - used_bytes_ : 0;
+  }
+  void check_invariants() const;
+
+ private:
+  Span take_one(uint64_t bytes_max);
+  void insert_free(uint64_t offset, uint64_t bytes);
+
+  uint64_t capacity_bytes_;
+  uint64_t span_bytes_min_;
+  uint64_t span_bytes_max_;
+  uint64_t space_bytes_ = 0;
+  uint64_t used_bytes_ = 0;
+  std::map<uint64_t, std::set<uint64_t>> free_;  // size -> offsets
+};
+
+}  // namespace tierpage

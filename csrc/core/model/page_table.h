@@ -1,0 +1,140 @@
+// One row per page: where its content lies, how it moves, who holds it. Transitions are named functions that check
+// their predecessor; nobody else writes a row.
+//
+// Words. A page is *clean* when a lower tier holds a valid copy as well, *dirty* when exactly one tier does; that is
+// derived from `valid`, never stored. A write clears the lower copies.
+//
+// A *sourced* page has its NVMe copy in a file of the user's that is only read (a checkpoint), at the place that its
+// region knows, instead of in spans. It is a lower copy like any other, but for two things: nothing is ever written to
+// it, and it takes no space. It stays as long as the content equals it, and is gone for good with the first write.
+//
+// Invariants of a row (check_invariants):
+//   (a) valid in DEVICE  =>  mapped;  mapped  =>  it owns a frame
+//   (b) valid in HOST  =>  it owns spans there;  valid in NVME  =>  it owns spans there or is sourced, not both
+//   (c) no movement  =>  a frame is mapped, and spans are valid
+//   (d) moving up (map, fetch): frame owned, not mapped, not valid in DEVICE; the source, if any, is valid
+//   (e) moving down (write-back, spill, stage): the source is valid, the target has spans and is not valid
+//   (f) unmapping: mapped, not valid in DEVICE, no pins
+//   (g) pins > 0  =>  mapped, not leaving, movement is none, write-back, spill, stage or read
+//   (h) sourced  =>  valid in NVME
+//   (i) read: it owns spans in HOST
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/model/frame_pool.h"
+#include "core/model/status.h"
+#include "core/model/types.h"
+
+namespace tierpage {
+
+enum class Movement : uint8_t {
+  kNone,
+  kMap,        // a frame without content is mapped
+  kFetch,      // HOST or NVME -> DEVICE, mapping included
+  kWriteBack,  // DEVICE -> HOST or NVME; the page stays resident
+  kUnmap,      // the frame is taken out of the range
+  kSpill,      // HOST -> NVME
+  kStage,      // NVME -> HOST
+  kRead,       // the copy in HOST is read by somebody outside; nothing moves, and nothing may
+};
+
+// How far the executor is with a page that maps or is fetched, as far as the pager was told.
+enum class ArrivalStage : uint8_t { kQueued, kMapping, kCopying };
+
+// What a row amounts to, for tests, traces and people. Derived.
+enum class PageState : uint8_t { kEmpty, kArriving, kResidentClean, kResidentDirty, kCached, kDeparting, kBelow };
+const char* name_of(PageState state);
+
+// What every operator looks at, when all fits, stands in the first cache line.
+struct Page {
+  alignas(64) uint8_t valid = 0;  // bit index_of(tier): that tier's copy is the content
+  bool mapped = false;
+  bool sourced = false;  // the NVME copy is its region's source
+  Movement movement = Movement::kNone;
+  bool leaving = false;     // chosen as a victim; not yet unmapping
+  bool evict_asked = false; // leaving because the user or a smaller budget wants it
+  bool wrote_back = false;  // on this way out its content was copied down
+  bool referenced = false;  // Clock's bit
+  bool prefetched = false;  // brought up ahead of use and not used yet
+  bool cleanable = false;   // stands in the pager's list of pages to be written ahead
+  bool listed = false;      // stands in the pager's list of leaving pages
+  bool hinted = false;      // stands in the pager's list of hints
+  uint32_t pins = 0;
+  RegionId region;
+  FrameId frame;        // DEVICE
+  uint64_t offset = 0;  // in the reserved range
+  uint64_t bytes = 0;   // granule * 2^n
+  std::vector<Fence> fences;  // last uses, at most one per stream, and one that is owed
+
+  SpanList host;   // HOST
+  SpanList nvme;   // NVME
+  uint64_t claim = 0;       // order of the oldest waiting request that needs the page, 0: none
+  uint32_t movement_serial = 0;  // makes TransferId unique
+  Tier lower = Tier::kHost;      // source of a fetch, target of a write-back
+  ArrivalStage arrival = ArrivalStage::kQueued;  // of an arrival under way; decides nothing, names the cause of waits
+
+  bool is_valid(Tier tier) const { return valid >> index_of(tier) & 1; }
+  bool has_content() const { return valid != 0; }
+  bool has_lower_memory() const { return !host.empty() || !nvme.empty() || sourced; }
+  bool dirty() const { return is_valid(Tier::kDevice) && valid == 1; }
+  PageState state() const;
+  TransferId transfer(PageId self) const {
+    return TransferId(uint64_t{self.value} << 32 | movement_serial);
+  }
+
+  // Transitions.
+  void start_arrival(Movement kind, FrameId taken, Tier source);
+  void finish_arrival(bool with_content);
+  void abandon_arrival(bool is_mapped);  // the copy failed; is_mapped: the frame is in the range and must leave it
+  void start_write_back(Tier target, SpanList spans);
+  void start_spill(SpanList spans);
+  void start_stage(SpanList spans);
+  void finish_copy_down();  // write-back, spill, stage: the target turns valid
+  SpanList abandon_copy_down();  // the target's spans, to be given back
+  void start_read();
+  void finish_read();
+  void start_unmap();
+  FrameId finish_unmap();
+  void adopt_source();      // an empty page: its content is its region's source
+  void write();             // an operator was granted write access: only DEVICE is valid from here on
+  void forget_content();    // the region was freed
+  SpanList drop(Tier tier);  // a redundant or meaningless lower copy; its spans
+  void add_fence(Fence fence) {  // inline: on every operator's way out
+    for (Fence& known : fences) {
+      if (known.stream != fence.stream || known.owed() != fence.owed()) continue;
+      if (fence.sequence > known.sequence) known.sequence = fence.sequence;
+      return;
+    }
+    if (fence.sequence != 0) fences.push_back(fence);
+  }
+
+  void settle_owed(StreamId stream, Fence fence);  // what was owed there ends with `fence`
+
+  void check_invariants() const;
+
+ private:
+  SpanList& spans(Tier tier) { return tier == Tier::kHost ? host : nvme; }
+  void set_valid(Tier tier) { valid = static_cast<uint8_t>(valid | 1 << index_of(tier)); }
+  void clear_valid(Tier tier) { valid = static_cast<uint8_t>(valid & ~(1 << index_of(tier))); }
+};
+
+// Rows by id; ids of gone pages are reused.
+class PageTable {
+ public:
+  PageId add(RegionId region, uint64_t offset, uint64_t bytes);
+  void remove(PageId page);
+  Page& operator[](PageId page) { return rows_[page.value]; }
+  const Page& operator[](PageId page) const { return rows_[page.value]; }
+  uint32_t size() const { return static_cast<uint32_t>(rows_.size()); }  // rows, gone ones included
+  bool exists(PageId page) const { return page.value < rows_.size() && rows_[page.value].region.valid(); }
+  void check_invariants() const;
+
+ private:
+  std::vector<Page> rows_;
+  std::vector<PageId> unused_;
+};
+
+}  // namespace tierpage

@@ -1,0 +1,91 @@
+// Which resident page leaves first. A policy sees pages by id and asks the owner which may be taken at all.
+//
+// Use: begin() once for a choice of victims, then next() for one after the other, as long as no page changes otherwise.
+//
+// Clock: second chance over the page rows (Corbato 1968); needs no future.
+// MIN: the page whose next use is farthest (Belady 1966), by the predicted future; exact where the trace is. One scan
+// keeps the best few candidates, which mostly serve a whole choice; another scan follows when they are used up.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include "core/model/page_table.h"
+#include "core/model/types.h"
+
+namespace tierpage {
+
+class EvictionPolicy {
+ public:
+  using Eligible = std::function<bool(PageId)>;  // may the page leave now?
+  virtual ~EvictionPolicy() = default;
+  virtual const char* name() const = 0;
+  virtual void begin(PageTable& pages, Eligible eligible) = 0;
+  // Each eligible page once, the best victim first; none when there is no other.
+  virtual PageId next() = 0;
+};
+
+class ClockPolicy final : public EvictionPolicy {
+ public:
+  const char* name() const override { return "clock"; }
+  void begin(PageTable& pages, Eligible eligible) override;
+  PageId next() override;
+
+ private:
+  PageTable* pages_ = nullptr;
+  Eligible eligible_;
+  uint64_t steps_left_ = 0;
+  uint32_t hand_ = 0;
+};
+
+class MinPolicy final : public EvictionPolicy {
+ public:
+  // In how many uses from now a page's region is used next (Trace::kNever: not within the known future), how many ago it
+  // was used last, and whether a plan says that it stays until then. What does not stay leaves before what does, whatever
+  // the distances, and in the order of last uses: it will be fetched again in any case, and the work on the oldest has
+  // ended first. But what has stayed for a good part of the way to its next use, because another plan held or none, is
+  // worth keeping that long: it leaves after those, the farthest first. So a new plan takes over without fetching twice.
+  struct Next {
+    uint64_t distance = 0;
+    uint64_t age = 0;
+    bool stays = true;
+  };
+  using NextUse = std::function<Next(RegionId)>;
+  explicit MinPolicy(NextUse next_use) : next_use_(std::move(next_use)) {}
+  const char* name() const override { return "min"; }
+  void begin(PageTable& pages, Eligible eligible) override;
+  PageId next() override;
+  // In how many uses the page that next() returned last is used, and the one that it would return now (0: there is none).
+  uint64_t distance() const { return distance_; }
+  uint64_t distance_ahead();
+  // Of the best few candidates one that is not planned to stay, has just that size and is used later than in `distance`
+  // uses: a victim as good as another, whose frame fits. None if there is no such.
+  PageId next_leaving(uint64_t bytes, uint64_t distance);
+  bool leaves_ahead();  // the page that next() would return now is not planned to stay
+
+ private:
+  using Candidate = std::pair<uint64_t, PageId>;  // (rank, page); the largest leaves first
+  static constexpr uint64_t kLeaves = uint64_t{1} << 63;  // of a rank: above all distances
+  static constexpr uint64_t kFresh = uint64_t{1} << 62;   // of those: less than a fifth of the way to its next use has passed
+  static uint64_t rank_of(const Next& next) {
+    if (next.stays || next.distance == ~uint64_t{0}) return next.distance;
+    return kLeaves | (next.age <= next.distance / 4 ? kFresh | next.age : next.distance);
+  }
+  uint64_t distance_of(const Candidate& candidate) const {
+    return next_use_((*pages_)[candidate.second].region).distance;
+  }
+  static constexpr size_t kCandidatesMax = 64;
+  void scan();
+
+  NextUse next_use_;
+  PageTable* pages_ = nullptr;
+  Eligible eligible_;
+  std::vector<Candidate> best_;  // the last one leaves first
+  Candidate bound_;              // all candidates that are not smaller were in best_ at some time
+  bool complete_ = true;         // best_ holds every candidate that is left
+  uint64_t distance_ = 0;
+};
+
+}  // namespace tierpage
