@@ -6,24 +6,32 @@
 
 namespace tierpage {
 
+namespace {
+
+PagerConfig with_defaults(PagerConfig config) {
+  if (config.prefetch_bytes_max == 0) {
+    // Enough that the link never idles between two looks, little of what the plan would keep.
+    config.prefetch_bytes_max =
+        std::max(config.granule_bytes, std::min(8 * config.frame_bytes_max, config.device_bytes_max / 8));
+  }
+  return config;
+}
+
+}  // namespace
+
 Pager::Pager(const PagerConfig& config)
-    : config_(config),
+    : config_(with_defaults(config)),
       device_(config.device_bytes_max),
       host_(config.host_bytes_max, config.span_bytes_min, config.frame_bytes_max),
       nvme_(config.nvme_bytes_max, config.span_bytes_min, config.frame_bytes_max),
       map_(config.range_bytes, config.granule_bytes),
-      trace_(config.trace_uses_max),
-      predictor_(trace_),
+      foresight_(config_),
       min_([this](RegionId region) { return next_use(region); }),
       host_min_([this](RegionId region) { return next_use_in_host(region); }),
       device_capacity_wanted_(config.device_bytes_max) {
   nvme_.add_space(config.nvme_bytes_max);
   writes_.set_budget(config.nvme_write_bytes_max, config.nvme_write_period_seconds);
   host_growing_ = config.host_bytes_max > 0;
-  if (config_.prefetch_bytes_max == 0) {
-    // Enough that the link never idles between two looks, little of what the plan would keep.
-    config_.prefetch_bytes_max = std::max(config.granule_bytes, std::min(8 * config.frame_bytes_max, config.device_bytes_max / 8));
-  }
 }
 
 SlotId Pager::add_slot() {
@@ -78,7 +86,7 @@ void Pager::collect(const Use& use, std::vector<Wanted>& wanted) const {
 Outcome Pager::begin_op(SlotId id, uint64_t operator_hash, const char* operator_name, std::span<const Use> uses) {
   Slot& slot = slots_[id.value];
   TP_ASSERT(slot.in_use && slot.order == 0);
-  trace_.note_operator(operator_hash);
+  foresight_.trace().note_operator(operator_hash);
   slot.name = operator_name;
   slot.is_allocation = false;
   slot.pin_result = true;
@@ -108,16 +116,16 @@ Outcome Pager::begin_op(SlotId id, uint64_t operator_hash, const char* operator_
 // allocation outside of operators stands for itself: the device has nothing to do.
 inline void Pager::note_uses(Slot& slot) {
   const bool outside = slot.is_allocation && !slot.pin_result;
-  const uint64_t first = trace_.end();
+  const uint64_t first = foresight_.trace().end();
   bool opens = outside || slot.traced_at == Trace::kNever;
   if (opens && !outside) slot.traced_at = first;
   for (const auto& [region, wrote] : slot.regions) {
-    trace_.append(regions_[region.value].key, wrote, opens);
+    foresight_.trace().append(regions_[region.value].key, wrote, opens);
     ++regions_[region.value].uses;
     regions_[region.value].writes += wrote;
     opens = false;
   }
-  if (outside) trace_.set_microseconds(first, kAllocationMicroseconds);
+  if (outside) foresight_.trace().set_microseconds(first, kAllocationMicroseconds);
 }
 
 Outcome Pager::allocate(SlotId id, const AllocateRequest& request) {
@@ -155,13 +163,13 @@ Outcome Pager::allocate(SlotId id, const AllocateRequest& request) {
   region.uses = region.writes = 0;
   region.tag = request.tag;
   region.source = request.source;
-  region.key = trace_.open_key(bytes, region_id);
+  region.key = foresight_.trace().open_key(bytes, region_id);
   stats_.live_bytes.set(stats_.live_bytes.current + request.bytes);
   if (sourced) return allocate_from_source(slot);
   slot.regions.emplace_back(region_id, true);
   for (const PageId page : region.pages) slot.wanted.push_back({page, AccessMode::kWrite});
   if (!reused) {
-    if (fresh_bytes_lately() == 0) fresh_since_ = trace_.end();
+    if (fresh_bytes_lately() == 0) fresh_since_ = foresight_.trace().end();
     fresh_bytes_ += bytes;
     return enqueue(id);
   }
@@ -267,7 +275,7 @@ void Pager::end_op(SlotId id, Fence fence) {
     if (--page.pins == 0) {
       stats_.pinned_bytes.current -= page.bytes;
       freed = freed || regions_[page.region.value].state == RegionState::kDying;
-      if (engaged_ && !page.cleanable && page.dirty() && !page.leaving && plan_.valid() && planned_to_be_written(page.region)) {
+      if (engaged_ && !page.cleanable && page.dirty() && !page.leaving && foresight_.plan().valid() && foresight_.written(regions_[page.region.value].key)) {
         page.cleanable = true;
         cleanable_.emplace_back(page_id, page.region);
       }
@@ -323,6 +331,7 @@ void Pager::check_invariants() const {
   host_.check_invariants();
   nvme_.check_invariants();
   map_.check_invariants();
+  foresight_.check_invariants();
   pages_.check_invariants();
   uint64_t frames = 0, host = 0, nvme = 0, pins = 0, moving = 0, descending = 0, spilling = 0;
   for (uint32_t i = 0; i < pages_.size(); ++i) {

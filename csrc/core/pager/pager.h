@@ -51,13 +51,11 @@
 #include "core/model/frame_pool.h"
 #include "core/model/page_table.h"
 #include "core/pager/policy.h"
-#include "core/future/predictor.h"
+#include "core/future/foresight.h"
 #include "core/model/region_map.h"
-#include "core/future/residency_plan.h"
 #include "core/model/stall_cause.h"
 #include "core/model/stats.h"
 #include "core/model/status.h"
-#include "core/future/trace.h"
 #include "core/model/types.h"
 #include "core/pager/write_economy.h"
 
@@ -177,8 +175,8 @@ class Pager {
   void fence_refused(StreamId stream);                // none can be recorded now; asked for again at a tick
   // The device worked so long on the operator whose uses stand in the trace from `position` on (op_position() before
   // end_op). Not every operator has to be timed: what was timed once is known whenever the program comes that way again.
-  void op_timed(uint64_t position, double microseconds) { trace_.set_microseconds(position, microseconds); }
-  void set_fetch_rate(double bytes_per_microsecond) { fetch_rate_ = bytes_per_microsecond; }  // HOST to DEVICE, measured
+  void op_timed(uint64_t position, double microseconds) { foresight_.trace().set_microseconds(position, microseconds); }
+  void set_fetch_rate(double bytes_per_microsecond) { foresight_.set_fetch_rate(bytes_per_microsecond); }  // HOST to DEVICE, measured
   void host_space_ready(uint64_t bytes, bool growth_failed);
   // About once a second: retries what had been given up. now_seconds: since the start, for what is counted by the day.
   void tick(uint64_t now_seconds = 0);
@@ -235,15 +233,12 @@ class Pager {
   uint64_t dirty_bytes() const;
   const WriteEconomy& writes() const { return writes_; }
   // By what the last plan() knew: a look changes nothing.
-  const char* policy_in_force() const {
-    return config_.policy == PolicyKind::kAuto && predictor_.matched() ? min_.name() : clock_.name();
-  }
-  const Predictor& predictor() const { return predictor_; }
-  uint64_t trace_uses() const { return trace_.end(); }
+  const char* policy_in_force() const { return foresight_.known() ? min_.name() : clock_.name(); }
+  const Predictor& predictor() const { return foresight_.predictor(); }
+  uint64_t trace_uses() const { return foresight_.trace().end(); }
   uint64_t op_position(SlotId slot) const { return slots_[slot.value].traced_at; }  // Trace::kNever: it used nothing
-  // There is a plan, and it would be a better one if operators were timed for a recurrence.
-  bool wants_times() const { return engaged_ && plan_.valid() && !plan_.timed() && plan_tries_ < kPlanTries; }
-  const ResidencyPlan& residency_plan() const { return plan_; }
+  bool wants_times() const { return engaged_ && foresight_.wants_times(); }
+  const ResidencyPlan& residency_plan() const { return foresight_.plan(); }
   uint64_t arriving_bytes() const { return arriving_bytes_; }
   uint64_t leaving_bytes() const;  // on their way out of DEVICE
   size_t wanted_pages(SlotId slot) const { return slots_[slot.value].wanted.size(); }
@@ -252,7 +247,6 @@ class Pager {
 
  private:
   static constexpr double kAllocationMicroseconds = 0.001;  // not 0, which says that the time is not known
-  static constexpr int kPlanTries = 3;  // once to confirm; more only as long as operators' times are missing
   static constexpr uint64_t kFreshHalfLife = 512;  // uses
   static constexpr int kReuseTries = 32;         // larger cached regions looked at for one allocation
   static constexpr uint64_t kExpectedUses = 512;  // how far ahead allocations are counted
@@ -396,11 +390,6 @@ class Pager {
   void fetch_early();
   bool fetch_early(RegionId region, uint64_t distance, Ahead& ahead);
   uint64_t fresh_bytes_lately();
-  void renew_residency_plan();
-  uint64_t cached_bytes_aside() const;
-  bool planned_to_stay(RegionId region) const;
-  bool planned_to_be_written(RegionId region) const;
-  bool rewritten_each_time(RegionId region) const;
   MinPolicy::Next next_use_in_host(RegionId region);
   MinPolicy::Next next_use(RegionId region);
   void clean_ahead();
@@ -441,15 +430,7 @@ class Pager {
   std::vector<PageId> leaving_;      // pages on their way out of DEVICE, unmapping ones included
   std::vector<uint64_t> completed_;  // by stream: last finished sequence
   std::vector<std::vector<uint64_t>> watched_;  // by stream: sequences being watched
-  Trace trace_;
-  Predictor predictor_;
-  ResidencyPlan plan_;
-  double fetch_rate_ = 0;             // bytes per microsecond, 0: not known
-  uint64_t early_next_ = 0;           // place in plan_.early(), counted through the recurrences since it was made
-  uint64_t plan_mispredictions_ = 0;  // of the predictor, when plan_ was made
-  uint64_t planned_at_ = 0;           // trace position
-  int plan_tries_ = 0;                // how often it was made anew from recurrences that came as predicted
-  uint64_t cached_bytes_peak_ = 0;    // of cached regions, since the plan before
+  Foresight foresight_;
   ClockPolicy clock_;
   MinPolicy min_;
   MinPolicy host_min_;                   // among pages whose only copy is in HOST

@@ -76,7 +76,7 @@ void Pager::disengage_if_all_fits() {
                      device_.used_bytes() <= device_.capacity_bytes();
   const uint64_t left_before = std::exchange(left_at_tick_, left_at_);
   if (!engaged_ || !rests || left_before != left_at_) return;
-  if (trace_.end() < left_at_ + std::max<uint64_t>(plan_.period(), 1)) return;
+  if (foresight_.trace().end() < left_at_ + std::max<uint64_t>(foresight_.plan().period(), 1)) return;
   if (std::any_of(owing_.begin(), owing_.end(), [](Owing owing) { return owing != Owing::kNothing; })) return;
   for (uint32_t i = 0; i < pages_.size(); ++i) {
     if (!pages_.exists(PageId(i))) continue;

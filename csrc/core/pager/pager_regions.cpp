@@ -90,7 +90,7 @@ void Pager::note_stream_use(RegionId id, StreamId stream) {
 void Pager::free_region(RegionId id, std::span<const Fence> fences) {
   Region& region = regions_[id.value];
   TP_ASSERT(region.state == RegionState::kLive);
-  trace_.close_key(region.key);
+  foresight_.trace().close_key(region.key);
   stats_.live_bytes.current -= region.bytes_asked;
   bool whole = true;  // every page mapped and at rest: worth keeping
   for (const PageId page_id : region.pages) {
@@ -105,7 +105,7 @@ void Pager::free_region(RegionId id, std::span<const Fence> fences) {
     whole = whole && page.mapped && page.movement == Movement::kNone && !page.leaving;
   }
   if (whole && device_.used_bytes() <= device_.capacity_bytes()) {
-    region.cached_at = trace_.end();
+    region.cached_at = foresight_.trace().end();
     add_cached(id);
   } else {
     region.state = RegionState::kDying;
@@ -194,7 +194,7 @@ void Pager::add_cached(RegionId id) {
   region.state = RegionState::kCached;
   region.cached_serial = next_cached_serial_++;
   cached_bytes_ += region.bytes;
-  cached_bytes_peak_ = std::max(cached_bytes_peak_, cached_bytes_);
+  foresight_.note_cached_bytes(cached_bytes_);
   cached_[region.bytes].push_back(id);
   cached_by_age_.emplace(region.cached_serial, id);
 }
@@ -223,7 +223,7 @@ void Pager::remove_cached(RegionId id) {
 // Only regions freed at least age_min uses ago: a younger one is likely to be wanted again at once.
 uint64_t Pager::drop_oldest_cached(uint64_t age_min) {
   for (const auto& [serial, id] : cached_by_age_) {
-    if (regions_[id.value].cached_at + age_min > trace_.end()) return 0;
+    if (regions_[id.value].cached_at + age_min > foresight_.trace().end()) return 0;
     if (const uint64_t bytes = drop_cached(id); bytes > 0) return bytes;
   }
   return 0;
@@ -263,8 +263,8 @@ uint64_t Pager::drop_cached(RegionId id) {
 // How many regions of each size will be asked for soon beyond those that are freed meanwhile: keys without a region are
 // allocated at their next use, and freed as long after their last one as they were the time before.
 void Pager::look_for_allocations() {
-  if (expected_at_ <= trace_.end() && trace_.end() < expected_at_ + kExpectedUses / 16) return;
-  expected_at_ = trace_.end();
+  if (expected_at_ <= foresight_.trace().end() && foresight_.trace().end() < expected_at_ + kExpectedUses / 16) return;
+  expected_at_ = foresight_.trace().end();
   expected_.clear();
   expected_bytes_ = 0;
   int64_t net = 0;
@@ -272,22 +272,22 @@ void Pager::look_for_allocations() {
   std::priority_queue<Free, std::vector<Free>, std::greater<>> frees;
   std::unordered_set<uint32_t> made;
   std::unordered_map<uint64_t, int64_t> live;
-  const uint64_t horizon = std::min(predictor_.horizon(), kExpectedUses);
+  const uint64_t horizon = std::min(foresight_.predictor().horizon(), kExpectedUses);
   for (uint64_t i = 1; i <= horizon; ++i) {
     for (; !frees.empty() && frees.top().first <= i; frees.pop()) {
       --live[frees.top().second];
       net -= static_cast<int64_t>(frees.top().second);
     }
-    const KeyId key = predictor_.future(i);
-    const uint64_t bytes = trace_.bytes_of(key);
-    const bool has_region = trace_.region_of(key).valid();
+    const KeyId key = foresight_.predictor().future(i);
+    const uint64_t bytes = foresight_.trace().bytes_of(key);
+    const bool has_region = foresight_.trace().region_of(key).valid();
     if (!has_region && made.insert(key.value).second) {
       uint32_t& most = expected_[bytes];
       most = static_cast<uint32_t>(std::max<int64_t>(most, ++live[bytes]));
       net += static_cast<int64_t>(bytes);
       expected_bytes_ = static_cast<uint64_t>(std::max(static_cast<int64_t>(expected_bytes_), net));
     }
-    if (const uint64_t freed = predictor_.freed_after(i); freed != 0) {
+    if (const uint64_t freed = foresight_.predictor().freed_after(i); freed != 0) {
       frees.emplace(i + freed, bytes);
       made.erase(key.value);
     }

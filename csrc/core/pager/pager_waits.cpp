@@ -68,9 +68,9 @@ WaitDetails Pager::describe_wait(SlotId id) {
     details.bytes += page.bytes;
   }
   // Where nothing ever had to leave nobody predicts.
-  const bool future_known = engaged_ && config_.policy == PolicyKind::kAuto && predictor_.catch_up();
+  const bool future_known = engaged_ && foresight_.catch_up();
   for (const WaitDetails::Part& part : parts) {
-    if (future_known && predictor_.uses_until(regions_[part.region.value].key) <= kExpectedSoonUses) {
+    if (future_known && foresight_.uses_until(regions_[part.region.value].key) <= kExpectedSoonUses) {
       details.predicted_bytes += part.bytes;
     }
   }

@@ -23,11 +23,7 @@ void Pager::plan() {
   update_gauges();
 }
 
-bool Pager::catch_up_and_plan() {
-  if (config_.policy != PolicyKind::kAuto || !predictor_.catch_up()) return false;
-  if (config_.prefetch) renew_residency_plan();
-  return true;
-}
+bool Pager::catch_up_and_plan() { return foresight_.catch_up_and_plan(device_.capacity_bytes(), cached_bytes_); }
 
 void Pager::serve_requests() {
   short_of_frames_ = false;
@@ -133,14 +129,14 @@ void Pager::make_room(FramesWanted wanted, uint64_t order) {
   const bool future_known = catch_up_and_plan();
   EvictionPolicy& policy = begin_eviction(order);
   RoomBelow below = room_below();
-  if (future_known && plan_.valid()) {
+  if (future_known && foresight_.plan().valid()) {
     for (uint64_t surplus = 1; room < bytes && surplus > 0; room += surplus) surplus = drop_surplus_cached();
     if (room < bytes) room += free_exactly(wanted, below, bytes - room);
   }
   drop_cached(future_known ? kCachedAgeOld : 0);
   while (room < bytes) {
     // What is planned to stay goes only after every freed region: mapping anew costs less than moving.
-    if (future_known && plan_.valid() && cached_bytes_ > 0 && !min_.leaves_ahead()) {
+    if (future_known && foresight_.plan().valid() && cached_bytes_ > 0 && !min_.leaves_ahead()) {
       drop_cached(0);
       if (room >= bytes) return;
     }
@@ -236,7 +232,7 @@ void Pager::leave(PageId id) {
   page.leaving = true;
   page.wrote_back = false;
   ahead_quiet_until_ = 0;
-  left_at_ = trace_.end();
+  left_at_ = foresight_.trace().end();
   if (!engaged_) engage();
   if (page.listed) return;
   page.listed = true;

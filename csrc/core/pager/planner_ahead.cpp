@@ -11,9 +11,6 @@ namespace {
 
 constexpr uint64_t kLastInLine = std::numeric_limits<uint64_t>::max();
 constexpr uint64_t kUsesAheadMax = 2048;  // how far one plan looks into the future
-constexpr uint64_t kReplanUses = 256;     // between two residency plans, at least
-constexpr uint64_t kPlanUsesMax = 1 << 16;  // longer recurrences are not planned
-constexpr uint64_t kCachedPagesAside = 10;
 constexpr uint64_t kQuietUses = 32;       // for which nobody looks again after nothing was found missing
 
 double mebibytes(uint64_t bytes) { return static_cast<double>(bytes) / kMiB; }
@@ -84,9 +81,9 @@ void Pager::serve_hints() {
 // for pages on their way do not stop it (a link-bound program always has one); one that lacks frames does.
 void Pager::prefetch_ahead() {
   if (!config_.prefetch || short_of_frames_) return;
-  if (prefetched_bytes_ >= config_.prefetch_bytes_max || trace_.end() < ahead_quiet_until_ || !catch_up_and_plan()) return;
+  if (prefetched_bytes_ >= config_.prefetch_bytes_max || foresight_.trace().end() < ahead_quiet_until_ || !catch_up_and_plan()) return;
   if (device_.used_bytes() > device_.capacity_bytes()) return;  // the budget shrank: pages must go first
-  const uint64_t horizon = std::min(predictor_.horizon(), kUsesAheadMax);
+  const uint64_t horizon = std::min(foresight_.predictor().horizon(), kUsesAheadMax);
   // For what operators will allocate meanwhile: as much as lately had to be mapped afresh because no freed region
   // served. In the steady state of a program that is nothing, and every byte kept free would be fetched instead.
   Ahead ahead{.reserve = std::min(device_.capacity_bytes() / 16, fresh_bytes_lately())};
@@ -95,7 +92,7 @@ void Pager::prefetch_ahead() {
   min_.begin(pages_, [this](PageId id) { return evictable(id, kLastInLine); });
   for (uint64_t i = 1; i <= horizon && passed < device_.capacity_bytes(); ++i) {
     if (prefetched_bytes_ + ahead.unserved >= config_.prefetch_bytes_max) return;
-    const RegionId region = trace_.region_of(predictor_.future(i));
+    const RegionId region = foresight_.trace().region_of(foresight_.predictor().future(i));
     if (!region.valid() || !region_live(region) || regions_[region.value].ahead_serial == ahead_serial_) continue;
     regions_[region.value].ahead_serial = ahead_serial_;
     passed += regions_[region.value].bytes;
@@ -110,7 +107,7 @@ void Pager::prefetch_ahead() {
       }
     }
   }
-  if (ahead.unserved == 0) ahead_quiet_until_ = trace_.end() + kQuietUses;
+  if (ahead.unserved == 0) ahead_quiet_until_ = foresight_.trace().end() + kQuietUses;
 }
 
 // What the plan wants here long before its use, because later the link has no time for it: after what is used sooner, and
@@ -118,23 +115,13 @@ void Pager::prefetch_ahead() {
 void Pager::fetch_early() {
   if (!config_.prefetch || short_of_frames_ || arriving_bytes_ >= config_.prefetch_bytes_max) return;
   if (device_.used_bytes() > device_.capacity_bytes() || !catch_up_and_plan()) return;
-  if (!plan_.valid() || plan_.early().empty()) return;  // asked after catch_up_and_plan(), which may have made another plan
-  const std::vector<ResidencyPlan::Early>& early = plan_.early();
-  const uint64_t now = trace_.end();
+  if (!foresight_.plan().valid() || foresight_.plan().early().empty()) return;
   Ahead ahead{.only_soon = true};
   min_.begin(pages_, [this](PageId id) { return evictable(id, kLastInLine); });
-  for (uint64_t i = early_next_;; ++i) {
-    const uint64_t lap = plan_.begin() + i / early.size() * plan_.period();
-    const ResidencyPlan::Early& next = early[i % early.size()];
-    if (lap + next.use <= now) {
-      early_next_ = i + 1;
-      continue;
-    }
-    const uint64_t distance = lap + next.use - now;
-    if (lap + next.arrives > now || distance > predictor_.horizon()) return;
-    const RegionId region = trace_.region_of(predictor_.future(distance));
-    if (!region.valid() || !region_live(region)) continue;
-    if (!fetch_early(region, distance, ahead)) return;
+  uint64_t place = foresight_.early_begin();
+  while (const auto early = foresight_.early_use(place)) {
+    if (!early->region.valid() || !region_live(early->region)) continue;
+    if (!fetch_early(early->region, early->distance, ahead)) return;
   }
 }
 
@@ -152,14 +139,6 @@ bool Pager::fetch_early(RegionId region, uint64_t distance, Ahead& ahead) {
   return true;
 }
 
-// What a plan leaves to freed regions, at most: operators allocate out of them, and where the plan took their room every
-// allocation would wait for an eviction (inference at 12 GiB replayed: 0.33 s with 201 MB, 0.26 with 335). More than a few
-// large pages of them is a phase that passes.
-uint64_t Pager::cached_bytes_aside() const {
-  const uint64_t few = std::min(kCachedPagesAside * config_.frame_bytes_max, config_.device_bytes_max / 32);
-  return std::max(few, config_.device_bytes_max / 64);
-}
-
 // Of a page that is wanted soon: whether it is to be fetched. One that was about to leave for another's sake stays.
 bool Pager::missing_ahead(PageId id) {
   Page& page = pages_[id];
@@ -173,60 +152,10 @@ bool Pager::start_ahead(PageId id, const Ahead& ahead) {
   return ahead.unserved == 0 && device_.fits(pages_[id].bytes + ahead.reserve) && start_arrival(id, false);
 }
 
-// A plan is good while the program repeats what it was made from: the same distance to the past that matches. It is made
-// again when that changes, or when freed regions came to hold much more than it left for them.
-void Pager::renew_residency_plan() {
-  const uint64_t period = predictor_.horizon();
-  const uint64_t end = trace_.end();
-  if (period == 0 || end < period + trace_.begin()) {
-    plan_.clear();
-    return;
-  }
-  const uint64_t aside = config_.prefetch_bytes_max + std::min(cached_bytes_peak_, cached_bytes_aside());
-  const uint64_t capacity = device_.capacity_bytes() > aside ? device_.capacity_bytes() - aside : 0;
-  const uint64_t slack = device_.capacity_bytes() / 32;
-  const bool same = plan_.valid() && plan_.period() == period && plan_mispredictions_ == predictor_.mispredicted_uses() &&
-                    capacity <= plan_.capacity_bytes() + slack && plan_.capacity_bytes() <= capacity + slack;
-  // The first one may have been made from a recurrence that was not yet as all others will be: once more from a whole
-  // one that came as predicted. By then operators have been timed for half a recurrence more: the device is behind, and
-  // what it has not reached yet is known from the time before.
-  const bool unfinished = plan_tries_ == 0 || (!plan_.timed() && plan_tries_ < kPlanTries);
-  const bool confirm = same && unfinished && end >= planned_at_ + period + period / 2;
-  if (same && !confirm) return;
-  // A plan takes milliseconds: where the future changes all the time, plain MIN is the better use of them.
-  const bool too_soon = planned_at_ != 0 && end < planned_at_ + std::max(kReplanUses, period);
-  if (too_soon || period > kPlanUsesMax) {
-    if (plan_.period() != period) plan_.clear();
-    return;
-  }
-  plan_.build(trace_, end - period, end, capacity, fetch_rate_);
-  early_next_ = 0;
-  plan_tries_ = confirm ? plan_tries_ + 1 : 0;
-  plan_mispredictions_ = predictor_.mispredicted_uses();
-  planned_at_ = end;
-  cached_bytes_peak_ = cached_bytes_;
-}
-
-bool Pager::planned_to_stay(RegionId region) const {
-  const uint64_t last = trace_.last_use(regions_[region.value].key);
-  return last != Trace::kNever && plan_.keeps(last);
-}
-
-bool Pager::planned_to_be_written(RegionId region) const {
-  const uint64_t last = trace_.last_use(regions_[region.value].key);
-  return last != Trace::kNever && plan_.writes(last);
-}
-
-bool Pager::rewritten_each_time(RegionId region) const {
-  const uint64_t last = trace_.last_use(regions_[region.value].key);
-  return last != Trace::kNever && plan_.rewrites(last);
-}
-
 MinPolicy::Next Pager::next_use(RegionId region) {
   const KeyId key = regions_[region.value].key;
-  const uint64_t last = trace_.last_use(key);
-  const uint64_t age = last == Trace::kNever ? trace_.end() : trace_.end() - last;
-  return {predictor_.uses_until(key), age, !plan_.valid() || (last != Trace::kNever && plan_.wants(last, age))};
+  const uint64_t age = foresight_.age(key);
+  return {foresight_.uses_until(key), age, foresight_.stays_until_age(key, age)};
 }
 
 // Writes down what is planned to be written, before anybody needs its frame; it stays readable where it is. Only into room
@@ -237,8 +166,8 @@ void Pager::clean_ahead() {
     const auto [id, region] = cleanable_.front();
     const bool same = pages_.exists(id) && pages_[id].region == region;  // else the row is another page's by now
     // Interleaving 8: only what may leave. Memory that is held, or was never seen as a tensor, may be written unannounced.
-    const bool wanted = same && config_.prefetch && evictable(id, kLastInLine) && pages_[id].dirty() && plan_.valid() &&
-                        planned_to_be_written(region) && host_.can_take(pages_[id].bytes);
+    const bool wanted = same && config_.prefetch && evictable(id, kLastInLine) && pages_[id].dirty() && foresight_.plan().valid() &&
+                        foresight_.written(regions_[region.value].key) && host_.can_take(pages_[id].bytes);
     if (wanted && !fences_finished(id)) return;
     cleanable_.pop_front();
     if (same) pages_[id].cleanable = false;
@@ -256,7 +185,7 @@ bool Pager::take_prefetched(Page& page) {
 
 // Halves every kFreshHalfLife uses, so that a phase that allocates much (the first step) is soon forgotten.
 uint64_t Pager::fresh_bytes_lately() {
-  while (fresh_bytes_ > 0 && fresh_since_ + kFreshHalfLife <= trace_.end()) {
+  while (fresh_bytes_ > 0 && fresh_since_ + kFreshHalfLife <= foresight_.trace().end()) {
     fresh_bytes_ /= 2;
     fresh_since_ += kFreshHalfLife;
   }
@@ -272,15 +201,15 @@ bool Pager::make_room_ahead(PageId id, uint64_t distance, Ahead& ahead) {
   const uint64_t bytes = ahead.unserved + ahead.reserve;
   uint64_t room = ahead.only_soon ? device_room_soon() : device_room();
   while (room < bytes) {
-    if (const PageId victim = plan_.valid() ? leaving_victim(page_bytes, distance, below) : PageId::none(); victim.valid()) {
+    if (const PageId victim = foresight_.plan().valid() ? leaving_victim(page_bytes, distance, below) : PageId::none(); victim.valid()) {
       leave(victim);
       room += page_bytes;
       continue;
     }
-    uint64_t left = plan_.valid() ? drop_surplus_cached() : 0;
+    uint64_t left = foresight_.plan().valid() ? drop_surplus_cached() : 0;
     if (left == 0) left = drop_oldest_cached(kCachedAgeOld);
     if (left == 0) {
-      if (plan_.valid() && !min_.leaves_ahead()) return false;
+      if (foresight_.plan().valid() && !min_.leaves_ahead()) return false;
       if (min_.distance_ahead() <= distance) return false;
       const PageId victim = next_victim(min_, below);
       if (!victim.valid() || min_.distance() <= distance) return false;

@@ -53,7 +53,7 @@ void Pager::shrink_host() {
 // there takes their place. In a program that repeats itself each tier comes to hold what no tier above it holds. Dirty pages
 // that leave go first: that room was counted for them (RoomBelow).
 bool Pager::take_idle_copies_place(uint64_t bytes) {
-  if (!plan_.valid() || dirty_leaving_bytes_ > 0 || trace_.end() < idle_copies_quiet_until_) return false;
+  if (!foresight_.plan().valid() || dirty_leaving_bytes_ > 0 || foresight_.trace().end() < idle_copies_quiet_until_) return false;
   const uint64_t limit = std::min(host_.capacity_bytes(), host_.space_bytes());
   if (limit < bytes || host_.used_bytes() > limit) return false;
   std::vector<PageId> chosen;
@@ -63,12 +63,12 @@ bool Pager::take_idle_copies_place(uint64_t bytes) {
     const Page& page = pages_[PageId(i)];
     if (!host_copy_redundant(page) || !page.is_valid(Tier::kDevice) || page.leaving || page.claim != 0) continue;
     // Without a copy in NVMe the page is dirty again, and is written there should it leave after all.
-    if ((!page.is_valid(Tier::kNvme) && writes_.sparing()) || !planned_to_stay(page.region)) continue;
+    if ((!page.is_valid(Tier::kNvme) && writes_.sparing()) || !foresight_.stays(regions_[page.region.value].key)) continue;
     chosen.push_back(PageId(i));
     room += page.bytes;
   }
   if (room < bytes) {
-    idle_copies_quiet_until_ = trace_.end() + kQuietUses;
+    idle_copies_quiet_until_ = foresight_.trace().end() + kQuietUses;
     return false;
   }
   for (const PageId id : chosen) drop_lower(pages_[id], Tier::kHost);
@@ -83,7 +83,7 @@ bool Pager::only_in_host(PageId id) const {
 
 // Of what is only in HOST, first what is never written again: there its spill is the last, as if it were never used.
 MinPolicy::Next Pager::next_use_in_host(RegionId region) {
-  return {rewritten_each_time(region) ? predictor_.uses_until(regions_[region.value].key) : Trace::kNever};
+  return {foresight_.rewritten_each_time(regions_[region.value].key) ? foresight_.uses_until(regions_[region.value].key) : Trace::kNever};
 }
 
 // One of two has to be written to NVMe: the page that leaves DEVICE, or one whose only copy fills HOST. What the program does
@@ -95,16 +95,16 @@ MinPolicy::Next Pager::next_use_in_host(RegionId region) {
 // spill turns one page's room in NVMe into one page's room in HOST, and it leaves NVMe room for every dirty page of this pass.
 bool Pager::spill_in_place_of(PageId leaving) {
   const uint64_t bytes = pages_[leaving].bytes;
-  if (spill_blocked_ || nvme_blocked_ || !catch_up_and_plan() || !plan_.valid()) return false;
+  if (spill_blocked_ || nvme_blocked_ || !catch_up_and_plan() || !foresight_.plan().valid()) return false;
   if (host_.used_bytes() > host_.capacity_bytes()) return false;  // RAM shrinks: what is spilled makes no room
-  if (!rewritten_each_time(pages_[leaving].region)) return false;
+  if (!foresight_.rewritten_each_time(regions_[pages_[leaving].region.value].key)) return false;
   if (spilling_bytes_ >= kSpillsAtOnce * bytes) return true;
   if (!nvme_.can_take(bytes + dirty_leaving_bytes_)) return false;
   if (spill_candidates_bytes_ != bytes) {
     host_min_.begin(pages_, [this, bytes](PageId id) { return pages_[id].bytes == bytes && only_in_host(id); });
     spill_candidates_bytes_ = bytes;
   }
-  const uint64_t distance = predictor_.uses_until(regions_[pages_[leaving].region.value].key);
+  const uint64_t distance = foresight_.uses_until(regions_[pages_[leaving].region.value].key);
   while (host_min_.distance_ahead() > distance) {
     const PageId victim = host_min_.next();
     if (!only_in_host(victim)) continue;  // it began to move since the candidates were looked for

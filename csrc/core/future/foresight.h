@@ -1,0 +1,87 @@
+// What is known of the uses to come: the trace of the past, the predictor that finds where it repeats, and the residency plan
+// that is made from what it predicts. The one place where a plan is made, and where it is decided when.
+//
+// Looking (the const functions) changes nothing. catch_up() reads what the trace has new; catch_up_and_plan() makes a plan as
+// well, where that is due, which takes milliseconds: whoever decides calls it, whoever only looks does not.
+//
+// A plan is good while the program repeats what it was made from: the same distance to the past that matches. It is made
+// again when that changes, or when freed regions came to hold much more than it left for them.
+//
+// Invariants (check_invariants):
+//   a plan was made  =>  it was made at a position that the trace has reached;
+//   plans are made anew from a recurrence that came as predicted at most kPlanTries times.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "core/future/predictor.h"
+#include "core/future/residency_plan.h"
+#include "core/future/trace.h"
+#include "core/model/config.h"
+#include "core/model/types.h"
+
+namespace tierpage {
+
+class Foresight {
+ public:
+  // A use that the plan wants to be prepared now, long before it comes.
+  struct EarlyUse {
+    RegionId region;
+    uint64_t distance = 0;  // in uses from now
+  };
+
+  explicit Foresight(const PagerConfig& config);
+
+  // --- what happens -------------------------------------------------------------------------------------------------
+  Trace& trace() { return trace_; }
+  const Trace& trace() const { return trace_; }
+  void set_fetch_rate(double bytes_per_microsecond) { fetch_rate_ = bytes_per_microsecond; }  // HOST to DEVICE
+  void note_cached_bytes(uint64_t bytes) { cached_bytes_peak_ = bytes > cached_bytes_peak_ ? bytes : cached_bytes_peak_; }
+
+  // --- what decides -------------------------------------------------------------------------------------------------
+  // False if the future is not known, or is not to be used (PolicyKind::kClock).
+  bool catch_up() { return config_.policy == PolicyKind::kAuto && predictor_.catch_up(); }
+  // The same, and renews the plan for a device of that size of which freed regions hold so much now.
+  bool catch_up_and_plan(uint64_t device_bytes, uint64_t cached_bytes);
+  // The first use from place `i` on of those that are to be prepared early, none if it is not yet time for it; `i` moves
+  // behind it. Places before early_begin() have passed.
+  std::optional<EarlyUse> early_use(uint64_t& i);
+  uint64_t early_begin() const { return early_next_; }
+  uint64_t uses_until(KeyId key) { return predictor_.uses_until(key); }  // kNever: not within the known future
+
+  // --- looks --------------------------------------------------------------------------------------------------------
+  bool known() const { return config_.policy == PolicyKind::kAuto && predictor_.matched(); }
+  const Predictor& predictor() const { return predictor_; }
+  const ResidencyPlan& plan() const { return plan_; }
+  // There is a plan, and it would be a better one if operators were timed for a recurrence.
+  bool wants_times() const { return plan_.valid() && !plan_.timed() && plan_tries_ < kPlanTries; }
+  uint64_t age(KeyId key) const;                    // uses since its last one; all of the trace if there was none
+  bool stays(KeyId key) const;                      // planned to stay from its last use to its next
+  bool stays_until_age(KeyId key, uint64_t age) const;  // or to stay that long; true where there is no plan
+  bool written(KeyId key) const;                    // planned to be written down after its last use
+  bool rewritten_each_time(KeyId key) const;
+  void check_invariants() const;
+
+ private:
+  static constexpr int kPlanTries = 3;  // once to confirm; more only as long as operators' times are missing
+  static constexpr uint64_t kReplanUses = 256;        // between two plans, at least
+  static constexpr uint64_t kPlanUsesMax = 1 << 16;   // longer recurrences are not planned
+  static constexpr uint64_t kCachedPagesAside = 10;
+
+  void renew_plan(uint64_t device_bytes, uint64_t cached_bytes);
+  uint64_t cached_bytes_aside() const;
+
+  const PagerConfig config_;
+  Trace trace_;
+  Predictor predictor_;
+  ResidencyPlan plan_;
+  double fetch_rate_ = 0;             // bytes per microsecond, 0: not known
+  uint64_t early_next_ = 0;           // place in plan_.early(), counted through the recurrences since it was made
+  uint64_t plan_mispredictions_ = 0;  // of the predictor, when plan_ was made
+  uint64_t planned_at_ = 0;           // trace position
+  int plan_tries_ = 0;                // how often it was made anew from recurrences that came as predicted
+  uint64_t cached_bytes_peak_ = 0;    // of cached regions, since the plan before
+};
+
+}  // namespace tierpage
