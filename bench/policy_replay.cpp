@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "estimate/foresight.h"
+#include "estimate/prediction_report.h"
 #include "estimate/machine.h"
 #include "estimate/page_replay.h"
 
@@ -143,18 +143,18 @@ struct Lookout {
 };
 
 Lookout look_out(const UseString& string, const Window& window, uint64_t trace_uses_max) {
-  const Foresight foresight = look_ahead(string, trace_uses_max);
+  const PredictionReport report = look_ahead(string, trace_uses_max);
   Lookout lookout;
   double uses = 0;
   for (uint32_t i = window.first; i < window.last; ++i) {
-    uses += static_cast<double>(foresight.steps[i].uses);
-    lookout.predicted += static_cast<double>(foresight.steps[i].predicted);
-    lookout.foreseen += static_cast<double>(foresight.steps[i].foreseen);
+    uses += static_cast<double>(report.steps[i].uses);
+    lookout.predicted += static_cast<double>(report.steps[i].predicted);
+    lookout.foreseen += static_cast<double>(report.steps[i].foreseen);
   }
   lookout.predicted /= std::max(uses, 1.0);
   lookout.foreseen /= std::max(uses, 1.0);
-  lookout.outages = foresight.outages.size();
-  for (const Outage& outage : foresight.outages) {
+  lookout.outages = report.outages.size();
+  for (const Outage& outage : report.outages) {
     lookout.outage_steps_max = std::max(lookout.outage_steps_max, outage.steps);
     lookout.recovery_steps_max = std::max(lookout.recovery_steps_max, outage.known_steps);
   }

@@ -10,7 +10,7 @@
 #include <set>
 #include <sstream>
 
-#include "estimate/foresight.h"
+#include "estimate/prediction_report.h"
 #include "sim/random.h"
 
 namespace tierpage::estimate {
@@ -254,7 +254,7 @@ TEST(UseString, TheLastStepsRepeatWhereTheyLeaveWhatTheyFind) {
 }
 
 // A pass over 60 regions, five times; then another order that comes for the first time, then the first one again.
-TEST(Foresight, OutagesAreCountedInSteps) {
+TEST(PredictionReport, OutagesAreCountedInSteps) {
   std::ostringstream text;
   for (int i = 0; i < 60; ++i) text << "A " << i << " 64\n";
   text << "S\n";
@@ -266,13 +266,13 @@ TEST(Foresight, OutagesAreCountedInSteps) {
   pass(7);
   for (int i = 0; i < 3; ++i) pass(1);
   pass(7);
-  const Foresight foresight = look_ahead(write_out(read(text.str()), small_options(8)), 4096);
-  ASSERT_EQ(foresight.steps.size(), 11u);
-  EXPECT_EQ(foresight.steps[4].predicted, 60u);
-  EXPECT_GE(foresight.steps[9].predicted, 59u);  // it may begin with a guess that the other order follows
+  const PredictionReport report = look_ahead(write_out(read(text.str()), small_options(8)), 4096);
+  ASSERT_EQ(report.steps.size(), 11u);
+  EXPECT_EQ(report.steps[4].predicted, 60u);
+  EXPECT_GE(report.steps[9].predicted, 59u);  // it may begin with a guess that the other order follows
   const auto longest = [&](uint32_t step) {
     Outage most;
-    for (const Outage& outage : foresight.outages) {
+    for (const Outage& outage : report.outages) {
       if (outage.step == step && outage.steps >= most.steps) most = outage;
     }
     return most;
@@ -284,7 +284,7 @@ TEST(Foresight, OutagesAreCountedInSteps) {
 }
 
 // The machine's core keeps the same trace.
-TEST(Foresight, AgreesWithTheCoreOnTheMachine) {
+TEST(PredictionReport, AgreesWithTheCoreOnTheMachine) {
   std::ostringstream text;
   for (int i = 0; i < 30; ++i) text << "A " << i << " 2097152\n";
   text << "S\nL\n";
@@ -298,13 +298,13 @@ TEST(Foresight, AgreesWithTheCoreOnTheMachine) {
   options.pager.span_bytes_min = 256 * kKiB;
   std::vector<StepReport> reports;
   ASSERT_TRUE(replay(program, options, &reports).ok());
-  const Foresight foresight = look_ahead(write_out(program, options), options.pager.trace_uses_max);
-  ASSERT_EQ(foresight.steps.size(), reports.size());
+  const PredictionReport report = look_ahead(write_out(program, options), options.pager.trace_uses_max);
+  ASSERT_EQ(report.steps.size(), reports.size());
   uint64_t predicted = 0, predicted_alone = 0;
   for (size_t i = 0; i < reports.size(); ++i) {
-    EXPECT_EQ(reports[i].uses, foresight.steps[i].uses) << i;
+    EXPECT_EQ(reports[i].uses, report.steps[i].uses) << i;
     predicted += reports[i].uses_predicted;
-    predicted_alone += foresight.steps[i].predicted;
+    predicted_alone += report.steps[i].predicted;
   }
   EXPECT_NEAR(static_cast<double>(predicted), static_cast<double>(predicted_alone), 60) << "the core looks in batches: the last is open";
 }

@@ -31,11 +31,11 @@ struct Outage {
   double known_steps = 0;  // without what was new
 };
 
-struct Foresight {
+struct PredictionReport {
   std::vector<StepForesight> steps;
   std::vector<Outage> outages;
 };
 
-Foresight look_ahead(const UseString& string, uint64_t trace_uses_max);
+PredictionReport look_ahead(const UseString& string, uint64_t trace_uses_max);
 
 }  // namespace tierpage::estimate

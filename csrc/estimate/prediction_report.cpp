@@ -1,5 +1,5 @@
 // The predictor's hits and misses, use by use.
-#include "estimate/foresight.h"
+#include "estimate/prediction_report.h"
 
 #include <unordered_set>
 #include <utility>
@@ -14,7 +14,7 @@ class Watch {
   Watch(const UseString& string, uint64_t trace_uses_max)
       : string_(string), trace_(trace_uses_max), predictor_(trace_), feed_(string, trace_), expected_(kForesightUses) {}
 
-  Foresight run() {
+  PredictionReport run() {
     result_.steps.emplace_back();
     for (const Request& request : string_.requests) {
       feed_.append(request, [this] { look(); });
@@ -75,11 +75,11 @@ class Watch {
   std::vector<bool> hits_;       // by position
   std::vector<bool> new_;
   std::unordered_set<uint64_t> pairs_;  // keys that followed one another
-  Foresight result_;
+  PredictionReport result_;
 };
 
 }  // namespace
 
-Foresight look_ahead(const UseString& string, uint64_t trace_uses_max) { return Watch(string, trace_uses_max).run(); }
+PredictionReport look_ahead(const UseString& string, uint64_t trace_uses_max) { return Watch(string, trace_uses_max).run(); }
 
 }  // namespace tierpage::estimate
