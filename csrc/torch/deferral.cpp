@@ -20,16 +20,15 @@
 #include <utility>
 #include <vector>
 
-#include "torch/allocator.h"
-#include "torch/interceptor.h"
+#include "torch/cuda_capture.h"
 #include "torch/list_ops.h"
+#include "torch/operator_call.h"
 #include "torch/python_wait.h"
 #include "torch/raw_access.h"
 
 namespace tierpage {
 
 std::atomic<bool> deferral_wanted{true};
-std::atomic<uint32_t> deferred_count{0};
 std::atomic<uint64_t> late_runs{0};
 std::atomic<uint64_t> late_stream{0};
 
@@ -213,8 +212,6 @@ bool unseen(const Index& index) {
   return true;
 }
 
-}  // namespace
-
 void drop_unseen() {
   Table& all = table();
   std::vector<std::shared_ptr<Index>> dropped;  // their tensors end without the lock
@@ -230,6 +227,10 @@ void drop_unseen() {
     }
   }
 }
+
+}  // namespace
+
+void install_deferral() { deferral_hooks = {&drop_unseen, &settle_address}; }
 
 void run_all_deferred(ThreadState& state, const tp_engine_api* engine) {
   if (engine->forked() != 0) return;

@@ -6,17 +6,12 @@
 
 #include <algorithm>
 #include <numeric>
-#include <string_view>
 #include <utility>
 
-#include "torch/interceptor.h"
+#include "torch/operator_call.h"
 
 namespace tierpage {
 namespace {
-
-bool is_tensor_list(const c10::Type& type) {
-  return type.kind() == c10::TypeKind::ListType && type.containedType(0)->kind() == c10::TypeKind::TensorType;
-}
 
 // addcdiv.Tensor and addcmul.Tensor take the scalars of all indices as one tensor with an element per index.
 bool takes_scalar_tensor(const OperatorInfo& info) {
@@ -129,21 +124,6 @@ c10::Stack select_indices(const OperatorInfo& info, const c10::IValue* values, c
     selected[argument.index] = select_elements(values[argument.index], indices);
   }
   return selected;
-}
-
-bool is_splittable(const c10::FunctionSchema& schema) {
-  const std::string_view name = schema.name();
-  if (!name.starts_with("aten::_foreach_") && !name.starts_with("aten::_fused_") &&
-      !name.starts_with("aten::_amp_foreach_non_finite_check_and_unscale_")) {
-    return false;
-  }
-  const auto& arguments = schema.arguments();
-  const bool over_lists =
-      std::any_of(arguments.begin(), arguments.end(), [](const auto& a) { return is_tensor_list(*a.type()); });
-  // A result that is no list joins the indices in some way that we do not know.
-  const auto& returns = schema.returns();
-  return over_lists &&
-         std::all_of(returns.begin(), returns.end(), [](const auto& r) { return is_tensor_list(*r.type()); });
 }
 
 bool run_split(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,

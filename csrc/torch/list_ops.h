@@ -12,9 +12,6 @@
 
 namespace tierpage {
 
-// True for the _foreach_ and _fused_ operators whose result for an index depends on that index alone.
-bool is_splittable(const c10::FunctionSchema& schema);
-
 // The common length of all lists that are not empty, 0 where they differ. Optimizers pass an empty list for a state they
 // do not keep.
 size_t common_length(const OperatorInfo& info, const c10::IValue* values);
