@@ -20,13 +20,10 @@
 //      operator that needed it; nothing runs twice.
 #pragma once
 
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/stack.h>
-
 #include <atomic>
 
 #include "torch/deferral_hooks.h"
-#include "torch/operator_info.h"
+#include "torch/operator_call.h"
 
 namespace tierpage {
 
@@ -44,7 +41,7 @@ inline bool deferral_concerns(const tp_engine_api& engine) {
 }
 
 // Before an operator: runs what is deferred of the regions that it uses, and orders its stream behind what ran late.
-void settle_operator(const OperatorInfo& info, const c10::Stack& stack, ThreadState& state, const tp_engine_api* engine);
+void settle_operator(const OperatorCall& call);
 // The same before a raw pointer to this region is handed out.
 void settle_address(ThreadState& state, const tp_engine_api* engine, uint64_t address);
 // All of it. Throws what the first that fails throws; the others stay deferred.
@@ -53,7 +50,6 @@ void run_all_deferred(ThreadState& state, const tp_engine_api* engine);
 void install_deferral();
 
 // Defers the indices of a list operator that may wait and runs the others. False, with nothing done, where none may.
-bool defer_list(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
-                c10::Stack* stack, ThreadState& state, const tp_engine_api* engine);
+bool defer_list(const OperatorCall& call);
 
 }  // namespace tierpage

@@ -13,9 +13,10 @@ void (*register_pending_hook)() = [] {};
 namespace {
 
 // Whether it may pay to look at each index: new results count as if each were as large as all arguments.
-bool exceeds_run(const OperatorInfo& info, const c10::Stack& stack, ThreadState& state, const tp_engine_api* engine) {
-  AccessTail tail(state);
-  return collect_arguments(info, stack, state, *engine, false) * (1 + info.fresh_lists) > engine->list_run_bytes_max();
+bool exceeds_run(const OperatorCall& call) {
+  const AccessTail tail(call.state);
+  const uint64_t bytes = collect_arguments(call, *call.engine, false);
+  return bytes * (1 + call.info.fresh_lists) > call.engine->list_run_bytes_max();
 }
 
 }  // namespace
@@ -35,12 +36,10 @@ void Interceptor::operator()(const c10::OperatorHandle& op, c10::DispatchKeySet 
   } else if (C10_UNLIKELY(registrations_pending())) {
     register_pending_hook();
   }
-  if (C10_UNLIKELY(deferral_concerns(*engine))) settle_operator(info, *stack, state, engine);
-  if (C10_UNLIKELY(info.splittable) && exceeds_run(info, *stack, state, engine) &&
-      (defer_list(info, op, keys_below, stack, state, engine) || run_split(info, op, keys_below, stack, state, engine))) {
-    return;
-  }
-  run_in_frame(info, op, keys_below, stack, state, engine);
+  const OperatorCall call{info, op, keys_below, stack, state, engine};
+  if (C10_UNLIKELY(deferral_concerns(*engine))) settle_operator(call);
+  if (C10_UNLIKELY(info.splittable) && exceeds_run(call) && (defer_list(call) || run_split(call))) return;
+  run_in_frame(call);
 }
 
 }  // namespace tierpage

@@ -16,12 +16,12 @@ void OperatorFrame::raise_close(int32_t code) {
   throw PagerError(code, state_.engine->error_message(state_.scope));
 }
 
-uint64_t collect_arguments(const OperatorInfo& info, const c10::Stack& stack, ThreadState& state,
-                           const tp_engine_api& engine, bool note_storages) {
-  const c10::IValue* values = stack.data() + (stack.size() - info.argument_count);
+uint64_t collect_arguments(const OperatorCall& call, const tp_engine_api& engine, bool note_storages) {
+  const c10::IValue* values = call.arguments();
   uint64_t paged_bytes = 0;
-  for (const ArgumentInfo& argument : info.arguments) {
-    paged_bytes += collect_argument(state, engine, info.as_called(argument, values), values[argument.index], note_storages);
+  for (const ArgumentInfo& argument : call.info.arguments) {
+    const ArgumentInfo actual = call.info.as_called(argument, values);
+    paged_bytes += collect_argument(call.state, engine, actual, values[argument.index], note_storages);
   }
   return paged_bytes;
 }
@@ -58,19 +58,19 @@ void rethrow(const OperatorFrame& frame, const PagedOutOfMemoryError& error) {
   throw PagerError(TP_OUT_OF_MEMORY, error.msg());
 }
 
-void run_in_frame(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
-                  c10::Stack* stack, ThreadState& state, const tp_engine_api* engine, bool* launched) {
-  OperatorFrame frame(state, engine);
+void run_in_frame(const OperatorCall& call, bool* launched) {
+  ThreadState& state = call.state;
+  OperatorFrame frame(state, call.engine);
   try {
     {
       const AccessTail tail(state);
-      collect_arguments(info, *stack, state, *state.engine, materializer_enabled());
-      announce(info, state, tail);
+      collect_arguments(call, *state.engine, materializer_enabled());
+      announce(call.info, state, tail);
     }
-    note_launch(state, *engine, frame);
+    note_launch(state, *call.engine, frame);
     if (launched != nullptr) *launched = true;
-    op.redispatchBoxed(keys_below, stack);
-    if (state.fresh_region && state.scope_open) announce_results(info, *stack, state);
+    call.op.redispatchBoxed(call.keys, call.stack);
+    if (state.fresh_region && state.scope_open) announce_results(call.info, *call.stack, state);
   } catch (const PagedOutOfMemoryError& error) {
     rethrow(frame, error);
   }

@@ -15,6 +15,19 @@ inline c10::DispatchKeySet below(c10::DispatchKeySet keys) {
   return keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::BackendSelect);
 }
 
+// One call of an operator on its way from our kernel to the one below.
+struct OperatorCall {
+  const OperatorInfo& info;
+  const c10::OperatorHandle& op;
+  c10::DispatchKeySet keys;  // below ours
+  c10::Stack* stack;         // ends with the arguments, and after the call with the results
+  ThreadState& state;
+  const tp_engine_api* engine;
+
+  const c10::IValue* arguments() const { return stack->data() + (stack->size() - info.argument_count); }
+  OperatorCall with(c10::Stack* other) const { return {info, op, keys, other, state, engine}; }
+};
+
 // Spans one intercepted operator. The outermost one owns the scope.
 class OperatorFrame {
  public:
@@ -64,8 +77,7 @@ struct AccessTail {
 };
 
 // Appends the accesses of all arguments to state.accesses; returns how many of their bytes are paged.
-uint64_t collect_arguments(const OperatorInfo& info, const c10::Stack& stack, ThreadState& state,
-                           const tp_engine_api& engine, bool note_storages);
+uint64_t collect_arguments(const OperatorCall& call, const tp_engine_api& engine, bool note_storages);
 
 // The steps of an operator in its frame, in order; collecting what it uses comes first, its results last.
 void announce_paged(const OperatorInfo& info, ThreadState& state, const AccessTail& tail);
@@ -85,7 +97,6 @@ inline void announce_addresses(ThreadState& state) {
 
 // Runs one operator in a frame of its own, without splitting. Also for each run of a split operator, and for deferred
 // ones, which ask whether an exception came before or after the kernel began.
-void run_in_frame(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
-                  c10::Stack* stack, ThreadState& state, const tp_engine_api* engine, bool* launched = nullptr);
+void run_in_frame(const OperatorCall& call, bool* launched = nullptr);
 
 }  // namespace tierpage
