@@ -100,6 +100,35 @@ def check_core() -> Iterator[str]:
                 yield f"{where}: iteration over the unordered container {loop[1]}"
 
 
+def include_circle(graph: dict[str, set[str]]) -> list[str]:
+    """A path of rooms that ends where it begins, or nothing."""
+    done: set[str] = set()
+
+    def search(room: str, path: list[str]) -> list[str]:
+        if room in path:
+            return [*path[path.index(room) :], room]
+        if room in done:
+            return []
+        for other in sorted(graph.get(room, ())):
+            if circle := search(other, [*path, room]):
+                return circle
+        done.add(room)
+        return []
+
+    return next((circle for room in sorted(graph) if (circle := search(room, []))), [])
+
+
+def check_circles() -> Iterator[str]:
+    """The rooms of a folder, each a .cpp with its .h, form a stair: one can be read, changed and tested after another."""
+    for folder in sorted(path for path in (ROOT / "csrc").iterdir() if path.is_dir()):
+        graph: dict[str, set[str]] = {}
+        for path in sorted(folder.glob("*.*")):
+            included = re.findall(rf'^#include "(?:{folder.name}/)?(\w+)\.h"', path.read_text(), re.MULTILINE)
+            graph.setdefault(path.stem, set()).update(set(included) - {path.stem})
+        if circle := include_circle(graph):
+            yield f"csrc/{folder.name}: files include each other in a circle: {' -> '.join(circle)}"
+
+
 def check_synchronisation() -> Iterator[str]:
     """Nobody waits for a whole device or context, which would stop every stream; only a backend that is taken down does."""
     for path in sorted((ROOT / "csrc").rglob("*.*")):
@@ -138,7 +167,7 @@ def check_package() -> Iterator[str]:
 
 
 def main() -> int:
-    checks = (check_sizes, check_core, check_synchronisation, check_settings, check_paths, check_package)
+    checks = (check_sizes, check_core, check_circles, check_synchronisation, check_settings, check_paths, check_package)
     findings = [line for check in checks for line in check()]
     print("\n".join(findings) if findings else "tidy: nothing found")
     return 1 if findings else 0

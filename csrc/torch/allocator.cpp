@@ -4,7 +4,7 @@
 #include <atomic>
 #include <mutex>
 
-#include "torch/deferral.h"
+#include "torch/deferral_hooks.h"
 #include "torch/engine_link.h"
 #include "torch/errors.h"
 
@@ -82,7 +82,7 @@ void* allocate_region(const tp_engine_api* engine, uint64_t bytes) {
   drop_unseen_sometimes();
   int32_t code = engine->allocate(scope, bytes, native_stream(*engine), &address);
   if (C10_UNLIKELY(code == TP_OUT_OF_MEMORY) && deferred_count.load() != 0) {
-    drop_unseen();
+    deferral_hooks.drop_unseen();
     code = engine->allocate(scope, bytes, native_stream(*engine), &address);
   }
   if (code == TP_WAIT) {

@@ -1,4 +1,4 @@
-// The CUDA allocator in front of torch's own: see allocator_cuda.h and allocator.h.
+// The CUDA allocator in front of torch's own: see allocator_cuda.h.
 #include "torch/allocator_cuda.h"
 
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "torch/allocator.h"
+#include "torch/cuda_capture.h"
 #include "torch/deferral.h"
 #include "torch/engine_link.h"
 #include "torch/errors.h"
@@ -15,9 +16,6 @@ namespace {
 
 CudaProxyAllocator* proxy = nullptr;
 caching::CUDAAllocator* native_allocator = nullptr;
-
-// Allocations into private pools begin before a capture and end after it; only then is it worth asking the driver.
-std::atomic<int64_t> open_pools{0};
 
 // What this thread asks torch's allocator for, and whether that made it look for new memory.
 struct NativeRequest {
@@ -103,19 +101,6 @@ auto call_native(size_t bytes, Call call) {
 
 }  // namespace
 
-bool pools_are_open() { return open_pools.load(std::memory_order_relaxed) != 0; }
-
-bool stream_is_capturing(const tp_engine_api& engine) {
-  if (engine.device_type == 0 || open_pools.load(std::memory_order_relaxed) == 0) return false;
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  auto* stream = reinterpret_cast<cudaStream_t>(native_stream(engine));
-  if (cuda_symbols().stream_is_capturing(stream, &status) != cudaSuccess) {
-    (void)cuda_symbols().get_last_error();
-    return true;  // another stream's capture forbids the question itself
-  }
-  return status != cudaStreamCaptureStatusNone;
-}
-
 void report_native_reserved(const tp_engine_api* engine) {
   if (native_allocator == nullptr || !native_allocator->initialized()) return;
   const auto stats = native_allocator->getDeviceStats(static_cast<c10::DeviceIndex>(engine->device_index));
@@ -140,7 +125,7 @@ bool install_cuda_allocator() {
 c10::DataPtr CudaProxyAllocator::allocate(size_t bytes) {
   const tp_engine_api* engine = bytes > 0 ? engine_now() : nullptr;
   if (engine != nullptr && engine->device_type != 0 && bytes >= engine->min_paged_bytes && on_engine_device(*engine) &&
-      open_pools.load(std::memory_order_relaxed) == 0) {
+      !pools_are_open()) {
     if (void* address = allocate_region(engine, bytes)) {
       const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(engine->device_index));
       return {address, address, &delete_region, device};

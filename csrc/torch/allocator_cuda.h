@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/engine_api.h"
 #include "torch/cuda_symbols.h"
 
 #define TIERPAGE_TORCH_AT_LEAST(minor) (TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= (minor))
@@ -17,6 +18,13 @@
 namespace tierpage {
 
 namespace caching = c10::cuda::CUDACachingAllocator;
+
+// Puts ours in front of torch's CUDA allocator, as install_cpu_allocator does. False when this torch has no CUDA library
+// loaded.
+bool install_cuda_allocator();
+
+// Tells the engine at once what torch's own allocator holds.
+void report_native_reserved(const tp_engine_api* engine);
 
 class CudaProxyAllocator final : public caching::CUDAAllocator {
  public:

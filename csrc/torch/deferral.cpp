@@ -20,8 +20,7 @@
 #include <utility>
 #include <vector>
 
-#include "torch/allocator.h"
-#include "torch/interceptor.h"
+#include "torch/cuda_capture.h"
 #include "torch/list_ops.h"
 #include "torch/python_wait.h"
 #include "torch/raw_access.h"
@@ -29,7 +28,6 @@
 namespace tierpage {
 
 std::atomic<bool> deferral_wanted{true};
-std::atomic<uint32_t> deferred_count{0};
 std::atomic<uint64_t> late_runs{0};
 std::atomic<uint64_t> late_stream{0};
 
@@ -40,7 +38,7 @@ constexpr int kInsertAttempts = 4;
 bool is_step_list(const c10::Argument& argument) { return argument.name() == "state_steps"; }
 
 // What all indices of one deferred operator share.
-struct Call {
+struct DeferredCall {
   c10::OperatorHandle op;
   const OperatorInfo* info;  // never freed (interceptor.h)
   c10::DispatchKeySet keys;
@@ -50,7 +48,7 @@ struct Call {
 };
 
 struct Index {
-  std::shared_ptr<const Call> call;
+  std::shared_ptr<const DeferredCall> call;
   c10::Stack arguments;
   std::vector<uint64_t> regions;  // base addresses
   std::thread::id runner;         // none: it waits
@@ -95,7 +93,7 @@ void remove(Table& all, const std::shared_ptr<Index>& index) {
 // The caller has made itself the index's runner.
 void run(const std::shared_ptr<Index>& index, ThreadState& state) {
   Table& all = table();
-  const Call& call = *index->call;
+  const DeferredCall& call = *index->call;
   bool launched = false;
   const auto end = [&](bool over) {
     {
@@ -110,7 +108,7 @@ void run(const std::shared_ptr<Index>& index, ThreadState& state) {
     std::optional<c10::StreamGuard> stream;
     if (call.stream) stream.emplace(*call.stream);
     c10::Stack stack = index->arguments;  // a copy: the arguments are needed again if this fails
-    run_in_frame(*call.info, call.op, call.keys, &stack, state, call.engine, &launched);
+    run_in_frame({*call.info, call.op, call.keys, &stack, state, call.engine}, &launched);
   } catch (...) {
     end(launched);
     throw;
@@ -173,13 +171,15 @@ void wait_for_late_runs(const tp_engine_api& engine) {
 
 }  // namespace
 
-void settle_operator(const OperatorInfo& info, const c10::Stack& stack, ThreadState& state, const tp_engine_api* engine) {
+void settle_operator(const OperatorCall& call) {
+  ThreadState& state = call.state;
+  const tp_engine_api* engine = call.engine;
   if (engine->forked() != 0) return;  // begin() says so; the table's mutex may be held by nobody here
   if (deferred_count.load() != 0) {
     drop_unseen_sometimes();
     const size_t first = state.accesses.size();
-    const c10::IValue* values = stack.data() + (stack.size() - info.argument_count);
-    for (const ArgumentInfo& argument : info.arguments) {
+    const c10::IValue* values = call.arguments();
+    for (const ArgumentInfo& argument : call.info.arguments) {
       collect_argument(state, *engine, argument, values[argument.index], false);
     }
     std::vector<uint64_t> addresses;
@@ -213,8 +213,6 @@ bool unseen(const Index& index) {
   return true;
 }
 
-}  // namespace
-
 void drop_unseen() {
   Table& all = table();
   std::vector<std::shared_ptr<Index>> dropped;  // their tensors end without the lock
@@ -230,6 +228,10 @@ void drop_unseen() {
     }
   }
 }
+
+}  // namespace
+
+void install_deferral() { deferral_hooks = {&drop_unseen, &settle_address}; }
 
 void run_all_deferred(ThreadState& state, const tp_engine_api* engine) {
   if (engine->forked() != 0) return;
@@ -390,11 +392,10 @@ void adopt_stream(const std::optional<c10::Stream>& stream, ThreadState& state, 
 }
 
 // Everything but the chosen ones, now.
-void run_rest(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below, const c10::IValue* values,
-              const std::vector<size_t>& rest, ThreadState& state, const tp_engine_api* engine) {
+void run_rest(const OperatorCall& call, const std::vector<size_t>& rest) {
   if (rest.empty()) return;
-  c10::Stack stack = select_indices(info, values, rest);
-  if (!run_split(info, op, keys_below, &stack, state, engine)) run_in_frame(info, op, keys_below, &stack, state, engine);
+  c10::Stack stack = select_indices(call.info, call.arguments(), rest);
+  if (!run_split(call.with(&stack))) run_in_frame(call.with(&stack));
 }
 
 // True if the index stands in the table now: no other has one of its regions, and its stream is the one of all.
@@ -413,7 +414,7 @@ bool try_insert(const std::shared_ptr<Index>& index, const std::vector<uint64_t>
 // At the first try, unless other threads defer the same tensors, or on another stream, at this moment. Where they keep on
 // doing so the index runs now.
 void insert(const std::shared_ptr<Index>& index, ThreadState& state) {
-  const Call& call = *index->call;
+  const DeferredCall& call = *index->call;
   std::vector<uint64_t> ends;
   for (const uint64_t base : index->regions) {
     uint64_t ignored = 0;
@@ -424,7 +425,7 @@ void insert(const std::shared_ptr<Index>& index, ThreadState& state) {
     adopt_stream(call.stream, state, call.engine);
     for (const uint64_t base : index->regions) run_at(base, state);
   }
-  run_in_frame(*call.info, call.op, call.keys, &index->arguments, state, call.engine);
+  run_in_frame({*call.info, call.op, call.keys, &index->arguments, state, call.engine});
 }
 
 // Armed against unannounced accesses, as after an operator that ran.
@@ -462,10 +463,10 @@ std::optional<c10::Stream> current_stream(const tp_engine_api& engine) {
 
 }  // namespace
 
-bool defer_list(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
-                c10::Stack* stack, ThreadState& state, const tp_engine_api* engine) {
+bool defer_list(const OperatorCall& call) {
+  const auto& [info, op, keys, stack, state, engine] = call;
   const c10::FunctionSchema& schema = op.schema();
-  const c10::IValue* values = stack->data() + (stack->size() - info.argument_count);
+  const c10::IValue* values = call.arguments();
   if (!deferral_wanted.load(std::memory_order_relaxed) || state.depth > 0 || !may_be_deferred(info, schema, values)) return false;
   const size_t length = common_length(info, values);
   if (length < 2 || pools_are_open()) return false;
@@ -481,13 +482,13 @@ bool defer_list(const OperatorInfo& info, const c10::OperatorHandle& op, c10::Di
   std::vector<at::Tensor> steps(late.size());
   if (!copy_small(info, schema, late, &arguments, &steps)) return false;
   // Now: what refuses the arguments does so where the program called.
-  run_rest(info, op, keys_below, values, rest, state, engine);
+  run_rest(call, rest);
   adopt_stream(stream, state, engine);
-  const auto call = std::make_shared<const Call>(
-      Call{op, &info, keys_below, c10::impl::tls_local_dispatch_key_set(), engine, stream});
+  const auto shared = std::make_shared<const DeferredCall>(
+      DeferredCall{op, &info, keys, c10::impl::tls_local_dispatch_key_set(), engine, stream});
   for (size_t i = 0; i < late.size(); ++i) {
     arm(info, values, late[i], state, *engine);
-    insert(std::make_shared<Index>(Index{call, arguments_at(info, schema, arguments.data(), late[i], steps[i]),
+    insert(std::make_shared<Index>(Index{shared, arguments_at(info, schema, arguments.data(), late[i], steps[i]),
                                          chosen.at(late[i]), std::thread::id()}), state);
     state.count(kIndicesDeferred);
   }

@@ -3,7 +3,7 @@
 // whose kernels then hide the transfers, where the optimizer's own phase has hardly a kernel to hide them behind.
 //
 // Every use sees what it would see in the program's order:
-//  (1) The result of an index depends on its own tensors alone (is_splittable), so the order of indices is free.
+//  (1) The result of an index depends on its own tensors alone (OperatorInfo::splittable): indices run in any order.
 //  (2) Whoever uses a region of a deferred index runs that index first: operators (the interceptor), raw pointers
 //      (raw_touch, raw_hold), and, for all indices, pin, pause, disable and a graph's capture (run_all_deferred).
 //  (3) Tensors whose use we do not see, because they are not paged (step counts, a learning rate), are copied when the
@@ -20,19 +20,16 @@
 //      operator that needed it; nothing runs twice.
 #pragma once
 
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/stack.h>
-
 #include <atomic>
 
-#include "torch/operator_info.h"
+#include "torch/deferral_hooks.h"
+#include "torch/operator_call.h"
 
 namespace tierpage {
 
 extern std::atomic<bool> deferral_wanted;
 
-// What the operators look at: how many indices wait, and whether any ever ran late.
-extern std::atomic<uint32_t> deferred_count;
+// What the operators look at besides deferred_count: whether any index ever ran late.
 extern std::atomic<uint64_t> late_runs;
 extern std::atomic<uint64_t> late_stream;  // native; all deferred indices have the same
 
@@ -44,22 +41,15 @@ inline bool deferral_concerns(const tp_engine_api& engine) {
 }
 
 // Before an operator: runs what is deferred of the regions that it uses, and orders its stream behind what ran late.
-void settle_operator(const OperatorInfo& info, const c10::Stack& stack, ThreadState& state, const tp_engine_api* engine);
+void settle_operator(const OperatorCall& call);
 // The same before a raw pointer to this region is handed out.
 void settle_address(ThreadState& state, const tp_engine_api* engine, uint64_t address);
 // All of it. Throws what the first that fails throws; the others stay deferred.
 void run_all_deferred(ThreadState& state, const tp_engine_api* engine);
-
-// Lets go of indices of which nobody else holds a tensor. Called now and then: by operators, allocations, and before an
-// allocation fails.
-void drop_unseen();
-inline void drop_unseen_sometimes() {
-  static std::atomic<uint32_t> calls{0};
-  if (deferred_count.load(std::memory_order_relaxed) != 0 && calls.fetch_add(1, std::memory_order_relaxed) % 32 == 0) drop_unseen();
-}
+// Fills deferral_hooks. Once, before an engine is attached.
+void install_deferral();
 
 // Defers the indices of a list operator that may wait and runs the others. False, with nothing done, where none may.
-bool defer_list(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
-                c10::Stack* stack, ThreadState& state, const tp_engine_api* engine);
+bool defer_list(const OperatorCall& call);
 
 }  // namespace tierpage

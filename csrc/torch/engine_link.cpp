@@ -9,7 +9,6 @@
 
 #include "torch/errors.h"
 #include "torch/python_wait.h"
-#include "torch/raw_access.h"
 
 namespace tierpage {
 
@@ -194,17 +193,6 @@ void touch_address(ThreadState& state, const tp_engine_api* engine, uint64_t add
   check_usable(state, engine);
   tp_scope* scope = scope_for(state, engine);
   finish(state, engine, engine->touch(scope, address, keep));
-}
-
-int32_t OperatorFrame::close_scope() {
-  arm_storages(state_);
-  state_.scope_open = false;
-  state_.fresh_region = false;
-  return state_.engine->scope_close(state_.scope, native_stream(*state_.engine));
-}
-
-void OperatorFrame::raise_close(int32_t code) {
-  throw PagerError(code, state_.engine->error_message(state_.scope));
 }
 
 }  // namespace tierpage

@@ -1,4 +1,4 @@
-// The attached engine, the scope of each thread, and the protocol of engine_api.h: open, begin, wait, close.
+// The attached engine, the scope of each thread, and the protocol of engine_api.h: open, begin, wait.
 #pragma once
 
 #include <c10/core/StorageImpl.h>
@@ -81,41 +81,5 @@ void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* 
 void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scopes);
 // Makes one region usable outside any operator, for at least `keep` scopes.
 void touch_address(ThreadState& state, const tp_engine_api* engine, uint64_t address, uint32_t keep);
-
-void arm_storages(ThreadState& state);  // raw_access.h
-
-// Spans one intercepted operator. The outermost one owns the scope.
-class OperatorFrame {
- public:
-  OperatorFrame(ThreadState& state, const tp_engine_api* engine) : state_(state) {
-    if (state.depth++ == 0) state.engine = engine;
-  }
-  ~OperatorFrame() {
-    if (!left_) leave();
-  }
-  OperatorFrame(const OperatorFrame&) = delete;
-  OperatorFrame& operator=(const OperatorFrame&) = delete;
-
-  bool outermost() const { return state_.depth == 1; }
-  // The end after success: throws what the engine found (paranoid mode).
-  void close() {
-    left_ = true;
-    const int32_t code = leave();
-    if (code > TP_WAIT) raise_close(code);
-  }
-
- private:
-  int32_t leave() {
-    if (--state_.depth > 0) return TP_OK;
-    if (state_.scope_open) return close_scope();
-    if (!state_.storages.empty()) arm_storages(state_);  // refused before the scope was opened
-    return TP_OK;
-  }
-  int32_t close_scope();
-  [[noreturn]] void raise_close(int32_t code);
-
-  ThreadState& state_;
-  bool left_ = false;
-};
 
 }  // namespace tierpage

@@ -9,9 +9,11 @@
 
 #include "engine/engine_api.h"
 #include "torch/allocator.h"
+#include "torch/allocator_cuda.h"
 #include "torch/deferral.h"
 #include "torch/engine_link.h"
 #include "torch/errors.h"
+#include "torch/interceptor.h"
 #include "torch/raw_access.h"
 #include "torch/registration.h"
 #include "torch/typed_operators.h"

@@ -6,17 +6,10 @@
 
 #include <algorithm>
 #include <numeric>
-#include <string_view>
 #include <utility>
-
-#include "torch/interceptor.h"
 
 namespace tierpage {
 namespace {
-
-bool is_tensor_list(const c10::Type& type) {
-  return type.kind() == c10::TypeKind::ListType && type.containedType(0)->kind() == c10::TypeKind::TensorType;
-}
 
 // addcdiv.Tensor and addcmul.Tensor take the scalars of all indices as one tensor with an element per index.
 bool takes_scalar_tensor(const OperatorInfo& info) {
@@ -131,41 +124,26 @@ c10::Stack select_indices(const OperatorInfo& info, const c10::IValue* values, c
   return selected;
 }
 
-bool is_splittable(const c10::FunctionSchema& schema) {
-  const std::string_view name = schema.name();
-  if (!name.starts_with("aten::_foreach_") && !name.starts_with("aten::_fused_") &&
-      !name.starts_with("aten::_amp_foreach_non_finite_check_and_unscale_")) {
-    return false;
-  }
-  const auto& arguments = schema.arguments();
-  const bool over_lists =
-      std::any_of(arguments.begin(), arguments.end(), [](const auto& a) { return is_tensor_list(*a.type()); });
-  // A result that is no list joins the indices in some way that we do not know.
-  const auto& returns = schema.returns();
-  return over_lists &&
-         std::all_of(returns.begin(), returns.end(), [](const auto& r) { return is_tensor_list(*r.type()); });
-}
-
-bool run_split(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
-               c10::Stack* stack, ThreadState& state, const tp_engine_api* engine) {
-  const c10::FunctionSchema& schema = op.schema();
-  const c10::IValue* values = stack->data() + (stack->size() - info.argument_count);
+bool run_split(const OperatorCall& call) {
+  const OperatorInfo& info = call.info;
+  const c10::FunctionSchema& schema = call.op.schema();
+  const c10::IValue* values = call.arguments();
   const size_t length = common_length(info, values);
   if (length < 2 || !scalar_tensors_fit(info, schema, values, length)) return false;
-  const std::vector<size_t> ends = piece_ends(info, values, length, state, *engine);
+  const std::vector<size_t> ends = piece_ends(info, values, length, call.state, *call.engine);
   if (ends.size() < 2) return false;
 
-  state.count(kListOperatorsSplit);
+  call.state.count(kListOperatorsSplit);
   std::vector<c10::IValue> results;
   size_t begin = 0;
   for (const size_t end : ends) {
     c10::Stack piece = piece_arguments(info, schema, values, begin, end);
-    run_in_frame(info, op, keys_below, &piece, state, engine);
+    run_in_frame(call.with(&piece));
     append_results(results, piece);
     begin = end;
   }
-  stack->resize(stack->size() - info.argument_count);
-  for (c10::IValue& result : results) stack->push_back(std::move(result));
+  call.stack->resize(call.stack->size() - info.argument_count);
+  for (c10::IValue& result : results) call.stack->push_back(std::move(result));
   return true;
 }
 

@@ -2,18 +2,14 @@
 // fit: each piece is a scope of its own, so pages of a finished piece may leave.
 #pragma once
 
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/function_schema.h>
 #include <ATen/core/stack.h>
 
 #include <vector>
 
+#include "torch/operator_call.h"
 #include "torch/operator_info.h"
 
 namespace tierpage {
-
-// True for the _foreach_ and _fused_ operators whose result for an index depends on that index alone.
-bool is_splittable(const c10::FunctionSchema& schema);
 
 // The common length of all lists that are not empty, 0 where they differ. Optimizers pass an empty list for a state they
 // do not keep.
@@ -24,7 +20,6 @@ c10::Stack select_indices(const OperatorInfo& info, const c10::IValue* values, c
 
 // Runs the operator in pieces and leaves its results on the stack. False, with nothing done, when the arguments do not
 // allow it (lists of unlike length, one index only): then it has to run whole.
-bool run_split(const OperatorInfo& info, const c10::OperatorHandle& op, c10::DispatchKeySet keys_below,
-               c10::Stack* stack, ThreadState& state, const tp_engine_api* engine);
+bool run_split(const OperatorCall& call);
 
 }  // namespace tierpage

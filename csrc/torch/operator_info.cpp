@@ -9,7 +9,6 @@
 #include <array>
 #include <string_view>
 
-#include "torch/list_ops.h"
 #include "torch/raw_access.h"
 
 namespace tierpage {
@@ -129,6 +128,26 @@ void note_unscaled_gradients(const c10::FunctionSchema& schema, OperatorInfo& in
     if (arguments[index].name() == "grad_scale") info.read_if_none_index = static_cast<int32_t>(index);
   }
   if (info.read_if_none_index < 0) info.read_index = -1;
+}
+
+bool is_tensor_list(const c10::Type& type) {
+  return type.kind() == c10::TypeKind::ListType && type.containedType(0)->kind() == c10::TypeKind::TensorType;
+}
+
+// The _foreach_ and _fused_ operators whose result for an index depends on that index alone.
+bool is_splittable(const c10::FunctionSchema& schema) {
+  const std::string_view name = schema.name();
+  if (!name.starts_with("aten::_foreach_") && !name.starts_with("aten::_fused_") &&
+      !name.starts_with("aten::_amp_foreach_non_finite_check_and_unscale_")) {
+    return false;
+  }
+  const auto& arguments = schema.arguments();
+  const bool over_lists =
+      std::any_of(arguments.begin(), arguments.end(), [](const auto& a) { return is_tensor_list(*a.type()); });
+  // A result that is no list joins the indices in some way that we do not know.
+  const auto& returns = schema.returns();
+  return over_lists &&
+         std::all_of(returns.begin(), returns.end(), [](const auto& r) { return is_tensor_list(*r.type()); });
 }
 
 }  // namespace

@@ -41,7 +41,7 @@ struct OperatorInfo {
   int32_t read_if_none_index = -1;
   // Above us it is made of operators that we see one by one, unless an argument is a nested tensor, which has a kernel.
   bool decomposes_unless_nested = false;
-  bool splittable;                       // list_ops.h
+  bool splittable;                       // a result for an index depends on that index alone (list_ops.h)
   uint32_t fresh_lists = 0;              // of splittable operators: results that are new lists
   std::vector<ArgumentInfo> arguments;   // those that can hold tensors
   std::vector<ArgumentInfo> list_arguments;  // of splittable operators: every list, in order

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "torch/allocator.h"
-#include "torch/deferral.h"
+#include "torch/deferral_hooks.h"
 
 namespace tierpage {
 
@@ -37,7 +37,7 @@ void limit_touches(ThreadState& state, const tp_engine_api* engine, uint64_t add
 void raw_touch(const tp_engine_api* engine, uint64_t address, uint64_t bytes) {
   ThreadState& state = thread_state();
   state.count(kRawTouches);
-  settle_address(state, engine, address);
+  deferral_hooks.settle_address(state, engine, address);
   if (state.depth > 0 && state.engine == engine) {
     // Inside an operator the scope is ours to extend; what it holds already costs a lookup.
     const tp_access access{address, bytes, TP_READ | TP_WRITE, 0};
@@ -52,7 +52,7 @@ void raw_touch(const tp_engine_api* engine, uint64_t address, uint64_t bytes) {
 void raw_hold(const tp_engine_api* engine, uint64_t address) {
   ThreadState& state = thread_state();
   state.count(kRawTouches);
-  settle_address(state, engine, address);
+  deferral_hooks.settle_address(state, engine, address);
   touch_address(state, engine, address, 0);
 }
 

@@ -9,13 +9,11 @@
 #include <utility>
 #include <vector>
 
+#include "torch/deferral.h"
 #include "torch/interceptor.h"
 #include "torch/typed_operators.h"
 
 namespace tierpage {
-
-std::atomic<bool> pending_registrations{false};
-
 namespace {
 
 struct Registered {
@@ -91,6 +89,8 @@ void register_pending() {
 void install_interceptors() {
   static std::once_flag once;
   std::call_once(once, [] {
+    register_pending_hook = &register_pending;
+    install_deferral();
     // The listener is told of every operator that exists already. Its handle is leaked: it lasts as long as we do.
     new c10::RegistrationHandleRAII(c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Listener>()));
     register_pending();

@@ -19,9 +19,8 @@
 
 #include "torch/deferral.h"
 #include "torch/interceptor.h"
+#include "torch/operator_call.h"
 #include "torch/raw_access.h"
-#include "torch/registration.h"
-#include "torch/typed_operators.h"
 
 namespace tierpage {
 

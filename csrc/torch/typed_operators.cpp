@@ -11,9 +11,6 @@
 #include "torch/typed_interceptor.h"
 
 namespace tierpage {
-
-std::atomic<bool> typed_wanted{true};
-
 namespace {
 
 using Retired = std::shared_ptr<const std::atomic<bool>>;

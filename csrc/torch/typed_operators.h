@@ -13,8 +13,6 @@
 
 namespace tierpage {
 
-extern std::atomic<bool> typed_wanted;  // false: all go the boxed way
-
 // None: this operator is not among them, or this torch gives it another schema than the headers had.
 std::optional<c10::KernelFunction> typed_kernel(const c10::OperatorHandle& op, const OperatorInfo* info,
                                                 const std::shared_ptr<const std::atomic<bool>>& retired);

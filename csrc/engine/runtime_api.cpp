@@ -1,8 +1,7 @@
 // The C table of engine_api.h over Runtime: conversion only; no exception crosses.
-#include "engine/engine_api.h"
-
 #include <exception>
 
+#include "engine/engine_api.h"
 #include "engine/runtime.h"
 
 namespace tierpage {

@@ -1,0 +1,80 @@
+// One operator in its frame: see operator_call.h.
+#include "torch/operator_call.h"
+
+#include "torch/cuda_capture.h"
+
+namespace tierpage {
+
+int32_t OperatorFrame::close_scope() {
+  arm_storages(state_);
+  state_.scope_open = false;
+  state_.fresh_region = false;
+  return state_.engine->scope_close(state_.scope, native_stream(*state_.engine));
+}
+
+void OperatorFrame::raise_close(int32_t code) {
+  throw PagerError(code, state_.engine->error_message(state_.scope));
+}
+
+uint64_t collect_arguments(const OperatorCall& call, const tp_engine_api& engine, bool note_storages) {
+  const c10::IValue* values = call.arguments();
+  uint64_t paged_bytes = 0;
+  for (const ArgumentInfo& argument : call.info.arguments) {
+    const ArgumentInfo actual = call.info.as_called(argument, values);
+    paged_bytes += collect_argument(call.state, engine, actual, values[argument.index], note_storages);
+  }
+  return paged_bytes;
+}
+
+namespace {
+
+// Recording into a graph: its kernels run later, without us, so what they use has to stay where it is.
+void hold_for_graph(ThreadState& state, const tp_engine_api* engine, const tp_access* accesses, size_t count) {
+  for (size_t i = 0; i < count; ++i) touch_address(state, engine, accesses[i].address, 0);
+}
+
+void announce_results(const OperatorInfo& info, const c10::Stack& stack, ThreadState& state) {
+  state.addresses.clear();
+  const c10::IValue* results = stack.data() + (stack.size() - info.return_count);
+  for (uint32_t i = 0; i < info.return_count; ++i) {
+    collect_result(state, *state.engine, results[i], materializer_enabled());
+  }
+  announce_addresses(state);
+}
+
+}  // namespace
+
+void announce_paged(const OperatorInfo& info, ThreadState& state, const AccessTail& tail) {
+  state.count(kOperatorsPaged);
+  if (C10_UNLIKELY(stream_is_capturing(*state.engine))) {
+    hold_for_graph(state, state.engine, tail.data(), tail.count());
+    return;
+  }
+  begin_accesses(state, info.identity, tail.data(), tail.count());
+}
+
+void rethrow(const OperatorFrame& frame, const PagedOutOfMemoryError& error) {
+  if (!frame.outermost()) throw;
+  throw PagerError(TP_OUT_OF_MEMORY, error.msg());
+}
+
+void run_in_frame(const OperatorCall& call, bool* launched) {
+  ThreadState& state = call.state;
+  OperatorFrame frame(state, call.engine);
+  try {
+    {
+      const AccessTail tail(state);
+      collect_arguments(call, *state.engine, materializer_enabled());
+      announce(call.info, state, tail);
+    }
+    note_launch(state, *call.engine, frame);
+    if (launched != nullptr) *launched = true;
+    call.op.redispatchBoxed(call.keys, call.stack);
+    if (state.fresh_region && state.scope_open) announce_results(call.info, *call.stack, state);
+  } catch (const PagedOutOfMemoryError& error) {
+    rethrow(frame, error);
+  }
+  frame.close();
+}
+
+}  // namespace tierpage
