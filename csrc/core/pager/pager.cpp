@@ -266,7 +266,7 @@ void Pager::end_op(SlotId id, Fence fence) {
   Slot& slot = slots_[id.value];
   TP_ASSERT(slot.order == 0);
   TP_ASSERT(!fence.owed() || !engaged_);
-  if (fence.owed()) owe(fence.stream);
+  if (fence.owed()) fences_.owe(fence.stream);
   bool freed = false;
   for (const PageId page_id : slot.pinned) {
     Page& page = pages_[page_id];
@@ -332,6 +332,7 @@ void Pager::check_invariants() const {
   nvme_.check_invariants();
   map_.check_invariants();
   foresight_.check_invariants();
+  fences_.check_invariants();
   pages_.check_invariants();
   uint64_t frames = 0, host = 0, nvme = 0, pins = 0, moving = 0, descending = 0, spilling = 0;
   for (uint32_t i = 0; i < pages_.size(); ++i) {
@@ -350,7 +351,7 @@ void Pager::check_invariants() const {
     TP_ASSERT(!page.cleanable || std::find(cleanable_.begin(), cleanable_.end(), std::pair{PageId(i), page.region}) != cleanable_.end());
     TP_ASSERT(!page.leaving || (page.listed && engaged_));
     for (const Fence& fence : page.fences) {
-      TP_ASSERT(!fence.owed() || owing_[fence.stream] != Owing::kNothing);
+      TP_ASSERT(!fence.owed() || fences_.owes(fence.stream));
     }
     const Region& region = regions_[page.region.value];
     TP_ASSERT(region.state != RegionState::kGone);

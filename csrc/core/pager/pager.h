@@ -50,6 +50,7 @@
 #include "core/model/config.h"
 #include "core/model/frame_pool.h"
 #include "core/model/page_table.h"
+#include "core/pager/fence_ledger.h"
 #include "core/pager/policy.h"
 #include "core/future/foresight.h"
 #include "core/model/region_map.h"
@@ -349,11 +350,9 @@ class Pager {
   void settle_freed(PageId id);
   void cleanup_allocation(Slot& slot);
   // pager_engagement.cpp
-  enum class Owing : uint8_t { kNothing, kOwes, kAsked, kRefused };  // of a stream
   void engage();
   void disengage_if_all_fits();
-  void owe(StreamId stream);
-  void ask_fence(StreamId stream);
+  void record_fences(const std::vector<StreamId>& streams);
   bool refused(const Page& page) const;
   // planner.cpp: plan() and its parts
   bool catch_up_and_plan();  // reads what the trace has new, renews the residency plan; whether MIN can choose
@@ -428,8 +427,7 @@ class Pager {
   std::vector<Slot> slots_;
   std::vector<SlotId> waiting_;      // by order
   std::vector<PageId> leaving_;      // pages on their way out of DEVICE, unmapping ones included
-  std::vector<uint64_t> completed_;  // by stream: last finished sequence
-  std::vector<std::vector<uint64_t>> watched_;  // by stream: sequences being watched
+  FenceLedger fences_;
   Foresight foresight_;
   ClockPolicy clock_;
   MinPolicy min_;
@@ -469,8 +467,6 @@ class Pager {
   bool engaged_ = false;             // something had to leave DEVICE
   uint64_t left_at_ = 0;             // trace position when a page was last told to leave
   uint64_t left_at_tick_ = 0;        // the same as of the last tick
-  std::vector<Owing> owing_;         // by stream
-  size_t refusals_ = 0;              // streams whose fence was refused
   std::vector<std::pair<PageId, RegionId>> hinted_;  // pages that the user asked to have
   std::deque<std::pair<PageId, RegionId>> cleanable_;  // dirty pages that are planned to leave, in order of their last use
   uint64_t descending_bytes_ = 0;    // of write-backs under way

@@ -26,28 +26,21 @@ namespace tierpage {
 void Pager::engage() {
   engaged_ = true;
   ++stats_.engagements;
-  for (StreamId stream = 0; stream < owing_.size(); ++stream) {
-    if (owing_[stream] == Owing::kOwes) ask_fence(stream);
+  record_fences(fences_.ask_what_is_owed());
+}
+
+void Pager::record_fences(const std::vector<StreamId>& streams) {
+  for (const StreamId stream : streams) {
+    Action action;
+    action.kind = ActionKind::kRecordFence;
+    action.fence.stream = stream;
+    actions_.push_back(std::move(action));
   }
 }
 
-void Pager::owe(StreamId stream) {
-  if (owing_.size() <= stream) owing_.resize(stream + 1, Owing::kNothing);
-  owing_[stream] = Owing::kOwes;
-}
-
-void Pager::ask_fence(StreamId stream) {
-  if (owing_[stream] == Owing::kRefused) --refusals_;
-  owing_[stream] = Owing::kAsked;
-  Action action;
-  action.kind = ActionKind::kRecordFence;
-  action.fence.stream = stream;
-  actions_.push_back(std::move(action));
-}
-
 void Pager::fence_recorded(StreamId stream, Fence fence) {
-  TP_ASSERT(stream < owing_.size() && owing_[stream] == Owing::kAsked && !fence.owed());
-  owing_[stream] = Owing::kNothing;
+  TP_ASSERT(!fence.owed());
+  fences_.settle(stream);
   for (uint32_t i = 0; i < pages_.size(); ++i) {
     if (pages_.exists(PageId(i))) pages_[PageId(i)].settle_owed(stream, fence);
   }
@@ -55,9 +48,7 @@ void Pager::fence_recorded(StreamId stream, Fence fence) {
 }
 
 void Pager::fence_refused(StreamId stream) {
-  TP_ASSERT(stream < owing_.size() && owing_[stream] == Owing::kAsked);
-  owing_[stream] = Owing::kRefused;
-  ++refusals_;
+  fences_.refuse(stream);
   for (const PageId id : leaving_) {
     if (!pages_.exists(id) || !region_live(pages_[id].region) || !refused(pages_[id])) continue;
     pages_[id].leaving = pages_[id].evict_asked = false;
@@ -67,7 +58,7 @@ void Pager::fence_refused(StreamId stream) {
 
 bool Pager::refused(const Page& page) const {
   return std::any_of(page.fences.begin(), page.fences.end(), [this](const Fence& fence) {
-    return fence.owed() && owing_[fence.stream] == Owing::kRefused;
+    return fence.owed() && fences_.refused(fence.stream);
   });
 }
 
@@ -77,7 +68,7 @@ void Pager::disengage_if_all_fits() {
   const uint64_t left_before = std::exchange(left_at_tick_, left_at_);
   if (!engaged_ || !rests || left_before != left_at_) return;
   if (foresight_.trace().end() < left_at_ + std::max<uint64_t>(foresight_.plan().period(), 1)) return;
-  if (std::any_of(owing_.begin(), owing_.end(), [](Owing owing) { return owing != Owing::kNothing; })) return;
+  if (fences_.any_owed()) return;
   for (uint32_t i = 0; i < pages_.size(); ++i) {
     if (!pages_.exists(PageId(i))) continue;
     const Page& page = pages_[PageId(i)];

@@ -122,7 +122,7 @@ bool Pager::ordered_before(const Region& region, StreamId stream) const {
     const Page& page = pages_[page_id];
     if (page.pins > 0 && (region.stream != stream || region.other_streams)) return false;
     return std::all_of(page.fences.begin(), page.fences.end(), [&](const Fence& fence) {
-      return fence.stream == stream || (fence.stream < completed_.size() && fence.sequence <= completed_[fence.stream]);
+      return fence.stream == stream || fences_.finished(fence);
     });
   });
 }
@@ -202,7 +202,7 @@ void Pager::add_cached(RegionId id) {
 // As far as completions are known; asks for none.
 bool Pager::finished(const Page& page) const {
   return std::all_of(page.fences.begin(), page.fences.end(), [this](const Fence& fence) {
-    return fence.stream < completed_.size() && fence.sequence <= completed_[fence.stream];
+    return fences_.finished(fence);
   });
 }
 

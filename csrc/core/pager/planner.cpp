@@ -192,7 +192,7 @@ bool Pager::evictable(PageId id, uint64_t order) const {
   if (page.claim != 0 && page.claim <= order) return false;
   const Region& region = regions_[page.region.value];
   if (region.state != RegionState::kLive || !region.seen || region.held) return false;
-  return refusals_ == 0 || !refused(page);
+  return !fences_.any_refused() || !refused(page);
 }
 
 // A HOST copy that may be dropped: another tier holds the content and will go on holding it.
@@ -298,14 +298,10 @@ void Pager::start_unmap(PageId id) {
 bool Pager::fences_finished(PageId id) {
   bool finished = true;
   for (const Fence& fence : pages_[id].fences) {
-    if (fence.stream < completed_.size() && fence.sequence <= completed_[fence.stream]) continue;
+    if (fences_.finished(fence)) continue;
     finished = false;
     if (fence.owed()) continue;  // asked for when the pager engaged
-    // Each sequence by itself: a page must not wait for a later fence that another page happens to await.
-    if (watched_.size() <= fence.stream) watched_.resize(fence.stream + 1);
-    std::vector<uint64_t>& watched = watched_[fence.stream];
-    if (std::find(watched.begin(), watched.end(), fence.sequence) != watched.end()) continue;
-    watched.push_back(fence.sequence);
+    if (!fences_.watch(fence)) continue;
     Action action;
     action.kind = ActionKind::kWatchFence;
     action.fence = fence;

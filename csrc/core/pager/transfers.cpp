@@ -152,11 +152,7 @@ void Pager::fail_requests_for(PageId id, const Status& status) {
 }
 
 void Pager::fence_done(Fence fence) {
-  if (completed_.size() <= fence.stream) completed_.resize(fence.stream + 1, 0);
-  completed_[fence.stream] = std::max(completed_[fence.stream], fence.sequence);
-  if (fence.stream < watched_.size()) {
-    std::erase_if(watched_[fence.stream], [&](uint64_t sequence) { return sequence <= fence.sequence; });
-  }
+  fences_.finish(fence);
   wants_planning_ = true;
 }
 
@@ -172,9 +168,7 @@ void Pager::tick(uint64_t now_seconds) {
   nvme_blocked_ = false;
   spill_blocked_ = false;
   disengage_if_all_fits();
-  for (StreamId stream = 0; refusals_ > 0 && stream < owing_.size(); ++stream) {
-    if (owing_[stream] == Owing::kRefused) ask_fence(stream);
-  }
+  record_fences(fences_.ask_what_was_refused());
   if (device_.capacity_bytes() < device_capacity_wanted_) device_.set_capacity(device_capacity_wanted_);
   wants_planning_ = true;
 }

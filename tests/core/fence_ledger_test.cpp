@@ -1,0 +1,60 @@
+// The ledger of fences: what is finished and watched, and the way of a debt.
+#include "core/pager/fence_ledger.h"
+
+#include <gtest/gtest.h>
+
+#include "core/model/status.h"
+
+namespace tierpage {
+namespace {
+
+TEST(FenceLedger, KnowsWhatHasFinishedByStream) {
+  FenceLedger ledger;
+  EXPECT_FALSE(ledger.finished({1, 5}));
+  ledger.finish({1, 5});
+  ledger.finish({1, 3});  // told late
+  EXPECT_TRUE(ledger.finished({1, 5}));
+  EXPECT_FALSE(ledger.finished({1, 6}));
+  EXPECT_FALSE(ledger.finished({0, 1}));
+  EXPECT_FALSE(ledger.finished({1, Fence::kOwed}));
+}
+
+TEST(FenceLedger, WatchesEachSequenceOnceUntilItHasFinished) {
+  FenceLedger ledger;
+  EXPECT_TRUE(ledger.watch({2, 7}));
+  EXPECT_FALSE(ledger.watch({2, 7}));
+  EXPECT_TRUE(ledger.watch({2, 9}));
+  ledger.finish({2, 8});
+  ledger.check_invariants();
+  EXPECT_FALSE(ledger.watch({2, 9})) << "still watched";
+  ledger.finish({2, 9});
+  ledger.check_invariants();
+}
+
+TEST(FenceLedger, ADebtIsAskedForOnceAndAgainWhenItWasRefused) {
+  FenceLedger ledger;
+  ledger.owe(3);
+  ledger.owe(1);
+  EXPECT_EQ(ledger.ask_what_is_owed(), (std::vector<StreamId>{1, 3}));
+  EXPECT_TRUE(ledger.ask_what_is_owed().empty());
+  ledger.settle(1);
+  ledger.refuse(3);
+  ledger.check_invariants();
+  EXPECT_FALSE(ledger.owes(1));
+  EXPECT_TRUE(ledger.owes(3) && ledger.refused(3) && ledger.any_refused());
+  EXPECT_EQ(ledger.ask_what_was_refused(), (std::vector<StreamId>{3}));
+  EXPECT_FALSE(ledger.any_refused());
+  EXPECT_TRUE(ledger.any_owed());
+  ledger.settle(3);
+  EXPECT_FALSE(ledger.any_owed());
+}
+
+TEST(FenceLedger, NobodyAnswersWhatWasNotAsked) {
+  FenceLedger ledger;
+  EXPECT_THROW(ledger.settle(0), InternalError);
+  ledger.owe(0);
+  EXPECT_THROW(ledger.refuse(0), InternalError);
+}
+
+}  // namespace
+}  // namespace tierpage
