@@ -150,7 +150,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, SourcesIn,
                                            Shape{"little_ram", true, false, false, true, 512 * kKiB},
                                            Shape{"paranoid", true, false, true},
                                            Shape{"buffered", false, true, false, false}),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& shape) { return std::string(shape.param.name); });
 
 TEST_F(Sources, WhatLiesBeyondTheTensorIsZero) {
   const Checkpoint file(kMiB);

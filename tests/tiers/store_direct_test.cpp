@@ -75,7 +75,7 @@ class DirectStoreTest : public ::testing::TestWithParam<bool> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Modes, DirectStoreTest, ::testing::Values(true, false),
-                         [](const auto& info) { return std::string(info.param ? "direct" : "buffered"); });
+                         [](const auto& shape) { return std::string(shape.param ? "direct" : "buffered"); });
 
 // Lets calls through only once `wanted` of them are inside at the same time.
 struct Meeting {
