@@ -133,7 +133,7 @@ TEST_P(SourcesIn, EveryByteIsTheFilesUntilItIsWritten) {
     caller.open();
     ASSERT_EQ(caller.begin({writes(tensor.region)}), TP_OK) << caller.error();
     shadows[index] = {tensor.region.address & ~uint64_t{7}, tensor.region.bytes / 8 * 8, 0};
-    fill(shadows[index], i);
+    fill(shadows[index], static_cast<uint64_t>(i));
     ASSERT_EQ(caller.close(), TP_OK);
     written[index] = true;
   }
