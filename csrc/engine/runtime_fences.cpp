@@ -1,4 +1,4 @@
-// The fence behind an operator's work: recorded at once while pages leave, owed while all fits (core/pager/pager_engagement.cpp).
+// The fence behind an operator's work: recorded at once while pages leave, owed while all fits (core/pager/departures.h).
 //
 // A record costs the caller as much as the rest of its way through the engine. What is owed is recorded by the pager thread,
 // once per stream, when the first page is told to leave; the core says when, and what that fence stands for.
