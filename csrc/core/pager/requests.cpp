@@ -69,13 +69,14 @@ Outcome Requests::begin_op(SlotId id, uint64_t operator_hash, const char* operat
   slot.wanted.clear();
   slot.regions.clear();
   bool resident = true;
+  const PageTable& pages = memory_.pages;
   for (const Use& use : uses) {
     TP_ASSERT(memory_.live(use.region));
     const size_t first = slot.wanted.size();
     collect(use, slot.wanted);
     slot.regions.emplace_back(use.region, use.mode == AccessMode::kWrite);
     for (size_t i = first; i < slot.wanted.size(); ++i) {
-      resident = resident && grantable(memory_.pages[slot.wanted[i].page], use.mode);
+      resident = resident && grantable(pages[slot.wanted[i].page], use.mode);
     }
   }
   if (resident) {
@@ -153,10 +154,11 @@ Outcome Requests::address_range_is_full(Slot& slot, uint64_t bytes) {
 }
 
 inline void Requests::pin(Slot& slot, PageId id, AccessMode mode) {
-  Page& page = memory_.pages[id];
+  Memory& memory = memory_;
+  Page& page = memory.pages[id];
   if (mode == AccessMode::kWrite && page.has_lower_memory()) {
-    memory_.drop_lower(page, Tier::kHost);
-    memory_.drop_lower(page, Tier::kNvme);
+    memory.drop_lower(page, Tier::kHost);
+    memory.drop_lower(page, Tier::kNvme);
     page.write();
   }
   // Interleaving 1, and somebody may count on the room that it would have left: choose another victim for him.
@@ -165,10 +167,10 @@ inline void Requests::pin(Slot& slot, PageId id, AccessMode mode) {
   page.evict_asked = false;
   page.wrote_back = false;
   page.referenced = true;
-  if (memory_.take_prefetched(page)) ++memory_.stats.prefetch_useful;
+  if (page.prefetched && memory.take_prefetched(page)) ++memory.stats.prefetch_useful;
   if (!slot.pin_result) return;
   if (slot.pinned.empty()) slot.age = next_order_++;
-  if (page.pins++ == 0) memory_.stats.pinned_bytes.set(memory_.stats.pinned_bytes.current + page.bytes);
+  if (page.pins++ == 0) memory.stats.pinned_bytes.set(memory.stats.pinned_bytes.current + page.bytes);
   slot.pinned.push_back(id);
 }
 
@@ -233,16 +235,18 @@ void Requests::end_op(SlotId id, Fence fence) {
   TP_ASSERT(slot.order == 0);
   TP_ASSERT(!fence.owed() || !departures_.engaged());
   if (fence.owed()) departures_.fences().owe(fence.stream);
+  const bool writes_ahead = departures_.engaged() && foresight_.plan().valid();
+  Memory& memory = memory_;  // in a register: the compiler cannot know that no page is this object
   bool freed = false;
   for (const PageId page_id : slot.pinned) {
-    Page& page = memory_.pages[page_id];
+    Page& page = memory.pages[page_id];
     TP_ASSERT(page.pins > 0);
     page.add_fence(fence);
     if (--page.pins == 0) {
-      memory_.stats.pinned_bytes.current -= page.bytes;
-      freed = freed || memory_.region(page.region).state == RegionState::kDying;
-      const bool may_be_written = departures_.engaged() && !page.cleanable && page.dirty() && !page.leaving;
-      if (may_be_written && foresight_.plan().valid() && foresight_.written(memory_.key_of(page_id))) {
+      memory.stats.pinned_bytes.current -= page.bytes;
+      freed = freed || memory.region(page.region).state == RegionState::kDying;
+      if (writes_ahead && !page.cleanable && page.dirty() && !page.leaving &&
+          foresight_.written(memory.key_of(page_id))) {
         lists_.add_cleanable(page_id);
       }
     }
