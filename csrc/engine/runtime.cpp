@@ -19,6 +19,11 @@ std::atomic<Runtime*> g_active{nullptr};
 std::atomic<bool> g_forked{false};
 std::mutex g_registry_mutex;  // adding a runtime; forking. Taken before any runtime's mutex_
 
+// Of trace_events_max: rows with more in them.
+size_t share_of(uint64_t events_max, uint64_t divisor) {
+  return static_cast<size_t>(std::min(events_max, std::max<uint64_t>(events_max / divisor, 1024)));
+}
+
 // Largest unit, up to 64 KiB, that every request of the transfers covers whole: only whole units are checked.
 uint64_t checked_unit_bytes(uint64_t span_bytes_min, uint64_t staging_slot_bytes) {
   const uint64_t multiples = span_bytes_min | staging_slot_bytes | 64 * kKiB;
@@ -26,6 +31,12 @@ uint64_t checked_unit_bytes(uint64_t span_bytes_min, uint64_t staging_slot_bytes
 }
 
 }  // namespace
+
+Runtime::Runtime(const RuntimeOptions& options)
+    : options_(options),
+      log_(options.trace_events_max),
+      stall_log_(share_of(options.trace_events_max, 16)),
+      level_log_(share_of(options.trace_events_max, 4)) {}
 
 Runtime* Runtime::active() { return g_active.load(std::memory_order_acquire); }
 bool Runtime::forked() { return g_forked.load(std::memory_order_relaxed); }

@@ -270,6 +270,7 @@ class Runtime {
   // runtime_thread.cpp
   void run();
   bool round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions);
+  void apply_locked(const Finished& finished);
   void idle_wait(std::unique_lock<std::mutex>& lock, bool acted);
   void wake();
   void wake_locked();
@@ -301,7 +302,6 @@ class Runtime {
   void record_stall_locked(Stall stall, int64_t now_ns);
   const char* tag_name_locked(TagId tag) const;
   void look_at_waits_locked(int64_t now_ns);
-  void apply_locked(const Finished& finished);
   void note_levels_locked(bool at_rest);
   void note_recurrence_locked();
   Levels levels_now_locked() const;

@@ -11,22 +11,10 @@ namespace {
 
 constexpr int64_t kRecordedNsMin = 10'000;    // shorter waits are counted, but make no slice in the trace
 constexpr int64_t kLevelsApartNs = 500'000;
-constexpr size_t kPagesLookedAtMax = 256;     // of a request; larger ones are looked at once a round
-
-// Of trace_events_max: rows with more in them.
-size_t share_of(uint64_t events_max, uint64_t divisor) {
-  return static_cast<size_t>(std::min(events_max, std::max<uint64_t>(events_max / divisor, 1024)));
-}
 
 void subtract(uint64_t& from, uint64_t value) { from -= std::min(from, value); }
 
 }  // namespace
-
-Runtime::Runtime(const RuntimeOptions& options)
-    : options_(options),
-      log_(options.trace_events_max),
-      stall_log_(share_of(options.trace_events_max, 16)),
-      level_log_(share_of(options.trace_events_max, 4)) {}
 
 // After a request that was not served at once, or that came to a lock that was taken.
 void Runtime::count_request_locked(SlotId slot, const char* name, int64_t asked_ns) {
@@ -70,40 +58,6 @@ const char* Runtime::tag_name_locked(TagId tag) const {
 
 void Runtime::look_at_waits_locked(int64_t now_ns) {
   stalls_.look(now_ns, [this](SlotId slot, StallCause) { return pager_->waiting_for(slot); });
-}
-
-// What the executor has done becomes events of the core, in order of time, so that each wait is charged as it went.
-void Runtime::apply_locked(const Finished& finished) {
-  const bool waits = stalls_.waits();
-  const auto look = [&](int64_t now_ns) {
-    if (!waits) return;
-    stalls_.look(now_ns, [this](SlotId slot, StallCause before) {
-      return pager_->wanted_pages(slot) > kPagesLookedAtMax ? before : pager_->waiting_for(slot);
-    });
-  };
-  for (const Finished::Recorded& recorded : finished.recorded) {
-    if (recorded.refused) {
-      pager_->fence_refused(recorded.stream);
-    } else {
-      pager_->fence_recorded(recorded.stream, recorded.fence);
-    }
-  }
-  for (const Fence& fence : finished.fences) pager_->fence_done(fence);
-  for (const DeviceBackend::OpTime& time : finished.times) pager_->op_timed(time.cookie, time.microseconds);
-  auto arrival = finished.arrivals.begin();
-  const auto arrivals_until = [&](int64_t at_ns) {
-    for (; arrival != finished.arrivals.end() && arrival->at_ns <= at_ns; ++arrival) {
-      pager_->arrival_reached(arrival->transfer, arrival->stage);
-      look(arrival->at_ns);
-    }
-  };
-  for (const Finished::Transfer& transfer : finished.transfers) {
-    arrivals_until(transfer.at_ns);
-    if (transfer.result.status.code == StatusCode::kInternal) throw InternalError(transfer.result.status.message);
-    pager_->transfer_done(transfer.id, transfer.result);
-    look(transfer.at_ns);
-  }
-  if (arrival != finished.arrivals.end()) arrivals_until(finished.arrivals.back().at_ns);
 }
 
 Levels Runtime::levels_now_locked() const {

@@ -20,6 +20,7 @@ constexpr int64_t kPollNs = 100'000;
 constexpr int64_t kTickNs = 1'000'000'000;
 constexpr uint64_t kSecondNs = 1'000'000'000;
 constexpr double kEnduranceDays = 365;
+constexpr size_t kPagesLookedAtMax = 256;  // of a request; larger ones are looked at once a round
 
 double gigabytes(uint64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
 
@@ -167,6 +168,41 @@ void Runtime::look_at_writes_locked(int64_t now_ns) {
                 gigabytes(writes.total()), static_cast<double>(elapsed) / 3600, gigabytes(drive_bytes_),
                 static_cast<unsigned long long>(kRatedOverwrites), days);
   notices_ += text;
+}
+
+// Where transfers come home: what the executor has done becomes events of the core, in order of time, so that each wait
+// is charged as it went.
+void Runtime::apply_locked(const Finished& finished) {
+  const bool waits = stalls_.waits();
+  const auto look = [&](int64_t now_ns) {
+    if (!waits) return;
+    stalls_.look(now_ns, [this](SlotId slot, StallCause before) {
+      return pager_->wanted_pages(slot) > kPagesLookedAtMax ? before : pager_->waiting_for(slot);
+    });
+  };
+  for (const Finished::Recorded& recorded : finished.recorded) {
+    if (recorded.refused) {
+      pager_->fence_refused(recorded.stream);
+    } else {
+      pager_->fence_recorded(recorded.stream, recorded.fence);
+    }
+  }
+  for (const Fence& fence : finished.fences) pager_->fence_done(fence);
+  for (const DeviceBackend::OpTime& time : finished.times) pager_->op_timed(time.cookie, time.microseconds);
+  auto arrival = finished.arrivals.begin();
+  const auto arrivals_until = [&](int64_t at_ns) {
+    for (; arrival != finished.arrivals.end() && arrival->at_ns <= at_ns; ++arrival) {
+      pager_->arrival_reached(arrival->transfer, arrival->stage);
+      look(arrival->at_ns);
+    }
+  };
+  for (const Finished::Transfer& transfer : finished.transfers) {
+    arrivals_until(transfer.at_ns);
+    if (transfer.result.status.code == StatusCode::kInternal) throw InternalError(transfer.result.status.message);
+    pager_->transfer_done(transfer.id, transfer.result);
+    look(transfer.at_ns);
+  }
+  if (arrival != finished.arrivals.end()) arrivals_until(finished.arrivals.back().at_ns);
 }
 
 bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions) {
