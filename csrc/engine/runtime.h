@@ -12,8 +12,8 @@
 // unknown: the first cause is kept and every waiter and later caller gets it. A Runtime is never deleted: tensors may
 // outlive it. After close its regions are resident for good and their memory goes back as they are freed.
 //
-// Who waits for a slot is released by exactly one of: its outcome, death, shutdown (ended_locked). Who waits for anything
-// else (pages that leave, room, the lower tiers' end) counts itself in other_waiters_ and is woken after every change.
+// Who waits for a slot is released by exactly one of: its outcome, death, shutdown (ended_locked). Who waits for
+// anything else (pages that leave, room, the lower tiers' end) counts itself in other_waiters_ and is woken after every change.
 //
 // Fork: mutex_ is held across fork, so that the child's copy is consistent; the child may ask and free, but is refused
 // pages and waits for nothing. See forked().
@@ -36,6 +36,7 @@
 #include "core/pager/pager.h"
 #include "engine/engine_api.h"
 #include "engine/event_log.h"
+#include "engine/host_growth.h"
 #include "engine/stall_ledger.h"
 #include "engine/staging_ring.h"
 #include "engine/transfer_engine.h"
@@ -410,12 +411,7 @@ class Runtime {
   };
   std::map<uint64_t, SourceUse> source_uses_;              // by place
   std::unordered_map<uint32_t, uint64_t> source_of_region_;  // region -> place
-  uint64_t host_requested_ = 0;            // of the arena
-  uint64_t host_ready_ = 0;                // what the core was told
-  bool host_failed_ = false;               // the system gives no more
-  uint64_t host_grown_ = 0;                // ready bytes when the grower last spoke
-  bool host_told_failed_ = false;          // what the core was told
-  bool host_complained_ = false;
+  HostGrowth host_growth_;
   int64_t last_tick_ns_ = 0;
   int64_t last_progress_ns_ = 0;
   bool watchdog_said_ = false;

@@ -58,45 +58,32 @@ void Runtime::die_locked(const Status& cause) {
 
 // What every caller does after it changed the core: hand its actions to the pager thread, wake granted waiters.
 void Runtime::after_core_locked() {
-  if (pager_->has_actions() || pager_->wants_planning() || pager_->host_space_wanted() > host_requested_) wake_locked();
+  if (pager_->has_actions() || pager_->wants_planning() || !host_growth_.asked_for(pager_->host_space_wanted())) {
+    wake_locked();
+  }
   if (pager_->slots_changed() || other_waiters_ > 0) slots_changed_.notify_all();
   note_engagement_locked();
 }
 
-// On the grower's thread after each attempt to grow. An attempt that made nothing ready was the last one. (The arena's
-// status() would not tell: memory that could not be locked is a failure there, and still memory.)
+// On the grower's thread.
 void Runtime::arena_grew() {
   std::lock_guard lock(mutex_);
   if (!arena_) return;
-  const uint64_t ready = arena_->ready_bytes();
-  host_failed_ = ready == host_grown_;
-  host_grown_ = ready;
+  host_growth_.attempted(arena_->ready_bytes());
   wake_locked();
 }
 
 void Runtime::tell_host_space_locked() {
-  if (!arena_ || (host_grown_ == host_ready_ && host_failed_ == host_told_failed_)) return;
-  host_ready_ = host_grown_;
-  host_told_failed_ = host_failed_;
-  pager_->host_space_ready(host_ready_, host_failed_);
-  if (host_complained_) return;
-  if (const Status status = arena_->status(); !status.ok()) {
-    host_complained_ = true;
-    notices_ += "the RAM tier is not all that was asked for: " + status.message + "\n";
-  }
+  if (!arena_ || !host_growth_.take_news()) return;
+  pager_->host_space_ready(host_growth_.ready_bytes(), host_growth_.failed());
+  notices_ += host_growth_.take_complaint(arena_->status());
 }
 
-// The arena grows ahead of use, so that write-backs do not wait for the operating system.
 void Runtime::request_host_space_locked() {
   if (!arena_) return;
-  const uint64_t ahead = std::max<uint64_t>(256 * kMiB, pager_config_.device_bytes_max / 8);
-  const uint64_t used = pager_->used(Tier::kHost);
-  uint64_t wanted = pager_->host_space_wanted();
-  if (used > 0 || wanted > 0) wanted = std::max(wanted, used + ahead);
-  wanted = std::min(wanted, pager_config_.host_bytes_max);
-  if (wanted <= host_requested_) return;
-  host_requested_ = wanted;
-  arena_->request(wanted);
+  const uint64_t bytes = host_growth_.take_request({pager_->used(Tier::kHost), pager_->host_space_wanted(),
+                                                    pager_config_.device_bytes_max, pager_config_.host_bytes_max});
+  if (bytes > 0) arena_->request(bytes);
 }
 
 // By the clock and not only when idle: a busy pager must also try again what had been given up.
