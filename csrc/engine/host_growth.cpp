@@ -39,7 +39,7 @@ uint64_t HostGrowth::take_request(const Need& need) {
 std::string HostGrowth::take_complaint(const Status& arena) {
   if (complained_ || arena.ok()) return {};
   complained_ = true;
-  return "the RAM tier is not all that was asked for: " + arena.message + "\n";
+  return "the RAM tier is not all that was asked for: " + arena.message;
 }
 
 }  // namespace tierpage

@@ -36,7 +36,8 @@ Runtime::Runtime(const RuntimeOptions& options)
     : options_(options),
       log_(options.trace_events_max),
       stall_log_(share_of(options.trace_events_max, 16)),
-      level_log_(share_of(options.trace_events_max, 4)) {}
+      level_log_(share_of(options.trace_events_max, 4)),
+      watchdog_(options.stall_report_seconds, options.endurance_seconds) {}
 
 Runtime* Runtime::active() { return g_active.load(std::memory_order_acquire); }
 bool Runtime::forked() { return g_forked.load(std::memory_order_relaxed); }
@@ -109,7 +110,8 @@ Status Runtime::open() {
   pager_->on_request_waits([this] { enqueued_ns_ = steady_ns(); });
   device_budget_ = options_.device_bytes_max;
   if (!arena_) pager_->host_space_ready(0, true);
-  opened_ns_ = last_progress_ns_ = last_tick_ns_ = steady_ns();
+  opened_ns_ = last_tick_ns_ = steady_ns();
+  watchdog_.something_ended(opened_ns_);
   transfers_ = std::make_unique<TransferEngine>(*backend_, arena_.get(), store_.get(), ring_.get(), log_, 16 * kMiB,
                                                 options_.storage_to_device);
   fill_api();
@@ -200,8 +202,8 @@ Status Runtime::open_lower_tiers() {
   storage_description_ = store_->description();
   if (options_.storage_extension) storage_description_ += std::string(", ") + storage_extension()->name;
   if (options_.storage_to_device) storage_description_ += ", to and from device memory";
-  drive_bytes_ = store_->drive_bytes();
-  if (const std::string notice = store_->notice(); !notice.empty()) notices_ += notice + "\n";
+  watchdog_.set_drive_bytes(store_->drive_bytes());
+  if (const std::string notice = store_->notice(); !notice.empty()) watchdog_.say(notice);
   store_->set_wake([](void* self) { static_cast<Runtime*>(self)->wake(); }, this);
   return open_ring(&ring_);
 }

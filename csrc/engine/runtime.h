@@ -40,6 +40,7 @@
 #include "engine/stall_ledger.h"
 #include "engine/staging_ring.h"
 #include "engine/transfer_engine.h"
+#include "engine/watchdog.h"
 #include "tiers/block_store.h"
 #include "tiers/device_backend.h"
 #include "tiers/host_arena.h"
@@ -281,9 +282,6 @@ class Runtime {
   void request_host_space_locked();
   void after_core_locked();  // caller threads: hand actions over, wake waiters
   void once_a_second_locked();
-  void look_at_writes_locked(int64_t now_ns);
-  void look_at_progress_locked(int64_t now_ns);
-  void look_at_pager_thread_locked();
   void close_lower_tiers(std::unique_lock<std::mutex>& lock);
 
   // runtime_stalls.cpp: waits, levels and recurrences are counted
@@ -413,16 +411,7 @@ class Runtime {
   std::unordered_map<uint32_t, uint64_t> source_of_region_;  // region -> place
   HostGrowth host_growth_;
   int64_t last_tick_ns_ = 0;
-  int64_t last_progress_ns_ = 0;
-  bool watchdog_said_ = false;
-  int64_t round_ns_ = 0;                   // when the pager thread was here last
-  int64_t pager_thread_said_ = 0;          // the round that it had not come back from
-  StuckTransfers stuck_;                   // as of the last second
-  TransferId stuck_said_;                  // the transfer that was reported last
-  uint64_t drive_bytes_ = 0;               // of the NVMe tier's drives, 0: not known
-  bool write_budget_said_ = false;
-  bool endurance_said_ = false;
-  std::string notices_;                    // for the log; Python pulls
+  Watchdog watchdog_;                      // and its notices
 
   std::thread thread_;
   std::atomic<bool> open_{false};

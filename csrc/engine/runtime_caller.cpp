@@ -119,7 +119,7 @@ Status Runtime::outcome_locked(Scope& scope, const char* name, int64_t asked_ns)
     stall_ends_locked(scope.waiting_slot);
     return abandon_wait_locked(scope.waiting_slot);
   }
-  last_progress_ns_ = steady_ns();
+  watchdog_.wait_begins(steady_ns());
   return Status{StatusCode::kWait, 0, {}};
 }
 

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 
 #include "engine/runtime.h"
 
@@ -19,10 +18,7 @@ namespace {
 constexpr int64_t kPollNs = 100'000;
 constexpr int64_t kTickNs = 1'000'000'000;
 constexpr uint64_t kSecondNs = 1'000'000'000;
-constexpr double kEnduranceDays = 365;
 constexpr size_t kPagesLookedAtMax = 256;  // of a request; larger ones are looked at once a round
-
-double gigabytes(uint64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
 
 }  // namespace
 
@@ -50,7 +46,7 @@ void Runtime::die_locked(const Status& cause) {
                           "the pager stopped because of an earlier failure: " + cause.message +
                               ". Tensors that are paged out cannot be used any more; save what is resident and "
                               "restart the process.", cause.system_error);
-    notices_ += dead_.message + "\n";
+    watchdog_.say(dead_.message);
   }
   slots_changed_.notify_all();
   wake_locked();
@@ -76,7 +72,9 @@ void Runtime::arena_grew() {
 void Runtime::tell_host_space_locked() {
   if (!arena_ || !host_growth_.take_news()) return;
   pager_->host_space_ready(host_growth_.ready_bytes(), host_growth_.failed());
-  notices_ += host_growth_.take_complaint(arena_->status());
+  if (const std::string complaint = host_growth_.take_complaint(arena_->status()); !complaint.empty()) {
+    watchdog_.say(complaint);
+  }
 }
 
 void Runtime::request_host_space_locked() {
@@ -91,70 +89,13 @@ void Runtime::once_a_second_locked() {
   const int64_t now = steady_ns();
   if (now - last_tick_ns_ < kTickNs) return;
   last_tick_ns_ = now;
-  pager_->tick(static_cast<uint64_t>(now - opened_ns_) / kSecondNs);
-  look_at_writes_locked(now);
-  look_at_progress_locked(now);
-}
-
-// Reports what hangs: one line for each transfer that is the oldest of those that hang, or, where none does, one for an
-// operator that waits while nothing comes to an end. Nobody is given up: a disk may come back.
-void Runtime::look_at_progress_locked(int64_t now) {
-  const auto patience = static_cast<int64_t>(options_.stall_report_seconds * 1e9);
-  if (patience <= 0) return;
-  stuck_ = transfers_->stuck(now, patience);
-  if (stuck_.count > 0) {
-    if (stuck_said_ == stuck_.oldest) return;
-    stuck_said_ = stuck_.oldest;
-    notices_ += stuck_.text + " (" + transfers_->queue_state() + "; " + pager_->tier_table() +
-                "). Who needs the page waits on; see the kernel log for the disk, or interrupt the program.\n";
-    return;
+  const uint64_t elapsed_seconds = static_cast<uint64_t>(now - opened_ns_) / kSecondNs;
+  pager_->tick(elapsed_seconds);
+  watchdog_.look_at_writes(pager_->writes(), elapsed_seconds);
+  if (const int64_t patience_ns = watchdog_.patience_ns(); patience_ns > 0) {
+    watchdog_.look_at_progress(transfers_->stuck(now, patience_ns), pager_->waits(), now,
+                               [this] { return transfers_->queue_state() + "; " + pager_->tier_table(); });
   }
-  if (!pager_->waits() || watchdog_said_ || now - last_progress_ns_ < patience) return;
-  watchdog_said_ = true;
-  char seconds[32];
-  std::snprintf(seconds, sizeof seconds, "%.3g", options_.stall_report_seconds);
-  notices_ += std::string("nothing has come to an end for ") + seconds + " s while an operator waits: " +
-              transfers_->queue_state() + "; " + pager_->tier_table() + "\n";
-}
-
-// By whoever asks for notices, since the thread that would report hangs itself: a call of the device's driver that does
-// not return. It is back about once a second otherwise.
-void Runtime::look_at_pager_thread_locked() {
-  const int64_t away_ns = steady_ns() - round_ns_;
-  const auto patience = static_cast<int64_t>(options_.stall_report_seconds * 1e9) + 2 * kTickNs;
-  const bool late = options_.stall_report_seconds > 0 && away_ns > patience;
-  if (!late || round_ns_ == 0 || pager_thread_said_ == round_ns_ || ended_locked()) return;
-  pager_thread_said_ = round_ns_;
-  notices_ += "the pager thread has not come back from a call of the device's driver for " +
-              std::to_string(away_ns / kTickNs) + " s: " + pager_->tier_table() + "\n";
-}
-
-// Says once each what wears the drives out: more than the user's budget, or more than they are made for.
-void Runtime::look_at_writes_locked(int64_t now_ns) {
-  const WriteEconomy& writes = pager_->writes();
-  char text[400];
-  if (!write_budget_said_ && writes.over_budget() > 0) {
-    write_budget_said_ = true;
-    std::snprintf(text, sizeof text,
-                  "nvme_write_budget is used up: %.2f GB were written to the NVMe tier in the last %.1f hours, the budget is "
-                  "%.2f GB. Only writing more lets the program go on, so it goes over the budget; the excess is "
-                  "memory_stats()[\"nvme_write_bytes.over_budget\"]. Raise host_budget or device_budget to write less.\n",
-                  gigabytes(writes.last_period()), static_cast<double>(writes.period_seconds()) / 3600,
-                  gigabytes(writes.bytes_max()));
-    notices_ += text;
-  }
-  const auto elapsed = static_cast<uint64_t>(now_ns - opened_ns_) / kSecondNs;
-  if (endurance_said_ || elapsed < options_.endurance_seconds) return;
-  const double days = days_of_endurance(writes.total(), elapsed, drive_bytes_);
-  if (days <= 0 || days >= kEnduranceDays) return;
-  endurance_said_ = true;
-  std::snprintf(text, sizeof text,
-                "%.1f GB were written to the NVMe tier in %.1f hours. At this pace, day and night, a typical drive of %.0f GB "
-                "reaches its rated endurance (%llu times its size) in %.0f days. Raise host_budget, set nvme_write_budget, "
-                "or use a drive made for writing.\n",
-                gigabytes(writes.total()), static_cast<double>(elapsed) / 3600, gigabytes(drive_bytes_),
-                static_cast<unsigned long long>(kRatedOverwrites), days);
-  notices_ += text;
 }
 
 // Where transfers come home: what the executor has done becomes events of the core, in order of time, so that each wait
@@ -194,14 +135,11 @@ void Runtime::apply_locked(const Finished& finished) {
 
 bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions) {
   woken_ = false;
-  round_ns_ = steady_ns();
+  watchdog_.pager_thread_is_back(steady_ns());
   apply_locked(finished);
   link_uses_ = transfers_->link_uses(steady_ns());
   transfers_->set_sources(sources_.get(), ring_.get());
-  if (!finished.empty()) {
-    last_progress_ns_ = steady_ns();
-    watchdog_said_ = false;
-  }
+  if (!finished.empty()) watchdog_.something_ended(steady_ns());
   finished.clear();
   once_a_second_locked();
   tell_host_space_locked();

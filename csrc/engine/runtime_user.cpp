@@ -405,7 +405,7 @@ Runtime::Snapshot Runtime::snapshot() {
   snapshot.elapsed_ns = static_cast<uint64_t>(steady_ns() - opened_ns_);
   snapshot.links = link_uses_;
   snapshot.engaged = pager_->engaged();
-  snapshot.stuck = stuck_;
+  snapshot.stuck = watchdog_.stuck();
   snapshot.writes = pager_->writes();
   snapshot.plan = plan_report_locked();
   if (snapshot.plan.period_uses != 0) snapshot.recurrence = recurrence_;
@@ -453,8 +453,8 @@ uint64_t Runtime::live_bytes() {
 
 std::string Runtime::take_notices() {
   std::lock_guard lock(mutex_);
-  look_at_pager_thread_locked();
-  return std::exchange(notices_, {});
+  if (!ended_locked()) watchdog_.look_at_pager_thread(steady_ns(), [this] { return pager_->tier_table(); });
+  return watchdog_.take_notices();
 }
 
 }  // namespace tierpage

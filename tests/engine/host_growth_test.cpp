@@ -67,7 +67,7 @@ TEST(HostGrowthTest, ComplainsOnce) {
   HostGrowth growth;
   EXPECT_EQ(growth.take_complaint(Status::success()), "");
   const Status locked = Status::error(StatusCode::kOutOfMemory, "memlock limit");
-  EXPECT_EQ(growth.take_complaint(locked), "the RAM tier is not all that was asked for: memlock limit\n");
+  EXPECT_EQ(growth.take_complaint(locked), "the RAM tier is not all that was asked for: memlock limit");
   EXPECT_EQ(growth.take_complaint(locked), "");
 }
 
