@@ -19,11 +19,6 @@ std::atomic<Runtime*> g_active{nullptr};
 std::atomic<bool> g_forked{false};
 std::mutex g_registry_mutex;  // adding a runtime; forking. Taken before any runtime's mutex_
 
-// Of trace_events_max: rows with more in them.
-size_t share_of(uint64_t events_max, uint64_t divisor) {
-  return static_cast<size_t>(std::min(events_max, std::max<uint64_t>(events_max / divisor, 1024)));
-}
-
 // Largest unit, up to 64 KiB, that every request of the transfers covers whole: only whole units are checked.
 uint64_t checked_unit_bytes(uint64_t span_bytes_min, uint64_t staging_slot_bytes) {
   const uint64_t multiples = span_bytes_min | staging_slot_bytes | 64 * kKiB;
@@ -35,8 +30,7 @@ uint64_t checked_unit_bytes(uint64_t span_bytes_min, uint64_t staging_slot_bytes
 Runtime::Runtime(const RuntimeOptions& options)
     : options_(options),
       log_(options.trace_events_max),
-      stall_log_(share_of(options.trace_events_max, 16)),
-      level_log_(share_of(options.trace_events_max, 4)),
+      accounts_(options.trace_events_max),
       watchdog_(options.stall_report_seconds, options.endurance_seconds) {}
 
 Runtime* Runtime::active() { return g_active.load(std::memory_order_acquire); }
@@ -110,8 +104,9 @@ Status Runtime::open() {
   pager_->on_request_waits([this] { enqueued_ns_ = steady_ns(); });
   device_budget_ = options_.device_bytes_max;
   if (!arena_) pager_->host_space_ready(0, true);
-  opened_ns_ = last_tick_ns_ = steady_ns();
-  watchdog_.something_ended(opened_ns_);
+  last_tick_ns_ = steady_ns();
+  accounts_.opened(last_tick_ns_);
+  watchdog_.something_ended(last_tick_ns_);
   transfers_ = std::make_unique<TransferEngine>(*backend_, arena_.get(), store_.get(), ring_.get(), log_, 16 * kMiB,
                                                 options_.storage_to_device);
   fill_api();
@@ -126,8 +121,8 @@ Status Runtime::take_ring_from_host_budget() {
       options_.staging_slot_bytes % kAlignment != 0) {
     return Status::error(StatusCode::kInvalidArgument,
                          std::to_string(options_.staging_slots) + " staging_slots of " +
-                             std::to_string(options_.staging_slot_bytes) + " bytes cannot carry pages to the NVMe tier. "
-                             "Give at least one slot, of a multiple of 4096 bytes.");
+                             std::to_string(options_.staging_slot_bytes) + " bytes cannot carry pages to the NVMe "
+                             "tier. Give at least one slot, of a multiple of 4096 bytes.");
   }
   ring_bytes_ = options_.staging_slot_bytes * options_.staging_slots;
   if (ring_bytes_ > options_.host_bytes_max) {
@@ -163,8 +158,9 @@ Status Runtime::check_storage_extension() const {
     return Status::error(StatusCode::kUnavailable, "no storage extension has been loaded");
   }
   if (options_.storage_to_device && (options_.verify || options_.verify_writes || options_.encrypt)) {
-    return Status::error(StatusCode::kInvalidArgument, "pages that pass no RAM can be neither checked nor encrypted: give "
-                                                       "verify=\"off\" and encrypt=False with a store that reaches the device");
+    return Status::error(StatusCode::kInvalidArgument, "pages that pass no RAM can be neither checked nor encrypted: "
+                                                       "give verify=\"off\" and encrypt=False with a store that "
+                                                       "reaches the device");
   }
   return Status::success();
 }
@@ -195,7 +191,8 @@ Status Runtime::open_lower_tiers() {
     store.verify_writes = options_.verify_writes;
     store.verify_unit_bytes = checked_unit_bytes(pager_config_.span_bytes_min, options_.staging_slot_bytes);
     if (Status status = check_storage_extension(); !status.ok()) return status;
-    const IoTable& calls = options_.storage_extension ? extension_io_table(options_.storage_peer_to_peer) : system_io_table();
+    const IoTable& calls =
+        options_.storage_extension ? extension_io_table(options_.storage_peer_to_peer) : system_io_table();
     Status status = make_direct_store(store, calls, &store_);
     if (!status.ok()) return status;
   }

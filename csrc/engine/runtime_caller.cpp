@@ -35,7 +35,7 @@ void Runtime::remove_scope(Scope* scope) {
   {
     std::lock_guard lock(mutex_);
     std::erase(scopes_, scope);
-    stall_ends_locked(scope->waiting_slot);
+    accounts_.stall_ends(scope->waiting_slot, steady_ns());
     // Of a dead pager nothing is given back: its state is not to be trusted, and a thread's end must not throw.
     if (dead_.ok()) {
       (void)core_locked([&] {
@@ -71,7 +71,8 @@ Status Runtime::end_locked() const {
   Status refusal = refusal_locked();
   if (!refusal.ok()) return refusal;
   return Status::error(StatusCode::kUnavailable,
-                       "tierpage was shut down because the process is ending; what is paged out cannot be brought back");
+                       "tierpage was shut down because the process is ending; what is paged out cannot be brought "
+                       "back");
 }
 
 // The slot waits, and nobody will serve it.
@@ -116,11 +117,31 @@ Status Runtime::outcome_locked(Scope& scope, const char* name, int64_t asked_ns)
   if (outcome == Outcome::kGranted) return Status::success();
   if (outcome == Outcome::kFailed) return pager_->failure(scope.waiting_slot);
   if (ended_locked()) {
-    stall_ends_locked(scope.waiting_slot);
+    accounts_.stall_ends(scope.waiting_slot, steady_ns());
     return abandon_wait_locked(scope.waiting_slot);
   }
   watchdog_.wait_begins(steady_ns());
   return Status{StatusCode::kWait, 0, {}};
+}
+
+// After a request that was not served at once, or that came to a lock that was taken.
+void Runtime::count_request_locked(SlotId slot, const char* name, int64_t asked_ns) {
+  const int64_t enqueued_ns = std::exchange(enqueued_ns_, 0);
+  if (enqueued_ns == 0) {
+    accounts_.count_wait(name, StallCause::kHost, asked_ns, steady_ns());
+    return;
+  }
+  StallLedger& ledger = accounts_.ledger();
+  ledger.begin(slot, asked_ns != 0 ? asked_ns : enqueued_ns, pager_->waiting_for(slot), steady_ns());
+  const WaitDetails details = pager_->describe_wait(slot);
+  ledger.describe(slot, details, tag_name_locked(details.tag));
+  if (pager_->outcome(slot) != Outcome::kWait) accounts_.stall_ends(slot, steady_ns());
+}
+
+// Names stand in a map and stay where they are.
+const char* Runtime::tag_name_locked(TagId tag) const {
+  const auto named = std::find_if(tags_.begin(), tags_.end(), [tag](const auto& entry) { return entry.second == tag; });
+  return tag == 0 || named == tags_.end() ? "" : named->first.c_str();
 }
 
 Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t* address) {
@@ -141,7 +162,10 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   scope.pinned = scope.pinned || scope.open;
   const Status status = core_locked([&] {
     // A thread that asked wants() just before close(): the memory is outside the budget, and for good.
-    if (closed_) pager_->set_capacity(Tier::kDevice, pager_->capacity(Tier::kDevice) + round_up(bytes, pager_config_.granule_bytes));
+    if (closed_) {
+      const uint64_t more = round_up(bytes, pager_config_.granule_bytes);
+      pager_->set_capacity(Tier::kDevice, pager_->capacity(Tier::kDevice) + more);
+    }
     pager_->allocate(scope.slot, request);
     const RegionId region = pager_->allocated(scope.slot);
     if (!region.valid()) return;
@@ -172,7 +196,7 @@ Status Runtime::wait(Scope& scope, uint32_t timeout_ms) {
 }
 
 Status Runtime::finish_wait_locked(Scope& scope) {
-  stall_ends_locked(scope.waiting_slot);
+  accounts_.stall_ends(scope.waiting_slot, steady_ns());
   if (!dead_.ok()) return dead_;
   const Outcome outcome = pager_->outcome(scope.waiting_slot);
   Status status = outcome == Outcome::kGranted  ? Status::success()
@@ -184,7 +208,7 @@ Status Runtime::finish_wait_locked(Scope& scope) {
 
 void Runtime::cancel(Scope& scope) {
   std::lock_guard lock(mutex_);
-  stall_ends_locked(scope.waiting_slot);
+  accounts_.stall_ends(scope.waiting_slot, steady_ns());
   if (!dead_.ok()) return;
   (void)core_locked([&] { pager_->cancel(scope.waiting_slot); });
   settle_touch_locked(scope, true);
@@ -236,7 +260,9 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   Status recorded = lets_go ? end_work(scope, native_stream, &fence) : Status::success();
   int64_t asked_ns = 0;
   std::unique_lock lock = lock_counted(asked_ns);
-  if (asked_ns != 0) count_wait_locked("the end of an operator", StallCause::kHost, asked_ns);
+  if (asked_ns != 0) {
+    accounts_.count_wait("the end of an operator", StallCause::kHost, asked_ns, steady_ns());
+  }
   if (fence.owed() && pager_->engaged()) [[unlikely]] {  // interleaving 2 of runtime_fences.cpp
     lock.unlock();
     recorded = record_end(scope, native_stream, &fence);

@@ -1,18 +1,20 @@
-// The fence behind an operator's work: recorded at once while pages leave, owed while all fits (core/pager/pager_engagement.cpp).
+// The fence behind an operator's work: recorded at once while pages leave, owed while all fits
+// (core/pager/pager_engagement.cpp).
 //
-// A record costs the caller as much as the rest of its way through the engine. What is owed is recorded by the pager thread,
-// once per stream, when the first page is told to leave; the core says when, and what that fence stands for.
+// A record costs the caller as much as the rest of its way through the engine. What is owed is recorded by the pager
+// thread, once per stream, when the first page is told to leave; the core says when, and what that fence stands for.
 //
 // Order matters here:
 //   1. Whether to owe is decided without the lock, by a hint. Wrong in one direction it costs a record.
-//   2. In the other direction the pager has engaged since, and the fence that it asked for may be recorded already, before
-//      this operator's work was queued: close_scope looks again under the lock, with the pages still pinned, and records.
-//      A thread that finds the pager not engaged under the lock has queued its work before whatever engages it.
-//   3. A stream is known by its handle only while it lives. Streams that the framework did not make never owe: they may be
-//      gone when the fence is due.
-//   4. A captured stream runs nothing, so no later fence tells when its work ends: it takes the usual way, where the record
-//      is refused and the pages are held. One that is captured when the fence is due refuses it until the capture ends.
-//      So the driver is asked at each end, but for CUDA's default stream, which it never captures.
+//   2. In the other direction the pager has engaged since, and the fence that it asked for may be recorded already,
+//      before this operator's work was queued: close_scope looks again under the lock, with the pages still pinned, and
+//      records. A thread that finds the pager not engaged under the lock has queued its work before whatever engages
+//      it.
+//   3. A stream is known by its handle only while it lives. Streams that the framework did not make never owe: they may
+//      be gone when the fence is due.
+//   4. A captured stream runs nothing, so no later fence tells when its work ends: it takes the usual way, where the
+//      record is refused and the pages are held. One that is captured when the fence is due refuses it until the
+//      capture ends. So the driver is asked at each end, but for CUDA's default stream, which it never captures.
 //   5. Streams of the host device have nothing queued when an operator returns: no fences, nothing is owed.
 //   6. In a forked child nobody ends operators (refusal_locked), so nothing is owed there.
 #include <utility>

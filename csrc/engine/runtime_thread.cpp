@@ -1,7 +1,8 @@
 // The pager thread: completions in, actions out; waking and dying.
 //
 // One round, in this order:
-//   1. under mutex_: completions of the last poll become events, plan() runs, actions are taken; then waiters are woken;
+//   1. under mutex_: completions of the last poll become events, plan() runs, actions are taken; then waiters are
+//      woken;
 //   2. without it: actions are executed in order, then everything that can complete is polled;
 //   3. if nothing happened: sleep until a caller, a disk worker or the grower wakes it, at most one second.
 // A wake between 2 and 3 is not lost: woken_ is set under mutex_ and checked before sleeping.
@@ -89,7 +90,7 @@ void Runtime::once_a_second_locked() {
   const int64_t now = steady_ns();
   if (now - last_tick_ns_ < kTickNs) return;
   last_tick_ns_ = now;
-  const uint64_t elapsed_seconds = static_cast<uint64_t>(now - opened_ns_) / kSecondNs;
+  const uint64_t elapsed_seconds = accounts_.elapsed_ns(now) / kSecondNs;
   pager_->tick(elapsed_seconds);
   watchdog_.look_at_writes(pager_->writes(), elapsed_seconds);
   if (const int64_t patience_ns = watchdog_.patience_ns(); patience_ns > 0) {
@@ -101,10 +102,11 @@ void Runtime::once_a_second_locked() {
 // Where transfers come home: what the executor has done becomes events of the core, in order of time, so that each wait
 // is charged as it went.
 void Runtime::apply_locked(const Finished& finished) {
-  const bool waits = stalls_.waits();
+  StallLedger& ledger = accounts_.ledger();
+  const bool waits = ledger.waits();
   const auto look = [&](int64_t now_ns) {
     if (!waits) return;
-    stalls_.look(now_ns, [this](SlotId slot, StallCause before) {
+    ledger.look(now_ns, [this](SlotId slot, StallCause before) {
       return pager_->wanted_pages(slot) > kPagesLookedAtMax ? before : pager_->waiting_for(slot);
     });
   };
@@ -133,11 +135,21 @@ void Runtime::apply_locked(const Finished& finished) {
   if (arrival != finished.arrivals.end()) arrivals_until(finished.arrivals.back().at_ns);
 }
 
+void Runtime::keep_accounts_locked() {
+  if (accounts_.ledger().waits()) {
+    accounts_.ledger().look(steady_ns(), [this](SlotId slot, StallCause) { return pager_->waiting_for(slot); });
+  }
+  if (accounts_.levels_due(false)) accounts_.note_levels(levels_of(*pager_));
+  const PlanReport plan = report_of(pager_->residency_plan());
+  if (!accounts_.recurrence_ends(plan, pager_->trace_uses())) return;
+  accounts_.end_recurrence(plan, accounts_.since_open(*pager_, steady_ns()));
+}
+
 bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions) {
   woken_ = false;
   watchdog_.pager_thread_is_back(steady_ns());
   apply_locked(finished);
-  link_uses_ = transfers_->link_uses(steady_ns());
+  accounts_.set_links(transfers_->link_uses(steady_ns()));
   transfers_->set_sources(sources_.get(), ring_.get());
   if (!finished.empty()) watchdog_.something_ended(steady_ns());
   finished.clear();
@@ -147,9 +159,7 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   note_rates_locked();
   request_host_space_locked();
   if (closed_) pager_->release_free_frames();
-  if (stalls_.waits()) look_at_waits_locked(steady_ns());
-  note_levels_locked(false);
-  note_recurrence_locked();
+  keep_accounts_locked();
   actions.clear();
   pager_->take_actions(actions);
   for (Action& action : actions) {
@@ -200,7 +210,7 @@ void Runtime::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
 
 void Runtime::idle_wait(std::unique_lock<std::mutex>& lock, bool acted) {
   if (acted || woken_ || stop_) return;
-  if (transfers_->idle()) note_levels_locked(true);
+  if (transfers_->idle() && accounts_.levels_due(true)) accounts_.note_levels(levels_of(*pager_));
   // Device completions announce themselves to nobody: look again soon.
   const auto patience = transfers_->must_poll() ? std::chrono::microseconds(20) : std::chrono::microseconds(1'000'000);
   work_.wait_for(lock, patience, [this] { return woken_ || stop_; });

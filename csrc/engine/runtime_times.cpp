@@ -1,18 +1,12 @@
 // How long operators keep the device busy and how fast the link is: what the planner wants to know of this machine.
 //
-// Operators are timed only while the pager has a plan that lacks their times, for one recurrence or two: a mark costs the
-// device and the caller about a microsecond each.
+// Operators are timed only while the pager has a plan that lacks their times, for one recurrence or two: a mark costs
+// the device and the caller about a microsecond each.
 #include <utility>
 
 #include "engine/runtime.h"
 
 namespace tierpage {
-namespace {
-
-constexpr uint64_t kRateBytesMin = kGiB / 4;  // fewer say little
-
-}  // namespace
-
 bool Runtime::wants_times() const { return __atomic_load_n(&wants_times_, __ATOMIC_RELAXED) != 0; }
 
 void Runtime::launching(Scope& scope, uint64_t native_stream) {
@@ -39,14 +33,8 @@ void Runtime::time_locked(Scope& scope) {
   if (position != Trace::kNever) pager_->op_timed(position, static_cast<double>(steady_ns() - started_ns) / 1e3);
 }
 
-// The rate as it was lately, both directions busy or not, as the program has it.
 void Runtime::note_rates_locked() {
-  const LinkUse& up = link_uses_[static_cast<size_t>(Link::kToDevice)];
-  const uint64_t bytes = up.bytes - rated_.bytes, busy_ns = up.busy_ns - rated_.busy_ns;
-  if (bytes >= kRateBytesMin && busy_ns > 0) {
-    pager_->set_fetch_rate(static_cast<double>(bytes) * 1e3 / static_cast<double>(busy_ns));
-    rated_ = up;
-  }
+  if (const double rate = accounts_.take_fetch_rate(); rate > 0) pager_->set_fetch_rate(rate);
   __atomic_store_n(&wants_times_, pager_->wants_times() ? 1 : 0, __ATOMIC_RELAXED);
 }
 
