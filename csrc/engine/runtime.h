@@ -32,6 +32,7 @@
 #include <thread>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "core/pager/pager.h"
@@ -39,7 +40,9 @@
 #include "engine/engine_api.h"
 #include "engine/event_log.h"
 #include "engine/host_growth.h"
+#include "engine/operator_mark.h"
 #include "engine/staging_ring.h"
+#include "engine/stream_ledger.h"
 #include "engine/transfer_engine.h"
 #include "engine/watchdog.h"
 #include "tiers/block_store.h"
@@ -99,12 +102,12 @@ struct Scope {
   bool waiting_allocation = false;
   bool touched = false;         // sticky may hold something; of this thread alone
   bool blocked_by_touch = false;  // its own pins cannot end before a touch is served: see touch()
-  uint64_t mark = 0;              // where the open operator's work began on the device; 0: not timed
-  uint64_t mark_stream = 0;
-  bool stream_known = false;      // of the stream that this thread's operators ended on last, if that may owe fences:
-  uint64_t known_stream = 0;      //   its handle
-  StreamId known_stream_id = 0;
-  int64_t started_ns = 0;         // the same where the caller's thread does the work
+  OperatorMark mark;              // when the open operator began to work, while its time is wanted
+  struct KnownStream {
+    bool known = false;
+    uint64_t native = 0;
+    StreamId id = 0;
+  } stream;                       // that this thread's operators ended on last, if that may owe fences
   std::string error;
   struct Sticky {
     SlotId slot;
@@ -251,6 +254,7 @@ class Runtime {
   void run();
   bool round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions);
   void apply_locked(const Finished& finished);
+  void note_rates_locked();
   void keep_accounts_locked();
   void idle_wait(std::unique_lock<std::mutex>& lock, bool acted);
   void wake();
@@ -293,10 +297,8 @@ class Runtime {
   Status abandon_wait_locked(SlotId slot);
 
   RegionId region_of_locked(uint64_t address) const;
-  bool wants_times() const;
+  bool wants_times() const { return __atomic_load_n(&wants_times_, __ATOMIC_RELAXED) != 0; }
   void time_locked(Scope& scope);
-  void forget_start(Scope& scope);
-  void note_rates_locked();
   // runtime_fences.cpp
   Status end_work(Scope& scope, uint64_t native_stream, Fence* fence);
   Status record_end(Scope& scope, uint64_t native_stream, Fence* fence);
@@ -354,9 +356,7 @@ class Runtime {
   uint64_t device_budget_ = 0;
   uint64_t native_reserved_ = 0;
   uint64_t native_expected_ = 0;           // room made for a native allocation that has not happened yet
-  std::unordered_map<uint32_t, std::vector<uint64_t>> streams_of_;  // region -> native streams to fence at free
-  std::unordered_map<StreamId, uint64_t> native_streams_;  // of streams that may owe fences
-  std::unordered_set<uint64_t> foreign_streams_;           // that may be destroyed at any time
+  StreamLedger streams_;
   std::map<std::string, TagId> tags_;
   std::unordered_set<uint32_t> pins_;      // slots of pin()
   // Regions that a blocking fetch (close, pin, a raw access) waits for; their frees are put off until its end.

@@ -171,8 +171,8 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
     if (!region.valid()) return;
     if (request.source.bytes > 0) count_source_locked(region, request.source);
     if (closed_) pager_->hold_region(region);
-    streams_of_.erase(region.value);
-    if (!scope.open && !backend_->info().synchronous_streams) streams_of_[region.value].push_back(native_stream);
+    streams_.region_made(region);
+    if (!scope.open && !backend_->info().synchronous_streams) streams_.used_on(region, native_stream);
   });
   if (!status.ok()) return status;
   Status outcome = outcome_locked(scope, "an allocation", asked_ns);
@@ -245,7 +245,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   scope.open = false;
   if (t_open_scope == &scope) t_open_scope = nullptr;
   if (!scope.pinned && !scope.touched) {
-    forget_start(scope);
+    scope.mark.drop(*backend_);
     return Status::success();
   }
   // With synchronous streams other threads may end touches (drop_touches_locked): the list is read under the lock only.
@@ -254,7 +254,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
                                                                     [](const Scope::Sticky& sticky) {
                                                                       return sticky.closes_left <= 1;
                                                                     }));
-  if (!lets_go && !synchronous) forget_start(scope);
+  if (!lets_go && !synchronous) scope.mark.drop(*backend_);
   Fence fence;
   // Before the pins are let go: whoever evicts afterwards sees the fence.
   Status recorded = lets_go ? end_work(scope, native_stream, &fence) : Status::success();
@@ -336,11 +336,7 @@ void Runtime::deallocate(uint64_t address) {
     std::lock_guard lock(mutex_);
     const RegionId region = region_of_locked(address);
     if (!region.valid() || refuses_locked()) return;
-    const auto found = streams_of_.find(region.value);
-    if (found != streams_of_.end()) {
-      streams = std::move(found->second);
-      streams_of_.erase(found);
-    }
+    streams = streams_.region_freed(region);
   }
   for (const uint64_t stream : streams) {
     Fence fence;
@@ -386,8 +382,7 @@ void Runtime::record_stream(uint64_t address, uint64_t native_stream) {
   const RegionId region = region_of_locked(address);
   if (!region.valid() || backend_->info().synchronous_streams) return;
   pager_->note_stream_use(region, stream);
-  std::vector<uint64_t>& streams = streams_of_[region.value];
-  if (std::find(streams.begin(), streams.end(), native_stream) == streams.end()) streams.push_back(native_stream);
+  streams_.used_on(region, native_stream);
 }
 
 uint64_t Runtime::region_bytes(uint64_t address, uint64_t* region_base) {

@@ -135,6 +135,12 @@ void Runtime::apply_locked(const Finished& finished) {
   if (arrival != finished.arrivals.end()) arrivals_until(finished.arrivals.back().at_ns);
 }
 
+// The rate of the link as it was lately, and whether callers should time operators.
+void Runtime::note_rates_locked() {
+  if (const double rate = accounts_.take_fetch_rate(); rate > 0) pager_->set_fetch_rate(rate);
+  __atomic_store_n(&wants_times_, pager_->wants_times() ? 1 : 0, __ATOMIC_RELAXED);
+}
+
 void Runtime::keep_accounts_locked() {
   if (accounts_.ledger().waits()) {
     accounts_.ledger().look(steady_ns(), [this](SlotId slot, StallCause) { return pager_->waiting_for(slot); });
@@ -163,7 +169,7 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   actions.clear();
   pager_->take_actions(actions);
   for (Action& action : actions) {
-    if (action.kind == ActionKind::kRecordFence) action.native_stream = native_streams_.at(action.fence.stream);
+    if (action.kind == ActionKind::kRecordFence) action.native_stream = streams_.native_of(action.fence.stream);
   }
   note_engagement_locked();
   std::vector<uint64_t> unused_sources;
