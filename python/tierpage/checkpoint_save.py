@@ -223,7 +223,7 @@ def _write_bytes(writer: FileWriter, content: torch.Tensor) -> None:
     address = session.address_of(content) if session is not None else 0
     if session is not None and address != 0:
         session.library.run_deferred(address)  # what RAM or the file holds may be what an optimizer has still to change
-    base, total, at = content.storage_offset(), content.numel(), 0
+    base, total, at = int(content.storage_offset()), content.numel(), 0
     runs = _sourced_runs(session, address)
     while at < total:
         target = writer.buffer()[: total - at]

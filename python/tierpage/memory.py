@@ -123,8 +123,10 @@ def where(tensor: torch.Tensor) -> Placement:
         info = session.runtime.addresses_info(addresses)[0]
     if not info:
         return Placement(False, size)
-    tiers = (int(info[tier]) for tier in TIERS)
-    return Placement(True, int(info["bytes"]), *tiers, bool(info["pinned"]), int(info["source"]))
+    tiers = {tier: int(info[tier]) for tier in TIERS}
+    return Placement(
+        paged=True, bytes=int(info["bytes"]), pinned=bool(info["pinned"]), checkpoint=int(info["source"]), **tiers
+    )
 
 
 def memory_summary() -> str:
@@ -184,6 +186,8 @@ def _engaged(stats: Mapping[str, Number]) -> str:
     times = stats.get("engagements.count", 0)
     now = "pages leave, or did lately" if stats.get("engaged", False) else "all fits, operators record no fences"
     return f"{now}; engaged {times} time{'' if times == 1 else 's'}"
+
+
 def _written(stats: Mapping[str, Number]) -> list[str]:
     """What wears the drives of the NVMe tier out; nothing where nothing was written."""
     if not stats.get("nvme_write_bytes.total") and "budget_bytes.nvme_write" not in stats:
