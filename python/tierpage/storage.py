@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tierpage import native
-from tierpage.config import Config, paths_of
 from tierpage.errors import ConfigError
+from tierpage.settings import Config, paths_of
 
 EXTRA = "pip install 'tierpage[gds]'"
 _EXTENSION = re.compile(r"_kvikio_(\d+)_(\d+)\.so")

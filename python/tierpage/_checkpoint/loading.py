@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from tierpage import api, native
-from tierpage.checkpoint_files import CheckpointFile, StoredTensor, open_checkpoint
+from tierpage import native
+from tierpage._checkpoint.files import CheckpointFile, StoredTensor, open_checkpoint
 from tierpage.errors import ConfigError, InternalError, TierpageWarning
 from tierpage.progress import progress
+from tierpage.session import Session, current
 
 __all__ = ["load"]
 
@@ -64,7 +65,7 @@ def load(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"load() takes a module, not {type(model).__name__}")
     wanted = _Wanted(model, dtype)
-    session = api.current()
+    session = current()
     files = open_checkpoint(path)
     try:
         tensors: dict[str, torch.Tensor] = {}
@@ -119,7 +120,7 @@ class _Wanted:
 class _Reader:
     """Makes the tensors of one file."""
 
-    def __init__(self, session: api.Session, file: CheckpointFile, wanted: _Wanted) -> None:
+    def __init__(self, session: Session, file: CheckpointFile, wanted: _Wanted) -> None:
         config = session.config
         self._runtime = session.runtime
         self._file = file
