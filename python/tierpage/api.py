@@ -1,7 +1,7 @@
 """Switching tierpage on and off, and the hints that a program can give.
 
 All functions may be called from any thread. ``pin``, ``prefetch``, ``evict`` and ``step`` do nothing while tierpage is
-off, so that a program runs unchanged with and without it.
+off, so that a program runs unchanged with and without it; ``paged``, ``pause`` and ``resume`` are errors then.
 """
 
 from __future__ import annotations
@@ -234,9 +234,16 @@ def paged(tag: str | None = None) -> Iterator[None]:
 
 
 def pause(tag: str) -> int:
-    """Moves the tensors made inside ``paged(tag)`` out of device memory and keeps them out; addresses stay.
+    """Moves the tensors made inside ``paged(tag)`` out of device memory, once, and gives it back to the device.
 
-    Returns the bytes moved. Using such a tensor before :func:`resume` brings its pages back. Raises TierpageError.
+    Waits until they have left, and returns the bytes that did. Addresses stay; pinned tensors and those that an operator
+    uses now stay where they are. It is no lock: a tensor comes back when an operator uses it, and with ``prefetch`` also
+    when one is predicted to use it soon. To keep room free while the program runs on, lower :func:`set_budget`.
+
+    A tag that no living tensor carries gives 0: all of them may have died, or been too small to be paged.
+
+    Raises:
+        TierpageError while tierpage is off. ConfigError: the tag is no text, or empty.
     """
     session = current()
     session.library.run_deferred(0)
@@ -245,7 +252,11 @@ def pause(tag: str) -> int:
 
 
 def resume(tag: str) -> int:
-    """Ends :func:`pause` and brings back what fits. Returns the bytes moved. Raises TierpageError."""
+    """Hint: the tensors made inside ``paged(tag)`` are needed soon, after :func:`pause` or without it.
+
+    Returns the bytes that are not in device memory and begin to move, as far as they fit; never waits. 0 for a tag that no
+    living tensor carries. Raises as :func:`pause`.
+    """
     with native.translated():
         return int(current().runtime.resume(_tag(tag)))
 
@@ -300,10 +311,10 @@ def _hint(name: str, things: tuple[Any, ...]) -> int:
 
 
 def step() -> None:
-    """Hint: one step of the program's outer loop ended here.
+    """Writes a line to the log: what was moved and waited for since the last call, one step of the program's outer loop.
 
-    Never needed: the predictor finds the period of a program itself. It marks the border for people: with the logger
-    "tierpage" at INFO, one line tells what the step moved and waited for.
+    For people only, with the logger "tierpage" at INFO. The pager learns nothing from it: it finds the period of a program
+    itself. Does nothing while tierpage is off.
     """
     session = current_or_none()
     if session is not None:

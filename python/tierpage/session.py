@@ -76,7 +76,6 @@ class Session:
 
     def end_step(self) -> None:
         """Counts a step and logs, at INFO, one line with what it moved and waited for."""
-        self.runtime.step()
         self._steps += 1
         if not _log.isEnabledFor(logging.INFO):
             return

@@ -62,12 +62,7 @@ def check_host_mapping(machine: DoctorMachine) -> Row:
         return Row("host mapping", OK, "not needed without a GPU")
     if "host_mapping" not in facts:
         return Row("host mapping", OK, "not probed")
-    if facts["host_mapping"]:
-        return Row("host mapping", OK, "RAM can be mapped at GPU addresses")
-    return Row(
-        "host mapping", WARN, "not supported", "driver or device without host-located virtual memory",
-        "update the driver; until then one operator that needs more than device_budget is an error",
-    )  # fmt: skip
+    return Row("host mapping", OK, "supported (not needed: pages are copied)" if facts["host_mapping"] else "not supported (not needed)")
 
 
 def check_copy_engines(machine: DoctorMachine) -> Row:
