@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from tierpage import api, native
-from tierpage.checkpoint_files import CheckpointFile, StoredTensor, open_checkpoint
+from tierpage import native
+from tierpage._checkpoint.files import CheckpointFile, StoredTensor, open_checkpoint
 from tierpage.errors import ConfigError, InternalError, TierpageWarning
 from tierpage.progress import progress
+from tierpage.session import Session, current
 
 __all__ = ["load"]
 
@@ -64,7 +65,7 @@ def load(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"load() takes a module, not {type(model).__name__}")
     wanted = _Wanted(model, dtype)
-    session = api.current()
+    session = current()
     files = open_checkpoint(path)
     try:
         tensors: dict[str, torch.Tensor] = {}
@@ -119,13 +120,13 @@ class _Wanted:
 class _Reader:
     """Makes the tensors of one file."""
 
-    def __init__(self, session: api.Session, file: CheckpointFile, wanted: _Wanted) -> None:
+    def __init__(self, session: Session, file: CheckpointFile, wanted: _Wanted) -> None:
         config = session.config
         self._runtime = session.runtime
         self._file = file
         self._wanted = wanted
         self._sourced_bytes_min = max(1, config.min_paged_bytes)
-        self._device = torch.device(config.device, config.device_index if config.device != "cpu" else None)
+        self._device = torch.device("cpu") if config.device == "cpu" else torch.device(config.device, config.device_index)
         self._place = 0
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
-from tierpage import api, native, touching
-from tierpage.checkpoint_files import DTYPES, HEADER_BYTES_MAX, INDEX_SUFFIX, SUFFIX, load_json
-from tierpage.checkpoint_writer import FileWriter, sync_folder
+from tierpage import native, touching
+from tierpage._checkpoint.files import DTYPES, HEADER_BYTES_MAX, INDEX_SUFFIX, SUFFIX, load_json
+from tierpage._checkpoint.writer import FileWriter, sync_folder
 from tierpage.errors import CheckpointError
 from tierpage.progress import progress
+from tierpage.session import Session, current_or_none
 from tierpage.sizes import parse_size
 
 __all__ = ["save"]
@@ -219,11 +220,11 @@ def _write_tensor(writer: FileWriter, tensor: torch.Tensor) -> None:
 
 def _write_bytes(writer: FileWriter, content: torch.Tensor) -> None:
     """From RAM where RAM has it, else from the checkpoint where that still is the content, else by operators."""
-    session = api.current_or_none()
+    session = current_or_none()
     address = session.address_of(content) if session is not None else 0
     if session is not None and address != 0:
         session.library.run_deferred(address)  # what RAM or the file holds may be what an optimizer has still to change
-    base, total, at = content.storage_offset(), content.numel(), 0
+    base, total, at = int(content.storage_offset()), content.numel(), 0
     runs = _sourced_runs(session, address)
     while at < total:
         target = writer.buffer()[: total - at]
@@ -247,7 +248,7 @@ def _write_bytes(writer: FileWriter, content: torch.Tensor) -> None:
         at += count
 
 
-def _read_source(session: api.Session, place: int, target: memoryview) -> None:
+def _read_source(session: Session, place: int, target: memoryview) -> None:
     with native.translated():
         session.runtime.read_source(place, target)
 
@@ -268,7 +269,7 @@ def _contiguous_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
             yield from _contiguous_parts(row)
 
 
-def _sourced_runs(session: api.Session | None, address: int) -> list[tuple[int, int, int]]:
+def _sourced_runs(session: Session | None, address: int) -> list[tuple[int, int, int]]:
     """(first byte of the storage, end, place) of what a file still holds, in order."""
     if session is None or address == 0:
         return []

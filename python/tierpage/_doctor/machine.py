@@ -34,7 +34,7 @@ class DoctorMachine:
         self._facts: dict[tuple[str, int], dict[str, Any]] = {}
 
     def _configured_paths(self) -> tuple[str, ...]:
-        from tierpage.config import parse_request, paths_of
+        from tierpage.settings import parse_request, paths_of
 
         try:
             return paths_of(parse_request({}, self.environment.get("TIERPAGE_CONF")).values.get("nvme_path"))
@@ -182,7 +182,7 @@ class DoctorMachine:
 
     def storage_backend(self) -> str:
         """What TIERPAGE_CONF asks for; "auto" where it does not, or is wrong."""
-        from tierpage.config import parse_environment
+        from tierpage.settings import parse_environment
 
         try:
             return parse_environment(self.environment.get("TIERPAGE_CONF")).get("storage_backend", "auto")
@@ -205,7 +205,7 @@ class DoctorMachine:
 
     def settings_problem(self) -> str | None:
         """What is wrong with TIERPAGE_CONF; None if nothing is."""
-        from tierpage.config import parse_request
+        from tierpage.settings import parse_request
 
         try:
             parse_request({}, self.environment.get("TIERPAGE_CONF"))
@@ -215,8 +215,8 @@ class DoctorMachine:
 
     def configuration(self) -> str:
         """The settings in force as a TIERPAGE_CONF line: those given, then the budgets that the defaults give."""
-        from tierpage.config import parse_request
         from tierpage.defaults import resolve
+        from tierpage.settings import parse_request
 
         given = self.environment.get("TIERPAGE_CONF", "")
         asked = {} if "nvme_path:" in given else {"nvme_path": "[" + ",".join(self.paths) + "]"}

@@ -1,31 +1,16 @@
-"""``tierpage doctor``: what this machine offers, what it lacks, and the remedy. Works without a GPU and without a match
-between tierpage and torch. Each row is a function of a Machine that returns a Row; nothing here prints."""
+"""What ``tierpage doctor`` checks, and the remedy for what is wrong. Works without a GPU and without a match between
+tierpage and torch. Each check is a function of a DoctorMachine that returns a Row; nothing here prints."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 
 from tierpage import system
-from tierpage.doctor_machine import DoctorMachine
+from tierpage._doctor.machine import DoctorMachine
+from tierpage._doctor.report import FAIL, OK, WARN, Row
 from tierpage.system import format_bytes
-
-OK, WARN, FAIL = "OK", "WARN", "FAIL"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One check: ``state`` is OK, WARN (works, but slower or smaller) or FAIL (does not work)."""
-
-    name: str
-    state: str
-    value: str
-    cause: str = ""
-    remedy: str = ""
-
 
 Check = Callable[[DoctorMachine], Row]
 
@@ -77,12 +62,7 @@ def check_host_mapping(machine: DoctorMachine) -> Row:
         return Row("host mapping", OK, "not needed without a GPU")
     if "host_mapping" not in facts:
         return Row("host mapping", OK, "not probed")
-    if facts["host_mapping"]:
-        return Row("host mapping", OK, "RAM can be mapped at GPU addresses")
-    return Row(
-        "host mapping", WARN, "not supported", "driver or device without host-located virtual memory",
-        "update the driver; until then one operator that needs more than device_budget is an error",
-    )  # fmt: skip
+    return Row("host mapping", OK, "supported (not needed: pages are copied)" if facts["host_mapping"] else "not supported (not needed)")
 
 
 def check_copy_engines(machine: DoctorMachine) -> Row:
@@ -341,35 +321,3 @@ def examine(machine: DoctorMachine, *, measure: bool = True) -> list[Row]:
                 with machine.looking_at(path):
                     rows += [_row_of(again, machine) for again in DIRECTORY_CHECKS]
     return rows + (check_links(machine) if measure else [])
-
-
-def exit_code(rows: Iterable[Row]) -> int:
-    """0: all well, 1: at least one WARN, 2: at least one FAIL."""
-    states = {row.state for row in rows}
-    return 2 if FAIL in states else 1 if WARN in states else 0
-
-
-def as_json(rows: list[Row], configuration: str) -> str:
-    """The rows, the settings line and the exit code as JSON."""
-    return json.dumps(
-        {"rows": [asdict(row) for row in rows], "TIERPAGE_CONF": configuration, "exit_code": exit_code(rows)}, indent=2
-    )
-
-
-def as_text(rows: list[Row], configuration: str) -> str:
-    """A plain table; cause and remedy below the rows that are not OK; last line: the settings in force."""
-    width = max(len(row.name) for row in rows)
-    lines = []
-    for row in rows:
-        lines.append(f"{row.state:<4}  {row.name:<{width}}  {row.value}")
-        if row.state != OK:
-            lines += [
-                f"{'':<{width + 8}}{label}: {text}"
-                for label, text in (("cause", row.cause), ("remedy", row.remedy))
-                if text
-            ]
-    counts = [sum(row.state == state for row in rows) for state in (OK, WARN, FAIL)]
-    lines.append("")
-    lines.append("{} OK, {} WARN, {} FAIL".format(*counts))
-    lines.append(f"TIERPAGE_CONF={configuration}")
-    return "\n".join(lines)
