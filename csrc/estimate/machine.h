@@ -24,7 +24,7 @@ struct MachineRates {
   double duplex_factor = 0.86;      // of each direction's rate while both are busy
   double disk_read = 3.5e9;
   double disk_write = 2.5e9;
-  double map_us = 100;              // map and set access, one frame; some wait for a piece on its way down (docs/benchmarks.md)
+  double map_us = 100;              // map and set access, one frame; some wait for a piece on its way down (bench/notes/2026-11-lab-book.md)
   double unmap_us = 40;
   double create_us = 25;            // the memory of a frame, and giving back another's
   double submit_us = 12;            // to hand one piece of a copy to the device
