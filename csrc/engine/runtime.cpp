@@ -107,7 +107,7 @@ Status Runtime::open() {
   last_tick_ns_ = steady_ns();
   accounts_.opened(last_tick_ns_);
   watchdog_.something_ended(last_tick_ns_);
-  transfers_ = std::make_unique<TransferEngine>(*backend_, arena_.get(), store_.get(), ring_.get(), log_, 16 * kMiB,
+  transfers_ = std::make_unique<TransferEngine>(*backend_, arena_.get(), store_.get(), ring_.get(), log_,
                                                 options_.storage_to_device);
   fill_api();
   return Status::success();
