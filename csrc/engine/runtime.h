@@ -290,6 +290,14 @@ class Runtime {
       return dead_;
     }
   }
+  // The same for who leaves the core to others afterwards: its actions are handed over and waiters woken. Nearly every
+  // caller does so; where not, the order of something else matters, or an operator's way is kept short.
+  template <class Events>
+  Status change_locked(Events&& events) {
+    Status status = core_locked(std::forward<Events>(events));
+    after_core_locked();
+    return status;
+  }
   bool refuses_locked() const { return !dead_.ok() || forked(); }  // nothing can be asked for
   Status refusal_locked() const;                                   // why; ok if it can
   bool ended_locked() const { return !dead_.ok() || stop_ || forked(); }  // nobody serves a wait any more

@@ -38,7 +38,7 @@ void Runtime::remove_scope(Scope* scope) {
     accounts_.stall_ends(scope->waiting_slot, steady_ns());
     // Of a dead pager nothing is given back: its state is not to be trusted, and a thread's end must not throw.
     if (dead_.ok()) {
-      (void)core_locked([&] {
+      (void)change_locked([&] {
         pager_->cancel(scope->waiting_slot);
         pager_->end_op(scope->slot, {});
         pager_->remove_slot(scope->slot);
@@ -47,7 +47,6 @@ void Runtime::remove_scope(Scope* scope) {
           pager_->remove_slot(sticky.slot);
         }
       });
-      after_core_locked();
     }
   }
   delete static_cast<tp_scope*>(scope);
@@ -289,11 +288,10 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
     if (pager_->wants_planning()) wake_locked();
     return Status::success();
   }
-  status = core_locked([&] {
+  status = change_locked([&] {
     pager_->evict_all();
     pager_->plan();
   });
-  after_core_locked();
   if (status.ok()) status = wait_for_evictions(lock, pager_->live_regions(), "paranoid mode");
   if (const uint64_t missed = missed_accesses_.exchange(0); missed > 0) {
     return Status::error(StatusCode::kInternal,
@@ -367,13 +365,12 @@ void Runtime::drop_touches_locked(RegionId region) {
 }
 
 void Runtime::free_region_locked(RegionId region, const std::vector<Fence>& fences) {
-  (void)core_locked([&] {
+  (void)change_locked([&] {
     drop_touches_locked(region);
     pager_->free_region(region, fences);
     uncount_source_locked(region);
     if (closed_) release_when_closed_locked();
   });
-  after_core_locked();
 }
 
 void Runtime::record_stream(uint64_t address, uint64_t native_stream) {

@@ -47,12 +47,11 @@ Status Runtime::open_sources() {
   if (has_ring) return Status::success();
   ring_ = std::move(ring);
   pager_config_.host_bytes_max -= ring_bytes_;
-  const Status status = core_locked([&] {
+  const Status status = change_locked([&] {
     const uint64_t host = pager_->capacity(Tier::kHost);
     pager_->set_capacity(Tier::kHost, host > ring_bytes_ ? host - ring_bytes_ : 0);
     pager_->plan();
   });
-  after_core_locked();
   return status;
 }
 
@@ -158,8 +157,7 @@ uint64_t Runtime::read_host(uint64_t address, uint64_t first, uint64_t bytes, st
     begin += span.bytes;
   }
   lock.lock();
-  (void)core_locked([&] { pager_->read_done(id); });
-  after_core_locked();
+  (void)change_locked([&] { pager_->read_done(id); });
   return count;
 }
 

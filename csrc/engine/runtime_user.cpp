@@ -9,9 +9,35 @@ namespace {
 
 std::string mebibytes(uint64_t bytes) { return std::to_string(bytes / kMiB) + " MiB"; }
 
+constexpr auto kSlice = std::chrono::milliseconds(50);  // of a wait, between two questions whether to stop
 constexpr auto kForEver = std::chrono::hours(24 * 365);  // a clock may not hold more
 
 }  // namespace
+
+// How the calls below wait: until done, until a time, or until the waiting thread is asked to stop (Ctrl-C).
+
+thread_local StopAsked t_stop_asked = nullptr;
+
+// The question is asked without the lock, since it may run Python. `lock` is held again on return.
+Runtime::WaitEnd Runtime::wait_or_stop(std::unique_lock<std::mutex>& lock, std::chrono::steady_clock::time_point end,
+                                       const std::function<bool()>& done) {
+  const StopAsked stop_asked = t_stop_asked;
+  while (true) {
+    const auto now = std::chrono::steady_clock::now();
+    const auto until = stop_asked == nullptr ? end : std::min(end, now + kSlice);
+    if (slots_changed_.wait_until(lock, until, done)) return WaitEnd::kDone;
+    if (std::chrono::steady_clock::now() >= end) return WaitEnd::kTimeOver;
+    if (stop_asked == nullptr) continue;
+    lock.unlock();
+    const bool stop = stop_asked();
+    lock.lock();
+    if (stop) return done() ? WaitEnd::kDone : WaitEnd::kStopped;
+  }
+}
+
+Status Runtime::stopped(const char* name) {
+  return Status::error(StatusCode::kInterrupted, std::string(name) + " was interrupted while it waited");
+}
 
 // Begins an operator on `slot` and waits for its end; for threads that are not in an operator. The lock is held from
 // where the regions were looked up, so none of them has been freed; what is freed during the wait lives until its end.
@@ -83,24 +109,22 @@ void Runtime::unpin(SlotId handle) {
   std::lock_guard lock(mutex_);
   // A second unpin must not reach whoever has the slot now.
   if (!refusal_locked().ok() || pins_.erase(handle.value) == 0) return;
-  (void)core_locked([&] {
+  (void)change_locked([&] {
     pager_->end_op(handle, {});
     pager_->remove_slot(handle);
   });
-  after_core_locked();
 }
 
 uint64_t Runtime::prefetch(const std::vector<uint64_t>& addresses) {
   std::lock_guard lock(mutex_);
   if (ended_locked()) return 0;
   uint64_t bytes = 0;
-  (void)core_locked([&] {
+  (void)change_locked([&] {
     for (const uint64_t address : addresses) {
       const RegionId region = region_of_locked(address);
       if (region.valid()) bytes += pager_->prefetch(region);
     }
   });
-  after_core_locked();
   return bytes;
 }
 
@@ -153,7 +177,7 @@ uint64_t Runtime::evict(const std::vector<uint64_t>& addresses) {
   if (ended_locked()) return 0;
   uint64_t bytes = 0;
   std::vector<RegionId> regions;
-  const Status status = core_locked([&] {
+  const Status status = change_locked([&] {
     for (const uint64_t address : addresses) {
       const RegionId region = region_of_locked(address);
       if (!region.valid()) continue;
@@ -162,7 +186,6 @@ uint64_t Runtime::evict(const std::vector<uint64_t>& addresses) {
     }
     pager_->plan();
   });
-  after_core_locked();
   if (status.ok()) (void)wait_for_evictions(lock, regions, "tierpage.evict");
   return bytes;
 }
@@ -180,19 +203,17 @@ uint64_t Runtime::pause(const std::string& tag) {
   if (entry == tags_.end() || ended_locked()) return 0;
   uint64_t bytes = 0;
   const std::vector<RegionId> regions = regions_of_tag_locked(entry->second);
-  Status status = core_locked([&] {
+  Status status = change_locked([&] {
     for (const RegionId region : regions) bytes += pager_->evict(region);
     pager_->plan();
   });
-  after_core_locked();
   if (status.ok()) status = wait_for_evictions(lock, regions, "tierpage.pause");
   if (ended_locked()) return bytes;
-  (void)core_locked([&] {
+  (void)change_locked([&] {
     pager_->drop_cached_regions();
     pager_->plan();
     pager_->release_free_frames();
   });
-  after_core_locked();
   return bytes;
 }
 
@@ -201,10 +222,9 @@ uint64_t Runtime::resume(const std::string& tag) {
   const auto entry = tags_.find(tag);
   if (entry == tags_.end() || ended_locked()) return 0;
   uint64_t bytes = 0;
-  (void)core_locked([&] {
+  (void)change_locked([&] {
     for (const RegionId region : regions_of_tag_locked(entry->second)) bytes += pager_->prefetch(region);
   });
-  after_core_locked();
   return bytes;
 }
 
@@ -224,11 +244,10 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
   if (closed_) return Status::error(StatusCode::kUnavailable, "paging is disabled: there is no budget to change");
   if (tier == Tier::kDevice) device_budget_ = bytes;
   const uint64_t host = bytes > ring_bytes_ ? bytes - ring_bytes_ : 0;
-  const Status status = core_locked([&] {
+  const Status status = change_locked([&] {
     pager_->set_capacity(tier, tier == Tier::kDevice ? device_capacity_locked() : host);
     pager_->plan();
   });
-  after_core_locked();
   return status;
 }
 
@@ -239,11 +258,10 @@ void Runtime::set_native_reserved(uint64_t bytes) {
   native_expected_ = 0;
   pager_->note_native_reserved(bytes);
   if (pager_->capacity(Tier::kDevice) == device_capacity_locked()) return;
-  (void)core_locked([&] {
+  (void)change_locked([&] {
     pager_->set_capacity(Tier::kDevice, device_capacity_locked());
     pager_->plan();
   });
-  after_core_locked();
 }
 
 uint64_t Runtime::make_room(uint64_t bytes) {
@@ -251,19 +269,17 @@ uint64_t Runtime::make_room(uint64_t bytes) {
   if (ended_locked() || closed_) return 0;
   native_expected_ = bytes;
   const uint64_t before = pager_->device_held_bytes();
-  const Status status = core_locked([&] {
+  const Status status = change_locked([&] {
     pager_->set_capacity(Tier::kDevice, device_capacity_locked());
     pager_->drop_cached_regions();
     pager_->plan();
     pager_->release_free_frames();
   });
-  after_core_locked();
   if (!status.ok()) return 0;
   (void)wait_until(lock, 10'000, "torch's own allocator",
                    [&] { return pager_->device_held_bytes() <= device_capacity_locked(); });
   if (ended_locked()) return 0;
-  (void)core_locked([&] { pager_->release_free_frames(); });
-  after_core_locked();
+  (void)change_locked([&] { pager_->release_free_frames(); });
   const uint64_t after = pager_->device_held_bytes();
   return before > after ? before - after : 0;
 }
