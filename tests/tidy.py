@@ -143,7 +143,7 @@ def check_synchronisation() -> Iterator[str]:
 
 def check_settings() -> Iterator[str]:
     """Every setting has a section in docs/tuning.md, and every section a setting."""
-    text = (ROOT / "python" / "tierpage" / "config.py").read_text()
+    text = (ROOT / "python" / "tierpage" / "settings.py").read_text()
     table = text[text.index("SETTINGS: dict") : text.index("def _close")]
     settings = set(re.findall(r'^    "(\w+)":', table, re.MULTILINE))
     sections = set(re.findall(r"^## (\w+)$", (ROOT / "docs" / "tuning.md").read_text(), re.MULTILINE))

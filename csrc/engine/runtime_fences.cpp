@@ -1,5 +1,5 @@
 // The end of an operator's work: its time (operator_mark.h) and the fence behind it, which is recorded at once while
-// pages leave and owed while all fits (core/pager/pager_engagement.cpp).
+// pages leave and owed while all fits (core/pager/departures.h).
 //
 // A record costs the caller as much as the rest of its way through the engine. What is owed is recorded by the pager
 // thread, once per stream, when the first page is told to leave; the core says when, and what that fence stands for.

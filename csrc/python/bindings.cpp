@@ -317,7 +317,6 @@ PYBIND11_MODULE(_C, module) {
       .def("resume", [](const PyRuntime& self, const std::string& tag) { return self.runtime().resume(tag); },
            py::arg("tag"), Release())
       .def("set_budget", &set_budget, py::arg("tier"), py::arg("bytes"))
-      .def("step", [](const PyRuntime&) {}, "A hint that a step of the program ended; the predictor finds periods itself.")
       .def("events", [](const PyRuntime& self) { return event_rows(self.runtime()); },
            "(kind, start_ns, duration_ns, bytes, page) of movements, oldest first.")
       .def("stalls", [](const PyRuntime& self) { return stall_rows(self.runtime()); }, "Ended waits, oldest first.")

@@ -92,10 +92,6 @@ class Runtime:
         """
     def stats(self) -> dict:
         ...
-    def step(self) -> None:
-        """
-        A hint that a step of the program ended; the predictor finds periods itself.
-        """
     def take_notices(self) -> str:
         ...
     def unpin(self, handle: typing.SupportsInt | typing.SupportsIndex) -> None:

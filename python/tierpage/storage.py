@@ -7,6 +7,7 @@ it cannot be used is a text here; only an explicit choice turns it into an error
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tierpage import native
-from tierpage.config import Config, paths_of
 from tierpage.errors import ConfigError
+from tierpage.settings import Config, paths_of
 
 EXTRA = "pip install 'tierpage[gds]'"
 _EXTENSION = re.compile(r"_kvikio_(\d+)_(\d+)\.so")
@@ -98,13 +99,14 @@ def kvikio_problem() -> str | None:
             f"Run: pip install 'libkvikio-cu13=={release}.*'"
         )
     cufile = _package_file("nvidia", "*/lib/libcufile.so.0")  # only needed for drives that reach the device
-    for library in (logger, cufile, libkvikio):
+    if cufile is not None:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(cufile))  # before libkvikio, which looks for it
+    for library in (logger, libkvikio):
         try:
-            if library is not None:
-                ctypes.CDLL(str(library))  # met by its name when the extension is opened
+            ctypes.CDLL(str(library))  # met by its name when the extension is opened
         except OSError as error:
-            if library is not cufile:
-                return f"{library.name} does not load: {error}. Run: {EXTRA}"
+            return f"{library.name} does not load: {error}. Run: {EXTRA}"
     problem = str(native.engine_module().load_storage_extension(str(path)))
     if "libcuda" in problem:
         return (

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 
 from checkpoints import write_raw
 from tierpage import CheckpointError
-from tierpage.checkpoint_files import CheckpointFile, open_checkpoint
+from tierpage._checkpoint.files import CheckpointFile, open_checkpoint
 
 EXAMPLES = int(os.environ.get("TIERPAGE_TEST_EXAMPLES", "300"))  # a long run by hand: 20000
 

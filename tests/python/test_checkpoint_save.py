@@ -24,7 +24,8 @@ import checkpoints
 import harness
 import tierpage
 from checkpoints import MIB, Model, same
-from tierpage import checkpoint_save, checkpoint_writer
+from tierpage._checkpoint import saving, writer
+from tierpage.session import current
 
 
 def names(folder: Path) -> list[str]:
@@ -54,7 +55,7 @@ def test_every_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_views_are_written_in_logical_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_save, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(saving, "_PIECE_BYTES", 1000)
     base = torch.arange(24.0 * 1000).view(20, 30, 40)
     complex_base = torch.randn(30, 40, dtype=torch.complex64)
     tensors = {
@@ -89,7 +90,7 @@ def test_from_every_tier(device: str, tmp_path: Path) -> None:
             reference[name].mul_(2)
         model.w3[150:160].zero_()  # one page of several
         reference["w3"][150:160].zero_()
-        session = tierpage.api.current()
+        session = current()
         runs = session.runtime.sourced_runs(session.address_of(model.w3))
         assert len(runs) == (2 if device == "cpu" else 0)
         read = checkpoints.read_count()
@@ -186,7 +187,7 @@ def test_a_failure_leaves_everything_as_it_was(call: str, code: int, tmp_path: P
     def fail(*_: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(checkpoint_writer.os, call, fail)
+    monkeypatch.setattr(writer.os, call, fail)
     with pytest.raises(tierpage.StorageError) as error:
         tierpage.save({"a": torch.zeros(3 * MIB)}, path)
     monkeypatch.undo()
@@ -209,9 +210,9 @@ def test_short_writes_are_completed(direct: bool, tmp_path: Path, monkeypatch: p
             raise OSError(errno.EINVAL, "no")
         return real_open(path, flags, *mode)
 
-    monkeypatch.setattr(checkpoint_writer, "_FLUSH_BYTES", 4 * MIB)
-    monkeypatch.setattr(checkpoint_writer.os, "pwrite", short)
-    monkeypatch.setattr(checkpoint_writer.os, "open", buffered)
+    monkeypatch.setattr(writer, "_FLUSH_BYTES", 4 * MIB)
+    monkeypatch.setattr(writer.os, "pwrite", short)
+    monkeypatch.setattr(writer.os, "open", buffered)
     tensors = {"a": torch.randn(7 * MIB + 13), "b": torch.randn(5)}
     tierpage.save(tensors, tmp_path / "x.safetensors")
     monkeypatch.undo()

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierpage import system
-from tierpage.config import SETTINGS, parse_environment, parse_request, setting_names
 from tierpage.defaults import differences, resolve
 from tierpage.errors import ConfigError
+from tierpage.settings import SETTINGS, parse_environment, parse_request, setting_names
 from tierpage.sizes import Rate, parse_size
 
 GIB = 1024**3

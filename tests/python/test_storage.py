@@ -15,8 +15,8 @@ import pytest
 
 import tierpage
 from tierpage import native, storage
-from tierpage.config import Config
 from tierpage.errors import ConfigError
+from tierpage.settings import Config
 
 STAND_IN = Path(__file__).resolve().parent.parent / "stand_in_driver" / "libcuda.cpp"
 RATES = {
