@@ -1,12 +1,29 @@
-// One running pager: owns the core, the tiers, the pager thread, and the place where threads wait.
+// One running pager: its lock, its thread, the place where callers wait, and the wiring of its parts. What has data of
+// its own is a part: accounts, watchdog, host growth, streams, sources, transfers.
 //
-// Threads and locks.
+// Threads.
 //   caller threads   call begin/allocate/end/... : the core under mutex_, inline; they wait on slots_changed_.
 //   pager thread     applies completions and plans under mutex_, executes actions and polls outside it. The only
 //                    thread that creates, maps, unmaps, copies or touches the disk.
-// mutex_ guards pager_ and everything marked so. It is never held across a call of a backend that may block, I/O,
-// Python or a wait (other than on its own condition variables). Lock order: GIL -> never with mutex_; mutex_ is a leaf
-// but for the event log's.
+//
+// Locks of the engine, in their order: whoever holds one takes only what stands below it.
+//
+//   lock                guards                             what may happen under it
+//   close_mutex_        one close, shutdown or opening     I/O, calls of the driver, waits, the pager thread's end,
+//                       of a source at a time              Python (it is asked whether to stop)
+//   the GIL             Python; not ours                   what is short, as all under mutex_ is: calls that may wait
+//                                                          give it up first, and close_mutex_ is never taken with it
+//   g_registry_mutex    the list of runtimes               the start of a thread; around a fork, each runtime's mutex_
+//   mutex_              pager_, all fields marked so,      the core and the parts; waits on its own two condition
+//                       and the parts but for the          variables. Never a call of a backend that may block, I/O,
+//                       transfers (no lock: the pager      Python, or the end of a part that has threads
+//                       thread's alone)
+//   leaves              the rows of a BoundedLog; the      the copy of a row, a few numbers. They call nobody: the
+//                       insides of arena, stores,          threads of tiers/ call wake(), which takes mutex_, without
+//                       sources and backends
+//
+// Without any lock: hints (engaged_, wants_times_, open_), which may be late, and what never changes after open().
+// docs/architecture.md lists the locks of all layers.
 //
 // Life: open -> (closing) -> closed; or dead at the first broken invariant or driver failure that leaves the state
 // unknown: the first cause is kept and every waiter and later caller gets it. A Runtime is never deleted: tensors may
@@ -16,8 +33,8 @@
 // anything else (pages that leave, room, the lower tiers' end) counts itself in other_waiters_ and is woken after every
 // change.
 //
-// Fork: mutex_ is held across fork, so that the child's copy is consistent; the child may ask and free, but is refused
-// pages and waits for nothing. See forked().
+// Fork: g_registry_mutex and mutex_ are held across fork, so that the child's copy is consistent; the child may ask and
+// free, but is refused pages and waits for nothing. See forked().
 #pragma once
 
 #include <atomic>
@@ -41,6 +58,7 @@
 #include "engine/event_log.h"
 #include "engine/host_growth.h"
 #include "engine/operator_mark.h"
+#include "engine/source_registry.h"
 #include "engine/staging_ring.h"
 #include "engine/stream_ledger.h"
 #include "engine/transfer_engine.h"
@@ -243,9 +261,6 @@ class Runtime {
   Status open_sources();
   Source take_expected_source(uint64_t bytes);
   bool expects_source(uint64_t bytes) const;
-  void count_source_locked(RegionId region, const Source& source);
-  void uncount_source_locked(RegionId region);
-  std::vector<uint64_t> take_unused_sources_locked();
   Status open_lower_tiers();
   Status publish();
   void fill_api();
@@ -371,12 +386,7 @@ class Runtime {
   std::unordered_map<uint32_t, uint32_t> awaited_;
   std::vector<std::pair<RegionId, std::vector<Fence>>> frees_put_off_;
   std::vector<Scope*> scopes_;
-  struct SourceUse {
-    uint32_t regions = 0;
-    bool held = true;  // more regions may come
-  };
-  std::map<uint64_t, SourceUse> source_uses_;              // by place
-  std::unordered_map<uint32_t, uint64_t> source_of_region_;  // region -> place
+  SourceRegistry source_registry_;
   HostGrowth host_growth_;
   int64_t last_tick_ns_ = 0;
   Watchdog watchdog_;                      // and its notices

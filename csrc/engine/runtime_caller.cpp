@@ -168,7 +168,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
     pager_->allocate(scope.slot, request);
     const RegionId region = pager_->allocated(scope.slot);
     if (!region.valid()) return;
-    if (request.source.bytes > 0) count_source_locked(region, request.source);
+    if (request.source.bytes > 0) source_registry_.region_made(region, request.source);
     if (closed_) pager_->hold_region(region);
     streams_.region_made(region);
     if (!scope.open && !backend_->info().synchronous_streams) streams_.used_on(region, native_stream);
@@ -368,7 +368,7 @@ void Runtime::free_region_locked(RegionId region, const std::vector<Fence>& fenc
   (void)change_locked([&] {
     drop_touches_locked(region);
     pager_->free_region(region, fences);
-    uncount_source_locked(region);
+    if (source_registry_.region_gone(region)) wake_locked();
     if (closed_) release_when_closed_locked();
   });
 }

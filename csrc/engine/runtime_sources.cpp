@@ -63,16 +63,13 @@ Status Runtime::add_source(int descriptor, const std::string& name, uint64_t* pl
   if (status.ok()) status = sources_->add(descriptor, name, place);
   if (!status.ok()) return status;
   std::lock_guard lock(mutex_);
-  source_uses_[*place] = {};
+  source_registry_.opened(*place);
   return status;
 }
 
 void Runtime::let_source_go(uint64_t place) {
   std::lock_guard lock(mutex_);
-  const auto use = source_uses_.find(place);
-  if (use == source_uses_.end()) return;
-  use->second.held = false;
-  if (use->second.regions == 0) wake_locked();
+  if (source_registry_.let_go(place)) wake_locked();
 }
 
 void Runtime::expect_source(const Source& source) { t_expected = {this, source}; }
@@ -90,34 +87,6 @@ bool Runtime::source_taken() {
 Source Runtime::take_expected_source(uint64_t bytes) {
   if (!expects_source(bytes)) return {};
   return std::exchange(t_expected, {}).source;
-}
-
-void Runtime::count_source_locked(RegionId region, const Source& source) {
-  auto use = source_uses_.upper_bound(source.offset);
-  TP_ASSERT(use != source_uses_.begin());
-  --use;
-  ++use->second.regions;
-  source_of_region_[region.value] = use->first;
-}
-
-void Runtime::uncount_source_locked(RegionId region) {
-  const auto known = source_of_region_.find(region.value);
-  if (known == source_of_region_.end()) return;
-  SourceUse& use = source_uses_.at(known->second);
-  source_of_region_.erase(known);
-  if (--use.regions == 0 && !use.held) wake_locked();
-}
-
-// Files to be closed, without the lock. Only while nothing is under way: a region that was freed may still have been
-// arriving.
-std::vector<uint64_t> Runtime::take_unused_sources_locked() {
-  std::vector<uint64_t> unused;
-  std::erase_if(source_uses_, [&](const auto& entry) {
-    if (entry.second.held || entry.second.regions > 0) return false;
-    unused.push_back(entry.first);
-    return true;
-  });
-  return unused;
 }
 
 Status Runtime::read_source(uint64_t offset, uint64_t bytes, std::byte* buffer) {

@@ -172,8 +172,9 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
     if (action.kind == ActionKind::kRecordFence) action.native_stream = streams_.native_of(action.fence.stream);
   }
   note_engagement_locked();
+  // Closed below, without the lock. Only while nothing is under way: a region that was freed may still be arriving.
   std::vector<uint64_t> unused_sources;
-  if (actions.empty() && transfers_->idle()) unused_sources = take_unused_sources_locked();
+  if (actions.empty() && transfers_->idle()) unused_sources = source_registry_.take_unused();
   const bool waiters_may_go = pager_->slots_changed() || other_waiters_ > 0;
   if (closed_ && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
   SourceFiles* const sources = sources_.get();  // only this thread takes it away
