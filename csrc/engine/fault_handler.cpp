@@ -43,8 +43,8 @@ void say(const std::string& text) {
 void on_fault(int number, siginfo_t* info, void* context) {
   const int interrupted_errno = errno;
   const auto address = reinterpret_cast<uint64_t>(info->si_addr);
-  const bool ours = info->si_code > 0 && !t_pager_thread && !Runtime::forked();
-  Runtime* runtime = ours ? Runtime::of_address(address) : nullptr;
+  const bool ours = info->si_code > 0 && !t_pager_thread && !g_runtimes.forked();
+  Runtime* runtime = ours ? g_runtimes.of_address(address) : nullptr;
   const bool resolved = runtime != nullptr && runtime->resolve_missed_access(address);
   errno = interrupted_errno;
   if (!resolved) pass_on(number, info, context);

@@ -1,4 +1,4 @@
-// Starting a runtime: its parts, its place in the process, fork.
+// Starting a runtime: its parts, and its place in the process.
 #include "engine/runtime.h"
 
 #include <pthread.h>
@@ -11,13 +11,6 @@
 
 namespace tierpage {
 namespace {
-
-constexpr int kRuntimesMax = 1024;
-std::atomic<Runtime*> g_runtimes[kRuntimesMax];
-std::atomic<int> g_runtime_count{0};
-std::atomic<Runtime*> g_active{nullptr};
-std::atomic<bool> g_forked{false};
-std::mutex g_registry_mutex;  // adding a runtime; forking. Taken before any runtime's mutex_
 
 // Largest unit, up to 64 KiB, that every request of the transfers covers whole: only whole units are checked.
 uint64_t checked_unit_bytes(uint64_t span_bytes_min, uint64_t staging_slot_bytes) {
@@ -32,42 +25,6 @@ Runtime::Runtime(const RuntimeOptions& options)
       log_(options.trace_events_max),
       accounts_(options.trace_events_max),
       watchdog_(options.stall_report_seconds, options.endurance_seconds) {}
-
-Runtime* Runtime::active() { return g_active.load(std::memory_order_acquire); }
-bool Runtime::forked() { return g_forked.load(std::memory_order_relaxed); }
-
-Runtime* Runtime::newest() {
-  if (Runtime* runtime = active(); runtime != nullptr) return runtime;
-  const int count = g_runtime_count.load(std::memory_order_acquire);
-  return count > 0 ? g_runtimes[count - 1].load(std::memory_order_relaxed) : nullptr;
-}
-
-void Runtime::before_fork() {
-  g_registry_mutex.lock();
-  for (int i = 0; i < g_runtime_count.load(); ++i) g_runtimes[i].load()->mutex_.lock();
-}
-
-void Runtime::after_fork_in_parent() {
-  for (int i = g_runtime_count.load(); i-- > 0;) g_runtimes[i].load()->mutex_.unlock();
-  g_registry_mutex.unlock();
-}
-
-void Runtime::after_fork_in_child() {
-  g_forked.store(true);
-  after_fork_in_parent();
-}
-
-// No new allocations from here on; a newer runtime that took its place is left alone.
-void Runtime::deactivate(Runtime* runtime) { g_active.compare_exchange_strong(runtime, nullptr); }
-
-Runtime* Runtime::of_address(uint64_t address) {
-  const int count = g_runtime_count.load(std::memory_order_acquire);
-  for (int i = count - 1; i >= 0; --i) {
-    Runtime* runtime = g_runtimes[i].load(std::memory_order_relaxed);
-    if (address - runtime->api_.range_base < runtime->api_.range_bytes) return runtime;
-  }
-  return nullptr;
-}
 
 Status Runtime::create(const RuntimeOptions& options, Runtime** result, RuntimeParts parts) {
   std::unique_ptr<Runtime> runtime(new Runtime(options));
@@ -215,21 +172,16 @@ Status Runtime::open_ring(std::unique_ptr<StagingRing>* ring) {
 // The thread runs, and from here on addresses of the range lead to this runtime.
 Status Runtime::publish() {
   static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child); });
+  std::call_once(once, [] {
+    pthread_atfork([] { g_runtimes.before_fork(); }, [] { g_runtimes.after_fork_in_parent(); },
+                   [] { g_runtimes.after_fork_in_child(); });
+  });
   backend_->set_wake([](void* self) { static_cast<Runtime*>(self)->wake(); }, this);
-  std::lock_guard registry(g_registry_mutex);
-  const int index = g_runtime_count.load();
-  if (index == kRuntimesMax) {
-    return Status::error(StatusCode::kUnavailable, "tierpage was enabled " + std::to_string(kRuntimesMax) +
-                                                       " times in this process; start a new one");
-  }
-  Status status = start_quiet_thread("tierpage", [this] { run(); }, &thread_);
-  if (!status.ok()) return status;
-  open_.store(true);
-  g_runtimes[index].store(this);
-  g_runtime_count.store(index + 1, std::memory_order_release);
-  g_active.store(this, std::memory_order_release);
-  return Status::success();
+  return g_runtimes.add(this, api_.range_base, api_.range_bytes, &mutex_, [this] {
+    Status status = start_quiet_thread("tierpage", [this] { run(); }, &thread_);
+    if (status.ok()) open_.store(true);
+    return status;
+  });
 }
 
 }  // namespace tierpage

@@ -13,7 +13,7 @@
 //                       of a source at a time              Python (it is asked whether to stop)
 //   the GIL             Python; not ours                   what is short, as all under mutex_ is: calls that may wait
 //                                                          give it up first, and close_mutex_ is never taken with it
-//   g_registry_mutex    the list of runtimes               the start of a thread; around a fork, each runtime's mutex_
+//   RuntimeRegistry     the list of runtimes               the start of a thread; around a fork, each runtime's mutex_
 //   mutex_              pager_, all fields marked so,      the core and the parts; waits on its own two condition
 //                       and the parts but for the          variables. Never a call of a backend that may block, I/O,
 //                       transfers (no lock: the pager      Python, or the end of a part that has threads
@@ -33,8 +33,8 @@
 // anything else (pages that leave, room, the lower tiers' end) counts itself in other_waiters_ and is woken after every
 // change.
 //
-// Fork: g_registry_mutex and mutex_ are held across fork, so that the child's copy is consistent; the child may ask and
-// free, but is refused pages and waits for nothing. See forked().
+// Fork: The registry's lock and mutex_ are held across fork, so that the child's copy is consistent; the child may ask
+// and free, but is refused pages and waits for nothing. See RuntimeRegistry.
 #pragma once
 
 #include <atomic>
@@ -58,6 +58,7 @@
 #include "engine/event_log.h"
 #include "engine/host_growth.h"
 #include "engine/operator_mark.h"
+#include "engine/runtime_registry.h"
 #include "engine/source_registry.h"
 #include "engine/staging_ring.h"
 #include "engine/stream_ledger.h"
@@ -139,11 +140,6 @@ struct Scope {
 class Runtime {
  public:
   static Status create(const RuntimeOptions& options, Runtime** runtime, RuntimeParts parts = {});
-  // The runtime that owns an address, or null. Lock free.
-  static Runtime* of_address(uint64_t address);
-  static Runtime* active();
-  static Runtime* newest();  // the active one, else the one that was active last, or null
-  static bool forked();
 
   const tp_engine_api* api() const { return &api_; }
   const RuntimeOptions& options() const { return options_; }
@@ -249,10 +245,6 @@ class Runtime {
 
  private:
   explicit Runtime(const RuntimeOptions& options);
-  static void deactivate(Runtime* runtime);
-  static void before_fork();
-  static void after_fork_in_parent();
-  static void after_fork_in_child();
   Status open();
   Status open_backend();
   Status take_ring_from_host_budget();
@@ -313,9 +305,9 @@ class Runtime {
     after_core_locked();
     return status;
   }
-  bool refuses_locked() const { return !dead_.ok() || forked(); }  // nothing can be asked for
+  bool refuses_locked() const { return !dead_.ok() || g_runtimes.forked(); }  // nothing can be asked for
   Status refusal_locked() const;                                   // why; ok if it can
-  bool ended_locked() const { return !dead_.ok() || stop_ || forked(); }  // nobody serves a wait any more
+  bool ended_locked() const { return !dead_.ok() || stop_ || g_runtimes.forked(); }  // nobody serves a wait any more
   Status end_locked() const;
   Status abandon_wait_locked(SlotId slot);
 

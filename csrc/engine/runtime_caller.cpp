@@ -59,7 +59,7 @@ void Runtime::open_scope(Scope& scope) {
 
 Status Runtime::refusal_locked() const {
   if (!dead_.ok()) return dead_;
-  if (!forked()) return Status::success();
+  if (!g_runtimes.forked()) return Status::success();
   return Status::error(StatusCode::kUnavailable,
                        "this is a forked child of the process that pages with tierpage: its pages do not exist here. "
                        "Start workers with the \"spawn\" method.");
@@ -391,7 +391,7 @@ uint64_t Runtime::region_bytes(uint64_t address, uint64_t* region_base) {
 }
 
 bool Runtime::wants(uint64_t bytes) const {
-  return bytes >= options_.min_paged_bytes && open_.load(std::memory_order_relaxed) && !forked() &&
+  return bytes >= options_.min_paged_bytes && open_.load(std::memory_order_relaxed) && !g_runtimes.forked() &&
          (!options_.scope_explicit || tag_in(this) != 0 || expects_source(bytes));
 }
 

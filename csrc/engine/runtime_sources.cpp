@@ -56,7 +56,9 @@ Status Runtime::open_sources() {
 }
 
 Status Runtime::add_source(int descriptor, const std::string& name, uint64_t* place) {
-  if (forked()) return Status::error(StatusCode::kUnavailable, "a forked child cannot page; start it with \"spawn\"");
+  if (g_runtimes.forked()) {
+    return Status::error(StatusCode::kUnavailable, "a forked child cannot page; start it with \"spawn\"");
+  }
   std::lock_guard closing(close_mutex_);  // one opens, and nobody closes meanwhile
   Status status = open_sources();
   // Without mutex_: opening a file may take long. close_mutex_ keeps sources_ where it is.

@@ -356,14 +356,14 @@ Status Runtime::bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot) {
 
 // All live regions come up and stay; the lower tiers close.
 Status Runtime::close() {
-  if (forked()) return Status::success();  // the parent's; and its close_mutex_ may be held by nobody here
+  if (g_runtimes.forked()) return Status::success();  // the parent's; and its close_mutex_ may be held by nobody here
   std::lock_guard closing(close_mutex_);
   std::unique_lock lock(mutex_);
   if (closed_) return Status::success();
   open_.store(false);
   if (ended_locked()) {  // nothing can be brought up; at least nobody comes in any more
     closed_ = true;
-    deactivate(this);
+    g_runtimes.deactivate(this);
     return Status::success();
   }
   const SlotId slot = pager_->add_slot();
@@ -385,7 +385,7 @@ Status Runtime::close() {
     return status;
   }
   closed_ = true;
-  deactivate(this);
+  g_runtimes.deactivate(this);
   status = core_locked([&] { release_when_closed_locked(); });
   (void)wait_until(lock, 10'000, "tierpage.disable", [&] { return lower_tiers_closed_; });
   return status;
@@ -407,8 +407,8 @@ void Runtime::shutdown() {
     work_.notify_all();
     slots_changed_.notify_all();
   }
-  deactivate(this);
-  if (forked()) return;  // the thread is the parent's
+  g_runtimes.deactivate(this);
+  if (g_runtimes.forked()) return;  // the thread is the parent's
   std::lock_guard closing(close_mutex_);
   if (thread_.joinable()) thread_.join();
 }
