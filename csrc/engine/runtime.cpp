@@ -23,8 +23,8 @@ uint64_t checked_unit_bytes(uint64_t span_bytes_min, uint64_t staging_slot_bytes
 Runtime::Runtime(const RuntimeOptions& options)
     : options_(options),
       log_(options.trace_events_max),
-      accounts_(options.trace_events_max),
-      watchdog_(options.stall_report_seconds, options.endurance_seconds) {}
+      watchdog_(options.stall_report_seconds, options.endurance_seconds),
+      accounts_(options.trace_events_max) {}
 
 Status Runtime::create(const RuntimeOptions& options, Runtime** result, RuntimeParts parts) {
   std::unique_ptr<Runtime> runtime(new Runtime(options));
@@ -57,10 +57,10 @@ Status Runtime::open() {
   if (!problems.empty()) return Status::error(StatusCode::kInvalidArgument, problems.front());
   status = open_lower_tiers();
   if (!status.ok()) return status;
-  pager_ = std::make_unique<Pager>(pager_config_);
-  pager_->on_request_waits([this] { enqueued_ns_ = steady_ns(); });
+  core_.open(std::make_unique<Pager>(pager_config_));
+  core_->on_request_waits([this] { enqueued_ns_ = steady_ns(); });
   device_budget_ = options_.device_bytes_max;
-  if (!arena_) pager_->host_space_ready(0, true);
+  if (!arena_) core_->host_space_ready(0, true);
   last_tick_ns_ = steady_ns();
   accounts_.opened(last_tick_ns_);
   watchdog_.something_ended(last_tick_ns_);
@@ -158,7 +158,7 @@ Status Runtime::open_lower_tiers() {
   if (options_.storage_to_device) storage_description_ += ", to and from device memory";
   watchdog_.set_drive_bytes(store_->drive_bytes());
   if (const std::string notice = store_->notice(); !notice.empty()) watchdog_.say(notice);
-  store_->set_wake([](void* self) { static_cast<Runtime*>(self)->wake(); }, this);
+  store_->set_wake([](void* self) { static_cast<LockedCore*>(self)->wake(); }, &core_);
   return open_ring(&ring_);
 }
 
@@ -176,8 +176,8 @@ Status Runtime::publish() {
     pthread_atfork([] { g_runtimes.before_fork(); }, [] { g_runtimes.after_fork_in_parent(); },
                    [] { g_runtimes.after_fork_in_child(); });
   });
-  backend_->set_wake([](void* self) { static_cast<Runtime*>(self)->wake(); }, this);
-  return g_runtimes.add(this, api_.range_base, api_.range_bytes, &mutex_, [this] {
+  backend_->set_wake([](void* self) { static_cast<LockedCore*>(self)->wake(); }, &core_);
+  return g_runtimes.add(this, api_.range_base, api_.range_bytes, &core_.mutex(), [this] {
     Status status = start_quiet_thread("tierpage", [this] { run(); }, &thread_);
     if (status.ok()) open_.store(true);
     return status;

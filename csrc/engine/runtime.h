@@ -2,7 +2,7 @@
 // its own is a part: accounts, watchdog, host growth, streams, sources, transfers.
 //
 // Threads.
-//   caller threads   call begin/allocate/end/... : the core under mutex_, inline; they wait on slots_changed_.
+//   caller threads   call begin/allocate/end/... : the core under mutex_, inline; they wait there too (locked_core.h).
 //   pager thread     applies completions and plans under mutex_, executes actions and polls outside it. The only
 //                    thread that creates, maps, unmaps, copies or touches the disk.
 //
@@ -14,7 +14,7 @@
 //   the GIL             Python; not ours                   what is short, as all under mutex_ is: calls that may wait
 //                                                          give it up first, and close_mutex_ is never taken with it
 //   RuntimeRegistry     the list of runtimes               the start of a thread; around a fork, each runtime's mutex_
-//   mutex_              pager_, all fields marked so,      the core and the parts; waits on its own two condition
+//   LockedCore::mutex_  the core, all fields marked so,    the core and the parts; waits on its own two condition
 //                       and the parts but for the          variables. Never a call of a backend that may block, I/O,
 //                       transfers (no lock: the pager      Python, or the end of a part that has threads
 //                       thread's alone)
@@ -22,16 +22,12 @@
 //                       insides of arena, stores,          threads of tiers/ call wake(), which takes mutex_, without
 //                       sources and backends
 //
-// Without any lock: hints (engaged_, wants_times_, open_), which may be late, and what never changes after open().
+// Without any lock: hints (engaged_hint, wants_times_, open_), which may be late, and what never changes after open().
 // docs/architecture.md lists the locks of all layers.
 //
 // Life: open -> (closing) -> closed; or dead at the first broken invariant or driver failure that leaves the state
 // unknown: the first cause is kept and every waiter and later caller gets it. A Runtime is never deleted: tensors may
 // outlive it. After close its regions are resident for good and their memory goes back as they are freed.
-//
-// Who waits for a slot is released by exactly one of: its outcome, death, shutdown (ended_locked). Who waits for
-// anything else (pages that leave, room, the lower tiers' end) counts itself in other_waiters_ and is woken after every
-// change.
 //
 // Fork: The registry's lock and mutex_ are held across fork, so that the child's copy is consistent; the child may ask
 // and free, but is refused pages and waits for nothing. See RuntimeRegistry.
@@ -39,7 +35,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -57,6 +52,7 @@
 #include "engine/engine_api.h"
 #include "engine/event_log.h"
 #include "engine/host_growth.h"
+#include "engine/locked_core.h"
 #include "engine/operator_mark.h"
 #include "engine/runtime_registry.h"
 #include "engine/source_registry.h"
@@ -145,7 +141,7 @@ class Runtime {
   const RuntimeOptions& options() const { return options_; }
 
   // A defect became known outside the core: every waiter and later caller gets `cause`. Returns what they get.
-  Status die(const Status& cause);
+  Status die(const Status& cause) { return core_.die(cause); }
 
   // Scopes: see engine_api.h.
   Scope* add_scope();
@@ -264,52 +260,14 @@ class Runtime {
   void note_rates_locked();
   void keep_accounts_locked();
   void idle_wait(std::unique_lock<std::mutex>& lock, bool acted);
-  void wake();
-  void wake_locked();
-  void die_locked(const Status& cause);
   void arena_grew();
   void tell_host_space_locked();
   void request_host_space_locked();
-  void after_core_locked();  // caller threads: hand actions over, wake waiters
   void once_a_second_locked();
   void close_lower_tiers(std::unique_lock<std::mutex>& lock);
 
-  // asked_ns: when the caller asked, if it had to wait for the lock; else untouched. Inline: on every operator's way.
-  std::unique_lock<std::mutex> lock_counted(int64_t& asked_ns) {
-    std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock.owns_lock()) [[unlikely]] {
-      asked_ns = steady_ns();
-      lock.lock();
-    }
-    return lock;
-  }
   void count_request_locked(SlotId slot, const char* name, int64_t asked_ns);
   const char* tag_name_locked(TagId tag) const;
-
-  // Runs events on the core; a broken invariant (or no memory half-way) kills the pager instead of leaving.
-  template <class Events>
-  Status core_locked(Events&& events) {
-    try {
-      events();
-      return Status::success();
-    } catch (const std::exception& error) {
-      die_locked(Status::error(StatusCode::kInternal, error.what()));
-      return dead_;
-    }
-  }
-  // The same for who leaves the core to others afterwards: its actions are handed over and waiters woken. Nearly every
-  // caller does so; where not, the order of something else matters, or an operator's way is kept short.
-  template <class Events>
-  Status change_locked(Events&& events) {
-    Status status = core_locked(std::forward<Events>(events));
-    after_core_locked();
-    return status;
-  }
-  bool refuses_locked() const { return !dead_.ok() || g_runtimes.forked(); }  // nothing can be asked for
-  Status refusal_locked() const;                                   // why; ok if it can
-  bool ended_locked() const { return !dead_.ok() || stop_ || g_runtimes.forked(); }  // nobody serves a wait any more
-  Status end_locked() const;
-  Status abandon_wait_locked(SlotId slot);
 
   RegionId region_of_locked(uint64_t address) const;
   bool wants_times() const { return __atomic_load_n(&wants_times_, __ATOMIC_RELAXED) != 0; }
@@ -318,26 +276,18 @@ class Runtime {
   Status end_work(Scope& scope, uint64_t native_stream, Fence* fence);
   Status record_end(Scope& scope, uint64_t native_stream, Fence* fence);
   bool may_owe(Scope& scope, uint64_t native_stream);
-  void note_engagement_locked() { engaged_.store(pager_->engaged(), std::memory_order_relaxed); }
   Status outcome_locked(Scope& scope, const char* name, int64_t asked_ns);
   Status finish_wait_locked(Scope& scope);
   void settle_touch_locked(Scope& scope, bool failed);
   template <class Done>
   bool wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, const char* name, Done&& done,
                   bool* stopped_early = nullptr);
-  bool pages_leave_locked(const std::vector<RegionId>& regions) const;
   Status wait_for_evictions(std::unique_lock<std::mutex>& lock, const std::vector<RegionId>& regions, const char* name);
   Status fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, const std::vector<Use>& uses,
                         const char* name);
   void drop_touches_locked(RegionId region);
   void free_region_locked(RegionId region, const std::vector<Fence>& fences);
-  enum class WaitEnd : uint8_t { kDone, kTimeOver, kStopped };
-  WaitEnd wait_or_stop(std::unique_lock<std::mutex>& lock, std::chrono::steady_clock::time_point end,
-                       const std::function<bool()>& done);
-  static Status stopped(const char* name);
-  std::vector<Use> not_settled_locked() const;
   Status bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot);
-  std::vector<RegionId> regions_of_tag_locked(TagId tag) const;
   uint64_t device_capacity_locked() const;
   void release_when_closed_locked();
 
@@ -355,17 +305,12 @@ class Runtime {
   EventLog log_;
 
   std::mutex close_mutex_;                 // one close or shutdown at a time; taken before mutex_
-  std::mutex mutex_;
-  std::condition_variable slots_changed_;  // waiting callers
-  std::condition_variable work_;           // the pager thread
-  // Guarded by mutex_:
-  std::unique_ptr<Pager> pager_;
-  bool woken_ = false;
-  bool stop_ = false;
+  // Guarded by the core's lock (mutex_), as is the core itself:
+  Watchdog watchdog_;                      // and its notices
+  HostGrowth host_growth_;
+  LockedCore core_{watchdog_, host_growth_};
   bool closed_ = false;
   bool lower_tiers_closed_ = false;
-  int other_waiters_ = 0;                  // threads on slots_changed_ that wait for no slot
-  Status dead_;                            // first cause; ok while alive
   Accounts accounts_;                      // its rows may be read without
   int64_t enqueued_ns_ = 0;                // when the request in hand could not be served; 0: it was, so far
   uint64_t device_budget_ = 0;
@@ -379,13 +324,10 @@ class Runtime {
   std::vector<std::pair<RegionId, std::vector<Fence>>> frees_put_off_;
   std::vector<Scope*> scopes_;
   SourceRegistry source_registry_;
-  HostGrowth host_growth_;
   int64_t last_tick_ns_ = 0;
-  Watchdog watchdog_;                      // and its notices
 
   std::thread thread_;
   std::atomic<bool> open_{false};
-  std::atomic<bool> engaged_{false};  // as the pager was lately: a hint, asked without the lock
   int32_t wants_times_ = 0;  // read by callers without the lock; written with __atomic_store_n
   std::atomic<uint64_t> missed_accesses_{0};
   std::atomic<uint64_t> missed_address_{0};
@@ -395,10 +337,6 @@ class Runtime {
 // fault handler asks.
 extern thread_local Scope* t_open_scope;
 extern thread_local bool t_pager_thread;
-
-// Set by who calls the user's side in this thread and may be asked to stop: asked every 50 ms of a wait. Null: never.
-using StopAsked = bool (*)();
-extern thread_local StopAsked t_stop_asked;
 
 // Installs the SIGSEGV handler that turns a missed access of a host-device region into a fetch. Once per process.
 void install_fault_handler();

@@ -20,8 +20,8 @@ thread_local ExpectedSource t_expected;
 Status Runtime::open_sources() {
   bool has_ring;
   {
-    std::lock_guard lock(mutex_);
-    if (ended_locked()) return end_locked();
+    std::lock_guard lock(core_.mutex());
+    if (core_.ended_locked()) return core_.end_locked();
     if (closed_) return Status::error(StatusCode::kUnavailable, "paging is disabled: nothing can be backed by a file");
     if (sources_) return Status::success();
     has_ring = ring_ != nullptr;
@@ -41,16 +41,16 @@ Status Runtime::open_sources() {
   }
   auto sources = std::make_shared<SourceFiles>(SourceFilesOptions{options_.io_workers, options_.direct_io});
   if (Status status = sources->start(); !status.ok()) return status;
-  sources->set_wake([](void* self) { static_cast<Runtime*>(self)->wake(); }, this);
-  std::lock_guard lock(mutex_);
+  sources->set_wake([](void* self) { static_cast<LockedCore*>(self)->wake(); }, &core_);
+  std::lock_guard lock(core_.mutex());
   sources_ = std::move(sources);
   if (has_ring) return Status::success();
   ring_ = std::move(ring);
   pager_config_.host_bytes_max -= ring_bytes_;
-  const Status status = change_locked([&] {
-    const uint64_t host = pager_->capacity(Tier::kHost);
-    pager_->set_capacity(Tier::kHost, host > ring_bytes_ ? host - ring_bytes_ : 0);
-    pager_->plan();
+  const Status status = core_.change_locked([&] {
+    const uint64_t host = core_->capacity(Tier::kHost);
+    core_->set_capacity(Tier::kHost, host > ring_bytes_ ? host - ring_bytes_ : 0);
+    core_->plan();
   });
   return status;
 }
@@ -64,14 +64,14 @@ Status Runtime::add_source(int descriptor, const std::string& name, uint64_t* pl
   // Without mutex_: opening a file may take long. close_mutex_ keeps sources_ where it is.
   if (status.ok()) status = sources_->add(descriptor, name, place);
   if (!status.ok()) return status;
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(core_.mutex());
   source_registry_.opened(*place);
   return status;
 }
 
 void Runtime::let_source_go(uint64_t place) {
-  std::lock_guard lock(mutex_);
-  if (source_registry_.let_go(place)) wake_locked();
+  std::lock_guard lock(core_.mutex());
+  if (source_registry_.let_go(place)) core_.wake_locked();
 }
 
 void Runtime::expect_source(const Source& source) { t_expected = {this, source}; }
@@ -94,8 +94,8 @@ Source Runtime::take_expected_source(uint64_t bytes) {
 Status Runtime::read_source(uint64_t offset, uint64_t bytes, std::byte* buffer) {
   std::shared_ptr<SourceFiles> sources;
   {
-    std::lock_guard lock(mutex_);
-    if (ended_locked()) return end_locked();
+    std::lock_guard lock(core_.mutex());
+    if (core_.ended_locked()) return core_.end_locked();
     sources = sources_;
   }
   if (!sources) return Status::error(StatusCode::kUnavailable, "no file is open as a source");
@@ -104,22 +104,22 @@ Status Runtime::read_source(uint64_t offset, uint64_t bytes, std::byte* buffer) 
 
 uint64_t Runtime::read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer, uint64_t* page_end) {
   *page_end = first + bytes;
-  std::unique_lock lock(mutex_);
+  std::unique_lock lock(core_.mutex());
   const RegionId region = region_of_locked(address);
-  if (!region.valid() || !refusal_locked().ok()) return 0;
-  const auto pages = pager_->pages_of(region);
-  const uint64_t wanted = pager_->region_offset(region) + first;
+  if (!region.valid() || !core_.refusal_locked().ok()) return 0;
+  const auto pages = core_->pages_of(region);
+  const uint64_t wanted = core_->region_offset(region) + first;
   const auto found = std::find_if(pages.begin(), pages.end(), [&](PageId id) {
-    return wanted < pager_->page(id).offset + pager_->page(id).bytes;
+    return wanted < core_->page(id).offset + core_->page(id).bytes;
   });
   if (found == pages.end()) return 0;
   const PageId id = *found;
-  const uint64_t in_page = wanted - pager_->page(id).offset;
-  const uint64_t count = std::min(bytes, pager_->page(id).bytes - in_page);
+  const uint64_t in_page = wanted - core_->page(id).offset;
+  const uint64_t count = std::min(bytes, core_->page(id).bytes - in_page);
   *page_end = first + count;
   bool held = false;
-  if (!core_locked([&] { held = pager_->begin_read(id); }).ok() || !held) return 0;
-  const SpanList spans = pager_->page(id).host;
+  if (!core_.events_locked([&] { held = core_->begin_read(id); }).ok() || !held) return 0;
+  const SpanList spans = core_->page(id).host;
   lock.unlock();  // the copy stays where it is until read_done
   uint64_t begin = 0;
   for (const Span& span : spans) {
@@ -128,20 +128,20 @@ uint64_t Runtime::read_host(uint64_t address, uint64_t first, uint64_t bytes, st
     begin += span.bytes;
   }
   lock.lock();
-  (void)change_locked([&] { pager_->read_done(id); });
+  (void)core_.change_locked([&] { core_->read_done(id); });
   return count;
 }
 
 std::vector<Runtime::SourcedRun> Runtime::sourced_runs(uint64_t address) {
   std::vector<SourcedRun> runs;
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(core_.mutex());
   const RegionId region = region_of_locked(address);
   if (!region.valid()) return runs;
-  for (const PageId id : pager_->pages_of(region)) {
-    const Page& page = pager_->page(id);
-    const Source part = page.sourced ? pager_->source_of(page) : Source{};
+  for (const PageId id : core_->pages_of(region)) {
+    const Page& page = core_->page(id);
+    const Source part = page.sourced ? core_->source_of(page) : Source{};
     if (part.bytes == 0) continue;
-    const uint64_t first = page.offset - pager_->region_offset(region);
+    const uint64_t first = page.offset - core_->region_offset(region);
     if (!runs.empty() && runs.back().first + runs.back().source.bytes == first) {
       runs.back().source.bytes += part.bytes;
     } else {
