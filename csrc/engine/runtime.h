@@ -54,57 +54,15 @@
 #include "engine/host_growth.h"
 #include "engine/locked_core.h"
 #include "engine/operator_mark.h"
+#include "engine/runtime_options.h"
 #include "engine/runtime_registry.h"
 #include "engine/source_registry.h"
-#include "engine/staging_ring.h"
 #include "engine/stream_ledger.h"
+#include "engine/tier_set.h"
 #include "engine/transfer_engine.h"
 #include "engine/watchdog.h"
-#include "tiers/block_store.h"
-#include "tiers/device_backend.h"
-#include "tiers/host_arena.h"
-#include "tiers/source_files.h"
 
 namespace tierpage {
-
-struct RuntimeOptions {
-  bool cuda = false;
-  int device_index = 0;
-  uint64_t device_bytes_max = 0;
-  uint64_t host_bytes_max = 0;
-  uint64_t nvme_bytes_max = 0;
-  std::vector<std::string> nvme_path;  // several: one for each drive, striped; empty: two tiers only
-  uint64_t min_paged_bytes = kMiB;
-  uint64_t granule_bytes = 0;        // 0: the backend's default
-  uint64_t frame_bytes_max = 0;
-  uint64_t range_bytes = 0;
-  bool scope_explicit = false;
-  bool paranoid = false;
-  PolicyKind policy = PolicyKind::kAuto;
-  bool prefetch = true;
-  uint64_t staging_slot_bytes = 8 * kMiB;
-  uint32_t staging_slots = 8;
-  int io_workers = 8;
-  bool direct_io = true;
-  bool storage_extension = false;    // the loaded one reads and writes the spill file
-  bool storage_peer_to_peer = false;  // which then must go from drive to device
-  bool storage_to_device = false;    // and reaches the device's memory: pages to and from NVMe pass no RAM, unchecked
-  uint64_t nvme_write_bytes_max = 0;        // that should be written to the NVMe tier in each period
-  uint64_t nvme_write_period_seconds = 0;   // 0: no such bound
-  double stall_report_seconds = 30;  // a transfer without progress for so long is reported; 0: never
-  bool verify = true;                // pages that come back from the NVMe tier are checked
-  uint64_t endurance_seconds = 600;  // after which a program's pace of writing is judged
-  bool encrypt = false;              // what lies on the disk
-  bool verify_writes = false;        // and those that went there are read back at once
-  uint64_t trace_events_max = 1u << 16;
-  double list_run_fraction = 0.0625;
-};
-
-// Parts made elsewhere (tests put faults in them); what is empty is made from the options.
-struct RuntimeParts {
-  std::unique_ptr<DeviceBackend> backend;
-  std::unique_ptr<BlockStore> store;
-};
 
 // One thread's scope; also the engine's side of tp_scope.
 class Runtime;
@@ -232,9 +190,9 @@ class Runtime {
   };
   StalledMost stalled_most();
   void reset_stalled_most();
-  std::string device_name() const { return backend_->info().name; }
-  std::string storage_description() const { return storage_description_; }
-  const PagerConfig& pager_config() const { return pager_config_; }
+  std::string device_name() const { return tiers_.backend->info().name; }
+  std::string storage_description() const { return tiers_.description; }
+  const PagerConfig& pager_config() const { return tiers_.config; }
   uint64_t missed_accesses() const { return missed_accesses_.load(); }
   uint64_t live_bytes();
   std::string take_notices();  // lines for the log, oldest first
@@ -242,14 +200,9 @@ class Runtime {
  private:
   explicit Runtime(const RuntimeOptions& options);
   Status open();
-  Status open_backend();
-  Status take_ring_from_host_budget();
-  Status check_storage_extension() const;
-  Status open_ring(std::unique_ptr<StagingRing>* ring);
   Status open_sources();
   Source take_expected_source(uint64_t bytes);
   bool expects_source(uint64_t bytes) const;
-  Status open_lower_tiers();
   Status publish();
   void fill_api();
 
@@ -292,16 +245,9 @@ class Runtime {
   void release_when_closed_locked();
 
   RuntimeOptions options_;
-  PagerConfig pager_config_;
   tp_engine_api api_{};
-  std::unique_ptr<DeviceBackend> backend_;
-  std::unique_ptr<HostArena> arena_;
-  std::unique_ptr<BlockStore> store_;
-  std::unique_ptr<StagingRing> ring_;
-  std::shared_ptr<SourceFiles> sources_;   // made with the first source; the pointer is guarded by mutex_
+  TierSet tiers_;                          // pointers change under the lock
   std::unique_ptr<TransferEngine> transfers_;  // pager thread only
-  std::string storage_description_ = "none";
-  uint64_t ring_bytes_ = 0;                // of the host budget
   EventLog log_;
 
   std::mutex close_mutex_;                 // one close or shutdown at a time; taken before mutex_

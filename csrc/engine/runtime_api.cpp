@@ -145,10 +145,10 @@ void Runtime::fill_api() {
   api_ = tp_engine_api{
       .version = TIERPAGE_ENGINE_API_VERSION,
       .size = sizeof(tp_engine_api),
-      .range_base = reinterpret_cast<uint64_t>(backend_->base()),
-      .range_bytes = backend_->range_bytes(),
+      .range_base = reinterpret_cast<uint64_t>(tiers_.backend->base()),
+      .range_bytes = tiers_.backend->range_bytes(),
       .min_paged_bytes = options_.min_paged_bytes,
-      .granule_bytes = pager_config_.granule_bytes,
+      .granule_bytes = tiers_.config.granule_bytes,
       .device_type = options_.cuda ? 1 : 0,
       .device_index = options_.device_index,
       .scope_create = scope_create,

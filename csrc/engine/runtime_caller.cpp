@@ -120,7 +120,7 @@ const char* Runtime::tag_name_locked(TagId tag) const {
 }
 
 Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t* address) {
-  const StreamId stream = backend_->stream_id(native_stream);
+  const StreamId stream = tiers_.backend->stream_id(native_stream);
   if (scope.open && wants_times()) launching(scope, native_stream);  // an operator without paged arguments
   int64_t asked_ns = 0;
   const std::unique_lock lock = core_.lock_counted(asked_ns);
@@ -138,7 +138,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   const Status status = core_.events_locked([&] {
     // A thread that asked wants() just before close(): the memory is outside the budget, and for good.
     if (closed_) {
-      const uint64_t more = round_up(bytes, pager_config_.granule_bytes);
+      const uint64_t more = round_up(bytes, tiers_.config.granule_bytes);
       core_->set_capacity(Tier::kDevice, core_->capacity(Tier::kDevice) + more);
     }
     core_->allocate(scope.slot, request);
@@ -147,7 +147,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
     if (request.source.bytes > 0) source_registry_.region_made(region, request.source);
     if (closed_) core_->hold_region(region);
     streams_.region_made(region);
-    if (!scope.open && !backend_->info().synchronous_streams) streams_.used_on(region, native_stream);
+    if (!scope.open && !tiers_.backend->info().synchronous_streams) streams_.used_on(region, native_stream);
   });
   if (!status.ok()) return status;
   Status outcome = outcome_locked(scope, "an allocation", asked_ns);
@@ -220,16 +220,16 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   scope.open = false;
   if (t_open_scope == &scope) t_open_scope = nullptr;
   if (!scope.pinned && !scope.touched) {
-    scope.mark.drop(*backend_);
+    scope.mark.drop(*tiers_.backend);
     return Status::success();
   }
   // With synchronous streams other threads may end touches (drop_touches_locked): the list is read under the lock only.
-  const bool synchronous = backend_->info().synchronous_streams;
+  const bool synchronous = tiers_.backend->info().synchronous_streams;
   const bool lets_go = !synchronous && (scope.pinned || std::any_of(scope.sticky.begin(), scope.sticky.end(),
                                                                     [](const Scope::Sticky& sticky) {
                                                                       return sticky.closes_left <= 1;
                                                                     }));
-  if (!lets_go && !synchronous) scope.mark.drop(*backend_);
+  if (!lets_go && !synchronous) scope.mark.drop(*tiers_.backend);
   Fence fence;
   // Before the pins are let go: whoever evicts afterwards sees the fence.
   Status recorded = lets_go ? end_work(scope, native_stream, &fence) : Status::success();
@@ -314,7 +314,7 @@ void Runtime::deallocate(uint64_t address) {
   }
   for (const uint64_t stream : streams) {
     Fence fence;
-    if (backend_->record_fence(stream, &fence).ok()) fences.push_back(fence);
+    if (tiers_.backend->record_fence(stream, &fence).ok()) fences.push_back(fence);
   }
   std::lock_guard lock(core_.mutex());
   const RegionId region = region_of_locked(address);
@@ -329,7 +329,7 @@ void Runtime::deallocate(uint64_t address) {
 // A freed region needs no touch, and the thread that touched it may never run another operator. Where work is queued on
 // streams the pins stay until their scope closes, which records the fence that the frames must wait for.
 void Runtime::drop_touches_locked(RegionId region) {
-  if (!backend_->info().synchronous_streams) return;
+  if (!tiers_.backend->info().synchronous_streams) return;
   for (Scope* scope : scopes_) {
     std::erase_if(scope->sticky, [&](const Scope::Sticky& sticky) {
       if (sticky.region != region || sticky.slot == scope->waiting_slot) return false;
@@ -350,10 +350,10 @@ void Runtime::free_region_locked(RegionId region, const std::vector<Fence>& fenc
 }
 
 void Runtime::record_stream(uint64_t address, uint64_t native_stream) {
-  const StreamId stream = backend_->stream_id(native_stream);
+  const StreamId stream = tiers_.backend->stream_id(native_stream);
   std::lock_guard lock(core_.mutex());
   const RegionId region = region_of_locked(address);
-  if (!region.valid() || backend_->info().synchronous_streams) return;
+  if (!region.valid() || tiers_.backend->info().synchronous_streams) return;
   core_->note_stream_use(region, stream);
   streams_.used_on(region, native_stream);
 }

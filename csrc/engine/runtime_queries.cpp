@@ -23,7 +23,7 @@ Runtime::Snapshot Runtime::snapshot() {
   snapshot.policy = core_->policy_in_force();
   snapshot.predicted_uses = core_->predictor().predicted_uses();
   snapshot.mispredicted_uses = core_->predictor().mispredicted_uses();
-  snapshot.host_locked_bytes = arena_ ? arena_->locked_bytes() : 0;
+  snapshot.host_locked_bytes = tiers_.arena ? tiers_.arena->locked_bytes() : 0;
   return snapshot;
 }
 

@@ -23,16 +23,16 @@ Status Runtime::open_sources() {
     std::lock_guard lock(core_.mutex());
     if (core_.ended_locked()) return core_.end_locked();
     if (closed_) return Status::error(StatusCode::kUnavailable, "paging is disabled: nothing can be backed by a file");
-    if (sources_) return Status::success();
-    has_ring = ring_ != nullptr;
+    if (tiers_.sources) return Status::success();
+    has_ring = tiers_.ring != nullptr;
     if (!has_ring) {
-      if (Status status = take_ring_from_host_budget(); !status.ok()) return status;
-      pager_config_.host_bytes_max += ring_bytes_;  // until it is there
+      if (Status status = tiers_.take_ring_from_host_budget(); !status.ok()) return status;
+      tiers_.config.host_bytes_max += tiers_.ring_bytes;  // until it is there
     }
   }
   std::unique_ptr<StagingRing> ring;
   if (!has_ring) {
-    if (Status status = open_ring(&ring); !status.ok()) return status;
+    if (Status status = tiers_.open_ring(&ring); !status.ok()) return status;
   }
   if (options_.staging_slot_bytes < 2 * SourceFiles::kAlignment) {
     return Status::error(StatusCode::kInvalidArgument,
@@ -43,13 +43,13 @@ Status Runtime::open_sources() {
   if (Status status = sources->start(); !status.ok()) return status;
   sources->set_wake([](void* self) { static_cast<LockedCore*>(self)->wake(); }, &core_);
   std::lock_guard lock(core_.mutex());
-  sources_ = std::move(sources);
+  tiers_.sources = std::move(sources);
   if (has_ring) return Status::success();
-  ring_ = std::move(ring);
-  pager_config_.host_bytes_max -= ring_bytes_;
+  tiers_.ring = std::move(ring);
+  tiers_.config.host_bytes_max -= tiers_.ring_bytes;
   const Status status = core_.change_locked([&] {
     const uint64_t host = core_->capacity(Tier::kHost);
-    core_->set_capacity(Tier::kHost, host > ring_bytes_ ? host - ring_bytes_ : 0);
+    core_->set_capacity(Tier::kHost, host > tiers_.ring_bytes ? host - tiers_.ring_bytes : 0);
     core_->plan();
   });
   return status;
@@ -61,8 +61,8 @@ Status Runtime::add_source(int descriptor, const std::string& name, uint64_t* pl
   }
   std::lock_guard closing(close_mutex_);  // one opens, and nobody closes meanwhile
   Status status = open_sources();
-  // Without mutex_: opening a file may take long. close_mutex_ keeps sources_ where it is.
-  if (status.ok()) status = sources_->add(descriptor, name, place);
+  // Without mutex_: opening a file may take long. close_mutex_ keeps tiers_.sources where it is.
+  if (status.ok()) status = tiers_.sources->add(descriptor, name, place);
   if (!status.ok()) return status;
   std::lock_guard lock(core_.mutex());
   source_registry_.opened(*place);
@@ -96,7 +96,7 @@ Status Runtime::read_source(uint64_t offset, uint64_t bytes, std::byte* buffer) 
   {
     std::lock_guard lock(core_.mutex());
     if (core_.ended_locked()) return core_.end_locked();
-    sources = sources_;
+    sources = tiers_.sources;
   }
   if (!sources) return Status::error(StatusCode::kUnavailable, "no file is open as a source");
   return sources->read_now(offset, bytes, buffer);
@@ -124,7 +124,7 @@ uint64_t Runtime::read_host(uint64_t address, uint64_t first, uint64_t bytes, st
   uint64_t begin = 0;
   for (const Span& span : spans) {
     const uint64_t from = std::max(begin, in_page), to = std::min(begin + span.bytes, in_page + count);
-    if (from < to) std::memcpy(buffer + (from - in_page), arena_->base() + span.offset + (from - begin), to - from);
+    if (from < to) std::memcpy(buffer + (from - in_page), tiers_.arena->base() + span.offset + (from - begin), to - from);
     begin += span.bytes;
   }
   lock.lock();

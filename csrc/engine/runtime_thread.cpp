@@ -28,24 +28,24 @@ thread_local bool t_pager_thread = false;
 // On the grower's thread.
 void Runtime::arena_grew() {
   std::lock_guard lock(core_.mutex());
-  if (!arena_) return;
-  host_growth_.attempted(arena_->ready_bytes());
+  if (!tiers_.arena) return;
+  host_growth_.attempted(tiers_.arena->ready_bytes());
   core_.wake_locked();
 }
 
 void Runtime::tell_host_space_locked() {
-  if (!arena_ || !host_growth_.take_news()) return;
+  if (!tiers_.arena || !host_growth_.take_news()) return;
   core_->host_space_ready(host_growth_.ready_bytes(), host_growth_.failed());
-  if (const std::string complaint = host_growth_.take_complaint(arena_->status()); !complaint.empty()) {
+  if (const std::string complaint = host_growth_.take_complaint(tiers_.arena->status()); !complaint.empty()) {
     watchdog_.say(complaint);
   }
 }
 
 void Runtime::request_host_space_locked() {
-  if (!arena_) return;
+  if (!tiers_.arena) return;
   const uint64_t bytes = host_growth_.take_request({core_->used(Tier::kHost), core_->host_space_wanted(),
-                                                    pager_config_.device_bytes_max, pager_config_.host_bytes_max});
-  if (bytes > 0) arena_->request(bytes);
+                                                    tiers_.config.device_bytes_max, tiers_.config.host_bytes_max});
+  if (bytes > 0) tiers_.arena->request(bytes);
 }
 
 // By the clock and not only when idle: a busy pager must also try again what had been given up.
@@ -119,7 +119,7 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   watchdog_.pager_thread_is_back(steady_ns());
   apply_locked(finished);
   accounts_.set_links(transfers_->link_uses(steady_ns()));
-  transfers_->set_sources(sources_.get(), ring_.get());
+  transfers_->set_sources(tiers_.sources.get(), tiers_.ring.get());
   if (!finished.empty()) watchdog_.something_ended(steady_ns());
   finished.clear();
   once_a_second_locked();
@@ -140,7 +140,7 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   if (actions.empty() && transfers_->idle()) unused_sources = source_registry_.take_unused();
   const bool waiters_may_go = core_.waiters_may_go_locked();
   if (closed_ && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
-  SourceFiles* const sources = sources_.get();  // only this thread takes it away
+  SourceFiles* const sources = tiers_.sources.get();  // only this thread takes it away
   lock.unlock();
   if (waiters_may_go) core_.wake_waiters();  // not under the lock that they would wait for next
   for (const uint64_t place : unused_sources) {
@@ -164,10 +164,10 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
 void Runtime::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
   if (core_->used(Tier::kHost) > 0 || core_->used(Tier::kNvme) > 0) return;
   transfers_->detach_lower_tiers();
-  std::unique_ptr<HostArena> arena = std::move(arena_);
-  std::unique_ptr<BlockStore> store = std::move(store_);
-  std::unique_ptr<StagingRing> ring = std::move(ring_);
-  std::shared_ptr<SourceFiles> sources = std::move(sources_);
+  std::unique_ptr<HostArena> arena = std::move(tiers_.arena);
+  std::unique_ptr<BlockStore> store = std::move(tiers_.store);
+  std::unique_ptr<StagingRing> ring = std::move(tiers_.ring);
+  std::shared_ptr<SourceFiles> sources = std::move(tiers_.sources);
   lock.unlock();
   store.reset();
   sources.reset();

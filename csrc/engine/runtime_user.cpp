@@ -221,7 +221,7 @@ uint64_t Runtime::resume(const std::string& tag) {
 
 uint64_t Runtime::device_capacity_locked() const {
   const uint64_t taken = native_reserved_ + native_expected_;
-  const uint64_t least = pager_config_.granule_bytes;
+  const uint64_t least = tiers_.config.granule_bytes;
   return device_budget_ > taken + least ? device_budget_ - taken : least;
 }
 
@@ -234,7 +234,7 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
   }
   if (closed_) return Status::error(StatusCode::kUnavailable, "paging is disabled: there is no budget to change");
   if (tier == Tier::kDevice) device_budget_ = bytes;
-  const uint64_t host = bytes > ring_bytes_ ? bytes - ring_bytes_ : 0;
+  const uint64_t host = bytes > tiers_.ring_bytes ? bytes - tiers_.ring_bytes : 0;
   const Status status = core_.change_locked([&] {
     core_->set_capacity(tier, tier == Tier::kDevice ? device_capacity_locked() : host);
     core_->plan();
@@ -278,7 +278,7 @@ uint64_t Runtime::make_room(uint64_t bytes) {
 uint64_t Runtime::list_run_bytes_max() {
   std::lock_guard lock(core_.mutex());
   const auto bytes = static_cast<double>(core_->capacity(Tier::kDevice)) * options_.list_run_fraction;
-  return std::max<uint64_t>(static_cast<uint64_t>(bytes), pager_config_.granule_bytes);
+  return std::max<uint64_t>(static_cast<uint64_t>(bytes), tiers_.config.granule_bytes);
 }
 
 // Where everything fits there is nothing to hide. live_bytes' peak, because what is kept longer adds to what the
@@ -306,7 +306,7 @@ bool Runtime::held(const uint64_t* regions, size_t count) {
 Status Runtime::bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot) {
   while (true) {
     lock.unlock();
-    const uint64_t free = backend_->memory_info().free_bytes;  // asks the driver
+    const uint64_t free = tiers_.backend->memory_info().free_bytes;  // asks the driver
     lock.lock();
     if (core_.ended_locked()) return core_.end_locked();
     const std::vector<Use> uses = not_settled(*core_);
