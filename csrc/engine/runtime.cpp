@@ -6,6 +6,7 @@
 #include "tiers/quiet_thread.h"
 
 namespace tierpage {
+
 Runtime::Runtime(const RuntimeOptions& options)
     : options_(options),
       tiers_(options_),
@@ -35,13 +36,13 @@ Status Runtime::open() {
   }
   core_.open(std::make_unique<Pager>(tiers_.config));
   core_->on_request_waits([this] { enqueued_ns_ = steady_ns(); });
-  device_budget_ = options_.device_bytes_max;
+  device_budget_.open(options_.device_bytes_max, tiers_.config.granule_bytes);
   if (!tiers_.arena) core_->host_space_ready(0, true);
   last_tick_ns_ = steady_ns();
   accounts_.opened(last_tick_ns_);
   watchdog_.something_ended(last_tick_ns_);
-  transfers_ = std::make_unique<TransferEngine>(*tiers_.backend, tiers_.arena.get(), tiers_.store.get(), tiers_.ring.get(), log_,
-                                                options_.storage_to_device);
+  transfers_ = std::make_unique<TransferEngine>(*tiers_.backend, tiers_.arena.get(), tiers_.store.get(),
+                                                tiers_.ring.get(), log_, options_.storage_to_device);
   fill_api();
   return Status::success();
 }

@@ -1,5 +1,5 @@
 // One running pager: its lock, its thread, the place where callers wait, and the wiring of its parts. What has data of
-// its own is a part: accounts, watchdog, host growth, streams, sources, transfers.
+// its own is a part, a member with a file, an order and a test of its own; runtime_*.cpp call them.
 //
 // Threads.
 //   caller threads   call begin/allocate/end/... : the core under mutex_, inline; they wait there too (locked_core.h).
@@ -29,7 +29,7 @@
 // unknown: the first cause is kept and every waiter and later caller gets it. A Runtime is never deleted: tensors may
 // outlive it. After close its regions are resident for good and their memory goes back as they are freed.
 //
-// Fork: The registry's lock and mutex_ are held across fork, so that the child's copy is consistent; the child may ask
+// Fork: the registry's lock and mutex_ are held across fork, so that the child's copy is consistent; the child may ask
 // and free, but is refused pages and waits for nothing. See RuntimeRegistry.
 #pragma once
 
@@ -37,18 +37,18 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
-#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "core/pager/pager.h"
 #include "engine/accounts.h"
+#include "engine/awaited_regions.h"
+#include "engine/device_budget.h"
 #include "engine/engine_api.h"
 #include "engine/event_log.h"
 #include "engine/host_growth.h"
@@ -58,6 +58,7 @@
 #include "engine/runtime_registry.h"
 #include "engine/source_registry.h"
 #include "engine/stream_ledger.h"
+#include "engine/tag_names.h"
 #include "engine/tier_set.h"
 #include "engine/transfer_engine.h"
 #include "engine/watchdog.h"
@@ -220,7 +221,6 @@ class Runtime {
   void close_lower_tiers(std::unique_lock<std::mutex>& lock);
 
   void count_request_locked(SlotId slot, const char* name, int64_t asked_ns);
-  const char* tag_name_locked(TagId tag) const;
 
   RegionId region_of_locked(uint64_t address) const;
   bool wants_times() const { return __atomic_load_n(&wants_times_, __ATOMIC_RELAXED) != 0; }
@@ -241,7 +241,6 @@ class Runtime {
   void drop_touches_locked(RegionId region);
   void free_region_locked(RegionId region, const std::vector<Fence>& fences);
   Status bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot);
-  uint64_t device_capacity_locked() const;
   void release_when_closed_locked();
 
   RuntimeOptions options_;
@@ -259,15 +258,11 @@ class Runtime {
   bool lower_tiers_closed_ = false;
   Accounts accounts_;                      // its rows may be read without
   int64_t enqueued_ns_ = 0;                // when the request in hand could not be served; 0: it was, so far
-  uint64_t device_budget_ = 0;
-  uint64_t native_reserved_ = 0;
-  uint64_t native_expected_ = 0;           // room made for a native allocation that has not happened yet
+  DeviceBudget device_budget_;
   StreamLedger streams_;
-  std::map<std::string, TagId> tags_;
+  TagNames tags_;
   std::unordered_set<uint32_t> pins_;      // slots of pin()
-  // Regions that a blocking fetch (close, pin, a raw access) waits for; their frees are put off until its end.
-  std::unordered_map<uint32_t, uint32_t> awaited_;
-  std::vector<std::pair<RegionId, std::vector<Fence>>> frees_put_off_;
+  AwaitedRegions awaited_;
   std::vector<Scope*> scopes_;
   SourceRegistry source_registry_;
   int64_t last_tick_ns_ = 0;

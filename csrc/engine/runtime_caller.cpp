@@ -109,14 +109,8 @@ void Runtime::count_request_locked(SlotId slot, const char* name, int64_t asked_
   StallLedger& ledger = accounts_.ledger();
   ledger.begin(slot, asked_ns != 0 ? asked_ns : enqueued_ns, core_->waiting_for(slot), steady_ns());
   const WaitDetails details = core_->describe_wait(slot);
-  ledger.describe(slot, details, tag_name_locked(details.tag));
+  ledger.describe(slot, details, tags_.name_of(details.tag));
   if (core_->outcome(slot) != Outcome::kWait) accounts_.stall_ends(slot, steady_ns());
-}
-
-// Names stand in a map and stay where they are.
-const char* Runtime::tag_name_locked(TagId tag) const {
-  const auto named = std::find_if(tags_.begin(), tags_.end(), [tag](const auto& entry) { return entry.second == tag; });
-  return tag == 0 || named == tags_.end() ? "" : named->first.c_str();
 }
 
 Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t* address) {
@@ -319,8 +313,8 @@ void Runtime::deallocate(uint64_t address) {
   std::lock_guard lock(core_.mutex());
   const RegionId region = region_of_locked(address);
   if (!region.valid() || !core_.alive_locked()) return;
-  if (awaited_.contains(region.value)) {
-    frees_put_off_.emplace_back(region, std::move(fences));
+  if (awaited_.contains(region)) {
+    awaited_.put_off(region, std::move(fences));
     return;
   }
   free_region_locked(region, fences);
@@ -377,8 +371,7 @@ void Runtime::set_tag(const std::string& tag) {
     return;
   }
   std::lock_guard lock(core_.mutex());
-  const auto [entry, added] = tags_.emplace(tag, static_cast<TagId>(tags_.size() + 1));
-  t_tag = {this, entry->second};
+  t_tag = {this, tags_.add(tag)};
 }
 
 }  // namespace tierpage

@@ -121,10 +121,11 @@ uint64_t Runtime::read_host(uint64_t address, uint64_t first, uint64_t bytes, st
   if (!core_.events_locked([&] { held = core_->begin_read(id); }).ok() || !held) return 0;
   const SpanList spans = core_->page(id).host;
   lock.unlock();  // the copy stays where it is until read_done
+  const std::byte* const ram = tiers_.arena->base();
   uint64_t begin = 0;
   for (const Span& span : spans) {
     const uint64_t from = std::max(begin, in_page), to = std::min(begin + span.bytes, in_page + count);
-    if (from < to) std::memcpy(buffer + (from - in_page), tiers_.arena->base() + span.offset + (from - begin), to - from);
+    if (from < to) std::memcpy(buffer + (from - in_page), ram + span.offset + (from - begin), to - from);
     begin += span.bytes;
   }
   lock.lock();

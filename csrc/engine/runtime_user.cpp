@@ -56,7 +56,7 @@ Status Runtime::fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, 
                                const char* name) {
   if (core_.ended_locked()) return core_.end_locked();
   Status status = core_.events_locked([&] {
-    for (const Use& use : uses) ++awaited_[use.region.value];
+    awaited_.await(uses);
     core_->begin_op(slot, 0, name, uses);
   });
   if (!status.ok()) return status;
@@ -74,19 +74,7 @@ Status Runtime::fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, 
     (void)core_.events_locked([&] { core_->cancel(slot); });
     status = stopped(name);
   }
-  for (const Use& use : uses) {
-    const auto entry = awaited_.find(use.region.value);
-    if (--entry->second == 0) awaited_.erase(entry);
-  }
-  std::vector<std::pair<RegionId, std::vector<Fence>>> frees;
-  frees.swap(frees_put_off_);
-  for (auto& [region, fences] : frees) {
-    if (awaited_.contains(region.value)) {
-      frees_put_off_.emplace_back(region, std::move(fences));
-    } else {
-      free_region_locked(region, fences);
-    }
-  }
+  for (const AwaitedRegions::PutOff& free : awaited_.arrived(uses)) free_region_locked(free.region, free.fences);
   return core_.alive_locked() ? status : core_.dead_locked();
 }
 
@@ -190,10 +178,10 @@ uint64_t Runtime::evict(const std::vector<uint64_t>& addresses) {
 // Everything of the tag leaves the device tier and the frames' memory goes back to the device.
 uint64_t Runtime::pause(const std::string& tag) {
   std::unique_lock lock(core_.mutex());
-  const auto entry = tags_.find(tag);
-  if (entry == tags_.end() || core_.ended_locked()) return 0;
+  const TagId id = tags_.find(tag);
+  if (id == 0 || core_.ended_locked()) return 0;
   uint64_t bytes = 0;
-  const std::vector<RegionId> regions = regions_of_tag(*core_, entry->second);
+  const std::vector<RegionId> regions = regions_of_tag(*core_, id);
   Status status = core_.change_locked([&] {
     for (const RegionId region : regions) bytes += core_->evict(region);
     core_->plan();
@@ -210,19 +198,13 @@ uint64_t Runtime::pause(const std::string& tag) {
 
 uint64_t Runtime::resume(const std::string& tag) {
   std::lock_guard lock(core_.mutex());
-  const auto entry = tags_.find(tag);
-  if (entry == tags_.end() || core_.ended_locked()) return 0;
+  const TagId id = tags_.find(tag);
+  if (id == 0 || core_.ended_locked()) return 0;
   uint64_t bytes = 0;
   (void)core_.change_locked([&] {
-    for (const RegionId region : regions_of_tag(*core_, entry->second)) bytes += core_->prefetch(region);
+    for (const RegionId region : regions_of_tag(*core_, id)) bytes += core_->prefetch(region);
   });
   return bytes;
-}
-
-uint64_t Runtime::device_capacity_locked() const {
-  const uint64_t taken = native_reserved_ + native_expected_;
-  const uint64_t least = tiers_.config.granule_bytes;
-  return device_budget_ > taken + least ? device_budget_ - taken : least;
 }
 
 Status Runtime::set_budget(Tier tier, uint64_t bytes) {
@@ -233,10 +215,10 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
                                                        "allocated in full; disable and enable again");
   }
   if (closed_) return Status::error(StatusCode::kUnavailable, "paging is disabled: there is no budget to change");
-  if (tier == Tier::kDevice) device_budget_ = bytes;
+  if (tier == Tier::kDevice) device_budget_.set(bytes);
   const uint64_t host = bytes > tiers_.ring_bytes ? bytes - tiers_.ring_bytes : 0;
   const Status status = core_.change_locked([&] {
-    core_->set_capacity(tier, tier == Tier::kDevice ? device_capacity_locked() : host);
+    core_->set_capacity(tier, tier == Tier::kDevice ? device_budget_.for_pages() : host);
     core_->plan();
   });
   return status;
@@ -245,12 +227,11 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
 void Runtime::set_native_reserved(uint64_t bytes) {
   std::lock_guard lock(core_.mutex());
   if (core_.ended_locked() || closed_) return;
-  native_reserved_ = bytes;
-  native_expected_ = 0;
+  device_budget_.native_reserved(bytes);
   core_->note_native_reserved(bytes);
-  if (core_->capacity(Tier::kDevice) == device_capacity_locked()) return;
+  if (core_->capacity(Tier::kDevice) == device_budget_.for_pages()) return;
   (void)core_.change_locked([&] {
-    core_->set_capacity(Tier::kDevice, device_capacity_locked());
+    core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
     core_->plan();
   });
 }
@@ -258,17 +239,17 @@ void Runtime::set_native_reserved(uint64_t bytes) {
 uint64_t Runtime::make_room(uint64_t bytes) {
   std::unique_lock lock(core_.mutex());
   if (core_.ended_locked() || closed_) return 0;
-  native_expected_ = bytes;
+  device_budget_.native_expected(bytes);
   const uint64_t before = core_->device_held_bytes();
   const Status status = core_.change_locked([&] {
-    core_->set_capacity(Tier::kDevice, device_capacity_locked());
+    core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
     core_->drop_cached_regions();
     core_->plan();
     core_->release_free_frames();
   });
   if (!status.ok()) return 0;
   (void)wait_until(lock, 10'000, "torch's own allocator",
-                   [&] { return core_->device_held_bytes() <= device_capacity_locked(); });
+                   [&] { return core_->device_held_bytes() <= device_budget_.for_pages(); });
   if (core_.ended_locked()) return 0;
   (void)core_.change_locked([&] { core_->release_free_frames(); });
   const uint64_t after = core_->device_held_bytes();
@@ -324,7 +305,7 @@ Status Runtime::bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot) {
                                "tensors (or move them with .cpu()) first; paging stays enabled.");
     }
     const Status raised = core_.events_locked([&] {
-      core_->set_capacity(Tier::kDevice, std::max(live + held, device_capacity_locked()));
+      core_->set_capacity(Tier::kDevice, std::max(live + held, device_budget_.for_pages()));
     });
     if (!raised.ok()) return raised;
     if (Status status = fetch_blocking(lock, slot, uses, "tierpage.disable"); !status.ok()) return status;
@@ -350,7 +331,7 @@ Status Runtime::close() {
     if (status.ok()) {
       for (const RegionId region : core_->live_regions()) core_->hold_region(region);
     } else {
-      core_->set_capacity(Tier::kDevice, device_capacity_locked());
+      core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
     }
     core_->end_op(slot, {});
     core_->remove_slot(slot);
