@@ -129,6 +129,26 @@ def check_circles() -> Iterator[str]:
             yield f"csrc/{folder.name}: files include each other in a circle: {' -> '.join(circle)}"
 
 
+# A page's row, by the names that the code gives it, and the fields of it that change.
+_ROW = r"(?:\bpage|pages\[[^\]]*\])"
+_ROW_FIELDS = (
+    "valid|mapped|sourced|movement|leaving|evict_asked|wrote_back|referenced|prefetched|cleanable|listed|hinted|pins|"
+    "region|frame|claim|movement_serial|lower|arrival"
+)
+ROW_WRITTEN = re.compile(
+    rf"{_ROW}\.(?:{_ROW_FIELDS})\s*(?:=(?!=)|[|&+-]=|\+\+|--)|(?:\+\+|--)[\w.\[\]]*{_ROW}\.(?:{_ROW_FIELDS})\b"
+    rf"|exchange\([\w.\[\]]*{_ROW}\.(?:{_ROW_FIELDS})\b"
+)
+
+
+def check_rows() -> Iterator[str]:
+    """A page's row is written by its own functions. Seen are writes through names as `page` and `pages[...]`, no others."""
+    for path in sorted((ROOT / "csrc" / "core" / "pager").glob("*.*")):
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if ROW_WRITTEN.search(without_text(line)):
+                yield f"{path.relative_to(ROOT)}:{number}: writes a page's row; page_table.h has the functions for it"
+
+
 def check_synchronisation() -> Iterator[str]:
     """Nobody waits for a whole device or context, which would stop every stream; only a backend that is taken down does."""
     for path in sorted((ROOT / "csrc").rglob("*.*")):
@@ -167,7 +187,7 @@ def check_package() -> Iterator[str]:
 
 
 def main() -> int:
-    checks = (check_sizes, check_core, check_circles, check_synchronisation, check_settings, check_paths, check_package)
+    checks = (check_sizes, check_core, check_rows, check_circles, check_synchronisation, check_settings, check_paths, check_package)
     findings = [line for check in checks for line in check()]
     print("\n".join(findings) if findings else "tidy: nothing found")
     return 1 if findings else 0

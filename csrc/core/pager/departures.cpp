@@ -6,9 +6,7 @@
 namespace tierpage {
 
 void Departures::leave(PageId id) {
-  Page& page = memory_.pages[id];
-  page.leaving = true;
-  page.wrote_back = false;
+  memory_.pages[id].tell_to_leave();
   ++count_;
   left_at_ = foresight_.trace().end();
   if (!engaged_) engage();
@@ -16,7 +14,7 @@ void Departures::leave(PageId id) {
 }
 
 void Departures::list(PageId id) {
-  if (std::exchange(memory_.pages[id].listed, true)) return;
+  if (memory_.pages[id].set_listed(true)) return;
   leaving_.push_back(id);
 }
 
@@ -54,7 +52,7 @@ void Departures::fence_refused(StreamId stream) {
   fences_.refuse(stream);
   for (const PageId id : leaving_) {
     if (!memory_.pages.exists(id) || !memory_.live(memory_.pages[id].region) || !refused(memory_.pages[id])) continue;
-    memory_.pages[id].leaving = memory_.pages[id].evict_asked = false;
+    memory_.pages[id].stay();
   }
 }
 

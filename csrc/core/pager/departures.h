@@ -44,7 +44,7 @@ class Departures {
   // The list, whose pages are listed until they are handed to keep() or drop().
   std::vector<PageId> take() { return std::exchange(leaving_, {}); }
   void keep(PageId id) { leaving_.push_back(id); }
-  void drop(PageId id) { memory_.pages[id].listed = false; }
+  void drop(PageId id) { memory_.pages[id].set_listed(false); }
 
   // --- fences of the work on pages ------------------------------------------------------------------------------------
   FenceLedger& fences() { return fences_; }

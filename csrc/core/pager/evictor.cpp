@@ -148,7 +148,7 @@ uint64_t Evictor::leave_past_write_budget(uint64_t bytes, uint64_t order) {
 uint64_t Evictor::evict(PageId id) {
   if (!evictable(id)) return 0;
   departures_.leave(id);
-  memory_.pages[id].evict_asked = true;
+  memory_.pages[id].ask_to_leave();
   return memory_.pages[id].bytes;
 }
 
@@ -182,8 +182,7 @@ bool Evictor::advance_leaving(PageId id, LeavingPass& pass) {
     if (only_copy || demote) {
       if (lower_.send_down(id, pass, store_.cached_bytes())) return true;
       if (only_copy) {
-        page.leaving = false;
-        page.evict_asked = false;
+        page.stay();
         return false;
       }
     }

@@ -101,13 +101,12 @@ bool Memory::host_copy_redundant(const Page& page) {
 }
 
 void Memory::note_prefetched(Page& page) {
-  page.prefetched = true;
+  page.set_prefetched(true);
   prefetched_bytes += page.bytes;
 }
 
 bool Memory::take_prefetched(Page& page) {
-  if (!page.prefetched) return false;
-  page.prefetched = false;
+  if (!page.set_prefetched(false)) return false;
   prefetched_bytes -= page.bytes;
   return true;
 }

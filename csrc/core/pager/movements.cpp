@@ -67,7 +67,7 @@ PageId Movements::page_of(TransferId transfer) const {
 
 void Movements::arrival_reached(TransferId transfer, ArrivalStage stage) {
   const PageId id(static_cast<uint32_t>(transfer.value >> 32));
-  if (memory_.pages.exists(id) && memory_.pages[id].transfer(id) == transfer) memory_.pages[id].arrival = stage;
+  if (memory_.pages.exists(id) && memory_.pages[id].transfer(id) == transfer) memory_.pages[id].reached(stage);
 }
 
 void Movements::ended(const Page& page) {

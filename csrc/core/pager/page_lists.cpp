@@ -7,23 +7,23 @@ namespace tierpage {
 void PageLists::forget(PageId id) {
   Page& page = memory_.pages[id];
   const auto is_it = [id](const Entry& entry) { return entry.first == id; };
-  if (std::exchange(page.hinted, false)) std::erase_if(hinted_, is_it);
-  if (std::exchange(page.cleanable, false)) std::erase_if(cleanable_, is_it);
+  if (page.set_hinted(false)) std::erase_if(hinted_, is_it);
+  if (page.set_cleanable(false)) std::erase_if(cleanable_, is_it);
 }
 
 void PageLists::add_hint(PageId id) {
   Page& page = memory_.pages[id];
-  if (std::exchange(page.hinted, true)) return;
+  if (page.set_hinted(true)) return;
   hinted_.emplace_back(id, page.region);
 }
 
 std::vector<PageLists::Entry> PageLists::take_hints() {
-  for (const Entry& entry : hinted_) memory_.pages[entry.first].hinted = false;
+  for (const Entry& entry : hinted_) memory_.pages[entry.first].set_hinted(false);
   return std::exchange(hinted_, {});
 }
 
 void PageLists::drop_first_cleanable() {
-  memory_.pages[cleanable_.front().first].cleanable = false;
+  memory_.pages[cleanable_.front().first].set_cleanable(false);
   cleanable_.pop_front();
 }
 

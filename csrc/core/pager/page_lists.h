@@ -31,7 +31,7 @@ class PageLists {
   // --- pages to be written, in the order of their last use -------------------------------------------------------------
   void add_cleanable(PageId id) {
     Page& page = memory_.pages[id];
-    page.cleanable = true;
+    page.set_cleanable(true);
     cleanable_.emplace_back(id, page.region);
   }
   bool cleanable() const { return !cleanable_.empty(); }

@@ -142,7 +142,6 @@ void Pager::copy_down_done(PageId id, const TransferResult& result) {
   if (result.status.ok()) {
     lower_.wrote(movements_.count_copy(page));
     page.finish_copy_down();
-    page.wrote_back = true;
     const bool shrinks = memory_.host.used_bytes() > memory_.host.capacity_bytes();
     if (movement == Movement::kSpill && shrinks) memory_.drop_lower(page, Tier::kHost);
     return;
@@ -151,17 +150,14 @@ void Pager::copy_down_done(PageId id, const TransferResult& result) {
   memory_.lower(page.lower).give_back(page.abandon_copy_down());
   ++memory_.stats.storage_errors;
   requests_.note_storage_error(result.status);
-  page.leaving = false;
-  page.evict_asked = false;
+  page.stay();
   if (movement == Movement::kSpill) lower_.spill_failed();  // no operator waits for a smaller RAM budget
   // A stage was a hint that did not work out.
   if (movement == Movement::kWriteBack) lower_.write_failed(requests_.write_back_failed(result.status));
 }
 
 void Pager::unmap_done(PageId id) {
-  Page& page = memory_.pages[id];
-  page.evict_asked = false;
-  movements_.return_frame(page.finish_unmap());
+  movements_.return_frame(memory_.pages[id].finish_unmap());
   ++memory_.stats.unmaps;
   store_.settle_freed(id);
 }

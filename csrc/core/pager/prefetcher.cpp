@@ -105,7 +105,7 @@ bool Prefetcher::fetch(RegionId region, uint64_t distance, Ahead& ahead) {
 bool Prefetcher::wants_fetch(PageId id) {
   Page& page = memory_.pages[id];
   if (!page.is_valid(Tier::kDevice)) return page.movement == Movement::kNone && page.has_content();
-  if (page.leaving && !page.evict_asked) page.leaving = false;
+  if (page.leaving && !page.evict_asked) page.stay();
   return false;
 }
 

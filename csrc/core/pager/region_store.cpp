@@ -153,7 +153,7 @@ void RegionStore::split(RegionId id, uint64_t bytes) {
 void RegionStore::give_page(PageId id, RegionId to) {
   Page& page = memory_.pages[id];
   lists_.forget(id);  // they name a page together with its region
-  page.region = to;
+  page.give_to(to);
   memory_.region(to).pages.push_back(id);
 }
 
@@ -287,7 +287,7 @@ void RegionStore::finish_dying(RegionId id) {
     if (page.frame.valid() || page.movement != Movement::kNone || page.pins > 0) return;
   }
   for (const PageId page_id : region.pages) {
-    memory_.pages[page_id].leaving = false;
+    memory_.pages[page_id].stay();
     lists_.forget(page_id);
   }
   memory_.remove_region(id);

@@ -163,14 +163,11 @@ inline void Requests::pin(Slot& slot, PageId id, AccessMode mode) {
   }
   // Interleaving 1, and somebody may count on the room that it would have left: choose another victim for him.
   if (page.leaving && !waiting_.empty()) wants_planning_ = true;
-  page.leaving = false;
-  page.evict_asked = false;
-  page.wrote_back = false;
-  page.referenced = true;
+  page.use();
   if (page.prefetched && memory.take_prefetched(page)) ++memory.stats.prefetch_useful;
   if (!slot.pin_result) return;
   if (slot.pinned.empty()) slot.age = next_order_++;
-  if (page.pins++ == 0) memory.stats.pinned_bytes.set(memory.stats.pinned_bytes.current + page.bytes);
+  if (page.pin()) memory.stats.pinned_bytes.set(memory.stats.pinned_bytes.current + page.bytes);
   slot.pinned.push_back(id);
 }
 
@@ -199,7 +196,7 @@ void Requests::leave_queue(SlotId id) {
   Slot& slot = slots_[id.value];
   waiting_.erase(std::find(waiting_.begin(), waiting_.end(), id));
   for (const Wanted& wanted : slot.wanted) {
-    if (memory_.pages[wanted.page].claim == slot.order) memory_.pages[wanted.page].claim = 0;
+    memory_.pages[wanted.page].give_up_claim(slot.order);
   }
   slot.order = 0;
   slots_changed_ = true;
@@ -242,7 +239,7 @@ void Requests::end_op(SlotId id, Fence fence) {
     Page& page = memory.pages[page_id];
     TP_ASSERT(page.pins > 0);
     page.add_fence(fence);
-    if (--page.pins == 0) {
+    if (page.unpin()) {
       memory.stats.pinned_bytes.current -= page.bytes;
       freed = freed || memory.region(page.region).state == RegionState::kDying;
       if (writes_ahead && !page.cleanable && page.dirty() && !page.leaving &&
@@ -299,11 +296,11 @@ FramesWanted Requests::start_missing(Slot& slot, bool frames_allowed) {
   FramesWanted missing;
   for (const Wanted& wanted : slot.wanted) {
     Page& page = memory_.pages[wanted.page];
-    if (page.claim == 0 || page.claim > slot.order) page.claim = slot.order;
+    page.claim_for(slot.order);
     if (page.is_valid(Tier::kDevice)) {
       // Interleaving 1. Behind a request that is short of frames the page may be leaving for that one's sake: taking
       // it back without being granted would leave both waiting for ever.
-      if (frames_allowed) page.leaving = page.evict_asked = false;
+      if (frames_allowed) page.stay();
       continue;
     }
     if (page.movement != Movement::kNone) {
