@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/model/link_limits.h"
 #include "core/pager/pager.h"
 #include "estimate/program.h"
 
@@ -33,7 +34,7 @@ struct MachineRates {
   double look_us = 15;              // until the pager thread sees a completion
   uint32_t launches_ahead_max = 1000;
   double ahead_us_max = 1e9;        // work queued before the program thread waits for the kernels
-  uint64_t piece_bytes = 16 * kMiB;
+  uint64_t piece_bytes = kLimitOfModel.piece_bytes;
 };
 
 struct StepReport {
