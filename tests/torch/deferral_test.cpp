@@ -44,7 +44,7 @@ class DeferralTest : public TorchTest {
       return model.parameters;
     });
   }
-  static uint32_t waiting() { return deferred_count.load(); }
+  static uint32_t waiting() { return DeferredTable::waiting(); }
   static size_t fused_in(const std::string& log) {
     size_t count = 0;
     for (const Begun& one : begun_in(log)) count += one.name == "aten::_fused_adamw_";
