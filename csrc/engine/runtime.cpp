@@ -100,7 +100,7 @@ Status Runtime::open() {
   if (!arena_) pager_->host_space_ready(0, true);
   opened_ns_ = last_progress_ns_ = last_tick_ns_ = steady_ns();
   transfers_ = std::make_unique<TransferEngine>(*backend_, arena_.get(), store_.get(), ring_.get(), log_, 16 * kMiB,
-                                                options_.storage_to_device);
+                                                reaches_device(options_.storage));
   fill_api();
   return Status::success();
 }
@@ -146,10 +146,13 @@ Status Runtime::open_backend() {
 }
 
 Status Runtime::check_storage_extension() const {
-  if (options_.storage_extension && storage_extension() == nullptr) {
+  if (by_extension(options_.storage) && storage_extension() == nullptr) {
     return Status::error(StatusCode::kUnavailable, "no storage extension has been loaded");
   }
-  if (options_.storage_to_device && (options_.verify || options_.verify_writes || options_.encrypt)) {
+  if (options_.storage == StorageWay::kDirectToDevice && options_.cuda) {
+    return Status::error(StatusCode::kInvalidArgument, "only a storage extension reaches the memory of a GPU");
+  }
+  if (reaches_device(options_.storage) && (options_.verify != Verify::kOff || options_.encrypt)) {
     return Status::error(StatusCode::kInvalidArgument, "pages that pass no RAM can be neither checked nor encrypted: give "
                                                        "verify=\"off\" and encrypt=False with a store that reaches the device");
   }
@@ -177,18 +180,19 @@ Status Runtime::open_lower_tiers() {
     store.capacity_bytes = pager_config_.nvme_bytes_max;
     store.worker_count = options_.io_workers;
     store.direct = options_.direct_io;
-    store.verify = options_.verify;
+    store.verify = options_.verify != Verify::kOff;
     store.encrypt = options_.encrypt;
-    store.verify_writes = options_.verify_writes;
+    store.verify_writes = options_.verify == Verify::kFull;
     store.verify_unit_bytes = checked_unit_bytes(pager_config_.span_bytes_min, options_.staging_slot_bytes);
     if (Status status = check_storage_extension(); !status.ok()) return status;
-    const IoTable& calls = options_.storage_extension ? extension_io_table(options_.storage_peer_to_peer) : system_io_table();
+    const bool peer_to_peer = options_.cuda && reaches_device(options_.storage);
+    const IoTable& calls = by_extension(options_.storage) ? extension_io_table(peer_to_peer) : system_io_table();
     Status status = make_direct_store(store, calls, &store_);
     if (!status.ok()) return status;
   }
   storage_description_ = store_->description();
-  if (options_.storage_extension) storage_description_ += std::string(", ") + storage_extension()->name;
-  if (options_.storage_to_device) storage_description_ += ", to and from device memory";
+  if (by_extension(options_.storage)) storage_description_ += std::string(", ") + storage_extension()->name;
+  if (reaches_device(options_.storage)) storage_description_ += ", to and from device memory";
   drive_bytes_ = store_->drive_bytes();
   if (const std::string notice = store_->notice(); !notice.empty()) notices_ += notice + "\n";
   store_->set_wake([](void* self) { static_cast<Runtime*>(self)->wake(); }, this);

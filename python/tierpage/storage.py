@@ -35,13 +35,10 @@ class Backend:
     reason: str
     to_device: bool = False
 
-    def engine_options(self) -> dict[str, bool]:
+    def engine_options(self) -> dict[str, str]:
         """The part of the options of ``_C.Runtime`` that follows from the choice."""
-        return {
-            "storage_extension": self.name == "kvikio",
-            "storage_peer_to_peer": self.to_device,
-            "storage_to_device": self.to_device,
-        }
+        extension = "extension_to_device" if self.to_device else "extension"
+        return {"storage": extension if self.name == "kvikio" else "direct"}
 
 
 def find_extension() -> tuple[Path, str] | None:
