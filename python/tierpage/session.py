@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +26,9 @@ from tierpage.errors import TierpageError
 from tierpage.notices import NoticeThread
 from tierpage.settings import Config, Request
 from tierpage.system import format_bytes
+
+if TYPE_CHECKING:
+    from tierpage import _C
 
 __all__ = ["Session", "changing", "current", "current_or_none", "forked_from", "release_retired", "start_session", "stop_session"]
 
@@ -43,7 +46,7 @@ class Session:
         self._step_start: dict[str, float] = {}
         backend = storage.choose(config)
         with native.translated():
-            self.runtime: Any = module.Runtime({**config.engine_options(), **backend.engine_options()})
+            self.runtime: _C.Runtime = module.Runtime({**config.engine_options(), **backend.engine_options()})
         self.wrappers = touching.Wrappers(self._touch, self._hold)
         self.notices = NoticeThread(self.log_notices)
         attached = False
