@@ -115,8 +115,8 @@ native_suites() {  # $1: folder under build/, $2: sanitizer or empty
   local kvikio=(-DTIERPAGE_KVIKIO=OFF)
   [[ -z $2 ]] && kvikio=(-DTIERPAGE_KVIKIO=ON)
   [[ -z $2 && ${TIERPAGE_TEST_KVIKIO:-} == 1 ]] && kvikio+=(-DCMAKE_REQUIRE_FIND_PACKAGE_Kvikio=ON)
-  cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_SANITIZER="$2" "${kvikio[@]}" \
-    -DPython_EXECUTABLE="$VENV/bin/python" >"build/$1.log" || { cat "build/$1.log"; return 1; }
+  cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_WERROR=ON \
+    -DTIERPAGE_SANITIZER="$2" "${kvikio[@]}" -DPython_EXECUTABLE="$VENV/bin/python" >"build/$1.log" || { cat "build/$1.log"; return 1; }
   cmake --build "build/$1" -j "$JOBS"
   local only=()
   [[ -n $2 ]] && only=(-R '^(core|sim|tiers|engine|engine_fork)$')

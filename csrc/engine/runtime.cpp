@@ -27,6 +27,12 @@ uint64_t checked_unit_bytes(uint64_t span_bytes_min, uint64_t staging_slot_bytes
 
 }  // namespace
 
+Runtime::Runtime(const RuntimeOptions& options)
+    : options_(options),
+      log_(options.trace_events_max),
+      accounts_(options.trace_events_max),
+      watchdog_(options.stall_report_seconds, options.endurance_seconds) {}
+
 Runtime* Runtime::active() { return g_active.load(std::memory_order_acquire); }
 bool Runtime::forked() { return g_forked.load(std::memory_order_relaxed); }
 
@@ -98,7 +104,9 @@ Status Runtime::open() {
   pager_->on_request_waits([this] { enqueued_ns_ = steady_ns(); });
   device_budget_ = options_.device_bytes_max;
   if (!arena_) pager_->host_space_ready(0, true);
-  opened_ns_ = last_progress_ns_ = last_tick_ns_ = steady_ns();
+  last_tick_ns_ = steady_ns();
+  accounts_.opened(last_tick_ns_);
+  watchdog_.something_ended(last_tick_ns_);
   transfers_ = std::make_unique<TransferEngine>(*backend_, arena_.get(), store_.get(), ring_.get(), log_, 16 * kMiB,
                                                 reaches_device(options_.storage));
   fill_api();
@@ -113,8 +121,8 @@ Status Runtime::take_ring_from_host_budget() {
       options_.staging_slot_bytes % kAlignment != 0) {
     return Status::error(StatusCode::kInvalidArgument,
                          std::to_string(options_.staging_slots) + " staging_slots of " +
-                             std::to_string(options_.staging_slot_bytes) + " bytes cannot carry pages to the NVMe tier. "
-                             "Give at least one slot, of a multiple of 4096 bytes.");
+                             std::to_string(options_.staging_slot_bytes) + " bytes cannot carry pages to the NVMe "
+                             "tier. Give at least one slot, of a multiple of 4096 bytes.");
   }
   ring_bytes_ = options_.staging_slot_bytes * options_.staging_slots;
   if (ring_bytes_ > options_.host_bytes_max) {
@@ -153,8 +161,9 @@ Status Runtime::check_storage_extension() const {
     return Status::error(StatusCode::kInvalidArgument, "only a storage extension reaches the memory of a GPU");
   }
   if (reaches_device(options_.storage) && (options_.verify != Verify::kOff || options_.encrypt)) {
-    return Status::error(StatusCode::kInvalidArgument, "pages that pass no RAM can be neither checked nor encrypted: give "
-                                                       "verify=\"off\" and encrypt=False with a store that reaches the device");
+    return Status::error(StatusCode::kInvalidArgument, "pages that pass no RAM can be neither checked nor encrypted: "
+                                                       "give verify=\"off\" and encrypt=False with a store that "
+                                                       "reaches the device");
   }
   return Status::success();
 }
@@ -193,8 +202,8 @@ Status Runtime::open_lower_tiers() {
   storage_description_ = store_->description();
   if (by_extension(options_.storage)) storage_description_ += std::string(", ") + storage_extension()->name;
   if (reaches_device(options_.storage)) storage_description_ += ", to and from device memory";
-  drive_bytes_ = store_->drive_bytes();
-  if (const std::string notice = store_->notice(); !notice.empty()) notices_ += notice + "\n";
+  watchdog_.set_drive_bytes(store_->drive_bytes());
+  if (const std::string notice = store_->notice(); !notice.empty()) watchdog_.say(notice);
   store_->set_wake([](void* self) { static_cast<Runtime*>(self)->wake(); }, this);
   return open_ring(&ring_);
 }

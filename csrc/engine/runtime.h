@@ -12,8 +12,9 @@
 // unknown: the first cause is kept and every waiter and later caller gets it. A Runtime is never deleted: tensors may
 // outlive it. After close its regions are resident for good and their memory goes back as they are freed.
 //
-// Who waits for a slot is released by exactly one of: its outcome, death, shutdown (ended_locked). Who waits for anything
-// else (pages that leave, room, the lower tiers' end) counts itself in other_waiters_ and is woken after every change.
+// Who waits for a slot is released by exactly one of: its outcome, death, shutdown (ended_locked). Who waits for
+// anything else (pages that leave, room, the lower tiers' end) counts itself in other_waiters_ and is woken after every
+// change.
 //
 // Fork: mutex_ is held across fork, so that the child's copy is consistent; the child may ask and free, but is refused
 // pages and waits for nothing. See forked().
@@ -31,14 +32,19 @@
 #include <thread>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "core/pager/pager.h"
+#include "engine/accounts.h"
 #include "engine/engine_api.h"
 #include "engine/event_log.h"
-#include "engine/stall_ledger.h"
+#include "engine/host_growth.h"
+#include "engine/operator_mark.h"
 #include "engine/staging_ring.h"
+#include "engine/stream_ledger.h"
 #include "engine/transfer_engine.h"
+#include "engine/watchdog.h"
 #include "tiers/block_store.h"
 #include "tiers/device_backend.h"
 #include "tiers/host_arena.h"
@@ -104,29 +110,6 @@ struct RuntimeParts {
   std::unique_ptr<BlockStore> store;
 };
 
-// One recurrence of the program as it was, to be held against the residency plan. Bytes and times are of `uses` uses,
-// which are `period_uses` or a few more: somebody must look.
-struct RecurrenceTotals {
-  uint64_t uses = 0;  // 0: none has been seen whole
-  uint64_t fetched_bytes = 0;
-  uint64_t written_bytes = 0;
-  uint64_t elapsed_ns = 0;
-  uint64_t stalled_ns = 0;
-  CauseTimes stalled_by_cause_ns{};
-  LinkUses links{};
-};
-
-// What the residency plan in force promises of each recurrence.
-struct PlanReport {
-  uint64_t period_uses = 0;  // 0: there is no plan
-  uint64_t capacity_bytes = 0;
-  uint64_t whole_bytes = 0;  // capacity with which nothing would move
-  uint64_t fetched_bytes = 0;
-  uint64_t written_bytes = 0;
-  double seconds = 0;         // of a recurrence, if all goes by the plan; 0: operators' times are not known
-  double timed_share = 0;     // of operators whose time is known
-};
-
 // One thread's scope; also the engine's side of tp_scope.
 class Runtime;
 struct Scope {
@@ -138,12 +121,12 @@ struct Scope {
   bool waiting_allocation = false;
   bool touched = false;         // sticky may hold something; of this thread alone
   bool blocked_by_touch = false;  // its own pins cannot end before a touch is served: see touch()
-  uint64_t mark = 0;              // where the open operator's work began on the device; 0: not timed
-  uint64_t mark_stream = 0;
-  bool stream_known = false;      // of the stream that this thread's operators ended on last, if that may owe fences:
-  uint64_t known_stream = 0;      //   its handle
-  StreamId known_stream_id = 0;
-  int64_t started_ns = 0;         // the same where the caller's thread does the work
+  OperatorMark mark;              // when the open operator began to work, while its time is wanted
+  struct KnownStream {
+    bool known = false;
+    uint64_t native = 0;
+    StreamId id = 0;
+  } stream;                       // that this thread's operators ended on last, if that may owe fences
   std::string error;
   struct Sticky {
     SlotId slot;
@@ -210,8 +193,8 @@ class Runtime {
   void expect_source(const Source& source);
   bool source_taken();
   Status read_source(uint64_t offset, uint64_t bytes, std::byte* buffer);
-  // Copies what RAM holds of a region's bytes from `first` on, at most to the end of the page there: the number of bytes.
-  // 0: that page has no copy in RAM at rest, *page_end tells where the next one begins.
+  // Copies what RAM holds of a region's bytes from `first` on, at most to the end of the page there: the number of
+  // bytes. 0: that page has no copy in RAM at rest, *page_end tells where the next one begins.
   uint64_t read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer, uint64_t* page_end);
   // Bytes of a region whose content is still the source's: first byte in the region, place, bytes; merged.
   struct SourcedRun {
@@ -251,7 +234,7 @@ class Runtime {
   Placement placement(uint64_t address);
   EventLog& log() { return log_; }
   // Ended waits with their causes, oldest first; `start_ns` is on the time base of the log.
-  std::vector<Stall> stalls() const { return stall_log_.snapshot(); }
+  std::vector<Stall> stalls() const { return accounts_.stalls(); }
   std::vector<Levels> levels();  // oldest first; the last one is of now
   struct StalledMost {
     std::vector<StalledName> operators, tags;  // longest first, at most kStalledNamesMax each
@@ -289,6 +272,9 @@ class Runtime {
   // runtime_thread.cpp
   void run();
   bool round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions);
+  void apply_locked(const Finished& finished);
+  void note_rates_locked();
+  void keep_accounts_locked();
   void idle_wait(std::unique_lock<std::mutex>& lock, bool acted);
   void wake();
   void wake_locked();
@@ -298,12 +284,8 @@ class Runtime {
   void request_host_space_locked();
   void after_core_locked();  // caller threads: hand actions over, wake waiters
   void once_a_second_locked();
-  void look_at_writes_locked(int64_t now_ns);
-  void look_at_progress_locked(int64_t now_ns);
-  void look_at_pager_thread_locked();
   void close_lower_tiers(std::unique_lock<std::mutex>& lock);
 
-  // runtime_stalls.cpp: waits, levels and recurrences are counted
   // asked_ns: when the caller asked, if it had to wait for the lock; else untouched. Inline: on every operator's way.
   std::unique_lock<std::mutex> lock_counted(int64_t& asked_ns) {
     std::unique_lock lock(mutex_, std::try_to_lock);
@@ -313,19 +295,8 @@ class Runtime {
     }
     return lock;
   }
-  void stall_begins_locked(SlotId slot, int64_t start_ns);
-  void stall_ends_locked(SlotId slot);
   void count_request_locked(SlotId slot, const char* name, int64_t asked_ns);
-  void count_wait_locked(const char* name, StallCause cause, int64_t start_ns);
-  void record_stall_locked(Stall stall, int64_t now_ns);
   const char* tag_name_locked(TagId tag) const;
-  void look_at_waits_locked(int64_t now_ns);
-  void apply_locked(const Finished& finished);
-  void note_levels_locked(bool at_rest);
-  void note_recurrence_locked();
-  Levels levels_now_locked() const;
-  PlanReport plan_report_locked() const;
-  RecurrenceTotals since_open_locked(int64_t now_ns) const;
 
   // Runs events on the core; a broken invariant (or no memory half-way) kills the pager instead of leaving.
   template <class Events>
@@ -345,10 +316,8 @@ class Runtime {
   Status abandon_wait_locked(SlotId slot);
 
   RegionId region_of_locked(uint64_t address) const;
-  bool wants_times() const;
+  bool wants_times() const { return __atomic_load_n(&wants_times_, __ATOMIC_RELAXED) != 0; }
   void time_locked(Scope& scope);
-  void forget_start(Scope& scope);
-  void note_rates_locked();
   // runtime_fences.cpp
   Status end_work(Scope& scope, uint64_t native_stream, Fence* fence);
   Status record_end(Scope& scope, uint64_t native_stream, Fence* fence);
@@ -362,7 +331,8 @@ class Runtime {
                   bool* stopped_early = nullptr);
   bool pages_leave_locked(const std::vector<RegionId>& regions) const;
   Status wait_for_evictions(std::unique_lock<std::mutex>& lock, const std::vector<RegionId>& regions, const char* name);
-  Status fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, const std::vector<Use>& uses, const char* name);
+  Status fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, const std::vector<Use>& uses,
+                        const char* name);
   void drop_touches_locked(RegionId region);
   void free_region_locked(RegionId region, const std::vector<Fence>& fences);
   enum class WaitEnd : uint8_t { kDone, kTimeOver, kStopped };
@@ -387,8 +357,6 @@ class Runtime {
   std::string storage_description_ = "none";
   uint64_t ring_bytes_ = 0;                // of the host budget
   EventLog log_;
-  BoundedLog<Stall> stall_log_;
-  BoundedLog<Levels> level_log_;
 
   std::mutex close_mutex_;                 // one close or shutdown at a time; taken before mutex_
   std::mutex mutex_;
@@ -402,21 +370,12 @@ class Runtime {
   bool lower_tiers_closed_ = false;
   int other_waiters_ = 0;                  // threads on slots_changed_ that wait for no slot
   Status dead_;                            // first cause; ok while alive
-  StallLedger stalls_;
-  int64_t opened_ns_ = 0;
+  Accounts accounts_;                      // its rows may be read without
   int64_t enqueued_ns_ = 0;                // when the request in hand could not be served; 0: it was, so far
-  LinkUse rated_;                          // of the link up, when its rate was told last
-  LinkUses link_uses_{};                   // as of the pager thread's last round
-  RecurrenceTotals recurrence_;                  // the last whole one
-  RecurrenceTotals recurrence_start_;            // totals at the start of the one that runs
-  PlanReport recurrence_plan_;             // the plan in force then
-  Levels last_levels_;
   uint64_t device_budget_ = 0;
   uint64_t native_reserved_ = 0;
   uint64_t native_expected_ = 0;           // room made for a native allocation that has not happened yet
-  std::unordered_map<uint32_t, std::vector<uint64_t>> streams_of_;  // region -> native streams to fence at free
-  std::unordered_map<StreamId, uint64_t> native_streams_;  // of streams that may owe fences
-  std::unordered_set<uint64_t> foreign_streams_;           // that may be destroyed at any time
+  StreamLedger streams_;
   std::map<std::string, TagId> tags_;
   std::unordered_set<uint32_t> pins_;      // slots of pin()
   // Regions that a blocking fetch (close, pin, a raw access) waits for; their frees are put off until its end.
@@ -429,23 +388,9 @@ class Runtime {
   };
   std::map<uint64_t, SourceUse> source_uses_;              // by place
   std::unordered_map<uint32_t, uint64_t> source_of_region_;  // region -> place
-  uint64_t host_requested_ = 0;            // of the arena
-  uint64_t host_ready_ = 0;                // what the core was told
-  bool host_failed_ = false;               // the system gives no more
-  uint64_t host_grown_ = 0;                // ready bytes when the grower last spoke
-  bool host_told_failed_ = false;          // what the core was told
-  bool host_complained_ = false;
+  HostGrowth host_growth_;
   int64_t last_tick_ns_ = 0;
-  int64_t last_progress_ns_ = 0;
-  bool watchdog_said_ = false;
-  int64_t round_ns_ = 0;                   // when the pager thread was here last
-  int64_t pager_thread_said_ = 0;          // the round that it had not come back from
-  StuckTransfers stuck_;                   // as of the last second
-  TransferId stuck_said_;                  // the transfer that was reported last
-  uint64_t drive_bytes_ = 0;               // of the NVMe tier's drives, 0: not known
-  bool write_budget_said_ = false;
-  bool endurance_said_ = false;
-  std::string notices_;                    // for the log; Python pulls
+  Watchdog watchdog_;                      // and its notices
 
   std::thread thread_;
   std::atomic<bool> open_{false};

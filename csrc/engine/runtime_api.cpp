@@ -32,7 +32,7 @@ template <class Body>
 uint64_t answered(Runtime* runtime, uint64_t otherwise, Body&& body) noexcept {
   if (runtime == nullptr) return otherwise;
   (void)guarded(runtime, [&] {
-    otherwise = body();
+    otherwise = static_cast<uint64_t>(body());
     return Status::success();
   });
   return otherwise;

@@ -35,7 +35,7 @@ void Runtime::remove_scope(Scope* scope) {
   {
     std::lock_guard lock(mutex_);
     std::erase(scopes_, scope);
-    stall_ends_locked(scope->waiting_slot);
+    accounts_.stall_ends(scope->waiting_slot, steady_ns());
     // Of a dead pager nothing is given back: its state is not to be trusted, and a thread's end must not throw.
     if (dead_.ok()) {
       (void)core_locked([&] {
@@ -71,7 +71,8 @@ Status Runtime::end_locked() const {
   Status refusal = refusal_locked();
   if (!refusal.ok()) return refusal;
   return Status::error(StatusCode::kUnavailable,
-                       "tierpage was shut down because the process is ending; what is paged out cannot be brought back");
+                       "tierpage was shut down because the process is ending; what is paged out cannot be brought "
+                       "back");
 }
 
 // The slot waits, and nobody will serve it.
@@ -116,11 +117,31 @@ Status Runtime::outcome_locked(Scope& scope, const char* name, int64_t asked_ns)
   if (outcome == Outcome::kGranted) return Status::success();
   if (outcome == Outcome::kFailed) return pager_->failure(scope.waiting_slot);
   if (ended_locked()) {
-    stall_ends_locked(scope.waiting_slot);
+    accounts_.stall_ends(scope.waiting_slot, steady_ns());
     return abandon_wait_locked(scope.waiting_slot);
   }
-  last_progress_ns_ = steady_ns();
+  watchdog_.wait_begins(steady_ns());
   return Status{StatusCode::kWait, 0, {}};
+}
+
+// After a request that was not served at once, or that came to a lock that was taken.
+void Runtime::count_request_locked(SlotId slot, const char* name, int64_t asked_ns) {
+  const int64_t enqueued_ns = std::exchange(enqueued_ns_, 0);
+  if (enqueued_ns == 0) {
+    accounts_.count_wait(name, StallCause::kHost, asked_ns, steady_ns());
+    return;
+  }
+  StallLedger& ledger = accounts_.ledger();
+  ledger.begin(slot, asked_ns != 0 ? asked_ns : enqueued_ns, pager_->waiting_for(slot), steady_ns());
+  const WaitDetails details = pager_->describe_wait(slot);
+  ledger.describe(slot, details, tag_name_locked(details.tag));
+  if (pager_->outcome(slot) != Outcome::kWait) accounts_.stall_ends(slot, steady_ns());
+}
+
+// Names stand in a map and stay where they are.
+const char* Runtime::tag_name_locked(TagId tag) const {
+  const auto named = std::find_if(tags_.begin(), tags_.end(), [tag](const auto& entry) { return entry.second == tag; });
+  return tag == 0 || named == tags_.end() ? "" : named->first.c_str();
 }
 
 Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t* address) {
@@ -141,14 +162,17 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   scope.pinned = scope.pinned || scope.open;
   const Status status = core_locked([&] {
     // A thread that asked wants() just before close(): the memory is outside the budget, and for good.
-    if (closed_) pager_->set_capacity(Tier::kDevice, pager_->capacity(Tier::kDevice) + round_up(bytes, pager_config_.granule_bytes));
+    if (closed_) {
+      const uint64_t more = round_up(bytes, pager_config_.granule_bytes);
+      pager_->set_capacity(Tier::kDevice, pager_->capacity(Tier::kDevice) + more);
+    }
     pager_->allocate(scope.slot, request);
     const RegionId region = pager_->allocated(scope.slot);
     if (!region.valid()) return;
     if (request.source.bytes > 0) count_source_locked(region, request.source);
     if (closed_) pager_->hold_region(region);
-    streams_of_.erase(region.value);
-    if (!scope.open && !backend_->info().synchronous_streams) streams_of_[region.value].push_back(native_stream);
+    streams_.region_made(region);
+    if (!scope.open && !backend_->info().synchronous_streams) streams_.used_on(region, native_stream);
   });
   if (!status.ok()) return status;
   Status outcome = outcome_locked(scope, "an allocation", asked_ns);
@@ -172,7 +196,7 @@ Status Runtime::wait(Scope& scope, uint32_t timeout_ms) {
 }
 
 Status Runtime::finish_wait_locked(Scope& scope) {
-  stall_ends_locked(scope.waiting_slot);
+  accounts_.stall_ends(scope.waiting_slot, steady_ns());
   if (!dead_.ok()) return dead_;
   const Outcome outcome = pager_->outcome(scope.waiting_slot);
   Status status = outcome == Outcome::kGranted  ? Status::success()
@@ -184,7 +208,7 @@ Status Runtime::finish_wait_locked(Scope& scope) {
 
 void Runtime::cancel(Scope& scope) {
   std::lock_guard lock(mutex_);
-  stall_ends_locked(scope.waiting_slot);
+  accounts_.stall_ends(scope.waiting_slot, steady_ns());
   if (!dead_.ok()) return;
   (void)core_locked([&] { pager_->cancel(scope.waiting_slot); });
   settle_touch_locked(scope, true);
@@ -221,7 +245,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   scope.open = false;
   if (t_open_scope == &scope) t_open_scope = nullptr;
   if (!scope.pinned && !scope.touched) {
-    forget_start(scope);
+    scope.mark.drop(*backend_);
     return Status::success();
   }
   // With synchronous streams other threads may end touches (drop_touches_locked): the list is read under the lock only.
@@ -230,13 +254,15 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
                                                                     [](const Scope::Sticky& sticky) {
                                                                       return sticky.closes_left <= 1;
                                                                     }));
-  if (!lets_go && !synchronous) forget_start(scope);
+  if (!lets_go && !synchronous) scope.mark.drop(*backend_);
   Fence fence;
   // Before the pins are let go: whoever evicts afterwards sees the fence.
   Status recorded = lets_go ? end_work(scope, native_stream, &fence) : Status::success();
   int64_t asked_ns = 0;
   std::unique_lock lock = lock_counted(asked_ns);
-  if (asked_ns != 0) count_wait_locked("the end of an operator", StallCause::kHost, asked_ns);
+  if (asked_ns != 0) {
+    accounts_.count_wait("the end of an operator", StallCause::kHost, asked_ns, steady_ns());
+  }
   if (fence.owed() && pager_->engaged()) [[unlikely]] {  // interleaving 2 of runtime_fences.cpp
     lock.unlock();
     recorded = record_end(scope, native_stream, &fence);
@@ -310,11 +336,7 @@ void Runtime::deallocate(uint64_t address) {
     std::lock_guard lock(mutex_);
     const RegionId region = region_of_locked(address);
     if (!region.valid() || refuses_locked()) return;
-    const auto found = streams_of_.find(region.value);
-    if (found != streams_of_.end()) {
-      streams = std::move(found->second);
-      streams_of_.erase(found);
-    }
+    streams = streams_.region_freed(region);
   }
   for (const uint64_t stream : streams) {
     Fence fence;
@@ -360,8 +382,7 @@ void Runtime::record_stream(uint64_t address, uint64_t native_stream) {
   const RegionId region = region_of_locked(address);
   if (!region.valid() || backend_->info().synchronous_streams) return;
   pager_->note_stream_use(region, stream);
-  std::vector<uint64_t>& streams = streams_of_[region.value];
-  if (std::find(streams.begin(), streams.end(), native_stream) == streams.end()) streams.push_back(native_stream);
+  streams_.used_on(region, native_stream);
 }
 
 uint64_t Runtime::region_bytes(uint64_t address, uint64_t* region_base) {

@@ -27,7 +27,7 @@ Status Runtime::fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, 
   if (enqueued_ns_ != 0) count_request_locked(slot, name, 0);
   const WaitEnd end = wait_or_stop(lock, std::chrono::steady_clock::now() + kForEver,
                                    [&] { return ended_locked() || pager_->outcome(slot) != Outcome::kWait; });
-  stall_ends_locked(slot);
+  accounts_.stall_ends(slot, steady_ns());
   if (!dead_.ok()) return dead_;
   const Outcome outcome = pager_->outcome(slot);
   status = outcome == Outcome::kGranted  ? Status::success()
@@ -118,7 +118,7 @@ bool Runtime::wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, con
     return over;
   });
   --other_waiters_;
-  if (waited) count_wait_locked(name, StallCause::kEvictionWait, start);
+  if (waited) accounts_.count_wait(name, StallCause::kEvictionWait, start, steady_ns());
   if (stopped_early != nullptr) *stopped_early = ended == WaitEnd::kStopped;
   return dead_.ok() && done();
 }
@@ -259,7 +259,8 @@ uint64_t Runtime::make_room(uint64_t bytes) {
   });
   after_core_locked();
   if (!status.ok()) return 0;
-  (void)wait_until(lock, 10'000, "torch's own allocator", [&] { return pager_->device_held_bytes() <= device_capacity_locked(); });
+  (void)wait_until(lock, 10'000, "torch's own allocator",
+                   [&] { return pager_->device_held_bytes() <= device_capacity_locked(); });
   if (ended_locked()) return 0;
   (void)core_locked([&] { pager_->release_free_frames(); });
   after_core_locked();
@@ -273,8 +274,8 @@ uint64_t Runtime::list_run_bytes_max() {
   return std::max<uint64_t>(static_cast<uint64_t>(bytes), pager_config_.granule_bytes);
 }
 
-// Where everything fits there is nothing to hide. live_bytes' peak, because what is kept longer adds to what the program
-// allocates meanwhile.
+// Where everything fits there is nothing to hide. live_bytes' peak, because what is kept longer adds to what the
+// program allocates meanwhile.
 bool Runtime::may_defer(uint64_t kept_bytes) {
   std::lock_guard lock(mutex_);
   if (ended_locked() || closed_) return false;
@@ -394,67 +395,6 @@ void Runtime::shutdown() {
   if (forked()) return;  // the thread is the parent's
   std::lock_guard closing(close_mutex_);
   if (thread_.joinable()) thread_.join();
-}
-
-Runtime::Snapshot Runtime::snapshot() {
-  std::lock_guard lock(mutex_);
-  Snapshot snapshot{};
-  snapshot.stats = pager_->stats();
-  snapshot.stats.resident_bytes[index_of(Tier::kDevice)].current = pager_->device_held_bytes();
-  snapshot.stalls = stalls_.stats();
-  snapshot.elapsed_ns = static_cast<uint64_t>(steady_ns() - opened_ns_);
-  snapshot.links = link_uses_;
-  snapshot.engaged = pager_->engaged();
-  snapshot.stuck = stuck_;
-  snapshot.writes = pager_->writes();
-  snapshot.plan = plan_report_locked();
-  if (snapshot.plan.period_uses != 0) snapshot.recurrence = recurrence_;
-  for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {
-    snapshot.budget_bytes[index_of(tier)] = pager_->capacity(tier);
-  }
-  snapshot.dirty_bytes = pager_->dirty_bytes();
-  snapshot.policy = pager_->policy_in_force();
-  snapshot.predicted_uses = pager_->predictor().predicted_uses();
-  snapshot.mispredicted_uses = pager_->predictor().mispredicted_uses();
-  snapshot.host_locked_bytes = arena_ ? arena_->locked_bytes() : 0;
-  return snapshot;
-}
-
-void Runtime::reset_peaks() {
-  std::lock_guard lock(mutex_);
-  Stats& stats = pager_->stats();
-  for (Gauge& gauge : stats.resident_bytes) gauge.reset_peak();
-  stats.live_bytes.reset_peak();
-  stats.pinned_bytes.reset_peak();
-  stalls_.reset_max();
-}
-
-Runtime::Placement Runtime::placement(uint64_t address) {
-  std::lock_guard lock(mutex_);
-  Placement placement;
-  const RegionId region = region_of_locked(address);
-  if (!region.valid()) return placement;
-  placement.bytes = pager_->region_bytes(region);
-  for (const PageId id : pager_->pages_of(region)) {
-    const Page& page = pager_->page(id);
-    if (page.is_valid(Tier::kDevice)) placement.device += page.bytes;
-    if (page.is_valid(Tier::kHost)) placement.host += page.bytes;
-    if (page.is_valid(Tier::kNvme)) placement.nvme += page.bytes;
-    if (page.sourced) placement.source += page.bytes;
-    if (page.pins > 0) placement.pinned += page.bytes;
-  }
-  return placement;
-}
-
-uint64_t Runtime::live_bytes() {
-  std::lock_guard lock(mutex_);
-  return pager_->stats().live_bytes.current;
-}
-
-std::string Runtime::take_notices() {
-  std::lock_guard lock(mutex_);
-  look_at_pager_thread_locked();
-  return std::exchange(notices_, {});
 }
 
 }  // namespace tierpage

@@ -93,7 +93,11 @@ class TransferEngine {
   StuckTransfers stuck(int64_t now_ns, int64_t patience_ns) const;
 
  private:
-  enum class Step : uint8_t { kCopyToDevice, kCopyToHost, kRead, kWrite };  // the order of Link
+  enum class Step : uint8_t { kCopyToDevice, kCopyToHost, kRead, kWrite };  // each on the link of the same number
+  static_assert(static_cast<int>(Step::kCopyToDevice) == static_cast<int>(Link::kToDevice) &&
+                static_cast<int>(Step::kCopyToHost) == static_cast<int>(Link::kToHost) &&
+                static_cast<int>(Step::kRead) == static_cast<int>(Link::kNvmeRead) &&
+                static_cast<int>(Step::kWrite) == static_cast<int>(Link::kNvmeWrite) && kLinkCount == 4);
   struct Flight {
     Action action;
     uint32_t pieces_left = 0;
@@ -130,7 +134,7 @@ class TransferEngine {
   void piece_done(uint32_t piece_index, const Status& status, Finished& finished);
   void finish_flight(TransferId id, Finished& finished);
   Step current_step(const Piece& piece) const;
-  static Link link_of(Step step) { return static_cast<Link>(step); }  // in the same order
+  static Link link_of(Step step) { return static_cast<Link>(step); }
 
   // Up: enough that the link never idles between two looks. Down: few small pieces, because a change of access rights
   // waits until the engine that copies down has nothing to do or has used up its time slice of a millisecond

@@ -204,7 +204,8 @@ Status GrowingArena::make_accessible(Piece piece) {
 }
 
 void GrowingArena::touch(Piece piece) {
-  const uint64_t part_bytes = round_up((piece.bytes + options_.touch_threads - 1) / options_.touch_threads, kHugePage);
+  const auto threads = static_cast<uint64_t>(options_.touch_threads);
+  const uint64_t part_bytes = round_up((piece.bytes + threads - 1) / threads, kHugePage);
   std::vector<std::thread> helpers;
   uint64_t done = std::min(part_bytes, piece.bytes);  // the first part is ours
   const Piece own{piece.begin, done};

@@ -77,9 +77,10 @@ struct Page {
   ArrivalStage arrival = ArrivalStage::kQueued;  // of an arrival under way; decides nothing, names the cause of waits
 
   bool is_valid(Tier tier) const { return valid >> index_of(tier) & 1; }
+  bool only_in(Tier tier) const { return valid == 1 << index_of(tier); }
   bool has_content() const { return valid != 0; }
   bool has_lower_memory() const { return !host.empty() || !nvme.empty() || sourced; }
-  bool dirty() const { return is_valid(Tier::kDevice) && valid == 1; }
+  bool dirty() const { return only_in(Tier::kDevice); }
   PageState state() const;
   TransferId transfer(PageId self) const {
     return TransferId(uint64_t{self.value} << 32 | movement_serial);
@@ -129,6 +130,35 @@ class PageTable {
   Page& operator[](PageId page) { return rows_[page.value]; }
   const Page& operator[](PageId page) const { return rows_[page.value]; }
   uint32_t size() const { return static_cast<uint32_t>(rows_.size()); }  // rows, gone ones included
+  // For loops over all rows: for (const PageId id : pages.ids()). Rows added meanwhile are visited, removed ones are not.
+  class Ids {
+   public:
+    class Iterator {
+     public:
+      Iterator(const PageTable& table, uint32_t index) : table_(&table), index_(index) { skip(); }
+      PageId operator*() const { return PageId(index_); }
+      Iterator& operator++() {
+        ++index_;
+        skip();
+        return *this;
+      }
+      bool operator!=(const Iterator&) const { return index_ < table_->size(); }
+
+     private:
+      void skip() {
+        while (index_ < table_->size() && !table_->exists(PageId(index_))) ++index_;
+      }
+      const PageTable* table_;
+      uint32_t index_;
+    };
+    explicit Ids(const PageTable& table) : table_(table) {}
+    Iterator begin() const { return {table_, 0}; }
+    Iterator end() const { return {table_, table_.size()}; }
+
+   private:
+    const PageTable& table_;
+  };
+  Ids ids() const { return Ids(*this); }
   bool exists(PageId page) const { return page.value < rows_.size() && rows_[page.value].region.valid(); }
   void check_invariants() const;
 
