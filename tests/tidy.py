@@ -137,7 +137,9 @@ def check_synchronisation() -> Iterator[str]:
             in_destructor = any("::~CudaBackend" in above for above in lines[max(0, number - 12) : number])
             # One stream of our own, after a copy that failed half-way.
             own_stream = "driver_.stream_synchronize(direction.stream)" in line
-            if re.search(r"(cuda?|ctx_|device_|stream_)\w*[sS]ynchronize\(", line) and not (in_destructor or own_stream):
+            if re.search(r"(cuda?|ctx_|device_|stream_)\w*[sS]ynchronize\(", line) and not (
+                in_destructor or own_stream
+            ):
                 yield f"{path.relative_to(ROOT)}:{number}: waits for the whole device"
 
 

@@ -30,7 +30,16 @@ from tierpage.system import format_bytes
 if TYPE_CHECKING:
     from tierpage import _C
 
-__all__ = ["Session", "changing", "current", "current_or_none", "forked_from", "release_retired", "start_session", "stop_session"]
+__all__ = [
+    "Session",
+    "changing",
+    "current",
+    "current_or_none",
+    "forked_from",
+    "release_retired",
+    "start_session",
+    "stop_session",
+]
 
 _log = logging.getLogger("tierpage")
 
@@ -83,7 +92,11 @@ class Session:
         if not _log.isEnabledFor(logging.INFO):
             return
         stats = self.runtime.stats()
-        now = {name: stats[name] for name in stats if name.startswith(("fetch_bytes", "writeback_bytes", "stall_seconds.total"))}
+        now = {
+            name: stats[name]
+            for name in stats
+            if name.startswith(("fetch_bytes", "writeback_bytes", "stall_seconds.total"))
+        }
         since = {name: value - self._step_start.get(name, 0) for name, value in now.items()}
         self._step_start = now
         up = sum(value for name, value in since.items() if name.startswith("fetch_bytes"))

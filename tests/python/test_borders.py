@@ -66,7 +66,9 @@ def test_a_word_that_the_engine_does_not_know_is_refused(name: str) -> None:
     assert all(repr(word) in message for word in engine.option_words()[name])
 
 
-@pytest.mark.parametrize(("name", "value"), [("paranoid", 1), ("prefetch", "no"), ("io_workers", 2.5), ("device_budget", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("paranoid", 1), ("prefetch", "no"), ("io_workers", 2.5), ("device_budget", -1)]
+)
 def test_a_value_is_not_bent_into_shape(name: str, value: object) -> None:
     assert f"option {name} cannot be {value!r}" in refused(engine.Runtime, options(**{name: value}))
 
@@ -80,7 +82,9 @@ def test_a_device_or_tier_that_the_engine_does_not_know_is_refused(tmp_path: Pat
         assert "device cannot be 'tpu'" in refused(call, *arguments)
     runtime = engine.Runtime(options())
     try:
-        assert "tier cannot be 'disk': it is one of 'device', 'host', 'nvme'" in refused(runtime.set_budget, "disk", MIB)
+        assert "tier cannot be 'disk': it is one of 'device', 'host', 'nvme'" in refused(
+            runtime.set_budget, "disk", MIB
+        )
     finally:
         runtime.shutdown()
 

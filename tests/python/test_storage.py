@@ -85,7 +85,9 @@ def test_an_explicit_choice_goes_through_ram_where_it_must(machine):
 
 def test_an_explicit_choice_that_cannot_work_is_an_error(machine):
     machine(extension="libkvikio is not installed. Run: pip")
-    with pytest.raises(ConfigError, match=r"storage_backend='kvikio' cannot work here: libkvikio is not installed\. Run: pip"):
+    with pytest.raises(
+        ConfigError, match=r"storage_backend='kvikio' cannot work here: libkvikio is not installed\. Run: pip"
+    ):
         storage.choose(settings(storage_backend="kvikio"))
     assert storage.choose(settings(storage_backend="kvikio", nvme_path=None)).name == "none"
 
