@@ -42,7 +42,7 @@ Status Runtime::open() {
   accounts_.opened(last_tick_ns_);
   watchdog_.something_ended(last_tick_ns_);
   transfers_ = std::make_unique<TransferEngine>(*tiers_.backend, tiers_.arena.get(), tiers_.store.get(),
-                                                tiers_.ring.get(), log_, options_.storage_to_device);
+                                                tiers_.ring.get(), log_, reaches_device(options_.storage));
   fill_api();
   return Status::success();
 }

@@ -13,6 +13,28 @@
 
 namespace tierpage {
 
+// What is checked of the pages that the NVMe tier holds.
+enum class Verify : uint8_t {
+  kOff,
+  kRead,  // each that comes back
+  kFull,  // and each that went there is read back at once
+};
+
+// What moves pages to and from the NVMe tier.
+enum class StorageWay : uint8_t {
+  kDirect,             // the system's calls, through RAM
+  kDirectToDevice,     // the same into device memory, where that is RAM; neither checked nor encrypted
+  kExtension,          // the loaded extension, through RAM
+  kExtensionToDevice,  // the same into device memory, on a GPU by the drive's own road; neither checked nor encrypted
+};
+constexpr bool by_extension(StorageWay way) {
+  return way == StorageWay::kExtension || way == StorageWay::kExtensionToDevice;
+}
+constexpr bool reaches_device(StorageWay way) {
+  return way == StorageWay::kDirectToDevice || way == StorageWay::kExtensionToDevice;
+}
+
+// Python gives all but endurance_seconds (csrc/python/options.cpp); these defaults are for tests.
 struct RuntimeOptions {
   bool cuda = false;
   int device_index = 0;
@@ -32,16 +54,13 @@ struct RuntimeOptions {
   uint32_t staging_slots = 8;
   int io_workers = 8;
   bool direct_io = true;
-  bool storage_extension = false;    // the loaded one reads and writes the spill file
-  bool storage_peer_to_peer = false;  // which then must go from drive to device
-  bool storage_to_device = false;    // and reaches the device's memory: pages to and from NVMe pass no RAM, unchecked
+  StorageWay storage = StorageWay::kDirect;
   uint64_t nvme_write_bytes_max = 0;        // that should be written to the NVMe tier in each period
   uint64_t nvme_write_period_seconds = 0;   // 0: no such bound
   double stall_report_seconds = 30;  // a transfer without progress for so long is reported; 0: never
-  bool verify = true;                // pages that come back from the NVMe tier are checked
+  Verify verify = Verify::kRead;
   uint64_t endurance_seconds = 600;  // after which a program's pace of writing is judged
   bool encrypt = false;              // what lies on the disk
-  bool verify_writes = false;        // and those that went there are read back at once
   uint64_t trace_events_max = 1u << 16;
   double list_run_fraction = 0.0625;
 };

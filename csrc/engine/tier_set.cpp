@@ -77,10 +77,13 @@ Status TierSet::open_backend() {
 }
 
 Status TierSet::check_storage_extension() const {
-  if (options_.storage_extension && storage_extension() == nullptr) {
+  if (by_extension(options_.storage) && storage_extension() == nullptr) {
     return Status::error(StatusCode::kUnavailable, "no storage extension has been loaded");
   }
-  if (options_.storage_to_device && (options_.verify || options_.verify_writes || options_.encrypt)) {
+  if (options_.storage == StorageWay::kDirectToDevice && options_.cuda) {
+    return Status::error(StatusCode::kInvalidArgument, "only a storage extension reaches the memory of a GPU");
+  }
+  if (reaches_device(options_.storage) && (options_.verify != Verify::kOff || options_.encrypt)) {
     return Status::error(StatusCode::kInvalidArgument, "pages that pass no RAM can be neither checked nor encrypted: "
                                                        "give verify=\"off\" and encrypt=False with a store that "
                                                        "reaches the device");
@@ -108,19 +111,19 @@ Status TierSet::open_lower_tiers() {
     direct.capacity_bytes = config.nvme_bytes_max;
     direct.worker_count = options_.io_workers;
     direct.direct = options_.direct_io;
-    direct.verify = options_.verify;
+    direct.verify = options_.verify != Verify::kOff;
     direct.encrypt = options_.encrypt;
-    direct.verify_writes = options_.verify_writes;
+    direct.verify_writes = options_.verify == Verify::kFull;
     direct.verify_unit_bytes = checked_unit_bytes(config.span_bytes_min, options_.staging_slot_bytes);
     if (Status status = check_storage_extension(); !status.ok()) return status;
-    const IoTable& calls =
-        options_.storage_extension ? extension_io_table(options_.storage_peer_to_peer) : system_io_table();
+    const bool peer_to_peer = options_.cuda && reaches_device(options_.storage);
+    const IoTable& calls = by_extension(options_.storage) ? extension_io_table(peer_to_peer) : system_io_table();
     Status status = make_direct_store(direct, calls, &store);
     if (!status.ok()) return status;
   }
   description = store->description();
-  if (options_.storage_extension) description += std::string(", ") + storage_extension()->name;
-  if (options_.storage_to_device) description += ", to and from device memory";
+  if (by_extension(options_.storage)) description += std::string(", ") + storage_extension()->name;
+  if (reaches_device(options_.storage)) description += ", to and from device memory";
   return open_ring(&ring);
 }
 
