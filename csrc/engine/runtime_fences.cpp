@@ -22,10 +22,10 @@
 namespace tierpage {
 
 Status Runtime::end_work(Scope& scope, uint64_t native_stream, Fence* fence) {
-  if (engaged_.load(std::memory_order_relaxed) || !may_owe(scope, native_stream)) {
+  if (core_.engaged_hint() || !may_owe(scope, native_stream)) {
     return record_end(scope, native_stream, fence);
   }
-  scope.mark.drop(*backend_);
+  scope.mark.drop(*tiers_.backend);
   *fence = Fence{scope.stream.id, Fence::kOwed};
   return Status::success();
 }
@@ -33,40 +33,40 @@ Status Runtime::end_work(Scope& scope, uint64_t native_stream, Fence* fence) {
 bool Runtime::may_owe(Scope& scope, uint64_t native_stream) {
   if (!scope.stream.known || scope.stream.native != native_stream) {
     scope.stream.known = false;
-    const StreamId id = backend_->stream_id(native_stream);
-    const std::lock_guard lock(mutex_);
+    const StreamId id = tiers_.backend->stream_id(native_stream);
+    const std::lock_guard lock(core_.mutex());
     if (!streams_.may_owe(id, native_stream)) return false;
     scope.stream = {true, native_stream, id};
   }
-  return !backend_->capturing(native_stream);
+  return !tiers_.backend->capturing(native_stream);
 }
 
 void Runtime::foreign_stream(uint64_t native_stream) {
-  const std::lock_guard lock(mutex_);
+  const std::lock_guard lock(core_.mutex());
   streams_.is_foreign(native_stream);
 }
 
 // Timed if the work's beginning was marked on the same stream.
 Status Runtime::record_end(Scope& scope, uint64_t native_stream, Fence* fence) {
   const uint64_t mark = scope.mark.take();
-  if (mark == 0) return backend_->record_fence(native_stream, fence);
+  if (mark == 0) return tiers_.backend->record_fence(native_stream, fence);
   uint64_t position = Trace::kNever;
   {
-    const std::lock_guard lock(mutex_);
-    position = pager_->op_position(scope.slot);
+    const std::lock_guard lock(core_.mutex());
+    position = core_->op_position(scope.slot);
   }
   if (position != Trace::kNever && scope.mark.on(native_stream)) {
-    return backend_->record_timed_fence(native_stream, mark, position, fence);
+    return tiers_.backend->record_timed_fence(native_stream, mark, position, fence);
   }
-  backend_->drop_mark(mark);
-  return backend_->record_fence(native_stream, fence);
+  tiers_.backend->drop_mark(mark);
+  return tiers_.backend->record_fence(native_stream, fence);
 }
 
 void Runtime::launching(Scope& scope, uint64_t native_stream) {
-  if (backend_->info().synchronous_streams) {
+  if (tiers_.backend->info().synchronous_streams) {
     scope.mark.begin_here(steady_ns());
   } else {
-    scope.mark.begin(*backend_, native_stream);
+    scope.mark.begin(*tiers_.backend, native_stream);
   }
 }
 
@@ -74,8 +74,8 @@ void Runtime::launching(Scope& scope, uint64_t native_stream) {
 void Runtime::time_locked(Scope& scope) {
   const int64_t started_ns = scope.mark.take_start_ns();
   if (started_ns == 0) return;
-  const uint64_t position = pager_->op_position(scope.slot);
-  if (position != Trace::kNever) pager_->op_timed(position, static_cast<double>(steady_ns() - started_ns) / 1e3);
+  const uint64_t position = core_->op_position(scope.slot);
+  if (position != Trace::kNever) core_->op_timed(position, static_cast<double>(steady_ns() - started_ns) / 1e3);
 }
 
 }  // namespace tierpage

@@ -50,7 +50,8 @@ void Watchdog::look_at_writes(const WriteEconomy& writes, uint64_t elapsed_secon
     std::snprintf(text, sizeof text,
                   "nvme_write_budget is used up: %.2f GB were written to the NVMe tier in the last %.1f hours, the "
                   "budget is %.2f GB. Only writing more lets the program go on, so it goes over the budget; the excess "
-                  "is memory_stats()[\"nvme_write_bytes.over_budget\"]. Raise host_budget or device_budget to write less.",
+                  "is memory_stats()[\"nvme_write_bytes.over_budget\"]. Raise host_budget or device_budget to write "
+                  "less.",
                   gigabytes(writes.last_period()), static_cast<double>(writes.period_seconds()) / kSecondsAnHour,
                   gigabytes(writes.bytes_max()));
     say(text);

@@ -79,10 +79,9 @@ void* allocate_region(const tp_engine_api* engine, uint64_t bytes) {
   tp_scope* scope = state.depth > 0 ? opened_scope(state) : scope_for(state, engine);
   state.fresh_region = state.depth > 0;
   uint64_t address = 0;
-  drop_unseen_sometimes();
+  deferral_hooks.drop_unseen_sometimes();
   int32_t code = engine->allocate(scope, bytes, native_stream(*engine), &address);
-  if (C10_UNLIKELY(code == TP_OUT_OF_MEMORY) && deferred_count.load() != 0) {
-    deferral_hooks.drop_unseen();
+  if (C10_UNLIKELY(code == TP_OUT_OF_MEMORY) && deferral_hooks.drop_unseen()) {
     code = engine->allocate(scope, bytes, native_stream(*engine), &address);
   }
   if (code == TP_WAIT) {

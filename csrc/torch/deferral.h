@@ -12,7 +12,7 @@
 //      changes what it works on.
 //  (5) Indices run on the stream of the operator that was deferred, so they stand behind what was queued there before.
 //      What the program queued on another stream may have waited for that stream before the index ran. So a stream waits
-//      for the deferred indices' stream at its first operator after any of them ran (streams_to_wait).
+//      for the deferred indices' stream at its first operator after any of them ran (LateStream).
 //  (6) Two threads that use one index: the first runs it, the second waits, without the GIL, until it is launched.
 //  (7) What nobody can see any more (a model that was deleted after its last step) is let go without running it, so that its
 //      memory becomes free (drop_unseen).
@@ -20,24 +20,16 @@
 //      operator that needed it; nothing runs twice.
 #pragma once
 
-#include <atomic>
-
 #include "torch/deferral_hooks.h"
+#include "torch/deferred_table.h"
+#include "torch/late_stream.h"
 #include "torch/operator_call.h"
 
 namespace tierpage {
 
-extern std::atomic<bool> deferral_wanted;
-
-// What the operators look at besides deferred_count: whether any index ever ran late.
-extern std::atomic<uint64_t> late_runs;
-extern std::atomic<uint64_t> late_stream;  // native; all deferred indices have the same
-
 // Whether this thread's next operator may have to run or to wait for something deferred.
 inline bool deferral_concerns(const tp_engine_api& engine) {
-  if (deferred_count.load(std::memory_order_acquire) != 0) return true;
-  return late_runs.load(std::memory_order_relaxed) != 0 && engine.device_type != 0 &&
-         native_stream(engine) != late_stream.load(std::memory_order_relaxed);
+  return DeferredTable::waiting() != 0 || LateStream::concerns(engine);
 }
 
 // Before an operator: runs what is deferred of the regions that it uses, and orders its stream behind what ran late.

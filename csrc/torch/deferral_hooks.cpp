@@ -3,7 +3,7 @@
 
 namespace tierpage {
 
-std::atomic<uint32_t> deferred_count{0};
-constinit DeferralHooks deferral_hooks{[] {}, [](ThreadState&, const tp_engine_api*, uint64_t) {}};
+constinit DeferralHooks deferral_hooks{[] {}, [] { return false; },
+                                       [](ThreadState&, const tp_engine_api*, uint64_t) {}};
 
 }  // namespace tierpage

@@ -11,6 +11,7 @@
 #include "torch/allocator.h"
 #include "torch/allocator_cuda.h"
 #include "torch/deferral.h"
+#include "torch/deferred_table.h"
 #include "torch/engine_link.h"
 #include "torch/errors.h"
 #include "torch/interceptor.h"
@@ -86,7 +87,7 @@ TIERPAGE_EXPORT uint64_t tierpage_torch_counter(int32_t which) {
 TIERPAGE_EXPORT int32_t tierpage_torch_set_option(const char* name, int32_t value) {
   const std::string option = name != nullptr ? name : "(null)";
   if (option == "deferral") {
-    tierpage::deferral_wanted.store(value != 0);
+    tierpage::DeferredTable::set_wanted(value != 0);
     return TP_OK;
   }
   if (option == "typed") {

@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,7 +27,19 @@ from tierpage.notices import NoticeThread
 from tierpage.settings import Config, Request
 from tierpage.system import format_bytes
 
-__all__ = ["Session", "changing", "current", "current_or_none", "forked_from", "release_retired", "start_session", "stop_session"]
+if TYPE_CHECKING:
+    from tierpage import _C
+
+__all__ = [
+    "Session",
+    "changing",
+    "current",
+    "current_or_none",
+    "forked_from",
+    "release_retired",
+    "start_session",
+    "stop_session",
+]
 
 _log = logging.getLogger("tierpage")
 
@@ -43,7 +55,7 @@ class Session:
         self._step_start: dict[str, float] = {}
         backend = storage.choose(config)
         with native.translated():
-            self.runtime: Any = module.Runtime({**config.engine_options(), **backend.engine_options()})
+            self.runtime: _C.Runtime = module.Runtime({**config.engine_options(), **backend.engine_options()})
         self.wrappers = touching.Wrappers(self._touch, self._hold)
         self.notices = NoticeThread(self.log_notices)
         attached = False
@@ -80,7 +92,11 @@ class Session:
         if not _log.isEnabledFor(logging.INFO):
             return
         stats = self.runtime.stats()
-        now = {name: stats[name] for name in stats if name.startswith(("fetch_bytes", "writeback_bytes", "stall_seconds.total"))}
+        now = {
+            name: stats[name]
+            for name in stats
+            if name.startswith(("fetch_bytes", "writeback_bytes", "stall_seconds.total"))
+        }
         since = {name: value - self._step_start.get(name, 0) for name, value in now.items()}
         self._step_start = now
         up = sum(value for name, value in since.items() if name.startswith("fetch_bytes"))

@@ -58,16 +58,14 @@ class Config:
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def engine_options(self) -> dict[str, object]:
-        """The options of ``_C.Runtime``."""
-        options: dict[str, object] = {name: getattr(self, name) for name in _ENGINE_NAMES}
-        for tier in ("device", "host", "nvme"):
-            options[f"{tier}_budget_bytes"] = getattr(self, f"{tier}_budget")
-        if self.nvme_write_budget is not None:
-            options["nvme_write_bytes_max"] = self.nvme_write_budget.count
-            options["nvme_write_period_seconds"] = self.nvme_write_budget.seconds
-        options["nvme_path"] = list(paths_of(self.nvme_path))
-        options["scope_explicit"] = self.scope == "explicit"
-        return options
+        """The options of ``_C.Runtime``, all but ``storage``, which :mod:`tierpage.storage` chooses."""
+        rate = self.nvme_write_budget
+        return {
+            **{name: getattr(self, name) for name, setting in SETTINGS.items() if setting.in_engine},
+            "device_index": self.device_index,
+            "nvme_path": list(paths_of(self.nvme_path)),
+            "nvme_write_budget": None if rate is None else (rate.count, rate.seconds),
+        }
 
     def environment(self) -> str:
         """The line for TIERPAGE_CONF that gives these settings; defaults are left out."""
@@ -80,13 +78,16 @@ class Config:
         return ",".join(shown)
 
 
-_ENGINE_NAMES = (
-    "device", "device_index", "min_paged_bytes", "granule_bytes", "frame_bytes_max", "range_bytes", "paranoid",
-    "verify", "policy", "prefetch", "staging_slot_bytes", "staging_slots", "io_workers", "direct_io", "trace_events_max",
-    "list_run_fraction", "stall_report_seconds", "encrypt",
-)  # fmt: skip
-
 Parser = Callable[[object, str], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a user may give: ``parse(value, name)`` checks a value, or its text, and raises ConfigError."""
+
+    parse: Parser
+    words: tuple[str, ...] = ()  # that it may be; empty: a value
+    in_engine: bool = True  # whether the engine has an option of this name
 
 
 def _parse_bytes(minimum: int, *, zero: bool = False, power_of_two: bool = False, multiple: int = 1) -> Parser:
@@ -119,15 +120,13 @@ def _parse_count(minimum: int, maximum: int) -> Parser:
     return parse
 
 
-def _parse_choice(*choices: str) -> Parser:
+def _choice(*words: str, in_engine: bool = True) -> Setting:
     def parse(value: object, name: str) -> str:
-        if value not in choices:
-            raise ConfigError(
-                f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.{_close(value, choices)}"
-            )
+        if value not in words:
+            raise ConfigError(f"{name}={value!r} is not one of {', '.join(map(repr, words))}.{_close(value, words)}")
         return str(value)
 
-    return parse
+    return Setting(parse, words, in_engine)
 
 
 def _parse_bool(value: object, name: str) -> bool:
@@ -207,33 +206,34 @@ def _parse_budget(value: object, name: str) -> Size:
 
 
 # Every setting that a user can give, by the name of its keyword and of its TIERPAGE_CONF key. docs/tuning.md has a
-# section for each; the repository's tests/tidy.py compares the two.
-SETTINGS: dict[str, Parser] = {
-    "nvme_path": _parse_paths,
-    "device": _parse_device,
-    "device_budget": _parse_budget,
-    "host_budget": _parse_budget,
-    "nvme_budget": _parse_budget,
-    "min_paged_bytes": _parse_bytes(1),
-    "scope": _parse_choice("all", "explicit"),
-    "paranoid": _parse_bool,
-    "verify": _parse_choice("read", "full", "off"),
-    "storage_backend": _parse_choice("auto", "direct", "kvikio"),
-    "policy": _parse_choice("auto", "clock"),
-    "prefetch": _parse_bool,
-    "granule_bytes": _parse_bytes(4096, zero=True, power_of_two=True),
-    "frame_bytes_max": _parse_bytes(4096, zero=True, power_of_two=True),
-    "range_bytes": _parse_bytes(64 * MIB, zero=True),
-    "staging_slot_bytes": _parse_bytes(4096, multiple=4096),
-    "staging_slots": _parse_count(1, 1024),
-    "io_workers": _parse_count(4, 256),
-    "direct_io": _parse_bool,
-    "nvme_write_budget": parse_rate,
-    "encrypt": _parse_bool,
-    "stall_report_seconds": _parse_seconds,
-    "trace_events_max": _parse_count(0, 1 << 28),
-    "list_run_fraction": _parse_share,
-    "defer_updates": _parse_bool,
+# section for each, which the repository's tests/tidy.py compares, and csrc/python/options.cpp the engine's side of most,
+# which tests/python/test_borders.py does.
+SETTINGS: dict[str, Setting] = {
+    "nvme_path": Setting(_parse_paths),
+    "device": Setting(_parse_device),
+    "device_budget": Setting(_parse_budget),
+    "host_budget": Setting(_parse_budget),
+    "nvme_budget": Setting(_parse_budget),
+    "min_paged_bytes": Setting(_parse_bytes(1)),
+    "scope": _choice("all", "explicit"),
+    "paranoid": Setting(_parse_bool),
+    "verify": _choice("read", "full", "off"),
+    "storage_backend": _choice("auto", "direct", "kvikio", in_engine=False),
+    "policy": _choice("auto", "clock"),
+    "prefetch": Setting(_parse_bool),
+    "granule_bytes": Setting(_parse_bytes(4096, zero=True, power_of_two=True)),
+    "frame_bytes_max": Setting(_parse_bytes(4096, zero=True, power_of_two=True)),
+    "range_bytes": Setting(_parse_bytes(64 * MIB, zero=True)),
+    "staging_slot_bytes": Setting(_parse_bytes(4096, multiple=4096)),
+    "staging_slots": Setting(_parse_count(1, 1024)),
+    "io_workers": Setting(_parse_count(4, 256)),
+    "direct_io": Setting(_parse_bool),
+    "nvme_write_budget": Setting(parse_rate),
+    "encrypt": Setting(_parse_bool),
+    "stall_report_seconds": Setting(_parse_seconds),
+    "trace_events_max": Setting(_parse_count(0, 1 << 28)),
+    "list_run_fraction": Setting(_parse_share),
+    "defer_updates": Setting(_parse_bool, in_engine=False),
 }
 
 
@@ -277,11 +277,11 @@ def parse_request(arguments: Mapping[str, object], environment: str | None) -> R
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for name, text in parse_environment(environment).items():
-        values[name] = SETTINGS[name](text, f"{name} (from {ENVIRONMENT_NAME})")
+        values[name] = SETTINGS[name].parse(text, f"{name} (from {ENVIRONMENT_NAME})")
         origins[name] = ENVIRONMENT_NAME
     for name, value in arguments.items():
         if value is not None:
-            values[name] = SETTINGS[name](value, name)
+            values[name] = SETTINGS[name].parse(value, name)
             origins[name] = "argument"
     return Request(MappingProxyType(values), MappingProxyType(origins))
 

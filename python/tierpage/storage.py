@@ -35,13 +35,10 @@ class Backend:
     reason: str
     to_device: bool = False
 
-    def engine_options(self) -> dict[str, bool]:
+    def engine_options(self) -> dict[str, str]:
         """The part of the options of ``_C.Runtime`` that follows from the choice."""
-        return {
-            "storage_extension": self.name == "kvikio",
-            "storage_peer_to_peer": self.to_device,
-            "storage_to_device": self.to_device,
-        }
+        extension = "extension_to_device" if self.to_device else "extension"
+        return {"storage": extension if self.name == "kvikio" else "direct"}
 
 
 def find_extension() -> tuple[Path, str] | None:
@@ -88,9 +85,7 @@ def kvikio_problem() -> str | None:
     libkvikio = _package_file("libkvikio", "lib64/libkvikio.so")
     logger = _package_file("rapids_logger", "lib64/librapids_logger.so")
     if libkvikio is None or logger is None:
-        missing = " and ".join(
-            name for name, at in (("libkvikio", libkvikio), ("rapids_logger", logger)) if at is None
-        )
+        missing = " and ".join(name for name, at in (("libkvikio", libkvikio), ("rapids_logger", logger)) if at is None)
         return f"the extension is there, but {missing} is not installed. Run: {EXTRA}"
     installed = _version_of(libkvikio)
     if installed != release:
@@ -162,10 +157,16 @@ def _straight_problem(config: Config) -> str | None:
 def _faster(config: Config, explicit: bool) -> Backend:
     """Peer to peer may be there: proves it on a file in each directory of nvme_path and times both ways; the worst counts."""
     probes = [compare(config, path, peer_to_peer=True) for path in paths_of(config.nvme_path)]
-    rates = next((probe for probe in probes if probe["problem"]), None) or min(probes, key=lambda probe: probe["extension_read"])
+    rates = next((probe for probe in probes if probe["problem"]), None) or min(
+        probes, key=lambda probe: probe["extension_read"]
+    )
     if rates["problem"]:
         reason = f"the probe of the drive's own way to the GPU failed: {rates['problem']}"
-        return Backend("kvikio", f"it was asked for; through RAM, because {reason}") if explicit else Backend("direct", reason)
+        return (
+            Backend("kvikio", f"it was asked for; through RAM, because {reason}")
+            if explicit
+            else Backend("direct", reason)
+        )
     words = describe(rates)
     straight = rates["extension_read"] + rates["extension_write"]
     if explicit or straight > rates["through_memory_read"] + rates["through_memory_write"]:

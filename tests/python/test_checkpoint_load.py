@@ -362,7 +362,12 @@ def sharded(folder: Path, reference: Model, count: int = 3) -> Path:
 
 def test_shards_by_index_folder_and_list(small: str, reference: Model, tmp_path: Path) -> None:
     folder = sharded(tmp_path / "model", reference)
-    ways: list[Any] = [folder, str(folder), folder / "model.safetensors.index.json", sorted(folder.glob("*.safetensors"))]
+    ways: list[Any] = [
+        folder,
+        str(folder),
+        folder / "model.safetensors.index.json",
+        sorted(folder.glob("*.safetensors")),
+    ]
     for way in ways:
         model = meta()
         tierpage.load(model, way)

@@ -138,12 +138,18 @@ def test_shards_have_the_usual_names_and_an_index(tmp_path: Path) -> None:
     tierpage.save(model, tmp_path, max_shard_bytes="1GB")
     assert names(tmp_path) == ["model.safetensors"]
     tierpage.save(model, tmp_path, max_shard_bytes=size * 4)
-    assert names(tmp_path) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    assert names(tmp_path) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
 
 
 def test_an_index_of_somebody_else_leads_to_no_deletion(tmp_path: Path) -> None:
     (tmp_path / "keep").write_text("x")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "keep", "b": "../x", "c": 3}}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "keep", "b": "../x", "c": 3}})
+    )
     tierpage.save({"a": torch.ones(2)}, tmp_path)
     assert names(tmp_path) == ["keep", "model.safetensors"]
 
@@ -179,7 +185,9 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("call", ["pwrite", "fsync", "replace", "posix_fallocate"])
-def test_a_failure_leaves_everything_as_it_was(call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_everything_as_it_was(
+    call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.safetensors"
     tierpage.save({"a": torch.ones(3)}, path)
     before = path.read_bytes()
@@ -233,7 +241,9 @@ def test_a_file_too_large_for_the_process_is_an_error(tmp_path: Path) -> None:
         "try: tierpage.save({'a': torch.zeros(1 << 20)}, sys.argv[1])\n"
         "except tierpage.StorageFullError as error: print('refused', error.errno)\n"
     )
-    run = subprocess.run([sys.executable, "-c", program, str(tmp_path / "x")], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "x")], capture_output=True, text=True, check=True
+    )
     assert run.stdout.split() == ["refused", str(errno.EFBIG)]
     assert names(tmp_path) == []
 

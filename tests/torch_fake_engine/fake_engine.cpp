@@ -14,7 +14,7 @@
 #include <thread>
 #include <unordered_map>
 
-#include "engine/engine_api.h"
+#include "fake_engine.h"
 
 struct tp_scope {
   bool open = false;
@@ -79,8 +79,12 @@ std::map<uint64_t, Region>::iterator region_at(uint64_t address) {
 void log_address(uint64_t address) {
   const auto region = region_at(address);
   const auto found = region == regions.end() ? allocated_since.end() : allocated_since.find(region->first);
-  announcements += found == allocated_since.end() ? " " + std::to_string(address - table.range_base)
-                                                  : " new" + std::to_string(found->second) + "+" + std::to_string(address - found->first);
+  announcements += ' ';
+  if (found == allocated_since.end()) {
+    announcements += std::to_string(address - table.range_base);
+  } else {
+    announcements += "new" + std::to_string(found->second) + "+" + std::to_string(address - found->first);
+  }
 }
 
 void pin(tp_scope* scope, uint64_t base, Region& region, uint32_t mode) {

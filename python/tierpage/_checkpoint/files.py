@@ -150,7 +150,9 @@ def _check_tensor(name: str, entry: Any, data_start: int, data_bytes: int) -> St
         raise ValueError(f"tensor {shown} has something else than dtype, shape and data_offsets")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise ValueError(f"tensor {shown} has dtype {entry['dtype']!r:.40}, which torch {torch.__version__} cannot hold")
+        raise ValueError(
+            f"tensor {shown} has dtype {entry['dtype']!r:.40}, which torch {torch.__version__} cannot hold"
+        )
     shape, offsets = entry["shape"], entry["data_offsets"]
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
         # bool is an int to Python, not to the format.
@@ -246,7 +248,9 @@ def _files_of(folder: Path) -> list[Path]:
 
 def _open_index(path: Path, opened: list[CheckpointFile]) -> list[CheckpointFile]:
     def refuse(why: str) -> NoReturn:
-        raise CheckpointError(f"checkpoint index '{path}' cannot be loaded: {why}.\nRemedy: fetch the checkpoint again.")
+        raise CheckpointError(
+            f"checkpoint index '{path}' cannot be loaded: {why}.\nRemedy: fetch the checkpoint again."
+        )
 
     with open(path, "rb") as stream:
         text = stream.read(HEADER_BYTES_MAX + 1)

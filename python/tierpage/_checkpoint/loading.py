@@ -126,7 +126,9 @@ class _Reader:
         self._file = file
         self._wanted = wanted
         self._sourced_bytes_min = max(1, config.min_paged_bytes)
-        self._device = torch.device("cpu") if config.device == "cpu" else torch.device(config.device, config.device_index)
+        self._device = (
+            torch.device("cpu") if config.device == "cpu" else torch.device(config.device, config.device_index)
+        )
         self._place = 0
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

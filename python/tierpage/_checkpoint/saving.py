@@ -81,7 +81,11 @@ def save(
     texts = {**notes, **(metadata or {})}
     if not all(isinstance(key, str) and isinstance(value, str) for key, value in texts.items()):
         raise CheckpointError("metadata must map texts to texts.")
-    limit = None if max_shard_bytes is None else parse_size(max_shard_bytes, "max_shard_bytes", fraction_allowed=False).count
+    limit = (
+        None
+        if max_shard_bytes is None
+        else parse_size(max_shard_bytes, "max_shard_bytes", fraction_allowed=False).count
+    )
     shards = _divided(tensors, target, limit, texts)
     with contextlib.ExitStack() as stack:
         writers = []
@@ -154,14 +158,24 @@ def _checked(given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         elif tensor.is_meta:
             why = "it is on the meta device and has no content"
         if why:
-            raise CheckpointError(f"{name!r:.80} cannot be saved: {why}.\nRemedy: leave it out, or save a converted copy of it.")
+            raise CheckpointError(
+                f"{name!r:.80} cannot be saved: {why}.\nRemedy: leave it out, or save a converted copy of it."
+            )
     return {name: tensor.detach() for name, tensor in given.items()}
 
 
 def _memory_of(tensor: torch.Tensor) -> tuple[Any, ...]:
     storage = touching.storage_of(tensor)
     whose: int = id(tensor) if storage is None or tensor.numel() == 0 else storage._cdata
-    return (whose, tensor.storage_offset(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.is_conj(), tensor.is_neg())
+    return (
+        whose,
+        tensor.storage_offset(),
+        tensor.dtype,
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.is_conj(),
+        tensor.is_neg(),
+    )
 
 
 def _distinct(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -208,7 +222,9 @@ def _header(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> tuple
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     if len(text) > HEADER_BYTES_MAX:
-        raise CheckpointError(f"{len(tensors)} tensors need a header of {len(text)} bytes, more than the format's {HEADER_BYTES_MAX}.")
+        raise CheckpointError(
+            f"{len(tensors)} tensors need a header of {len(text)} bytes, more than the format's {HEADER_BYTES_MAX}."
+        )
     return len(text).to_bytes(8, "little") + text, order
 
 

@@ -55,7 +55,8 @@ class FileWriter:
         self._current: memoryview | None = None
         self._memory: mmap.mmap | None = None
         self._filled = 0
-        self._fills: list[tuple[int, int, Callable[[memoryview], None]]] = []  # of the current buffer: place, count, how
+        # Of the current buffer: place, count, how.
+        self._fills: list[tuple[int, int, Callable[[memoryview], None]]] = []
         self._submitted = 0
         self._flushed = 0
         self._committed = False

@@ -62,7 +62,11 @@ def check_host_mapping(machine: DoctorMachine) -> Row:
         return Row("host mapping", OK, "not needed without a GPU")
     if "host_mapping" not in facts:
         return Row("host mapping", OK, "not probed")
-    return Row("host mapping", OK, "supported (not needed: pages are copied)" if facts["host_mapping"] else "not supported (not needed)")
+    return Row(
+        "host mapping",
+        OK,
+        "supported (not needed: pages are copied)" if facts["host_mapping"] else "not supported (not needed)",
+    )
 
 
 def check_copy_engines(machine: DoctorMachine) -> Row:

@@ -94,9 +94,8 @@ class DoctorMachine:
 
         device = "cuda" if self.probe_device("cuda", 0).get("available") else "cpu"
         usable = all(self.directory_problem(path) is None for path in self.paths)
-        options = {"device": device, "device_index": 0, "nvme_path": self.paths if usable else [], "seconds": 2.0}
         with native.translated():
-            return dict(native.engine_module().measure_links(options))
+            return dict(native.engine_module().measure_links(device, 0, self.paths if usable else []))
 
     def counts_as_slow(self, key: str) -> bool:
         """Copies to the device are only judged where the device is a GPU."""

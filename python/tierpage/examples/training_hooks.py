@@ -15,7 +15,9 @@ def train(steps: int) -> list[float]:
     """Ordinary PyTorch; the same function runs with and without tierpage."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(8)))
-    optimizers: dict[torch.Tensor, torch.optim.AdamW] = {p: torch.optim.AdamW([p], lr=1e-3, fused=True) for p in model.parameters()}
+    optimizers: dict[torch.Tensor, torch.optim.AdamW] = {
+        p: torch.optim.AdamW([p], lr=1e-3, fused=True) for p in model.parameters()
+    }
 
     def step_one(parameter: torch.Tensor) -> None:
         optimizers[parameter].step()

@@ -1,0 +1,229 @@
+// Fused optimizer steps that run later: every use sees what it would see in the program's order (torch/deferral.h).
+#include "torch/deferral.h"
+
+#include <atomic>
+#include <thread>
+
+#include "torch_test.h"
+
+namespace tierpage {
+namespace {
+
+// The parameters of a small model with gradients and states, and one fused step over all.
+struct Model {
+  explicit Model(size_t count) {
+    for (size_t i = 0; i < count; ++i) {
+      parameters.push_back(at::full({1000}, 1.0 + static_cast<double>(i)));
+      gradients.push_back(at::full({1000}, 0.5));
+      averages.push_back(at::zeros({1000}));
+      squares.push_back(at::zeros({1000}));
+      steps.push_back(at::zeros({}));
+    }
+  }
+  void step() {
+    at::_foreach_add_(steps, 1);
+    at::_fused_adamw_(parameters, gradients, averages, squares, {}, steps, 0.1, 0.9, 0.999, 0.01, 1e-8, false, false);
+  }
+
+  std::vector<at::Tensor> parameters, gradients, averages, squares, steps;
+};
+
+class DeferralTest : public TorchTest {
+ protected:
+  void SetUp() override {
+    TorchTest::SetUp();
+    fake_set_run_bytes_max(1);
+    fake_set_defers(1);
+  }
+
+  // The parameters after `steps` steps in the program's order.
+  static std::vector<at::Tensor> expected(size_t count, int steps = 1) {
+    return unpaged<std::vector<at::Tensor>>([&] {
+      Model model(count);
+      for (int i = 0; i < steps; ++i) model.step();
+      return model.parameters;
+    });
+  }
+  static uint32_t waiting() { return DeferredTable::waiting(); }
+  static size_t fused_in(const std::string& log) {
+    size_t count = 0;
+    for (const Begun& one : begun_in(log)) count += one.name == "aten::_fused_adamw_";
+    return count;
+  }
+};
+
+TEST_F(DeferralTest, AnIndexRunsWhenOneOfItsTensorsIsUsed) {
+  const auto after = expected(3);
+  Model model(3);
+  EXPECT_EQ(fused_in(log_of([&] { model.step(); })), 0u);
+  EXPECT_EQ(waiting(), 3u);
+  bool right = false;
+  const std::string log = log_of([&] { right = at::equal(model.parameters[1], after[1]); });
+  EXPECT_TRUE(right);
+  EXPECT_EQ(fused_in(log), 1u) << log;
+  EXPECT_LT(log.find("_fused_adamw_"), log.find("aten::equal")) << log;
+  EXPECT_EQ(waiting(), 2u);
+  model.squares[0].sum();  // a state's use runs its index as well
+  EXPECT_EQ(waiting(), 1u);
+  for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+  EXPECT_EQ(waiting(), 0u);
+}
+
+TEST_F(DeferralTest, TheNextStepComesBehindTheOneThatWaits) {
+  const auto after = expected(3, 3);
+  Model model(3);
+  for (int i = 0; i < 3; ++i) model.step();
+  for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+}
+
+TEST_F(DeferralTest, DetachRunsAllOfIt) {
+  const auto after = expected(3);
+  Model model(3);
+  model.step();
+  tierpage_torch_detach();
+  EXPECT_EQ(waiting(), 0u);
+  ASSERT_EQ(tierpage_torch_attach(engine_for_tests(), nullptr), TP_OK);
+  for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+}
+
+TEST_F(DeferralTest, WhatTheProgramDoesToItsOwnObjectsChangesNothing) {
+  const auto after = expected(3);
+  Model model(3);
+  model.step();
+  model.steps[0].fill_(100);                             // (3): copied when it was deferred
+  for (at::Tensor& gradient : model.gradients) gradient.reset();  // (4): kept alive
+  const at::Tensor old = model.parameters[1].alias();
+  model.parameters[1].set_data(at::zeros({1000}));
+  EXPECT_TRUE(at::equal(model.parameters[0], after[0]));
+  EXPECT_TRUE(at::equal(old, after[1]));
+  EXPECT_TRUE(all_equal(model.parameters[1], 0));
+}
+
+TEST_F(DeferralTest, ARegionsAddressRunsItsIndexAlone) {
+  Model model(3);
+  model.step();
+  EXPECT_EQ(tierpage_torch_run_deferred(address_of(model.averages[2]) + 100), TP_OK);
+  EXPECT_EQ(waiting(), 2u);
+  EXPECT_EQ(tierpage_torch_run_deferred(0), TP_OK);
+  EXPECT_EQ(waiting(), 0u);
+}
+
+TEST_F(DeferralTest, ARawPointerComesBehindWhatWaits) {
+  const auto after = expected(2);
+  Model model(2);
+  model.step();
+  ASSERT_EQ(tierpage_torch_touch(address_of(model.parameters[0])), TP_OK);
+  EXPECT_EQ(waiting(), 1u);
+  ASSERT_EQ(tierpage_torch_hold(address_of(model.parameters[1])), TP_OK);
+  EXPECT_EQ(waiting(), 0u);
+  EXPECT_TRUE(at::equal(model.parameters[0], after[0]));
+}
+
+TEST_F(DeferralTest, IndicesThatShareARegionRunAtOnceInTheirOrder) {
+  Model model(4);
+  at::Tensor both = at::ones({2000});
+  const at::Tensor first = both.slice(0, 0, 1000), second = both.slice(0, 1000, 2000);
+  model.parameters[1] = first;
+  model.parameters[2] = second;
+  const std::string log = log_of([&] { model.step(); });
+  EXPECT_EQ(waiting(), 2u);
+  EXPECT_EQ(fused_in(log), 2u) << log;
+}
+
+TEST_F(DeferralTest, WhatIsNotPagedRunsAtOnce) {
+  Model model(3);
+  model.gradients[1] = at::ones({1000}).slice(0, 0, 1000);
+  model.parameters[0] = at::ones({4});
+  model.gradients[0] = model.averages[0] = model.squares[0] = at::zeros({4});
+  model.averages[0] = at::zeros({4});
+  model.squares[0] = at::zeros({4});
+  model.step();
+  EXPECT_EQ(waiting(), 2u);
+}
+
+TEST_F(DeferralTest, NothingWaitsWhereTheEngineOrTheUserDoesNotWantIt) {
+  Model model(3);
+  fake_set_defers(0);
+  model.step();
+  EXPECT_EQ(waiting(), 0u);
+  fake_set_defers(1);
+  tierpage_torch_set_option("deferral", 0);
+  model.step();
+  EXPECT_EQ(waiting(), 0u);
+  tierpage_torch_set_option("deferral", 1);
+  model.step();
+  EXPECT_EQ(waiting(), 3u);
+}
+
+TEST_F(DeferralTest, WhatNobodyCanSeeIsLetGoWithoutRunning) {
+  const uint64_t counted = tierpage_torch_counter(kIndicesDeferred);
+  auto model = std::make_unique<Model>(3);
+  model->step();
+  EXPECT_EQ(tierpage_torch_counter(kIndicesDeferred), counted + 3);
+  const at::Tensor seen = model->averages[1];
+  const uint64_t freed = address_of(model->parameters[0]), kept = address_of(model->parameters[1]);
+  model.reset();
+  EXPECT_TRUE(is_live(freed)) << "its index keeps it";
+  const std::string log = log_of([] { deferral_hooks.drop_unseen(); });
+  EXPECT_EQ(log, "");
+  EXPECT_EQ(waiting(), 1u);
+  EXPECT_FALSE(is_live(freed));
+  EXPECT_TRUE(is_live(kept)) << "a state of this index can be seen";
+  EXPECT_EQ(fused_in(log_of([&] { seen.sum(); })), 1u);
+}
+
+TEST_F(DeferralTest, WhatFailsBeforeItsKernelStaysAndRunsOnceLater) {
+  const auto after = expected(3);
+  Model model(3);
+  model.step();
+  fake_set_budget(10'000);  // an index needs 16'000
+  EXPECT_EQ(code_of([&] { model.parameters[1].sum(); }), TP_OUT_OF_MEMORY);
+  EXPECT_EQ(code_of([&] { model.parameters[1].sum(); }), TP_OUT_OF_MEMORY);
+  EXPECT_EQ(waiting(), 3u);
+  EXPECT_TRUE(at_rest());
+  fake_set_budget(~0ull);
+  const std::string log = log_of([&] {
+    model.parameters[1].sum();
+    model.parameters[1].sum();
+  });
+  EXPECT_EQ(fused_in(log), 1u);
+  for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+}
+
+TEST_F(DeferralTest, OfTwoThreadsThatUseAnIndexOneRunsIt) {
+  const auto after = expected(4, 1);
+  for (int round = 0; round < 20; ++round) {
+    Model model(4);
+    model.step();
+    fake_start_log();
+    std::atomic<int> right{0};
+    const auto use = [&] {
+      for (size_t i = 0; i < 4; ++i) right += at::equal(model.parameters[i], after[i]);
+    };
+    std::thread other(use);
+    use();
+    other.join();
+    EXPECT_EQ(right.load(), 8);
+    EXPECT_EQ(fused_in(fake_log()), 4u);
+    EXPECT_EQ(waiting(), 0u);
+  }
+}
+
+TEST_F(DeferralTest, TwoThreadsThatDeferTheSameTensorsKeepTheTable) {
+  Model model(3);
+  const auto steps = [&] {
+    for (int i = 0; i < 10; ++i) {
+      at::_fused_adamw_(model.parameters, model.gradients, model.averages, model.squares, {}, model.steps, 0.1, 0.9, 0.999,
+                        0.01, 1e-8, false, false);
+    }
+  };
+  at::_foreach_add_(model.steps, 1);
+  std::thread other(steps);
+  steps();
+  other.join();
+  EXPECT_EQ(tierpage_torch_run_deferred(0), TP_OK);
+  EXPECT_EQ(waiting(), 0u);
+}
+
+}  // namespace
+}  // namespace tierpage
