@@ -85,7 +85,8 @@ TEST_F(RawAccessTest, TouchFetchesForAWhile) {
   ASSERT_EQ(tierpage_torch_touch(address_of(x)), TP_OK);
   EXPECT_EQ(numbers[7], 2);
   const uint64_t evictions = fake_evictions();
-  for (int i = 0; i < 60; ++i) raw_touch(engine_for_tests(), address_of(y), 4096);  // no operator comes, yet time goes by
+  // No operator comes, yet time goes by.
+  for (int i = 0; i < 60; ++i) raw_touch(engine_for_tests(), address_of(y), 4096);
   EXPECT_EQ(fake_evictions(), evictions);
   EXPECT_EQ(numbers[7], 2);
   for (int i = 0; i < 10; ++i) raw_touch(engine_for_tests(), address_of(y), 4096);

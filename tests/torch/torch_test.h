@@ -93,7 +93,9 @@ class TorchTest : public ::testing::Test {
     return engine_for_tests()->region_bytes(address, &base) != 0;
   }
   // Whether every element equals `value`.
-  static bool all_equal(const at::Tensor& tensor, double value) { return at::equal(tensor, at::full_like(tensor, value)); }
+  static bool all_equal(const at::Tensor& tensor, double value) {
+    return at::equal(tensor, at::full_like(tensor, value));
+  }
   // Nothing of an operator is left in this thread.
   static bool at_rest() {
     const ThreadState& state = thread_state();
