@@ -127,16 +127,19 @@ native_build() {  # $1: folder under build/, $2: sanitizers or empty, $3: target
   [[ -z $2 ]] && kvikio=(-DTIERPAGE_KVIKIO=ON)
   [[ -z $2 && ${TIERPAGE_TEST_KVIKIO:-} == 1 ]] && kvikio+=(-DCMAKE_REQUIRE_FIND_PACKAGE_Kvikio=ON)
   cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_WERROR=ON \
-    -DTIERPAGE_SANITIZER="$2" "${kvikio[@]}" -DPython_EXECUTABLE="$VENV/bin/python" >"build/$1.log" || { cat "build/$1.log"; return 1; }
+    -DTIERPAGE_SANITIZER="$2" "${kvikio[@]}" -DPython_EXECUTABLE="$VENV/bin/python" \
+    -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -g1 -DNDEBUG" >"build/$1.log" || { cat "build/$1.log"; return 1; }
   phase "build $1" cmake --build "build/$1" -j "$JOBS" ${3:+--target $3}
 }
 
 native_suites() {  # $1: folder under build/, $2: sanitizers or empty
-  native_build "$1" "$2"
   # core and sim have one thread (tests/tidy.py sees to it): the thread sanitizer cannot find anything in them.
-  local only=()
-  [[ -n $2 ]] && only=(-R '^(core|sim|sim_more|tiers|engine|engine_fork)$')
-  [[ $2 == thread ]] && only=(-R '^(tiers|engine|engine_fork)$')
+  local only=() targets=""
+  case $2 in
+    thread) targets="tiers_tests engine_tests" only=(-R '^(tiers|engine|engine_fork)$') ;;
+    ?*) targets="core_tests sim_tests tiers_tests engine_tests" only=(-R '^(core|sim|sim_more|tiers|engine|engine_fork)$') ;;
+  esac
+  native_build "$1" "$2" "$targets"
   phase "tests $1" ctest --test-dir "build/$1" -j "$JOBS" --output-on-failure --output-junit "$ROOT/build/$1.xml" "${only[@]}"
 }
 
@@ -183,7 +186,7 @@ run_tests() {
   say "TIERPAGE_SIM_EXTRA_SEED=$TIERPAGE_SIM_EXTRA_SEED"
   native_suites tests ""
   TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" native_suites tsan thread
-  ASAN_OPTIONS="detect_leaks=1" native_suites asan address,undefined
+  ASAN_OPTIONS="detect_leaks=1" UBSAN_OPTIONS="print_stacktrace=1" native_suites asan address,undefined
   say "source rules, lint, locks and stubs"
   phase "rules, lint, locks, stubs" source_rules
   say "Python tests"
