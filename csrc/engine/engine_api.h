@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TIERPAGE_ENGINE_API_VERSION 4u
+#define TIERPAGE_ENGINE_API_VERSION 5u
 
 // Numbers equal to tierpage::StatusCode.
 enum tp_code {
@@ -44,6 +44,8 @@ enum tp_code {
 typedef struct tp_scope tp_scope;  // opaque
 
 enum { TP_READ = 1, TP_WRITE = 2 };
+
+#define TP_NO_SOURCE UINT64_MAX  // the place of a region whose content lies in no file
 
 // Bytes [address, address + bytes) of the reserved range, which one argument of an operator covers.
 typedef struct tp_access {
@@ -82,9 +84,11 @@ typedef struct tp_engine_api {
   const char* (*error_message)(tp_scope*);
 
   // Memory. allocate with TP_WAIT: wait(scope) as above, then allocate_result(scope) gives the address.
-  // Inside an open scope the new region is pinned by it; outside, it stays resident until first seen.
+  // Inside an open scope the new region is pinned by it; outside, it stays resident until first seen. `place`: where its
+  // content lies in a file that the engine has as a source (nothing of it is read before it is used), or TP_NO_SOURCE.
+  // With a place it is refused inside a scope. wants() is not asked then: whoever names a place means it.
   int32_t (*wants)(uint64_t bytes);  // 1: this allocation is ours (size, scope="explicit", process not forked)
-  int32_t (*allocate)(tp_scope*, uint64_t bytes, uint64_t native_stream, uint64_t* address);
+  int32_t (*allocate)(tp_scope*, uint64_t bytes, uint64_t native_stream, uint64_t place, uint64_t* address);
   uint64_t (*allocate_result)(tp_scope*);
   void (*deallocate)(uint64_t address);  // any thread; never blocks
   void (*record_stream)(uint64_t address, uint64_t native_stream);
@@ -141,7 +145,9 @@ typedef struct tp_engine_api {
 //                                                    0, or an error code with the Python error set
 //   int32_t tierpage_torch_touch(uint64_t address)   touch() for this thread with the GIL released while waiting;
 //                                                    0, or an error code with the Python error set
-
+//   int32_t tierpage_torch_fill_storage(uint64_t storage_impl, uint64_t place, uint64_t bytes)
+//                                                    gives an empty StorageImpl a region of so many bytes whose content
+//                                                    lies at `place`; 0, or an error code with the Python error set
 //   int32_t tierpage_torch_hold(uint64_t address)    the same, and resident until the region is freed
 //   uint64_t tierpage_torch_storage_address(uint64_t storage_impl)   first byte of a StorageImpl; fetches nothing
 

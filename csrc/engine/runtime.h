@@ -107,7 +107,7 @@ class Runtime {
   static void open_scope(Scope& scope);
   void remove_scope(Scope* scope);
   Status begin(Scope& scope, const tp_operator& op, const tp_access* accesses, size_t count);
-  Status allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t* address);
+  Status allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t place, uint64_t* address);
   Status wait(Scope& scope, uint32_t timeout_ms);
   uint64_t allocate_result(Scope& scope);
   void cancel(Scope& scope);
@@ -138,10 +138,6 @@ class Runtime {
   // Sources. A file is open until it was let go and no region has it as its source any more.
   Status add_source(int descriptor, const std::string& name, uint64_t* place);
   void let_source_go(uint64_t place);
-  // This thread's next allocation of just source.bytes has its content there; nothing is read before it is used. The
-  // second call, after the allocation, tells whether it was one of ours.
-  void expect_source(const Source& source);
-  bool source_taken();
   Status read_source(uint64_t offset, uint64_t bytes, std::byte* buffer);
   // Copies what RAM holds of a region's bytes from `first` on, at most to the end of the page there: the number of
   // bytes. 0: that page has no copy in RAM at rest, *page_end tells where the next one begins.
@@ -202,8 +198,6 @@ class Runtime {
   explicit Runtime(const RuntimeOptions& options);
   Status open();
   Status open_sources();
-  Source take_expected_source(uint64_t bytes);
-  bool expects_source(uint64_t bytes) const;
   Status publish();
   void fill_api();
 

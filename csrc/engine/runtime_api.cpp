@@ -76,8 +76,8 @@ int32_t wants(uint64_t bytes) {
   const Runtime* runtime = g_runtimes.active();
   return runtime != nullptr && runtime->wants(bytes) ? 1 : 0;
 }
-int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t native_stream, uint64_t* address) {
-  return guarded(scope, [&] { return scope->runtime->allocate(*scope, bytes, native_stream, address); });
+int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t native_stream, uint64_t place, uint64_t* address) {
+  return guarded(scope, [&] { return scope->runtime->allocate(*scope, bytes, native_stream, place, address); });
 }
 uint64_t allocate_result(tp_scope* scope) { return scope->runtime->allocate_result(*scope); }
 void deallocate(uint64_t address) {

@@ -113,19 +113,24 @@ void Runtime::count_request_locked(SlotId slot, const char* name, int64_t asked_
   if (core_->outcome(slot) != Outcome::kWait) accounts_.stall_ends(slot, steady_ns());
 }
 
-Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t* address) {
+Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t place, uint64_t* address) {
   const StreamId stream = tiers_.backend->stream_id(native_stream);
   if (scope.open && wants_times()) launching(scope, native_stream);  // an operator without paged arguments
   int64_t asked_ns = 0;
   const std::unique_lock lock = core_.lock_counted(asked_ns);
   if (Status refusal = core_.refusal_locked(); !refusal.ok()) return refusal;
   if (bytes == 0) return Status::error(StatusCode::kInvalidArgument, "an allocation of 0 bytes has no pages");
+  const bool sourced = place != TP_NO_SOURCE;
+  if (sourced && (scope.open || closed_)) {
+    return Status::error(StatusCode::kUnavailable, scope.open ? "a running operator cannot make a tensor backed by a file"
+                                                              : "paging is disabled: nothing can be backed by a file");
+  }
   AllocateRequest request;
   request.bytes = bytes;
   request.stream = stream;
   request.tag = tag_in(this);
   request.inside_operator = scope.open;
-  if (!scope.open && !closed_) request.source = take_expected_source(bytes);
+  if (sourced) request.source = {place, bytes};
   scope.waiting_slot = scope.slot;
   scope.waiting_allocation = true;
   scope.pinned = scope.pinned || scope.open;
@@ -362,7 +367,7 @@ uint64_t Runtime::region_bytes(uint64_t address, uint64_t* region_base) {
 
 bool Runtime::wants(uint64_t bytes) const {
   return bytes >= options_.min_paged_bytes && open_.load(std::memory_order_relaxed) && !g_runtimes.forked() &&
-         (!options_.scope_explicit || tag_in(this) != 0 || expects_source(bytes));
+         (!options_.scope_explicit || tag_in(this) != 0);
 }
 
 void Runtime::set_tag(const std::string& tag) {

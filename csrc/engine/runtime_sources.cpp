@@ -5,16 +5,6 @@
 #include "engine/runtime.h"
 
 namespace tierpage {
-namespace {
-
-// What this thread's next allocation gets, and whose it is.
-struct ExpectedSource {
-  const Runtime* runtime = nullptr;
-  Source source;
-};
-thread_local ExpectedSource t_expected;
-
-}  // namespace
 
 // Reads pass through the staging ring, which there is not yet without an NVMe tier: it is taken out of the RAM budget.
 Status Runtime::open_sources() {
@@ -72,23 +62,6 @@ Status Runtime::add_source(int descriptor, const std::string& name, uint64_t* pl
 void Runtime::let_source_go(uint64_t place) {
   std::lock_guard lock(core_.mutex());
   if (source_registry_.let_go(place)) core_.wake_locked();
-}
-
-void Runtime::expect_source(const Source& source) { t_expected = {this, source}; }
-
-bool Runtime::expects_source(uint64_t bytes) const {
-  return t_expected.runtime == this && t_expected.source.bytes == bytes;
-}
-
-bool Runtime::source_taken() {
-  const bool taken = t_expected.runtime == nullptr;
-  t_expected = {};
-  return taken;
-}
-
-Source Runtime::take_expected_source(uint64_t bytes) {
-  if (!expects_source(bytes)) return {};
-  return std::exchange(t_expected, {}).source;
 }
 
 Status Runtime::read_source(uint64_t offset, uint64_t bytes, std::byte* buffer) {

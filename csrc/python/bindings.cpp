@@ -238,11 +238,6 @@ PYBIND11_MODULE(_C, module) {
       .def("add_source", &add_source, py::arg("descriptor"), py::arg("name"), "The place of its first byte.")
       .def("let_source_go", [](const PyRuntime& self, uint64_t place) { self.runtime().let_source_go(place); },
            py::arg("place"))
-      .def("expect_source", [](const PyRuntime& self, uint64_t offset, uint64_t bytes) {
-             self.runtime().expect_source({offset, bytes});
-           }, py::arg("offset"), py::arg("bytes"), "For this thread's next allocation of just that size.")
-      .def("source_taken", [](const PyRuntime& self) { return self.runtime().source_taken(); },
-           "Whether there was such an allocation; nothing is expected any more.")
       .def("read_source", &read_source, py::arg("offset"), py::arg("target"))
       .def("read_host", &read_host, py::arg("address"), py::arg("first"), py::arg("target"),
            "(bytes copied from RAM, 0 where it has none of that page; where that page ends)")

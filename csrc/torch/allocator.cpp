@@ -11,13 +11,14 @@
 namespace tierpage {
 namespace {
 
+c10::Device device_of(const tp_engine_api& engine) {
+  if (engine.device_type == 0) return c10::Device(c10::DeviceType::CPU);
+  return c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(engine.device_index));
+}
+
 void report_to_profiler(const tp_engine_api& engine, void* address, int64_t bytes) {
   if (C10_LIKELY(!c10::memoryProfilingEnabled())) return;
-  c10::Device device(c10::DeviceType::CPU);
-  if (engine.device_type != 0) {
-    device = c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(engine.device_index));
-  }
-  c10::reportMemoryUsageToProfiler(address, bytes, 0, 0, device);
+  c10::reportMemoryUsageToProfiler(address, bytes, 0, 0, device_of(engine));
 }
 
 class CpuAllocator final : public c10::Allocator {
@@ -71,18 +72,16 @@ void delete_region(void* address) {
   engine->deallocate(reinterpret_cast<uint64_t>(address));
 }
 
-void* allocate_region(const tp_engine_api* engine, uint64_t bytes) {
-  if (bytes < engine->min_paged_bytes || engine->wants(bytes) == 0) return nullptr;
-  ThreadState& state = thread_state();
-  if (state.depth > 0) engine = state.engine;
-  if (state.waiting) return nullptr;  // a signal handler on top of a wait: its scope is busy
+namespace {
+
+void* new_region(ThreadState& state, const tp_engine_api* engine, uint64_t bytes, uint64_t place) {
   tp_scope* scope = state.depth > 0 ? opened_scope(state) : scope_for(state, engine);
   state.fresh_region = state.depth > 0;
   uint64_t address = 0;
   deferral_hooks.drop_unseen_sometimes();
-  int32_t code = engine->allocate(scope, bytes, native_stream(*engine), &address);
+  int32_t code = engine->allocate(scope, bytes, native_stream(*engine), place, &address);
   if (C10_UNLIKELY(code == TP_OUT_OF_MEMORY) && deferral_hooks.drop_unseen()) {
-    code = engine->allocate(scope, bytes, native_stream(*engine), &address);
+    code = engine->allocate(scope, bytes, native_stream(*engine), place, &address);
   }
   if (code == TP_WAIT) {
     finish(state, engine, code);
@@ -92,6 +91,27 @@ void* allocate_region(const tp_engine_api* engine, uint64_t bytes) {
   }
   report_to_profiler(*engine, reinterpret_cast<void*>(address), static_cast<int64_t>(bytes));
   return reinterpret_cast<void*>(address);
+}
+
+}  // namespace
+
+void* allocate_region(const tp_engine_api* engine, uint64_t bytes) {
+  if (bytes < engine->min_paged_bytes || engine->wants(bytes) == 0) return nullptr;
+  ThreadState& state = thread_state();
+  if (state.waiting) return nullptr;  // a signal handler on top of a wait: its scope is busy
+  return new_region(state, engine_for(state, engine), bytes, TP_NO_SOURCE);
+}
+
+void fill_storage(const tp_engine_api* engine, c10::StorageImpl* storage, uint64_t place, uint64_t bytes) {
+  ThreadState& state = thread_state();
+  engine = engine_for(state, engine);
+  check_usable(state, engine);
+  TORCH_CHECK(storage->nbytes() == 0 && storage->resizable(), "only an empty storage can be filled from a file");
+  const c10::Device device = device_of(*engine);
+  TORCH_CHECK(storage->device() == device, "this storage is on ", storage->device(), ", the pages are on ", device);
+  void* address = new_region(state, engine, bytes, place);
+  storage->set_data_ptr_noswap({address, address, &delete_region, device});
+  storage->set_nbytes(bytes);
 }
 
 void install_cpu_allocator() {

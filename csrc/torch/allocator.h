@@ -3,6 +3,7 @@
 #pragma once
 
 #include <c10/core/Allocator.h>
+#include <c10/core/StorageImpl.h>
 
 #include <cstdint>
 
@@ -18,5 +19,8 @@ void install_cpu_allocator();
 
 // The address of a new region for `bytes`, or null when the engine does not want it. Throws when it cannot be had.
 void* allocate_region(const tp_engine_api* engine, uint64_t bytes);
+
+// Gives a storage that is empty a region whose content lies at `place` in a file. Throws when it cannot be had.
+void fill_storage(const tp_engine_api* engine, c10::StorageImpl* storage, uint64_t place, uint64_t bytes);
 
 }  // namespace tierpage

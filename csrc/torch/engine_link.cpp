@@ -35,7 +35,7 @@ ThreadRegistry& registry() {
 }
 
 void retire(ThreadState* state) {
-  if (state->scope != nullptr) state->scope_engine->scope_destroy(state->scope);
+  if (state->scope != nullptr) state->engine->scope_destroy(state->scope);
   ThreadRegistry& all = registry();
   {
     const std::lock_guard<std::mutex> lock(all.mutex);
@@ -120,11 +120,15 @@ uint64_t native_stream(const tp_engine_api& engine) {
   return handle;
 }
 
+void change_engine(ThreadState& state, const tp_engine_api* engine) {
+  if (state.scope != nullptr) state.engine->scope_destroy(state.scope);
+  state.scope = nullptr;
+  state.engine = engine;
+}
+
 tp_scope* scope_for(ThreadState& state, const tp_engine_api* engine) {
-  if (state.scope_engine == engine && state.scope != nullptr) return state.scope;
-  if (state.scope != nullptr) state.scope_engine->scope_destroy(state.scope);
-  state.scope = engine->scope_create();
-  state.scope_engine = engine;
+  use_engine(state, engine);
+  if (state.scope == nullptr) state.scope = engine->scope_create();
   return state.scope;
 }
 

@@ -1,4 +1,10 @@
 // The attached engine, the scope of each thread, and the protocol of engine_api.h: open, begin, wait.
+//
+// Which engine? Another may be attached while operators run, and tensors outlive theirs. There are three answers:
+//  - a thread that runs an operator goes on with the engine with which the outermost one began (ThreadState::engine),
+//    for the scope that is open is that engine's;
+//  - otherwise it is the attached one: engine_for() gives one or the other;
+//  - memory is freed, and asked about by its address alone, at the engine in whose range it lies: engine_of().
 #pragma once
 
 #include <c10/core/StorageImpl.h>
@@ -24,9 +30,8 @@ enum Counter : int32_t {
 
 // What one thread knows. Only its own thread writes it; others read the counters.
 struct ThreadState {
-  const tp_engine_api* engine = nullptr;        // of the outermost operator that runs now
-  const tp_engine_api* scope_engine = nullptr;  // to which `scope` belongs
-  tp_scope* scope = nullptr;
+  const tp_engine_api* engine = nullptr;  // whose `scope` is; changes only between operators (see above)
+  tp_scope* scope = nullptr;              // made on first use
   int32_t depth = 0;          // nesting of intercepted operators
   bool scope_open = false;    // depth > 0 and the engine was told
   bool fresh_region = false;  // this scope allocated, so results have to be announced
@@ -54,6 +59,15 @@ inline ThreadState& thread_state() {
 }
 uint64_t counter_total(Counter which);
 
+inline const tp_engine_api* engine_for(const ThreadState& state, const tp_engine_api* attached) {
+  return C10_UNLIKELY(state.depth > 0) ? state.engine : attached;
+}
+// Gives the scope of another engine up. Outside operators only.
+void change_engine(ThreadState& state, const tp_engine_api* engine);
+inline void use_engine(ThreadState& state, const tp_engine_api* engine) {
+  if (C10_UNLIKELY(state.engine != engine)) change_engine(state, engine);
+}
+
 inline bool owns(const tp_engine_api& engine, const void* address) {
   return reinterpret_cast<uint64_t>(address) - engine.range_base < engine.range_bytes;
 }
@@ -65,7 +79,7 @@ const tp_engine_api* engine_of(const void* address);  // null: not ours
 // The current stream of this thread on the engine's device; 0 for CPU tensors.
 uint64_t native_stream(const tp_engine_api& engine);
 
-// The scope of this thread for `engine`, made on first use.
+// The scope of this thread for `engine`, which is engine_for() of it.
 tp_scope* scope_for(ThreadState& state, const tp_engine_api* engine);
 // As above, and opened if an operator is running.
 tp_scope* opened_scope(ThreadState& state);

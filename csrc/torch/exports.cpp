@@ -10,6 +10,7 @@
 #include "engine/engine_api.h"
 #include "torch/allocator.h"
 #include "torch/allocator_cuda.h"
+#include "torch/cuda_capture.h"
 #include "torch/deferral.h"
 #include "torch/deferred_table.h"
 #include "torch/engine_link.h"
@@ -135,7 +136,7 @@ int32_t raising(Body body) {
 // Runs `access` on a live region.
 template <class Access>
 int32_t reach(uint64_t address, Access access) {
-  const tp_engine_api* engine = tierpage::engine_now();
+  const tp_engine_api* engine = tierpage::engine_for(tierpage::thread_state(), tierpage::engine_now());
   if (engine == nullptr || !tierpage::owns(*engine, reinterpret_cast<void*>(address))) return TP_OK;
   return raising([&] {
     uint64_t base = address;
@@ -154,6 +155,20 @@ TIERPAGE_EXPORT int32_t tierpage_torch_touch(uint64_t address) {
 
 TIERPAGE_EXPORT int32_t tierpage_torch_hold(uint64_t address) {
   return reach(address, [](const tp_engine_api* engine, uint64_t base, uint64_t) { tierpage::raw_hold(engine, base); });
+}
+
+TIERPAGE_EXPORT int32_t tierpage_torch_fill_storage(uint64_t storage_impl, uint64_t place, uint64_t bytes) {
+  return raising([&] {
+    const tp_engine_api* engine = tierpage::engine_now();
+    if (engine == nullptr || (engine->device_type != 0 && tierpage::pools_are_open())) {
+      throw tierpage::PagerError(
+          TP_UNAVAILABLE, engine == nullptr
+                              ? "paging is disabled: nothing can be backed by a file"
+                              : "no tensor can be backed by a file while a CUDA graph is captured or a memory pool of "
+                                "torch is in use. Call tierpage.load outside of it.");
+    }
+    tierpage::fill_storage(engine, reinterpret_cast<c10::StorageImpl*>(storage_impl), place, bytes);
+  });
 }
 
 TIERPAGE_EXPORT int32_t tierpage_torch_run_deferred(uint64_t address) {

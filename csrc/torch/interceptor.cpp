@@ -23,19 +23,16 @@ bool exceeds_run(const OperatorCall& call) {
 
 void Interceptor::operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, c10::Stack* stack) {
   const c10::DispatchKeySet keys_below = below(keys);
-  const tp_engine_api* engine = engine_now();
+  const tp_engine_api* attached = engine_now();
   const OperatorInfo& info = *info_;  // register_pending may free this object
-  if (engine == nullptr || C10_UNLIKELY(retired_->load(std::memory_order_relaxed)) || decomposes(info, keys_below)) {
+  if (attached == nullptr || C10_UNLIKELY(retired_->load(std::memory_order_relaxed)) || decomposes(info, keys_below)) {
     op.redispatchBoxed(keys_below, stack);
     return;
   }
   ThreadState& state = thread_state();
   state.count(kOperatorsSeen);
-  if (state.depth > 0) {
-    engine = state.engine;  // one engine per scope, even if another was attached meanwhile
-  } else if (C10_UNLIKELY(registrations_pending())) {
-    register_pending_hook();
-  }
+  const tp_engine_api* engine = engine_for(state, attached);
+  if (C10_UNLIKELY(registrations_pending()) && state.depth == 0) register_pending_hook();
   const OperatorCall call{info, op, keys_below, stack, state, engine};
   if (C10_UNLIKELY(deferral_concerns(*engine))) settle_operator(call);
   if (C10_UNLIKELY(info.splittable) && exceeds_run(call) && (defer_list(call) || run_split(call))) return;

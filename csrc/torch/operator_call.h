@@ -32,7 +32,7 @@ struct OperatorCall {
 class OperatorFrame {
  public:
   OperatorFrame(ThreadState& state, const tp_engine_api* engine) : state_(state) {
-    if (state.depth++ == 0) state.engine = engine;
+    if (state.depth++ == 0) use_engine(state, engine);
   }
   ~OperatorFrame() {
     if (!left_) leave();

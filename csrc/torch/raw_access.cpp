@@ -38,7 +38,7 @@ void raw_touch(const tp_engine_api* engine, uint64_t address, uint64_t bytes) {
   ThreadState& state = thread_state();
   state.count(kRawTouches);
   deferral_hooks.settle_address(state, engine, address);
-  if (state.depth > 0 && state.engine == engine) {
+  if (state.depth > 0) {
     // Inside an operator the scope is ours to extend; what it holds already costs a lookup.
     const tp_access access{address, bytes, TP_READ | TP_WRITE, 0};
     begin_accesses(state, kRawAccess, &access, 1);
@@ -62,7 +62,7 @@ namespace {
 
 // Called by torch; it clears the hook when we return, and leaves it when we throw.
 void fetch_storage(c10::StorageImpl* storage) {
-  const tp_engine_api* engine = engine_now();
+  const tp_engine_api* engine = engine_for(thread_state(), engine_now());
   const void* address = storage->_mutable_data_ptr_no_checks().get();
   if (engine == nullptr || !owns(*engine, address)) return;
   raw_touch(engine, reinterpret_cast<uint64_t>(address), storage->nbytes());

@@ -23,7 +23,8 @@ void disarm_storage(ThreadState& state, c10::StorageImpl* storage);
 // At the close: arms what this scope used and forgets it.
 void arm_storages(ThreadState& state);
 
-// Fetches the region of `address` and keeps it for a while: in the open scope, or else by touch.
+// Fetches the region of `address` and keeps it for a while: in the open scope, or else by touch. `engine` is
+// engine_for() of this thread, here and below.
 void raw_touch(const tp_engine_api* engine, uint64_t address, uint64_t bytes);
 
 // Fetches the region of `address` and keeps it resident until it is freed: the pointer goes to somebody who may keep it.

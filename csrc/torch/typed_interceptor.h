@@ -149,12 +149,12 @@ class TypedInterceptor<Result(Arguments...)> final : public c10::OperatorKernel 
 
   Result operator()(c10::DispatchKeySet keys, Arguments... arguments) {
     const c10::DispatchKeySet keys_below = below(keys);
-    const tp_engine_api* engine = engine_now();
-    if (engine == nullptr || C10_UNLIKELY(retired_->load(std::memory_order_relaxed)) || decomposes(*info_, keys_below)) {
+    const tp_engine_api* attached = engine_now();
+    if (attached == nullptr || C10_UNLIKELY(retired_->load(std::memory_order_relaxed)) || decomposes(*info_, keys_below)) {
       return op_.redispatch(keys_below, std::forward<Arguments>(arguments)...);
     }
     ThreadState& state = thread_state();
-    if (state.depth > 0) engine = state.engine;  // one engine per scope, even if another was attached meanwhile
+    const tp_engine_api* engine = engine_for(state, attached);
     if (C10_UNLIKELY(takes_slow_way(state, *engine))) {
       const Handle op = op_;  // register_pending may free this object, and boxed_ with it
       const c10::BoxedKernel boxed = boxed_;

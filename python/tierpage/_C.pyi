@@ -40,10 +40,6 @@ class Runtime:
         """
     def evict(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> int:
         ...
-    def expect_source(self, offset: typing.SupportsInt | typing.SupportsIndex, bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
-        """
-        For this thread's next allocation of just that size.
-        """
     def let_source_go(self, place: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     def levels(self) -> list:
@@ -76,10 +72,6 @@ class Runtime:
         ...
     def shutdown(self) -> None:
         ...
-    def source_taken(self) -> bool:
-        """
-        Whether there was such an allocation; nothing is expected any more.
-        """
     def sourced_runs(self, address: typing.SupportsInt | typing.SupportsIndex) -> list:
         """
         (first byte in the region, place, bytes) of what is still the source's.

@@ -170,6 +170,9 @@ class TorchLibrary:
         self._counter = function("tierpage_torch_counter", ctypes.c_uint64, ctypes.c_int32)
         self.touch = function("tierpage_torch_touch", ctypes.c_int32, ctypes.c_uint64)
         self.hold = function("tierpage_torch_hold", ctypes.c_int32, ctypes.c_uint64)
+        self._fill_storage = function(
+            "tierpage_torch_fill_storage", ctypes.c_int32, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64
+        )
         self.run_deferred = function("tierpage_torch_run_deferred", ctypes.c_int32, ctypes.c_uint64)
         self._set_option = function("tierpage_torch_set_option", ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32)
         self._storage_address = function("tierpage_torch_storage_address", ctypes.c_uint64, ctypes.c_uint64)
@@ -201,6 +204,10 @@ class TorchLibrary:
         """Address of a storage's first byte, or 0 without one. Fetches nothing."""
         return int(self._storage_address(storage._cdata))
 
+    def fill_storage(self, storage: torch.UntypedStorage, place: int, size: int) -> None:
+        """Gives an empty storage ``size`` bytes whose content lies at ``place`` in a source. Reads nothing yet."""
+        self._fill_storage(storage._cdata, place, size)
+
 
 class EngineApi:
     """Reads the constants at the head of a ``tp_engine_api``: the reserved range of addresses."""
@@ -213,7 +220,7 @@ class EngineApi:
             ("range_bytes", ctypes.c_uint64),
         ]
 
-    VERSION = 4
+    VERSION = 5
 
     def __init__(self, address: int) -> None:
         head = self._Head.from_address(address)

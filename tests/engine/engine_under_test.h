@@ -253,12 +253,12 @@ class Caller {
     while (code == TP_WAIT) code = api_.wait(scope_, 50);
     return code;
   }
-  int32_t allocate_now(uint64_t bytes, uint64_t* address, uint64_t stream = 0) {
-    return api_.allocate(scope_, bytes, stream, address);
+  int32_t allocate_now(uint64_t bytes, uint64_t* address, uint64_t stream = 0, uint64_t place = TP_NO_SOURCE) {
+    return api_.allocate(scope_, bytes, stream, place, address);
   }
-  int32_t allocate(uint64_t bytes, Region* region) {
+  int32_t allocate(uint64_t bytes, Region* region, uint64_t place = TP_NO_SOURCE) {
     region->bytes = bytes;
-    int32_t code = allocate_now(bytes, &region->address);
+    int32_t code = allocate_now(bytes, &region->address, 0, place);
     if (code != TP_WAIT) return code;
     code = settle(code);
     if (code == TP_OK) region->address = api_.allocate_result(scope_);

@@ -58,9 +58,7 @@ class Sources : public EngineTest {
   }
   static Sourced make(Engine& engine, Caller& caller, uint64_t place, uint64_t offset, uint64_t bytes) {
     Sourced made{{}, offset};
-    engine->expect_source({place + offset, bytes});
-    EXPECT_EQ(caller.allocate(bytes, &made.region), TP_OK) << caller.error();
-    EXPECT_TRUE(engine->source_taken());
+    EXPECT_EQ(caller.allocate(bytes, &made.region, place + offset), TP_OK) << caller.error();
     return made;
   }
   static bool equals(const Sourced& tensor, const Checkpoint& file) {
@@ -247,18 +245,21 @@ TEST_F(Sources, ClosingBringsEverythingUp) {
   EXPECT_EQ(engine->add_source(file.descriptor(), "late", &other).code, StatusCode::kUnavailable);
 }
 
-TEST_F(Sources, OnlyTheAllocationThatWasExpectedGetsTheSource) {
+TEST_F(Sources, NoOperatorAndNoClosedEngineMakesATensorBackedByAFile) {
   const Checkpoint file(kMiB);
   Engine engine(small_options());
   Caller caller(engine);
   const uint64_t place = add(engine, file);
-  engine->expect_source({place + kHeader, 50'000});
-  Region other;
-  ASSERT_EQ(caller.allocate(50'008, &other), TP_OK);
-  EXPECT_EQ(engine->placement(other.address).source, 0u);
-  EXPECT_FALSE(engine->source_taken());
-  ASSERT_EQ(caller.allocate(50'000, &other), TP_OK);
-  EXPECT_EQ(engine->placement(other.address).source, 0u);
+  Region region;
+  caller.open();
+  EXPECT_EQ(caller.allocate(50'000, &region, place + kHeader), TP_UNAVAILABLE);
+  EXPECT_NE(caller.error().find("running operator"), std::string::npos) << caller.error();
+  EXPECT_EQ(caller.close(), TP_OK);
+  ASSERT_EQ(caller.allocate(50'000, &region), TP_OK);
+  EXPECT_EQ(engine->placement(region.address).source, 0u);
+  ASSERT_TRUE(engine->close().ok());
+  EXPECT_EQ(caller.allocate(50'000, &region, place + kHeader), TP_UNAVAILABLE);
+  EXPECT_NE(caller.error().find("disabled"), std::string::npos) << caller.error();
 }
 
 TEST_F(Sources, RunsTellWhatIsStillTheFiles) {

@@ -1,6 +1,7 @@
 // Which allocations go to the engine, and that it hears of their end.
 #include <c10/core/CPUAllocator.h>
 
+#include "torch/allocator.h"
 #include "torch_test.h"
 
 namespace tierpage {
@@ -86,6 +87,26 @@ TEST_F(AllocatorTest, WhatCannotBeHadInsideAnOperatorLeavesItAsTheEnginesError) 
   EXPECT_TRUE(at_rest());
   fake_set_budget(~0ull);
   EXPECT_TRUE(all_equal(x + 1, 2));
+}
+
+TEST_F(AllocatorTest, AStorageIsFilledWithARegionWhoseContentLiesInAFile) {
+  at::Tensor tensor = at::empty({0});
+  const auto storage = reinterpret_cast<uint64_t>(tensor.storage().unsafeGetStorageImpl());
+  const std::string log = log_of([&] { EXPECT_EQ(tierpage_torch_fill_storage(storage, 70'000, 4096), TP_OK); });
+  EXPECT_EQ(log, "allocate 4096 from 70000\n");
+  EXPECT_TRUE(is_paged(tensor));
+  EXPECT_EQ(tensor.storage().nbytes(), 4096u);
+  const uint64_t address = address_of(tensor);
+  EXPECT_TRUE(all_equal(tensor.as_strided({kSide, kSide}, {kSide, 1}), 0));  // the stand-in reads no files
+  tensor.reset();
+  EXPECT_FALSE(is_live(address));
+}
+
+TEST_F(AllocatorTest, OnlyAnEmptyStorageIsFilledAndOnlyWhereItsPagesAre) {
+  const at::Tensor tensor = matrix();
+  const at::Tensor elsewhere = at::empty({0}, at::kMeta);
+  EXPECT_THROW(fill_storage(engine_for_tests(), tensor.storage().unsafeGetStorageImpl(), 0, 4096), c10::Error);
+  EXPECT_THROW(fill_storage(engine_for_tests(), elsewhere.storage().unsafeGetStorageImpl(), 0, 4096), c10::Error);
 }
 
 TEST_F(AllocatorTest, OnTopOfAWaitNothingIsPaged) {

@@ -134,9 +134,7 @@ TEST_F(DeferralTest, WhatIsNotPagedRunsAtOnce) {
   Model model(3);
   model.gradients[1] = at::ones({1000}).slice(0, 0, 1000);
   model.parameters[0] = at::ones({4});
-  model.gradients[0] = model.averages[0] = model.squares[0] = at::zeros({4});
-  model.averages[0] = at::zeros({4});
-  model.squares[0] = at::zeros({4});
+  for (auto* list : {&model.gradients, &model.averages, &model.squares}) (*list)[0] = at::zeros({4});
   model.step();
   EXPECT_EQ(waiting(), 2u);
 }
@@ -213,8 +211,8 @@ TEST_F(DeferralTest, TwoThreadsThatDeferTheSameTensorsKeepTheTable) {
   Model model(3);
   const auto steps = [&] {
     for (int i = 0; i < 10; ++i) {
-      at::_fused_adamw_(model.parameters, model.gradients, model.averages, model.squares, {}, model.steps, 0.1, 0.9, 0.999,
-                        0.01, 1e-8, false, false);
+      at::_fused_adamw_(model.parameters, model.gradients, model.averages, model.squares, {}, model.steps, 0.1, 0.9,
+                        0.999, 0.01, 1e-8, false, false);
     }
   };
   at::_foreach_add_(model.steps, 1);

@@ -92,7 +92,8 @@ TEST_F(ListOpsTest, AnOptimizerGoesWithoutTheListsThatItDoesNotKeep) {
     auto parameters = tensors(3), gradients = tensors(3, 0.5), averages = tensors(3, 0), squares = tensors(3, 0);
     std::vector<at::Tensor> largest, steps;
     for (int i = 0; i < 3; ++i) steps.push_back(at::ones({}));
-    at::_fused_adamw_(parameters, gradients, averages, squares, largest, steps, 0.1, 0.9, 0.999, 0.01, 1e-8, false, false);
+    at::_fused_adamw_(parameters, gradients, averages, squares, largest, steps, 0.1, 0.9, 0.999, 0.01, 1e-8, false,
+                      false);
     parameters.insert(parameters.end(), squares.begin(), squares.end());
     return parameters;
   };
@@ -115,7 +116,7 @@ TEST_F(ListOpsTest, APieceThatFailsEndsTheOperator) {
 }
 
 TEST_F(ListOpsTest, LengthsAndSelections) {
-  const auto& info = described("aten::_foreach_add_.List");
+  const auto info = described("aten::_foreach_add_.List");
   ASSERT_TRUE(info.has_value());
   const std::vector<c10::IValue> values{tensors(3), tensors(3, 7), 1};
   EXPECT_EQ(common_length(*info, values.data()), 3u);

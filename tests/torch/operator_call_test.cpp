@@ -21,16 +21,24 @@ at::Tensor sum_or_zero(const at::Tensor& x) {
 
 at::Tensor nested(const at::Tensor& x) { return x.mul(2).add_(1); }
 
+std::function<void()> meanwhile_action = [] {};
+at::Tensor meanwhile(const at::Tensor& x) {
+  meanwhile_action();
+  return x + 1;
+}
+
 }  // namespace
 }  // namespace tierpage
 
 TORCH_LIBRARY(tierpage_calls, library) {
   library.def("sum_or_zero(Tensor x) -> Tensor");
   library.def("nested(Tensor x) -> Tensor");
+  library.def("meanwhile(Tensor x) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(tierpage_calls, CPU, library) {
   library.impl("sum_or_zero", &tierpage::sum_or_zero);
   library.impl("nested", &tierpage::nested);
+  library.impl("meanwhile", &tierpage::meanwhile);
 }
 
 namespace tierpage {
@@ -202,6 +210,43 @@ TEST_F(OperatorCallTest, InAForkedChildPagedTensorsAreRefused) {
   EXPECT_TRUE(at_rest());
 }
 
+TEST_F(OperatorCallTest, AnOperatorThatBeganGoesOnWithItsEngineAndTheNextTakesTheAttachedOne) {
+  static tp_engine_api other;
+  static std::atomic<int> begins, allocations, scopes;
+  other = *engine_for_tests();
+  other.begin = [](tp_scope* scope, const tp_operator* op, const tp_access* accesses, size_t count) {
+    ++begins;
+    return engine_for_tests()->begin(scope, op, accesses, count);
+  };
+  other.allocate = [](tp_scope* scope, uint64_t bytes, uint64_t stream, uint64_t place, uint64_t* address) {
+    ++allocations;
+    return engine_for_tests()->allocate(scope, bytes, stream, place, address);
+  };
+  other.scope_create = [] {
+    ++scopes;
+    return engine_for_tests()->scope_create();
+  };
+  const at::Tensor x = matrix();
+  for (const int32_t typed : {1, 0}) {
+    begins = allocations = scopes = 0;
+    tierpage_torch_set_option("typed", typed);
+    at::Tensor result;
+    meanwhile_action = [&] {
+      ASSERT_EQ(tierpage_torch_attach(&other, nullptr), TP_OK);
+      ASSERT_EQ(tierpage_torch_touch(address_of(x)), TP_OK);
+    };
+    const std::string log = log_of([&] { result = call("tierpage_calls::meanwhile", x); });
+    meanwhile_action = [] {};
+    EXPECT_EQ(begins + allocations + scopes, 0) << log;
+    EXPECT_NE(log.find("tierpage::raw_access"), std::string::npos) << log;
+    EXPECT_TRUE(at_rest());
+    EXPECT_TRUE(all_equal(result, 2));
+    EXPECT_GT(begins, 0);
+    EXPECT_EQ(scopes, 1);
+    ASSERT_EQ(tierpage_torch_attach(engine_for_tests(), nullptr), TP_OK);
+  }
+}
+
 TEST_F(OperatorCallTest, ALaterOperatorIsInterceptedFromTheNextCallOn) {
   for (const char* schema : {"late(Tensor(a!) x) -> ()", "late(Tensor x) -> ()"}) {
     torch::Library library(torch::Library::DEF, "tierpage_late", std::nullopt, __FILE__, __LINE__);
@@ -210,7 +255,8 @@ TEST_F(OperatorCallTest, ALaterOperatorIsInterceptedFromTheNextCallOn) {
     const at::Tensor x = matrix();
     x.add_(1);  // takes it up
     EXPECT_FALSE(registrations_pending());
-    const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("tierpage_late::late", "").typed<void(const at::Tensor&)>();
+    const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow("tierpage_late::late", "");
+    const auto op = handle.typed<void(const at::Tensor&)>();
     const auto all = begun([&] { op.call(x); });
     ASSERT_FALSE(all.empty()) << schema;
     EXPECT_EQ(all[0].name, "tierpage_late::late");

@@ -62,8 +62,8 @@ TEST_F(OperatorInfoTest, AnOutArgumentCountsWhole) {
 }
 
 TEST_F(OperatorInfoTest, ViewsAndOperatorsMadeOfOthersAreLeftAlone) {
-  for (const char* name : {"aten::view", "aten::transpose.int", "aten::transpose_", "aten::slice.Tensor", "aten::detach",
-                           "aten::_unsafe_view", "aten::is_same_size", "aten::reshape"}) {
+  for (const char* name : {"aten::view", "aten::transpose.int", "aten::transpose_", "aten::slice.Tensor",
+                           "aten::detach", "aten::_unsafe_view", "aten::is_same_size", "aten::reshape"}) {
     EXPECT_FALSE(described(name).has_value()) << name;
   }
   EXPECT_TRUE(described("aten::as_strided_").has_value());
@@ -100,13 +100,12 @@ TEST_F(OperatorInfoTest, WhatWorksIndexByIndexMayBeSplit) {
 
 TEST_F(OperatorInfoTest, AFusedOptimizerReadsItsGradientsUnlessItUnscalesThem) {
   const OperatorInfo adamw = info("aten::_fused_adamw_");
-  const auto gradients = std::find_if(adamw.arguments.begin(), adamw.arguments.end(), [&](const ArgumentInfo& argument) {
-    return static_cast<int32_t>(argument.index) == adamw.read_index;
-  });
+  const auto is_read = [&](const ArgumentInfo& it) { return static_cast<int32_t>(it.index) == adamw.read_index; };
+  const auto gradients = std::find_if(adamw.arguments.begin(), adamw.arguments.end(), is_read);
   ASSERT_NE(gradients, adamw.arguments.end());
   std::vector<c10::IValue> values(adamw.argument_count);
   EXPECT_EQ(adamw.as_called(*gradients, values.data()).mode, kRead);
-  values[adamw.read_if_none_index] = at::ones({});
+  values[static_cast<size_t>(adamw.read_if_none_index)] = at::ones({});
   EXPECT_EQ(adamw.as_called(*gradients, values.data()).mode, kWritten);
 }
 

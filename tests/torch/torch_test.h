@@ -23,6 +23,7 @@ void tierpage_torch_detach(void);
 const char* tierpage_torch_last_error(void);
 uint64_t tierpage_torch_counter(int32_t which);
 int32_t tierpage_torch_set_option(const char* name, int32_t value);
+int32_t tierpage_torch_fill_storage(uint64_t storage_impl, uint64_t place, uint64_t bytes);
 int32_t tierpage_torch_run_deferred(uint64_t address);
 int32_t tierpage_torch_touch(uint64_t address);
 int32_t tierpage_torch_hold(uint64_t address);
@@ -92,7 +93,9 @@ class TorchTest : public ::testing::Test {
     return engine_for_tests()->region_bytes(address, &base) != 0;
   }
   // Whether every element equals `value`.
-  static bool all_equal(const at::Tensor& tensor, double value) { return at::equal(tensor, at::full_like(tensor, value)); }
+  static bool all_equal(const at::Tensor& tensor, double value) {
+    return at::equal(tensor, at::full_like(tensor, value));
+  }
   // Nothing of an operator is left in this thread.
   static bool at_rest() {
     const ThreadState& state = thread_state();

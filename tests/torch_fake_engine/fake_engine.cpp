@@ -195,7 +195,7 @@ const char* error_message(tp_scope* scope) { return scope->message.c_str(); }
 int32_t forked() { return getpid() != owner_process ? 1 : 0; }
 int32_t wants(uint64_t bytes) { return bytes >= table.min_paged_bytes && forked() == 0 ? 1 : 0; }
 
-int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t, uint64_t* address) {
+int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t, uint64_t place, uint64_t* address) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (scope->open && pinned_bytes(scope) + bytes > budget) {
     scope->message = "tierpage fake: out of memory. The allocation exceeds the budget.";
@@ -206,7 +206,9 @@ int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t, uint64_t* address) {
   Region& region = regions[base];
   region.bytes = bytes;
   allocated_since.emplace(base, allocated_since.size());
-  announcements += "allocate " + std::to_string(bytes) + "\n";
+  announcements += "allocate " + std::to_string(bytes);
+  if (place != TP_NO_SOURCE) announcements += " from " + std::to_string(place);
+  announcements += "\n";
   protect(base, region);
   if (scope->open) pin(scope, base, region, TP_READ | TP_WRITE);
   *address = scope->allocated = base;

@@ -16,7 +16,7 @@ import torch
 
 from tierpage import native
 from tierpage._checkpoint.files import CheckpointFile, StoredTensor, open_checkpoint
-from tierpage.errors import ConfigError, InternalError, TierpageWarning
+from tierpage.errors import ConfigError, TierpageWarning
 from tierpage.progress import progress
 from tierpage.session import Session, current
 
@@ -123,6 +123,7 @@ class _Reader:
     def __init__(self, session: Session, file: CheckpointFile, wanted: _Wanted) -> None:
         config = session.config
         self._runtime = session.runtime
+        self._library = session.library
         self._file = file
         self._wanted = wanted
         self._sourced_bytes_min = max(1, config.min_paged_bytes)
@@ -150,18 +151,7 @@ class _Reader:
 
     def _sourced(self, stored: StoredTensor) -> torch.Tensor:
         tensor = torch.empty(0, dtype=stored.dtype, device=self._device)
-        storage = tensor.untyped_storage()
-        with native.translated():
-            self._runtime.expect_source(self._place + stored.offset, stored.bytes)
-            try:
-                storage.resize_(stored.bytes)  # asks the allocator for memory and writes nothing, unlike torch.empty
-            finally:
-                taken = self._runtime.source_taken()
-        if not taken:
-            raise InternalError(
-                f"the allocator did not take tensor {stored.name!r:.80} of {stored.bytes} bytes for one that has its content "
-                "in a file (a CUDA graph capture or a memory pool in this thread?). Call tierpage.load outside of it."
-            )
+        self._library.fill_storage(tensor.untyped_storage(), self._place + stored.offset, stored.bytes)
         # A pure view uses nothing, where set_ would; `data` is no view to autograd.
         return tensor.as_strided(stored.shape, _strides(stored.shape)).data
 
