@@ -4,6 +4,7 @@
 #
 #   ./run.sh demo [options of `tierpage demo`]   set everything up, build, run the main job
 #   ./run.sh test                                set everything up, build, pass all tests
+#   ./run.sh check                               what is quick of it: rules, lint, stubs, core tests, a short simulation
 #   ./run.sh setup | doctor | python ...
 #
 # TIERPAGE_YES=1 answers the one question that may come up (a download of gigabytes). PYTHON names the interpreter.
@@ -18,10 +19,18 @@ BUILD_PACKAGES=("scikit-build-core>=0.11" "pybind11>=2.13" ninja "nvidia-cuda-ru
 KVIKIO_PACKAGES=("libkvikio-cu13==26.10.*" "rapids-logger==0.3.*" nvidia-cufile)
 TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen "safetensors>=0.5" matplotlib)
 TEST_PROGRAMS=(ruff)
+TEST_SYSTEM_PACKAGES=(/usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build clang++=clang)
 JOBS=${JOBS:-$(nproc)}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 say() { printf '\n== %s\n' "$*" >&2; }
+PHASES=()
+phase() {  # $1: name, then the command; its seconds are printed at the end
+  local name=$1 begin=$SECONDS
+  shift
+  "$@"
+  PHASES+=("$(printf '%5d s  %s' $((SECONDS - begin)) "$name")")
+}
 fail() { printf 'run.sh: %s\n' "$*" >&2; exit 2; }
 
 find_python() {
@@ -106,47 +115,90 @@ setup() {
   make_venv
   say "building tierpage for torch $("$VENV/bin/python" -c 'from importlib.metadata import version; print(version("torch"))')"
   "$VENV/bin/pip" install -q "${BUILD_PACKAGES[@]}"
-  CMAKE_BUILD_PARALLEL_LEVEL=$JOBS "$VENV/bin/pip" install -q --no-build-isolation --no-deps --force-reinstall .
+  # TIERPAGE_WERROR=1: warnings are errors in what is installed, as they are in the suites.
+  CMAKE_BUILD_PARALLEL_LEVEL=$JOBS "$VENV/bin/pip" install -q --no-build-isolation --no-deps --force-reinstall \
+    ${TIERPAGE_WERROR:+-C cmake.define.TIERPAGE_WERROR=ON} .
 }
 
-native_suites() {  # $1: folder under build/, $2: sanitizer or empty
-  say "C++ suites${2:+ under the $2 sanitizer}"
+native_build() {  # $1: folder under build/, $2: sanitizers or empty, $3: targets, empty: all
+  say "C++ suites${2:+ under the sanitizers $2}"
   # kvikio's own code is not instrumented: with a sanitizer there is nothing to learn.
   local kvikio=(-DTIERPAGE_KVIKIO=OFF)
   [[ -z $2 ]] && kvikio=(-DTIERPAGE_KVIKIO=ON)
   [[ -z $2 && ${TIERPAGE_TEST_KVIKIO:-} == 1 ]] && kvikio+=(-DCMAKE_REQUIRE_FIND_PACKAGE_Kvikio=ON)
-  cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_SANITIZER="$2" "${kvikio[@]}" \
-    -DPython_EXECUTABLE="$VENV/bin/python" >"build/$1.log" || { cat "build/$1.log"; return 1; }
-  cmake --build "build/$1" -j "$JOBS"
-  local only=()
-  [[ -n $2 ]] && only=(-R '^(core|sim|tiers|engine|engine_fork)$')
-  ctest --test-dir "build/$1" --output-on-failure --output-junit "$ROOT/build/$1.xml" "${only[@]}"
+  cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_WERROR=ON \
+    -DTIERPAGE_SANITIZER="$2" "${kvikio[@]}" -DPython_EXECUTABLE="$VENV/bin/python" \
+    -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -g1 -DNDEBUG" >"build/$1.log" || { cat "build/$1.log"; return 1; }
+  phase "build $1" cmake --build "build/$1" -j "$JOBS" ${3:+--target $3}
 }
 
+native_suites() {  # $1: folder under build/, $2: sanitizers or empty
+  # core and sim have one thread (tests/tidy.py sees to it): the thread sanitizer cannot find anything in them.
+  local only=() targets=""
+  case $2 in
+    thread) targets="tiers_tests engine_tests" only=(-R '^(tiers|engine|engine_fork)$') ;;
+    ?*) targets="core_tests sim_tests tiers_tests engine_tests" only=(-R '^(core|sim|sim_more|tiers|engine|engine_fork)$') ;;
+  esac
+  native_build "$1" "$2" "$targets"
+  phase "tests $1" ctest --test-dir "build/$1" -j "$JOBS" --output-on-failure --output-junit "$ROOT/build/$1.xml" "${only[@]}"
+}
+
+thread_safety() {  # clang proves what csrc/tiers/annotated_mutex.h lets classes say about their locks
+  local cuda
+  cuda=$(sed -n 's/^CUDA_HEADERS_INCLUDE_DIR:PATH=//p' build/tests/CMakeCache.txt)
+  printf '%s\n' csrc/tiers/*.cpp csrc/engine/*.cpp | xargs -P "$JOBS" -n 4 clang++ -std=c++20 -fsyntax-only \
+    -Wthread-safety -Werror=thread-safety -Icsrc -isystem "$cuda"
+}
+
+source_rules() {
+  "$VENV/bin/python" tests/tidy.py
+  "$VENV/bin/ruff" check bench python tests/python tests/tidy.py tools
+  thread_safety
+  "$VENV/bin/python" tools/stubs.py --check
+}
+
+run_check() {  # under two minutes once build/tests exists
+  system_packages "${TEST_SYSTEM_PACKAGES[@]}"
+  [[ -x $VENV/bin/tierpage ]] || setup
+  "$VENV/bin/pip" install -q "${TEST_PACKAGES[@]}"
+  "$VENV/bin/pip" install -q --ignore-installed "${TEST_PROGRAMS[@]}"
+  mkdir -p build
+  native_build tests "" "core_tests sim_tests"
+  phase "rules, lint, locks, stubs" source_rules
+  phase "core tests" build/tests/tests/core_tests --gtest_brief=1
+  TIERPAGE_SIM_SEEDS=500 phase "short simulation" build/tests/tests/sim_tests --gtest_brief=1
+  phases
+}
+
+phases() { printf '%s\n' "" "${PHASES[@]}" >&2; }
+
 run_tests() {
-  system_packages /usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build
+  system_packages "${TEST_SYSTEM_PACKAGES[@]}"
   make_venv
   kvikio_packages
-  setup
+  phase "environment and package" setup
   "$VENV/bin/pip" install -q "${TEST_PACKAGES[@]}"
   # An environment that inherits counts a program of the outer Python as installed, and leaves .venv/bin without it.
   "$VENV/bin/pip" install -q --ignore-installed "${TEST_PROGRAMS[@]}"
   mkdir -p build
+  # The simulator runs its fixed seeds, and some that no commit before this one has run. The text replays them.
+  export TIERPAGE_SIM_EXTRA_SEED=${TIERPAGE_SIM_EXTRA_SEED:-$(git rev-parse HEAD 2>/dev/null || true)}
+  say "TIERPAGE_SIM_EXTRA_SEED=$TIERPAGE_SIM_EXTRA_SEED"
   native_suites tests ""
   TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" native_suites tsan thread
-  ASAN_OPTIONS="detect_leaks=1" native_suites asan address
-  say "source rules, lint and stubs"
-  "$VENV/bin/python" tests/tidy.py
-  "$VENV/bin/ruff" check bench python tests/python tests/tidy.py tools
-  "$VENV/bin/python" tools/stubs.py --check
+  ASAN_OPTIONS="detect_leaks=1" UBSAN_OPTIONS="print_stacktrace=1" native_suites asan address,undefined
+  say "source rules, lint, locks and stubs"
+  phase "rules, lint, locks, stubs" source_rules
   say "Python tests"
-  "$VENV/bin/python" -m pytest -q --junit-xml=build/pytest.xml
+  phase "Python tests" "$VENV/bin/python" -m pytest -q --junit-xml=build/pytest.xml
+  phases
 }
 
 case "${1:-}" in
   setup) setup ;;
   demo | doctor) setup >&2; exec "$VENV/bin/tierpage" "$@" ;;
   test) run_tests ;;
+  check) run_check ;;
   python) shift; exec "$VENV/bin/python" "$@" ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+  *) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac

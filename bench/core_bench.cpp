@@ -194,7 +194,7 @@ int compare_decisions(const char* path) {
 
 int main(int argc, char** argv) {
   const bool smoke = argc > 1 && std::strcmp(argv[1], "--smoke") == 0;
-  for (const size_t pages : {1, 2, 4, 8}) tierpage::measure_hit_path(pages, smoke);
+  for (const size_t pages : {1u, 2u, 4u, 8u}) tierpage::measure_hit_path(pages, smoke);
   for (const size_t pages : smoke ? std::vector<size_t>{64} : std::vector<size_t>{2000, 20000}) {
     tierpage::measure_planner(pages, tierpage::PolicyKind::kAuto, smoke);
     tierpage::measure_planner(pages, tierpage::PolicyKind::kClock, smoke);

@@ -44,7 +44,7 @@ double rate(Checksum checksum, const std::vector<uint64_t>& memory, uint64_t uni
 void row(const char* way, Checksum checksum, uint64_t memory_bytes, uint64_t unit_bytes, int repeats) {
   std::vector<uint64_t> memory(memory_bytes / sizeof(uint64_t));
   for (size_t i = 0; i < memory.size(); ++i) memory[i] = i * 0x9e3779b97f4a7c15u;
-  const int rounds = static_cast<int>(std::max<uint64_t>(1, 64 * kMiB * repeats / memory_bytes / 5));
+  const int rounds = static_cast<int>(std::max<uint64_t>(1, 64 * kMiB * static_cast<uint64_t>(repeats) / memory_bytes / 5));
   uint32_t seen = 0;
   (void)rate(checksum, memory, unit_bytes, 1, &seen);
   std::vector<double> rates;

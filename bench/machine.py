@@ -45,7 +45,7 @@ def provenance(device: str) -> dict[str, str | None]:
 
 def best_links(native: Any, device: str) -> dict[str, float]:
     """The links' rates in GB/s, the best of three looks: a look is short, and a machine may have other tenants."""
-    looks = [native.measure_links({"device": device}) for _ in range(3)]
+    looks = [native.measure_links(device) for _ in range(3)]
     return {name: max(look[name] for look in looks) for name in looks[0]}
 
 

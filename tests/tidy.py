@@ -17,6 +17,10 @@ MACHINE_PATHS = re.compile("|".join((r"/wo" r"rk/", r"/ro" r"ot/", r"/ho" r"me/\
 PURE_FORBIDDEN = re.compile(r"#include <(thread|chrono|iostream|mutex|condition_variable|future|atomic|random|ctime)>")
 # Rooms of csrc/core, from the ground up: each includes itself and what lies below.
 CORE_ROOMS = ("model", "future", "pager")
+CLASS_FUNCTIONS_MAX = 60
+CLASS_FIELDS_MAX = 40
+# Classes that are larger, as (functions, fields): they may shrink, and this list with them, but not grow.
+LARGE_CLASSES = {"Pager": (77, 12), "Runtime": (93, 26)}
 UNORDERED_LOOP = re.compile(r"for \([^;)]*:\s*(\w*unordered\w*|\w+_(?:map|set)_unordered)")
 
 
@@ -100,6 +104,76 @@ def check_core() -> Iterator[str]:
                 yield f"{where}: iteration over the unordered container {loop[1]}"
 
 
+def class_members(text: str) -> Iterator[tuple[str, int, int]]:
+    """(class, member functions, fields) of each class or struct in a header, by the shape of its declarations.
+
+    Not measured: what a macro declares, and whether a class does its work through others that only it knows, which is
+    what a rule about size would really like to know. Overloads count one by one, defaulted and deleted ones too; static
+    constants, types and friends do not count; a class within a class counts for itself alone.
+    """
+    text = "\n".join(without_text(line) for line in text.splitlines() if not line.startswith("#"))
+    for found in re.finditer(r"\b(?:class|struct)\s+(?:TP_\w+\((?:[^()]|\([^()]*\))*\)\s+)?(\w+)[^;{}()=]*\{", text):
+        functions = fields = depth = 0
+        statement = ""
+        for character in text[found.end() :]:
+            if character == "{":
+                depth += 1
+                statement += "{" if depth == 1 else ""
+            elif character == "}" and depth == 0:
+                break
+            elif character == "}":
+                depth -= 1
+            elif depth == 0:
+                statement += character
+            # A brace ends a body, but not an initialiser: `int a{0};`, `Row rows[2] = {};`, `struct Row {...} row;`
+            body_ends = (
+                character == "}"
+                and depth == 0
+                and re.search(r"\)[\w\s&]*\{$|\)\s*(?:noexcept)?\s*:.*\{$", statement, re.DOTALL)
+            )
+            if depth == 0 and (character == ";" or body_ends):
+                kind = member_kind(statement)
+                functions += kind == "function"
+                fields += kind == "field"
+                statement = ""
+        yield found[1], functions, fields
+
+
+def member_kind(statement: str) -> str:
+    """ "function", "field" or "" for one declaration of a class."""
+    statement = re.sub(r"\b(?:public|protected|private)\s*:|\[\[\w+\]\]|\b(?:TP_|C10_)\w+\([^()]*\)", " ", statement)
+    while re.search(r"<[^<>]*>", statement):
+        statement = re.sub(r"<[^<>]*>", " ", statement)
+    statement = " ".join(statement.split())
+    if re.match(
+        r"(?:using|friend|typedef|enum|struct|class|static constexpr|static_assert|template class)\b|;|$", statement
+    ):
+        return ""
+    before = re.split(r"[={;]", re.sub(r"operator\s*\S+?\(", "operator(", statement))[0]
+    if "(" not in before or before.split("(")[1].lstrip().startswith("*"):
+        return "field"
+    return "function"
+
+
+def check_classes() -> Iterator[str]:
+    for path in sorted((ROOT / "csrc").rglob("*.h")):
+        for name, functions, fields in class_members(path.read_text()):
+            most = LARGE_CLASSES.get(name, (CLASS_FUNCTIONS_MAX, CLASS_FIELDS_MAX))
+            if functions > most[0] or fields > most[1]:
+                yield (
+                    f"{path.relative_to(ROOT)}: {name} has {functions} member functions and {fields} fields, "
+                    f"at most {most[0]} and {most[1]}"
+                )
+
+
+def check_one_thread() -> Iterator[str]:
+    """Tests of the pure part have one thread, which is why run.sh does not run them under the thread sanitizer."""
+    for folder in ("core", "sim"):
+        for path in sorted((ROOT / "tests" / folder).glob("*.*")):
+            if re.search(r"std::j?thread|std::async|pthread_create|\bfork\(", path.read_text()):
+                yield f"{path.relative_to(ROOT)}: starts a thread, and tests/{folder} are not run under a thread sanitizer"
+
+
 def include_circle(graph: dict[str, set[str]]) -> list[str]:
     """A path of rooms that ends where it begins, or nothing."""
     done: set[str] = set()
@@ -129,6 +203,26 @@ def check_circles() -> Iterator[str]:
             yield f"csrc/{folder.name}: files include each other in a circle: {' -> '.join(circle)}"
 
 
+# A page's row, by the names that the code gives it, and the fields of it that change.
+_ROW = r"(?:\bpage|pages\[[^\]]*\])"
+_ROW_FIELDS = (
+    "valid|mapped|sourced|movement|leaving|evict_asked|wrote_back|referenced|prefetched|cleanable|listed|hinted|pins|"
+    "region|frame|claim|movement_serial|lower|arrival"
+)
+ROW_WRITTEN = re.compile(
+    rf"{_ROW}\.(?:{_ROW_FIELDS})\s*(?:=(?!=)|[|&+-]=|\+\+|--)|(?:\+\+|--)[\w.\[\]]*{_ROW}\.(?:{_ROW_FIELDS})\b"
+    rf"|exchange\([\w.\[\]]*{_ROW}\.(?:{_ROW_FIELDS})\b"
+)
+
+
+def check_rows() -> Iterator[str]:
+    """A page's row is written by its own functions. Seen are writes through names as `page` and `pages[...]`, no others."""
+    for path in sorted((ROOT / "csrc" / "core" / "pager").glob("*.*")):
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if ROW_WRITTEN.search(without_text(line)):
+                yield f"{path.relative_to(ROOT)}:{number}: writes a page's row; page_table.h has the functions for it"
+
+
 def check_synchronisation() -> Iterator[str]:
     """Nobody waits for a whole device or context, which would stop every stream; only a backend that is taken down does."""
     for path in sorted((ROOT / "csrc").rglob("*.*")):
@@ -137,13 +231,15 @@ def check_synchronisation() -> Iterator[str]:
             in_destructor = any("::~CudaBackend" in above for above in lines[max(0, number - 12) : number])
             # One stream of our own, after a copy that failed half-way.
             own_stream = "driver_.stream_synchronize(direction.stream)" in line
-            if re.search(r"(cuda?|ctx_|device_|stream_)\w*[sS]ynchronize\(", line) and not (in_destructor or own_stream):
+            if re.search(r"(cuda?|ctx_|device_|stream_)\w*[sS]ynchronize\(", line) and not (
+                in_destructor or own_stream
+            ):
                 yield f"{path.relative_to(ROOT)}:{number}: waits for the whole device"
 
 
 def check_settings() -> Iterator[str]:
     """Every setting has a section in docs/tuning.md, and every section a setting."""
-    text = (ROOT / "python" / "tierpage" / "config.py").read_text()
+    text = (ROOT / "python" / "tierpage" / "settings.py").read_text()
     table = text[text.index("SETTINGS: dict") : text.index("def _close")]
     settings = set(re.findall(r'^    "(\w+)":', table, re.MULTILINE))
     sections = set(re.findall(r"^## (\w+)$", (ROOT / "docs" / "tuning.md").read_text(), re.MULTILINE))
@@ -167,7 +263,18 @@ def check_package() -> Iterator[str]:
 
 
 def main() -> int:
-    checks = (check_sizes, check_core, check_circles, check_synchronisation, check_settings, check_paths, check_package)
+    checks = (
+        check_sizes,
+        check_classes,
+        check_core,
+        check_rows,
+        check_one_thread,
+        check_circles,
+        check_synchronisation,
+        check_settings,
+        check_paths,
+        check_package,
+    )
     findings = [line for check in checks for line in check()]
     print("\n".join(findings) if findings else "tidy: nothing found")
     return 1 if findings else 0

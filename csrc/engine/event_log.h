@@ -5,10 +5,10 @@
 #pragma once
 
 #include <cstdint>
-#include <mutex>
 #include <vector>
 
 #include "core/model/types.h"
+#include "tiers/annotated_mutex.h"
 
 namespace tierpage {
 
@@ -45,7 +45,7 @@ class BoundedLog {
   explicit BoundedLog(size_t rows_max) : rows_max_(rows_max) {}
   void add(const Row& row) {
     if (rows_max_ == 0) return;
-    std::lock_guard lock(mutex_);
+    LockGuard lock(mutex_);
     if (ring_.size() < rows_max_) {
       ring_.push_back(row);
       return;
@@ -54,7 +54,7 @@ class BoundedLog {
     next_ = (next_ + 1) % rows_max_;
   }
   std::vector<Row> snapshot() const {  // oldest first
-    std::lock_guard lock(mutex_);
+    LockGuard lock(mutex_);
     std::vector<Row> rows(ring_.begin() + static_cast<std::ptrdiff_t>(next_), ring_.end());
     rows.insert(rows.end(), ring_.begin(), ring_.begin() + static_cast<std::ptrdiff_t>(next_));
     return rows;
@@ -62,9 +62,9 @@ class BoundedLog {
 
  private:
   const size_t rows_max_;
-  mutable std::mutex mutex_;
-  std::vector<Row> ring_;  // grows to rows_max_, then wraps
-  size_t next_ = 0;
+  mutable Mutex mutex_;
+  std::vector<Row> ring_ TP_GUARDED_BY(mutex_);  // grows to rows_max_, then wraps
+  size_t next_ TP_GUARDED_BY(mutex_) = 0;
 };
 
 using EventLog = BoundedLog<Event>;

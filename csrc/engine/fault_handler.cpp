@@ -43,8 +43,8 @@ void say(const std::string& text) {
 void on_fault(int number, siginfo_t* info, void* context) {
   const int interrupted_errno = errno;
   const auto address = reinterpret_cast<uint64_t>(info->si_addr);
-  const bool ours = info->si_code > 0 && !t_pager_thread && !Runtime::forked();
-  Runtime* runtime = ours ? Runtime::of_address(address) : nullptr;
+  const bool ours = info->si_code > 0 && !t_pager_thread && !g_runtimes.forked();
+  Runtime* runtime = ours ? g_runtimes.of_address(address) : nullptr;
   const bool resolved = runtime != nullptr && runtime->resolve_missed_access(address);
   errno = interrupted_errno;
   if (!resolved) pass_on(number, info, context);
@@ -64,7 +64,7 @@ void install_fault_handler() {
 }
 
 bool Runtime::resolve_missed_access(uint64_t address) {
-  std::unique_lock lock(mutex_);
+  std::unique_lock lock(core_.mutex());
   const RegionId region = region_of_locked(address);
   if (!region.valid()) return false;
   missed_address_.store(address - api_.range_base);
@@ -73,26 +73,26 @@ bool Runtime::resolve_missed_access(uint64_t address) {
   const bool in_operator = t_open_scope != nullptr && t_open_scope->runtime == this;
   SlotId slot;
   std::vector<Use> uses;
-  Status status = refusal_locked();
+  Status status = core_.refusal_locked();
   if (status.ok()) {
-    status = core_locked([&] {
-      pager_->mark_seen(region);
-      pager_->hold_region(region);
-      uses.push_back({region, 0, pager_->region_bytes(region) - 1, AccessMode::kWrite});
-      slot = pager_->add_slot();
-      if (in_operator) pager_->set_permanent(t_open_scope->slot, true);
+    status = core_.events_locked([&] {
+      core_->mark_seen(region);
+      core_->hold_region(region);
+      uses.push_back({region, 0, core_->region_bytes(region) - 1, AccessMode::kWrite});
+      slot = core_->add_slot();
+      if (in_operator) core_->set_permanent(t_open_scope->slot, true);
     });
   }
   if (status.ok()) status = fetch_blocking(lock, slot, uses, "a raw access");
   if (status.code != StatusCode::kPagerDead && slot.valid()) {
-    const Status ended = core_locked([&] {
-      if (in_operator) pager_->set_permanent(t_open_scope->slot, false);
-      pager_->end_op(slot, {});
-      pager_->remove_slot(slot);
+    const Status ended = core_.events_locked([&] {
+      if (in_operator) core_->set_permanent(t_open_scope->slot, false);
+      core_->end_op(slot, {});
+      core_->remove_slot(slot);
     });
     if (status.ok()) status = ended;
   }
-  after_core_locked();
+  core_.hand_over_locked();
   if (!status.ok()) say("a raw access to a paged tensor cannot be served, the process will end: " + status.message);
   return status.ok();
 }

@@ -1,5 +1,5 @@
-// How long each link was busy and what it carried, for rates as they were in this program: a link is busy from the moment
-// a request is given to it until nothing is with it any more. Waiting for the link's turn is not counted twice.
+// How long each link was busy and what it carried, for rates as they were in this program: a link is busy from the
+// moment a request is given to it until nothing is with it any more. Waiting for the link's turn is not counted twice.
 //
 // Where copies end inside submit_copy (the host device), a link counts as busy until the next poll sees it.
 #pragma once

@@ -32,14 +32,14 @@ template <class Body>
 uint64_t answered(Runtime* runtime, uint64_t otherwise, Body&& body) noexcept {
   if (runtime == nullptr) return otherwise;
   (void)guarded(runtime, [&] {
-    otherwise = body();
+    otherwise = static_cast<uint64_t>(body());
     return Status::success();
   });
   return otherwise;
 }
 
 tp_scope* scope_create() {
-  Runtime* runtime = Runtime::newest();
+  Runtime* runtime = g_runtimes.newest();
   tp_scope* scope = nullptr;
   (void)answered(runtime, 0, [&] {
     scope = static_cast<tp_scope*>(runtime->add_scope());
@@ -73,7 +73,7 @@ int32_t scope_close(tp_scope* scope, uint64_t native_stream) {
 const char* error_message(tp_scope* scope) { return scope->error.c_str(); }
 
 int32_t wants(uint64_t bytes) {
-  const Runtime* runtime = Runtime::active();
+  const Runtime* runtime = g_runtimes.active();
   return runtime != nullptr && runtime->wants(bytes) ? 1 : 0;
 }
 int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t native_stream, uint64_t place, uint64_t* address) {
@@ -81,47 +81,47 @@ int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t native_stream, uint64
 }
 uint64_t allocate_result(tp_scope* scope) { return scope->runtime->allocate_result(*scope); }
 void deallocate(uint64_t address) {
-  Runtime* runtime = Runtime::of_address(address);
+  Runtime* runtime = g_runtimes.of_address(address);
   (void)answered(runtime, 0, [&] {
     runtime->deallocate(address);
     return 0;
   });
 }
 void record_stream(uint64_t address, uint64_t native_stream) {
-  Runtime* runtime = Runtime::of_address(address);
+  Runtime* runtime = g_runtimes.of_address(address);
   (void)answered(runtime, 0, [&] {
     runtime->record_stream(address, native_stream);
     return 0;
   });
 }
 uint64_t region_bytes(uint64_t address, uint64_t* region_base) {
-  Runtime* runtime = Runtime::of_address(address);
+  Runtime* runtime = g_runtimes.of_address(address);
   return answered(runtime, 0, [&] { return runtime->region_bytes(address, region_base); });
 }
 int32_t touch(tp_scope* scope, uint64_t address, uint32_t keep) {
   return guarded(scope, [&] { return scope->runtime->touch(*scope, address, keep); });
 }
 uint64_t list_run_bytes_max() {
-  Runtime* runtime = Runtime::active();
+  Runtime* runtime = g_runtimes.active();
   return answered(runtime, ~uint64_t{0}, [&] { return runtime->list_run_bytes_max(); });
 }
 int32_t may_defer(uint64_t kept_bytes) {
-  Runtime* runtime = Runtime::active();
+  Runtime* runtime = g_runtimes.active();
   return static_cast<int32_t>(answered(runtime, 0, [&] { return runtime->may_defer(kept_bytes) ? 1 : 0; }));
 }
 int32_t held(const uint64_t* regions, size_t count) {
-  Runtime* runtime = count > 0 ? Runtime::of_address(regions[0]) : nullptr;
+  Runtime* runtime = count > 0 ? g_runtimes.of_address(regions[0]) : nullptr;
   return static_cast<int32_t>(answered(runtime, 1, [&] { return runtime->held(regions, count) ? 1 : 0; }));
 }
 void set_native_reserved(uint64_t bytes) {
-  Runtime* runtime = Runtime::active();
+  Runtime* runtime = g_runtimes.active();
   (void)answered(runtime, 0, [&] {
     runtime->set_native_reserved(bytes);
     return 0;
   });
 }
 uint64_t make_room(uint64_t bytes) {
-  Runtime* runtime = Runtime::active();
+  Runtime* runtime = g_runtimes.active();
   return answered(runtime, 0, [&] { return runtime->make_room(bytes); });
 }
 void launching(tp_scope* scope, uint64_t native_stream) {
@@ -131,13 +131,13 @@ void launching(tp_scope* scope, uint64_t native_stream) {
   });
 }
 void foreign_stream(uint64_t native_stream) {
-  Runtime* runtime = Runtime::newest();
+  Runtime* runtime = g_runtimes.newest();
   (void)answered(runtime, 0, [&] {
     runtime->foreign_stream(native_stream);
     return 0;
   });
 }
-int32_t forked() { return Runtime::forked() ? 1 : 0; }
+int32_t forked() { return g_runtimes.forked() ? 1 : 0; }
 
 }  // namespace
 
@@ -145,10 +145,10 @@ void Runtime::fill_api() {
   api_ = tp_engine_api{
       .version = TIERPAGE_ENGINE_API_VERSION,
       .size = sizeof(tp_engine_api),
-      .range_base = reinterpret_cast<uint64_t>(backend_->base()),
-      .range_bytes = backend_->range_bytes(),
+      .range_base = reinterpret_cast<uint64_t>(tiers_.backend->base()),
+      .range_bytes = tiers_.backend->range_bytes(),
       .min_paged_bytes = options_.min_paged_bytes,
-      .granule_bytes = pager_config_.granule_bytes,
+      .granule_bytes = tiers_.config.granule_bytes,
       .device_type = options_.cuda ? 1 : 0,
       .device_index = options_.device_index,
       .scope_create = scope_create,

@@ -22,9 +22,9 @@ thread_local Scope* t_open_scope = nullptr;
 
 Scope* Runtime::add_scope() {
   auto scope = std::make_unique<tp_scope>();
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(core_.mutex());
   scope->runtime = this;
-  scope->slot = pager_->add_slot();
+  scope->slot = core_->add_slot();
   scope->waiting_slot = scope->slot;
   scopes_.push_back(scope.get());
   return scope.release();
@@ -33,21 +33,20 @@ Scope* Runtime::add_scope() {
 void Runtime::remove_scope(Scope* scope) {
   if (t_open_scope == scope) t_open_scope = nullptr;
   {
-    std::lock_guard lock(mutex_);
+    std::lock_guard lock(core_.mutex());
     std::erase(scopes_, scope);
-    stall_ends_locked(scope->waiting_slot);
+    accounts_.stall_ends(scope->waiting_slot, steady_ns());
     // Of a dead pager nothing is given back: its state is not to be trusted, and a thread's end must not throw.
-    if (dead_.ok()) {
-      (void)core_locked([&] {
-        pager_->cancel(scope->waiting_slot);
-        pager_->end_op(scope->slot, {});
-        pager_->remove_slot(scope->slot);
+    if (core_.alive_locked()) {
+      (void)core_.change_locked([&] {
+        core_->cancel(scope->waiting_slot);
+        core_->end_op(scope->slot, {});
+        core_->remove_slot(scope->slot);
         for (const Scope::Sticky& sticky : scope->sticky) {
-          pager_->end_op(sticky.slot, {});
-          pager_->remove_slot(sticky.slot);
+          core_->end_op(sticky.slot, {});
+          core_->remove_slot(sticky.slot);
         }
       });
-      after_core_locked();
     }
   }
   delete static_cast<tp_scope*>(scope);
@@ -58,77 +57,68 @@ void Runtime::open_scope(Scope& scope) {
   t_open_scope = &scope;
 }
 
-Status Runtime::refusal_locked() const {
-  if (!dead_.ok()) return dead_;
-  if (!forked()) return Status::success();
-  return Status::error(StatusCode::kUnavailable,
-                       "this is a forked child of the process that pages with tierpage: its pages do not exist here. "
-                       "Start workers with the \"spawn\" method.");
-}
-
-// Why nobody serves a wait.
-Status Runtime::end_locked() const {
-  Status refusal = refusal_locked();
-  if (!refusal.ok()) return refusal;
-  return Status::error(StatusCode::kUnavailable,
-                       "tierpage was shut down because the process is ending; what is paged out cannot be brought back");
-}
-
-// The slot waits, and nobody will serve it.
-Status Runtime::abandon_wait_locked(SlotId slot) {
-  Status end = end_locked();
-  if (dead_.ok()) (void)core_locked([&] { pager_->cancel(slot); });
-  return end;
-}
-
 RegionId Runtime::region_of_locked(uint64_t address) const {
-  const RegionId region = pager_->region_at(address - api_.range_base);
-  return region.valid() && pager_->region_live(region) ? region : RegionId::none();
+  const RegionId region = core_->region_at(address - api_.range_base);
+  return region.valid() && core_->region_live(region) ? region : RegionId::none();
 }
 
 Status Runtime::begin(Scope& scope, const tp_operator& op, const tp_access* accesses, size_t count) {
   int64_t asked_ns = 0;
-  const std::unique_lock lock = lock_counted(asked_ns);
-  if (refuses_locked()) [[unlikely]] return refusal_locked();
+  const std::unique_lock lock = core_.lock_counted(asked_ns);
+  if (core_.refuses_locked()) [[unlikely]] return core_.refusal_locked();
   scope.uses.clear();
   for (size_t i = 0; i < count; ++i) {
     const RegionId region = region_of_locked(accesses[i].address);
     if (!region.valid()) continue;
-    const uint64_t first = accesses[i].address - api_.range_base - pager_->region_offset(region);
+    const uint64_t first = accesses[i].address - api_.range_base - core_->region_offset(region);
     const uint64_t last = first + (accesses[i].bytes > 0 ? accesses[i].bytes : 1) - 1;
     scope.uses.push_back({region, first, last,
                           (accesses[i].mode & TP_WRITE) != 0 ? AccessMode::kWrite : AccessMode::kRead});
-    pager_->mark_seen(region);
+    core_->mark_seen(region);
   }
   if (scope.uses.empty()) return Status::success();
   scope.pinned = true;
   scope.waiting_slot = scope.slot;
   scope.waiting_allocation = false;
-  const Status status = core_locked([&] { pager_->begin_op(scope.slot, op.hash, op.name, scope.uses); });
+  const Status status = core_.events_locked([&] { core_->begin_op(scope.slot, op.hash, op.name, scope.uses); });
   return status.ok() ? outcome_locked(scope, op.name, asked_ns) : status;
 }
 
 // After an event of this scope's slot: granted, waiting (the thread is told to work), or the failure.
 Status Runtime::outcome_locked(Scope& scope, const char* name, int64_t asked_ns) {
-  after_core_locked();
+  core_.hand_over_locked();
   if ((enqueued_ns_ | asked_ns) != 0) [[unlikely]] count_request_locked(scope.waiting_slot, name, asked_ns);
-  const Outcome outcome = pager_->outcome(scope.waiting_slot);
+  const Outcome outcome = core_->outcome(scope.waiting_slot);
   if (outcome == Outcome::kGranted) return Status::success();
-  if (outcome == Outcome::kFailed) return pager_->failure(scope.waiting_slot);
-  if (ended_locked()) {
-    stall_ends_locked(scope.waiting_slot);
-    return abandon_wait_locked(scope.waiting_slot);
+  if (outcome == Outcome::kFailed) return core_->failure(scope.waiting_slot);
+  if (core_.ended_locked()) {
+    accounts_.stall_ends(scope.waiting_slot, steady_ns());
+    return core_.abandon_wait_locked(scope.waiting_slot);
   }
-  last_progress_ns_ = steady_ns();
+  watchdog_.wait_begins(steady_ns());
   return Status{StatusCode::kWait, 0, {}};
 }
 
+// After a request that was not served at once, or that came to a lock that was taken.
+void Runtime::count_request_locked(SlotId slot, const char* name, int64_t asked_ns) {
+  const int64_t enqueued_ns = std::exchange(enqueued_ns_, 0);
+  if (enqueued_ns == 0) {
+    accounts_.count_wait(name, StallCause::kHost, asked_ns, steady_ns());
+    return;
+  }
+  StallLedger& ledger = accounts_.ledger();
+  ledger.begin(slot, asked_ns != 0 ? asked_ns : enqueued_ns, core_->waiting_for(slot), steady_ns());
+  const WaitDetails details = core_->describe_wait(slot);
+  ledger.describe(slot, details, tags_.name_of(details.tag));
+  if (core_->outcome(slot) != Outcome::kWait) accounts_.stall_ends(slot, steady_ns());
+}
+
 Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t place, uint64_t* address) {
-  const StreamId stream = backend_->stream_id(native_stream);
+  const StreamId stream = tiers_.backend->stream_id(native_stream);
   if (scope.open && wants_times()) launching(scope, native_stream);  // an operator without paged arguments
   int64_t asked_ns = 0;
-  const std::unique_lock lock = lock_counted(asked_ns);
-  if (Status refusal = refusal_locked(); !refusal.ok()) return refusal;
+  const std::unique_lock lock = core_.lock_counted(asked_ns);
+  if (Status refusal = core_.refusal_locked(); !refusal.ok()) return refusal;
   if (bytes == 0) return Status::error(StatusCode::kInvalidArgument, "an allocation of 0 bytes has no pages");
   const bool sourced = place != TP_NO_SOURCE;
   if (sourced && (scope.open || closed_)) {
@@ -144,81 +134,84 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   scope.waiting_slot = scope.slot;
   scope.waiting_allocation = true;
   scope.pinned = scope.pinned || scope.open;
-  const Status status = core_locked([&] {
+  const Status status = core_.events_locked([&] {
     // A thread that asked wants() just before close(): the memory is outside the budget, and for good.
-    if (closed_) pager_->set_capacity(Tier::kDevice, pager_->capacity(Tier::kDevice) + round_up(bytes, pager_config_.granule_bytes));
-    pager_->allocate(scope.slot, request);
-    const RegionId region = pager_->allocated(scope.slot);
+    if (closed_) {
+      const uint64_t more = round_up(bytes, tiers_.config.granule_bytes);
+      core_->set_capacity(Tier::kDevice, core_->capacity(Tier::kDevice) + more);
+    }
+    core_->allocate(scope.slot, request);
+    const RegionId region = core_->allocated(scope.slot);
     if (!region.valid()) return;
-    if (request.source.bytes > 0) count_source_locked(region, request.source);
-    if (closed_) pager_->hold_region(region);
-    streams_of_.erase(region.value);
-    if (!scope.open && !backend_->info().synchronous_streams) streams_of_[region.value].push_back(native_stream);
+    if (request.source.bytes > 0) source_registry_.region_made(region, request.source);
+    if (closed_) core_->hold_region(region);
+    streams_.region_made(region);
+    if (!scope.open && !tiers_.backend->info().synchronous_streams) streams_.used_on(region, native_stream);
   });
   if (!status.ok()) return status;
   Status outcome = outcome_locked(scope, "an allocation", asked_ns);
-  if (outcome.ok()) *address = api_.range_base + pager_->region_offset(pager_->allocated(scope.slot));
+  if (outcome.ok()) *address = api_.range_base + core_->region_offset(core_->allocated(scope.slot));
   return outcome;
 }
 
 uint64_t Runtime::allocate_result(Scope& scope) {
-  std::lock_guard lock(mutex_);
-  const RegionId region = pager_->allocated(scope.slot);
-  return region.valid() ? api_.range_base + pager_->region_offset(region) : 0;
+  std::lock_guard lock(core_.mutex());
+  const RegionId region = core_->allocated(scope.slot);
+  return region.valid() ? api_.range_base + core_->region_offset(region) : 0;
 }
 
 Status Runtime::wait(Scope& scope, uint32_t timeout_ms) {
-  std::unique_lock lock(mutex_);
-  const auto settled = [&] { return ended_locked() || pager_->outcome(scope.waiting_slot) != Outcome::kWait; };
-  if (!slots_changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), settled)) {
+  std::unique_lock lock(core_.mutex());
+  const auto settled = [&] { return core_.ended_locked() || core_->outcome(scope.waiting_slot) != Outcome::kWait; };
+  if (!core_.wait_for(lock, std::chrono::milliseconds(timeout_ms), settled)) {
     return Status{StatusCode::kWait, 0, {}};
   }
   return finish_wait_locked(scope);
 }
 
 Status Runtime::finish_wait_locked(Scope& scope) {
-  stall_ends_locked(scope.waiting_slot);
-  if (!dead_.ok()) return dead_;
-  const Outcome outcome = pager_->outcome(scope.waiting_slot);
+  accounts_.stall_ends(scope.waiting_slot, steady_ns());
+  if (!core_.alive_locked()) return core_.dead_locked();
+  const Outcome outcome = core_->outcome(scope.waiting_slot);
   Status status = outcome == Outcome::kGranted  ? Status::success()
-                  : outcome == Outcome::kFailed ? pager_->failure(scope.waiting_slot)
-                                                : abandon_wait_locked(scope.waiting_slot);
+                  : outcome == Outcome::kFailed ? core_->failure(scope.waiting_slot)
+                                                : core_.abandon_wait_locked(scope.waiting_slot);
   settle_touch_locked(scope, !status.ok());
   return status;
 }
 
 void Runtime::cancel(Scope& scope) {
-  std::lock_guard lock(mutex_);
-  stall_ends_locked(scope.waiting_slot);
-  if (!dead_.ok()) return;
-  (void)core_locked([&] { pager_->cancel(scope.waiting_slot); });
+  std::lock_guard lock(core_.mutex());
+  accounts_.stall_ends(scope.waiting_slot, steady_ns());
+  if (!core_.alive_locked()) return;
+  (void)core_.events_locked([&] { core_->cancel(scope.waiting_slot); });
   settle_touch_locked(scope, true);
-  after_core_locked();
+  core_.hand_over_locked();
 }
 
 // The wait of a touch is over, if it was one: one that failed holds nothing and goes.
 void Runtime::settle_touch_locked(Scope& scope, bool failed) {
   if (scope.waiting_slot == scope.slot) return;
   const SlotId slot = std::exchange(scope.waiting_slot, scope.slot);
-  if (!dead_.ok()) return;
-  if (scope.blocked_by_touch) pager_->set_permanent(scope.slot, false);
+  if (!core_.alive_locked()) return;
+  if (scope.blocked_by_touch) core_->set_permanent(scope.slot, false);
   scope.blocked_by_touch = false;
   const auto entry = std::find_if(scope.sticky.begin(), scope.sticky.end(),
                                   [&](const Scope::Sticky& sticky) { return sticky.slot == slot; });
   // A held region stays without a pin, which would outlive it in a thread that runs no more operators.
   if (!failed && (entry == scope.sticky.end() || entry->closes_left > 0)) return;
   if (entry != scope.sticky.end()) scope.sticky.erase(entry);
-  (void)core_locked([&] {
-    if (!failed) pager_->end_op(slot, {});
-    pager_->remove_slot(slot);
+  (void)core_.events_locked([&] {
+    if (!failed) core_->end_op(slot, {});
+    core_->remove_slot(slot);
   });
 }
 
 void Runtime::seen(const uint64_t* addresses, size_t count) {
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(core_.mutex());
   for (size_t i = 0; i < count; ++i) {
     const RegionId region = region_of_locked(addresses[i]);
-    if (region.valid()) pager_->mark_seen(region);
+    if (region.valid()) core_->mark_seen(region);
   }
 }
 
@@ -226,54 +219,55 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   scope.open = false;
   if (t_open_scope == &scope) t_open_scope = nullptr;
   if (!scope.pinned && !scope.touched) {
-    forget_start(scope);
+    scope.mark.drop(*tiers_.backend);
     return Status::success();
   }
   // With synchronous streams other threads may end touches (drop_touches_locked): the list is read under the lock only.
-  const bool synchronous = backend_->info().synchronous_streams;
+  const bool synchronous = tiers_.backend->info().synchronous_streams;
   const bool lets_go = !synchronous && (scope.pinned || std::any_of(scope.sticky.begin(), scope.sticky.end(),
                                                                     [](const Scope::Sticky& sticky) {
                                                                       return sticky.closes_left <= 1;
                                                                     }));
-  if (!lets_go && !synchronous) forget_start(scope);
+  if (!lets_go && !synchronous) scope.mark.drop(*tiers_.backend);
   Fence fence;
   // Before the pins are let go: whoever evicts afterwards sees the fence.
   Status recorded = lets_go ? end_work(scope, native_stream, &fence) : Status::success();
   int64_t asked_ns = 0;
-  std::unique_lock lock = lock_counted(asked_ns);
-  if (asked_ns != 0) count_wait_locked("the end of an operator", StallCause::kHost, asked_ns);
-  if (fence.owed() && pager_->engaged()) [[unlikely]] {  // interleaving 2 of runtime_fences.cpp
+  std::unique_lock lock = core_.lock_counted(asked_ns);
+  if (asked_ns != 0) {
+    accounts_.count_wait("the end of an operator", StallCause::kHost, asked_ns, steady_ns());
+  }
+  if (fence.owed() && core_->engaged()) [[unlikely]] {  // interleaving 2 of runtime_fences.cpp
     lock.unlock();
     recorded = record_end(scope, native_stream, &fence);
     lock.lock();
   }
   scope.pinned = false;
-  if (refuses_locked()) return Status::success();  // the operator itself has run; the next begin tells
-  Status status = core_locked([&] {
+  if (core_.refuses_locked()) return Status::success();  // the operator itself has run; the next begin tells
+  Status status = core_.events_locked([&] {
     // No fence (a stream capture, a lost context): nothing says when the kernels end, so the pages stay for good.
-    if (!recorded.ok()) pager_->hold_pinned(scope.slot);
+    if (!recorded.ok()) core_->hold_pinned(scope.slot);
     time_locked(scope);
-    pager_->end_op(scope.slot, fence);
+    core_->end_op(scope.slot, fence);
     for (Scope::Sticky& sticky : scope.sticky) {
       if (--sticky.closes_left > 0) continue;
-      if (!recorded.ok()) pager_->hold_pinned(sticky.slot);
-      pager_->end_op(sticky.slot, fence);
-      pager_->remove_slot(sticky.slot);
+      if (!recorded.ok()) core_->hold_pinned(sticky.slot);
+      core_->end_op(sticky.slot, fence);
+      core_->remove_slot(sticky.slot);
     }
   });
   std::erase_if(scope.sticky, [](const Scope::Sticky& sticky) { return sticky.closes_left == 0; });
   scope.touched = !scope.sticky.empty();
   if (!status.ok()) return status;
   if (!options_.paranoid || closed_) {
-    if (pager_->wants_planning()) wake_locked();
+    if (core_->wants_planning()) core_.wake_locked();
     return Status::success();
   }
-  status = core_locked([&] {
-    pager_->evict_all();
-    pager_->plan();
+  status = core_.change_locked([&] {
+    core_->evict_all();
+    core_->plan();
   });
-  after_core_locked();
-  if (status.ok()) status = wait_for_evictions(lock, pager_->live_regions(), "paranoid mode");
+  if (status.ok()) status = wait_for_evictions(lock, core_->live_regions(), "paranoid mode");
   if (const uint64_t missed = missed_accesses_.exchange(0); missed > 0) {
     return Status::error(StatusCode::kInternal,
                          std::to_string(missed) + " accesses to paged memory were announced by no operator (paranoid "
@@ -285,23 +279,23 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
 // The pins of this thread's open scope cannot end while the thread waits here: the core must know, or it would wait for
 // them where only a failure can help (interleaving 5 of core/pager/pager.h).
 Status Runtime::touch(Scope& scope, uint64_t address, uint32_t keep) {
-  std::lock_guard lock(mutex_);
-  if (Status refusal = refusal_locked(); !refusal.ok()) return refusal;
+  std::lock_guard lock(core_.mutex());
+  if (Status refusal = core_.refusal_locked(); !refusal.ok()) return refusal;
   const RegionId region = region_of_locked(address);
   if (!region.valid()) return Status::success();
   // A raw pointer may be written through, so the lower copies go.
-  const Use use{region, 0, pager_->region_bytes(region) - 1, AccessMode::kWrite};
-  Status status = core_locked([&] {
-    pager_->mark_seen(region);
-    if (keep == 0) pager_->hold_region(region);
-    scope.waiting_slot = pager_->add_slot();
+  const Use use{region, 0, core_->region_bytes(region) - 1, AccessMode::kWrite};
+  Status status = core_.events_locked([&] {
+    core_->mark_seen(region);
+    if (keep == 0) core_->hold_region(region);
+    scope.waiting_slot = core_->add_slot();
     scope.waiting_allocation = false;
     scope.sticky.push_back({scope.waiting_slot, keep, region});
     scope.touched = true;
-    pager_->set_permanent(scope.waiting_slot, true);
+    core_->set_permanent(scope.waiting_slot, true);
     scope.blocked_by_touch = true;
-    pager_->set_permanent(scope.slot, true);
-    pager_->begin_op(scope.waiting_slot, 0, "a raw access", {&use, 1});
+    core_->set_permanent(scope.slot, true);
+    core_->begin_op(scope.waiting_slot, 0, "a raw access", {&use, 1});
   });
   if (status.ok()) status = outcome_locked(scope, "a raw access", 0);
   if (status.code != StatusCode::kWait) settle_touch_locked(scope, !status.ok());
@@ -312,24 +306,20 @@ void Runtime::deallocate(uint64_t address) {
   std::vector<Fence> fences;
   std::vector<uint64_t> streams;
   {
-    std::lock_guard lock(mutex_);
+    std::lock_guard lock(core_.mutex());
     const RegionId region = region_of_locked(address);
-    if (!region.valid() || refuses_locked()) return;
-    const auto found = streams_of_.find(region.value);
-    if (found != streams_of_.end()) {
-      streams = std::move(found->second);
-      streams_of_.erase(found);
-    }
+    if (!region.valid() || core_.refuses_locked()) return;
+    streams = streams_.region_freed(region);
   }
   for (const uint64_t stream : streams) {
     Fence fence;
-    if (backend_->record_fence(stream, &fence).ok()) fences.push_back(fence);
+    if (tiers_.backend->record_fence(stream, &fence).ok()) fences.push_back(fence);
   }
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(core_.mutex());
   const RegionId region = region_of_locked(address);
-  if (!region.valid() || !dead_.ok()) return;
-  if (awaited_.contains(region.value)) {
-    frees_put_off_.emplace_back(region, std::move(fences));
+  if (!region.valid() || !core_.alive_locked()) return;
+  if (awaited_.contains(region)) {
+    awaited_.put_off(region, std::move(fences));
     return;
   }
   free_region_locked(region, fences);
@@ -338,47 +328,45 @@ void Runtime::deallocate(uint64_t address) {
 // A freed region needs no touch, and the thread that touched it may never run another operator. Where work is queued on
 // streams the pins stay until their scope closes, which records the fence that the frames must wait for.
 void Runtime::drop_touches_locked(RegionId region) {
-  if (!backend_->info().synchronous_streams) return;
+  if (!tiers_.backend->info().synchronous_streams) return;
   for (Scope* scope : scopes_) {
     std::erase_if(scope->sticky, [&](const Scope::Sticky& sticky) {
       if (sticky.region != region || sticky.slot == scope->waiting_slot) return false;
-      pager_->end_op(sticky.slot, {});
-      pager_->remove_slot(sticky.slot);
+      core_->end_op(sticky.slot, {});
+      core_->remove_slot(sticky.slot);
       return true;
     });
   }
 }
 
 void Runtime::free_region_locked(RegionId region, const std::vector<Fence>& fences) {
-  (void)core_locked([&] {
+  (void)core_.change_locked([&] {
     drop_touches_locked(region);
-    pager_->free_region(region, fences);
-    uncount_source_locked(region);
+    core_->free_region(region, fences);
+    if (source_registry_.region_gone(region)) core_.wake_locked();
     if (closed_) release_when_closed_locked();
   });
-  after_core_locked();
 }
 
 void Runtime::record_stream(uint64_t address, uint64_t native_stream) {
-  const StreamId stream = backend_->stream_id(native_stream);
-  std::lock_guard lock(mutex_);
+  const StreamId stream = tiers_.backend->stream_id(native_stream);
+  std::lock_guard lock(core_.mutex());
   const RegionId region = region_of_locked(address);
-  if (!region.valid() || backend_->info().synchronous_streams) return;
-  pager_->note_stream_use(region, stream);
-  std::vector<uint64_t>& streams = streams_of_[region.value];
-  if (std::find(streams.begin(), streams.end(), native_stream) == streams.end()) streams.push_back(native_stream);
+  if (!region.valid() || tiers_.backend->info().synchronous_streams) return;
+  core_->note_stream_use(region, stream);
+  streams_.used_on(region, native_stream);
 }
 
 uint64_t Runtime::region_bytes(uint64_t address, uint64_t* region_base) {
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(core_.mutex());
   const RegionId region = region_of_locked(address);
   if (!region.valid()) return 0;
-  if (region_base != nullptr) *region_base = api_.range_base + pager_->region_offset(region);
-  return pager_->region_bytes(region);
+  if (region_base != nullptr) *region_base = api_.range_base + core_->region_offset(region);
+  return core_->region_bytes(region);
 }
 
 bool Runtime::wants(uint64_t bytes) const {
-  return bytes >= options_.min_paged_bytes && open_.load(std::memory_order_relaxed) && !forked() &&
+  return bytes >= options_.min_paged_bytes && open_.load(std::memory_order_relaxed) && !g_runtimes.forked() &&
          (!options_.scope_explicit || tag_in(this) != 0);
 }
 
@@ -387,9 +375,8 @@ void Runtime::set_tag(const std::string& tag) {
     t_tag = {};
     return;
   }
-  std::lock_guard lock(mutex_);
-  const auto [entry, added] = tags_.emplace(tag, static_cast<TagId>(tags_.size() + 1));
-  t_tag = {this, entry->second};
+  std::lock_guard lock(core_.mutex());
+  t_tag = {this, tags_.add(tag)};
 }
 
 }  // namespace tierpage

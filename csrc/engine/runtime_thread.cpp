@@ -1,15 +1,15 @@
-// The pager thread: completions in, actions out; waking and dying.
+// The pager thread: completions in, actions out.
 //
 // One round, in this order:
-//   1. under mutex_: completions of the last poll become events, plan() runs, actions are taken; then waiters are woken;
+//   1. under mutex_: completions of the last poll become events, plan() runs, actions are taken; then waiters are
+//      woken;
 //   2. without it: actions are executed in order, then everything that can complete is polled;
 //   3. if nothing happened: sleep until a caller, a disk worker or the grower wakes it, at most one second.
-// A wake between 2 and 3 is not lost: woken_ is set under mutex_ and checked before sleeping.
+// A wake between 2 and 3 is not lost: it is noted under the lock and looked for before sleeping.
 #include <sys/prctl.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 
 #include "engine/runtime.h"
 
@@ -19,83 +19,33 @@ namespace {
 constexpr int64_t kPollNs = 100'000;
 constexpr int64_t kTickNs = 1'000'000'000;
 constexpr uint64_t kSecondNs = 1'000'000'000;
-constexpr double kEnduranceDays = 365;
-
-double gigabytes(uint64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
+constexpr size_t kPagesLookedAtMax = 256;  // of a request; larger ones are looked at once a round
 
 }  // namespace
 
 thread_local bool t_pager_thread = false;
 
-void Runtime::wake() {
-  std::lock_guard lock(mutex_);
-  wake_locked();
-}
-
-void Runtime::wake_locked() {
-  woken_ = true;
-  work_.notify_one();
-}
-
-Status Runtime::die(const Status& cause) {
-  std::lock_guard lock(mutex_);
-  die_locked(cause);
-  return dead_;
-}
-
-void Runtime::die_locked(const Status& cause) {
-  if (dead_.ok()) {
-    dead_ = Status::error(StatusCode::kPagerDead,
-                          "the pager stopped because of an earlier failure: " + cause.message +
-                              ". Tensors that are paged out cannot be used any more; save what is resident and "
-                              "restart the process.", cause.system_error);
-    notices_ += dead_.message + "\n";
-  }
-  slots_changed_.notify_all();
-  wake_locked();
-}
-
-// What every caller does after it changed the core: hand its actions to the pager thread, wake granted waiters.
-void Runtime::after_core_locked() {
-  if (pager_->has_actions() || pager_->wants_planning() || pager_->host_space_wanted() > host_requested_) wake_locked();
-  if (pager_->slots_changed() || other_waiters_ > 0) slots_changed_.notify_all();
-  note_engagement_locked();
-}
-
-// On the grower's thread after each attempt to grow. An attempt that made nothing ready was the last one. (The arena's
-// status() would not tell: memory that could not be locked is a failure there, and still memory.)
+// On the grower's thread.
 void Runtime::arena_grew() {
-  std::lock_guard lock(mutex_);
-  if (!arena_) return;
-  const uint64_t ready = arena_->ready_bytes();
-  host_failed_ = ready == host_grown_;
-  host_grown_ = ready;
-  wake_locked();
+  std::lock_guard lock(core_.mutex());
+  if (!tiers_.arena) return;
+  host_growth_.attempted(tiers_.arena->ready_bytes());
+  core_.wake_locked();
 }
 
 void Runtime::tell_host_space_locked() {
-  if (!arena_ || (host_grown_ == host_ready_ && host_failed_ == host_told_failed_)) return;
-  host_ready_ = host_grown_;
-  host_told_failed_ = host_failed_;
-  pager_->host_space_ready(host_ready_, host_failed_);
-  if (host_complained_) return;
-  if (const Status status = arena_->status(); !status.ok()) {
-    host_complained_ = true;
-    notices_ += "the RAM tier is not all that was asked for: " + status.message + "\n";
+  if (!tiers_.arena || !host_growth_.take_news()) return;
+  core_->host_space_ready(host_growth_.ready_bytes(), host_growth_.failed());
+  if (const std::string complaint = host_growth_.take_complaint(tiers_.arena->status()); !complaint.empty()) {
+    watchdog_.say(complaint);
   }
 }
 
-// The arena grows ahead of use, so that write-backs do not wait for the operating system.
 void Runtime::request_host_space_locked() {
-  if (!arena_) return;
-  const uint64_t ahead = std::max<uint64_t>(256 * kMiB, pager_config_.device_bytes_max / 8);
-  const uint64_t used = pager_->used(Tier::kHost);
-  uint64_t wanted = pager_->host_space_wanted();
-  if (used > 0 || wanted > 0) wanted = std::max(wanted, used + ahead);
-  wanted = std::min(wanted, pager_config_.host_bytes_max);
-  if (wanted <= host_requested_) return;
-  host_requested_ = wanted;
-  arena_->request(wanted);
+  if (!tiers_.arena) return;
+  const uint64_t bytes = host_growth_.take_request({core_->used(Tier::kHost), core_->host_space_wanted(),
+                                                    tiers_.config.device_bytes_max, tiers_.config.host_bytes_max});
+  if (bytes > 0) tiers_.arena->request(bytes);
 }
 
 // By the clock and not only when idle: a busy pager must also try again what had been given up.
@@ -103,105 +53,96 @@ void Runtime::once_a_second_locked() {
   const int64_t now = steady_ns();
   if (now - last_tick_ns_ < kTickNs) return;
   last_tick_ns_ = now;
-  pager_->tick(static_cast<uint64_t>(now - opened_ns_) / kSecondNs);
-  look_at_writes_locked(now);
-  look_at_progress_locked(now);
-}
-
-// Reports what hangs: one line for each transfer that is the oldest of those that hang, or, where none does, one for an
-// operator that waits while nothing comes to an end. Nobody is given up: a disk may come back.
-void Runtime::look_at_progress_locked(int64_t now) {
-  const auto patience = static_cast<int64_t>(options_.stall_report_seconds * 1e9);
-  if (patience <= 0) return;
-  stuck_ = transfers_->stuck(now, patience);
-  if (stuck_.count > 0) {
-    if (stuck_said_ == stuck_.oldest) return;
-    stuck_said_ = stuck_.oldest;
-    notices_ += stuck_.text + " (" + transfers_->queue_state() + "; " + pager_->tier_table() +
-                "). Who needs the page waits on; see the kernel log for the disk, or interrupt the program.\n";
-    return;
+  const uint64_t elapsed_seconds = accounts_.elapsed_ns(now) / kSecondNs;
+  core_->tick(elapsed_seconds);
+  watchdog_.look_at_writes(core_->writes(), elapsed_seconds);
+  if (const int64_t patience_ns = watchdog_.patience_ns(); patience_ns > 0) {
+    watchdog_.look_at_progress(transfers_->stuck(now, patience_ns), core_->waits(), now,
+                               [this] { return transfers_->queue_state() + "; " + core_->tier_table(); });
   }
-  if (!pager_->waits() || watchdog_said_ || now - last_progress_ns_ < patience) return;
-  watchdog_said_ = true;
-  char seconds[32];
-  std::snprintf(seconds, sizeof seconds, "%.3g", options_.stall_report_seconds);
-  notices_ += std::string("nothing has come to an end for ") + seconds + " s while an operator waits: " +
-              transfers_->queue_state() + "; " + pager_->tier_table() + "\n";
 }
 
-// By whoever asks for notices, since the thread that would report hangs itself: a call of the device's driver that does
-// not return. It is back about once a second otherwise.
-void Runtime::look_at_pager_thread_locked() {
-  const int64_t away_ns = steady_ns() - round_ns_;
-  const auto patience = static_cast<int64_t>(options_.stall_report_seconds * 1e9) + 2 * kTickNs;
-  const bool late = options_.stall_report_seconds > 0 && away_ns > patience;
-  if (!late || round_ns_ == 0 || pager_thread_said_ == round_ns_ || ended_locked()) return;
-  pager_thread_said_ = round_ns_;
-  notices_ += "the pager thread has not come back from a call of the device's driver for " +
-              std::to_string(away_ns / kTickNs) + " s: " + pager_->tier_table() + "\n";
-}
-
-// Says once each what wears the drives out: more than the user's budget, or more than they are made for.
-void Runtime::look_at_writes_locked(int64_t now_ns) {
-  const WriteEconomy& writes = pager_->writes();
-  char text[400];
-  if (!write_budget_said_ && writes.over_budget() > 0) {
-    write_budget_said_ = true;
-    std::snprintf(text, sizeof text,
-                  "nvme_write_budget is used up: %.2f GB were written to the NVMe tier in the last %.1f hours, the budget is "
-                  "%.2f GB. Only writing more lets the program go on, so it goes over the budget; the excess is "
-                  "memory_stats()[\"nvme_write_bytes.over_budget\"]. Raise host_budget or device_budget to write less.\n",
-                  gigabytes(writes.last_period()), static_cast<double>(writes.period_seconds()) / 3600,
-                  gigabytes(writes.bytes_max()));
-    notices_ += text;
+// Where transfers come home: what the executor has done becomes events of the core, in order of time, so that each wait
+// is charged as it went.
+void Runtime::apply_locked(const Finished& finished) {
+  StallLedger& ledger = accounts_.ledger();
+  const bool waits = ledger.waits();
+  const auto look = [&](int64_t now_ns) {
+    if (!waits) return;
+    ledger.look(now_ns, [this](SlotId slot, StallCause before) {
+      return core_->wanted_pages(slot) > kPagesLookedAtMax ? before : core_->waiting_for(slot);
+    });
+  };
+  for (const Finished::Recorded& recorded : finished.recorded) {
+    if (recorded.refused) {
+      core_->fence_refused(recorded.stream);
+    } else {
+      core_->fence_recorded(recorded.stream, recorded.fence);
+    }
   }
-  const auto elapsed = static_cast<uint64_t>(now_ns - opened_ns_) / kSecondNs;
-  if (endurance_said_ || elapsed < options_.endurance_seconds) return;
-  const double days = days_of_endurance(writes.total(), elapsed, drive_bytes_);
-  if (days <= 0 || days >= kEnduranceDays) return;
-  endurance_said_ = true;
-  std::snprintf(text, sizeof text,
-                "%.1f GB were written to the NVMe tier in %.1f hours. At this pace, day and night, a typical drive of %.0f GB "
-                "reaches its rated endurance (%llu times its size) in %.0f days. Raise host_budget, set nvme_write_budget, "
-                "or use a drive made for writing.\n",
-                gigabytes(writes.total()), static_cast<double>(elapsed) / 3600, gigabytes(drive_bytes_),
-                static_cast<unsigned long long>(kRatedOverwrites), days);
-  notices_ += text;
+  for (const Fence& fence : finished.fences) core_->fence_done(fence);
+  for (const DeviceBackend::OpTime& time : finished.times) core_->op_timed(time.cookie, time.microseconds);
+  auto arrival = finished.arrivals.begin();
+  const auto arrivals_until = [&](int64_t at_ns) {
+    for (; arrival != finished.arrivals.end() && arrival->at_ns <= at_ns; ++arrival) {
+      core_->arrival_reached(arrival->transfer, arrival->stage);
+      look(arrival->at_ns);
+    }
+  };
+  for (const Finished::Transfer& transfer : finished.transfers) {
+    arrivals_until(transfer.at_ns);
+    if (transfer.result.status.code == StatusCode::kInternal) throw InternalError(transfer.result.status.message);
+    core_->transfer_done(transfer.id, transfer.result);
+    look(transfer.at_ns);
+  }
+  if (arrival != finished.arrivals.end()) arrivals_until(finished.arrivals.back().at_ns);
+}
+
+// The rate of the link as it was lately, and whether callers should time operators.
+void Runtime::note_rates_locked() {
+  if (const double rate = accounts_.take_fetch_rate(); rate > 0) core_->set_fetch_rate(rate);
+  __atomic_store_n(&wants_times_, core_->wants_times() ? 1 : 0, __ATOMIC_RELAXED);
+}
+
+void Runtime::keep_accounts_locked() {
+  if (accounts_.ledger().waits()) {
+    accounts_.ledger().look(steady_ns(), [this](SlotId slot, StallCause) { return core_->waiting_for(slot); });
+  }
+  if (accounts_.levels_due(false)) accounts_.note_levels(levels_of(*core_));
+  const PlanReport plan = report_of(core_->residency_plan());
+  if (!accounts_.recurrence_ends(plan, core_->trace_uses())) return;
+  accounts_.end_recurrence(plan, accounts_.since_open(*core_, steady_ns()));
 }
 
 bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions) {
-  woken_ = false;
-  round_ns_ = steady_ns();
+  core_.begin_round_locked();
+  watchdog_.pager_thread_is_back(steady_ns());
   apply_locked(finished);
-  link_uses_ = transfers_->link_uses(steady_ns());
-  transfers_->set_sources(sources_.get(), ring_.get());
-  if (!finished.empty()) {
-    last_progress_ns_ = steady_ns();
-    watchdog_said_ = false;
-  }
+  accounts_.set_links(transfers_->link_uses(steady_ns()));
+  transfers_->set_sources(tiers_.sources.get(), tiers_.ring.get());
+  if (!finished.empty()) watchdog_.something_ended(steady_ns());
   finished.clear();
   once_a_second_locked();
   tell_host_space_locked();
-  if (pager_->wants_planning()) pager_->plan();
+  if (core_->wants_planning()) core_->plan();
   note_rates_locked();
   request_host_space_locked();
-  if (closed_) pager_->release_free_frames();
-  if (stalls_.waits()) look_at_waits_locked(steady_ns());
-  note_levels_locked(false);
-  note_recurrence_locked();
+  if (closed_) core_->release_free_frames();
+  keep_accounts_locked();
   actions.clear();
-  pager_->take_actions(actions);
+  core_->take_actions(actions);
   for (Action& action : actions) {
-    if (action.kind == ActionKind::kRecordFence) action.native_stream = native_streams_.at(action.fence.stream);
+    if (action.kind == ActionKind::kRecordFence) action.native_stream = streams_.native_of(action.fence.stream);
   }
-  note_engagement_locked();
+  core_.note_engagement_locked();
+  // Closed below, without the lock. Only while nothing is under way: a region that was freed may still be arriving.
   std::vector<uint64_t> unused_sources;
-  if (actions.empty() && transfers_->idle()) unused_sources = take_unused_sources_locked();
-  const bool waiters_may_go = pager_->slots_changed() || other_waiters_ > 0;
+  if (actions.empty() && transfers_->idle()) unused_sources = source_registry_.take_unused();
+  const bool waiters_may_go = core_.waiters_may_go_locked();
   if (closed_ && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
-  SourceFiles* const sources = sources_.get();  // only this thread takes it away
+  SourceFiles* const sources = tiers_.sources.get();  // only this thread takes it away
   lock.unlock();
-  if (waiters_may_go) slots_changed_.notify_all();  // not under the lock that they would wait for next
+  if (waiters_may_go) core_.wake_waiters();  // not under the lock that they would wait for next
   for (const uint64_t place : unused_sources) {
     if (sources != nullptr) sources->remove(place);
   }
@@ -221,12 +162,12 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
 // After close() nothing goes down any more: RAM, disk space and threads are given back. Their destructors wait for
 // threads that may be calling wake(), so they run without the lock.
 void Runtime::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
-  if (pager_->used(Tier::kHost) > 0 || pager_->used(Tier::kNvme) > 0) return;
+  if (core_->used(Tier::kHost) > 0 || core_->used(Tier::kNvme) > 0) return;
   transfers_->detach_lower_tiers();
-  std::unique_ptr<HostArena> arena = std::move(arena_);
-  std::unique_ptr<BlockStore> store = std::move(store_);
-  std::unique_ptr<StagingRing> ring = std::move(ring_);
-  std::shared_ptr<SourceFiles> sources = std::move(sources_);
+  std::unique_ptr<HostArena> arena = std::move(tiers_.arena);
+  std::unique_ptr<BlockStore> store = std::move(tiers_.store);
+  std::unique_ptr<StagingRing> ring = std::move(tiers_.ring);
+  std::shared_ptr<SourceFiles> sources = std::move(tiers_.sources);
   lock.unlock();
   store.reset();
   sources.reset();
@@ -234,15 +175,15 @@ void Runtime::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
   arena.reset();
   lock.lock();
   lower_tiers_closed_ = true;
-  if (other_waiters_ > 0) slots_changed_.notify_all();
+  core_.wake_other_waiters_locked();
 }
 
 void Runtime::idle_wait(std::unique_lock<std::mutex>& lock, bool acted) {
-  if (acted || woken_ || stop_) return;
-  if (transfers_->idle()) note_levels_locked(true);
+  if (acted || core_.wanted_locked()) return;
+  if (transfers_->idle() && accounts_.levels_due(true)) accounts_.note_levels(levels_of(*core_));
   // Device completions announce themselves to nobody: look again soon.
   const auto patience = transfers_->must_poll() ? std::chrono::microseconds(20) : std::chrono::microseconds(1'000'000);
-  work_.wait_for(lock, patience, [this] { return woken_ || stop_; });
+  core_.sleep(lock, patience);
 }
 
 void Runtime::run() {
@@ -251,14 +192,14 @@ void Runtime::run() {
   (void)prctl(PR_SET_TIMERSLACK, 1'000UL);
   Finished finished;
   std::vector<Action> actions;
-  std::unique_lock lock(mutex_);
-  while (!stop_ && dead_.ok()) {
+  std::unique_lock lock(core_.mutex());
+  while (!core_.stopped_locked() && core_.alive_locked()) {
     try {
       const bool acted = round(lock, finished, actions);
       idle_wait(lock, acted);
     } catch (const std::exception& error) {
       if (!lock.owns_lock()) lock.lock();
-      die_locked(Status::error(StatusCode::kInternal, error.what()));
+      core_.die_locked(Status::error(StatusCode::kInternal, error.what()));
     }
   }
 }

@@ -9,7 +9,44 @@ namespace {
 
 std::string mebibytes(uint64_t bytes) { return std::to_string(bytes / kMiB) + " MiB"; }
 
+Status stopped(const char* name) {
+  return Status::error(StatusCode::kInterrupted, std::string(name) + " was interrupted while it waited");
+}
+
+using WaitEnd = LockedCore::WaitEnd;
 constexpr auto kForEver = std::chrono::hours(24 * 365);  // a clock may not hold more
+
+// Of these regions only: what other threads go on evicting must not keep a waiter here.
+bool pages_leave(const Pager& pager, const std::vector<RegionId>& regions) {
+  for (const RegionId region : regions) {
+    if (!pager.region_live(region)) continue;
+    for (const PageId id : pager.pages_of(region)) {
+      const Page& page = pager.page(id);
+      if (page.evict_asked && (page.leaving || page.movement == Movement::kUnmap)) return true;
+    }
+  }
+  return false;
+}
+
+std::vector<RegionId> regions_of_tag(const Pager& pager, TagId tag) {
+  std::vector<RegionId> regions = pager.live_regions();
+  std::erase_if(regions, [&](RegionId region) { return pager.region_tag(region) != tag; });
+  return regions;
+}
+
+// What close() still has to bring up, or to stop from leaving, or of which a lower copy is left.
+std::vector<Use> not_settled(const Pager& pager) {
+  std::vector<Use> uses;
+  for (const RegionId region : pager.live_regions()) {
+    const auto pages = pager.pages_of(region);
+    const bool settled = std::all_of(pages.begin(), pages.end(), [&](PageId id) {
+      const Page& page = pager.page(id);
+      return page.dirty() && !page.leaving && page.movement == Movement::kNone;
+    });
+    if (!settled) uses.push_back({region, 0, pager.region_bytes(region) - 1, AccessMode::kWrite});
+  }
+  return uses;
+}
 
 }  // namespace
 
@@ -17,61 +54,49 @@ constexpr auto kForEver = std::chrono::hours(24 * 365);  // a clock may not hold
 // where the regions were looked up, so none of them has been freed; what is freed during the wait lives until its end.
 Status Runtime::fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, const std::vector<Use>& uses,
                                const char* name) {
-  if (ended_locked()) return end_locked();
-  Status status = core_locked([&] {
-    for (const Use& use : uses) ++awaited_[use.region.value];
-    pager_->begin_op(slot, 0, name, uses);
+  if (core_.ended_locked()) return core_.end_locked();
+  Status status = core_.events_locked([&] {
+    awaited_.await(uses);
+    core_->begin_op(slot, 0, name, uses);
   });
   if (!status.ok()) return status;
-  after_core_locked();
+  core_.hand_over_locked();
   if (enqueued_ns_ != 0) count_request_locked(slot, name, 0);
-  const WaitEnd end = wait_or_stop(lock, std::chrono::steady_clock::now() + kForEver,
-                                   [&] { return ended_locked() || pager_->outcome(slot) != Outcome::kWait; });
-  stall_ends_locked(slot);
-  if (!dead_.ok()) return dead_;
-  const Outcome outcome = pager_->outcome(slot);
+  const WaitEnd end = core_.wait_or_stop(lock, std::chrono::steady_clock::now() + kForEver,
+                                   [&] { return core_.ended_locked() || core_->outcome(slot) != Outcome::kWait; });
+  accounts_.stall_ends(slot, steady_ns());
+  if (!core_.alive_locked()) return core_.dead_locked();
+  const Outcome outcome = core_->outcome(slot);
   status = outcome == Outcome::kGranted  ? Status::success()
-           : outcome == Outcome::kFailed ? pager_->failure(slot)
-                                         : abandon_wait_locked(slot);
-  if (end == WaitEnd::kStopped && dead_.ok()) {
-    (void)core_locked([&] { pager_->cancel(slot); });
+           : outcome == Outcome::kFailed ? core_->failure(slot)
+                                         : core_.abandon_wait_locked(slot);
+  if (end == WaitEnd::kStopped && core_.alive_locked()) {
+    (void)core_.events_locked([&] { core_->cancel(slot); });
     status = stopped(name);
   }
-  for (const Use& use : uses) {
-    const auto entry = awaited_.find(use.region.value);
-    if (--entry->second == 0) awaited_.erase(entry);
-  }
-  std::vector<std::pair<RegionId, std::vector<Fence>>> frees;
-  frees.swap(frees_put_off_);
-  for (auto& [region, fences] : frees) {
-    if (awaited_.contains(region.value)) {
-      frees_put_off_.emplace_back(region, std::move(fences));
-    } else {
-      free_region_locked(region, fences);
-    }
-  }
-  return dead_.ok() ? status : dead_;
+  for (const AwaitedRegions::PutOff& free : awaited_.arrived(uses)) free_region_locked(free.region, free.fences);
+  return core_.alive_locked() ? status : core_.dead_locked();
 }
 
 Status Runtime::pin(const std::vector<uint64_t>& addresses, SlotId* handle) {
-  std::unique_lock lock(mutex_);
-  if (Status refusal = refusal_locked(); !refusal.ok()) return refusal;
+  std::unique_lock lock(core_.mutex());
+  if (Status refusal = core_.refusal_locked(); !refusal.ok()) return refusal;
   std::vector<Use> uses;
   SlotId slot;
-  Status status = core_locked([&] {
+  Status status = core_.events_locked([&] {
     for (const uint64_t address : addresses) {
       const RegionId region = region_of_locked(address);
       if (!region.valid()) continue;
-      pager_->mark_seen(region);
+      core_->mark_seen(region);
       // Who asks for a pin means to use raw pointers, perhaps to write: no lower copy may stay behind.
-      uses.push_back({region, 0, pager_->region_bytes(region) - 1, AccessMode::kWrite});
+      uses.push_back({region, 0, core_->region_bytes(region) - 1, AccessMode::kWrite});
     }
-    slot = pager_->add_slot();
-    pager_->set_permanent(slot, true);
+    slot = core_->add_slot();
+    core_->set_permanent(slot, true);
   });
   if (status.ok()) status = fetch_blocking(lock, slot, uses, "tierpage.pin");
   if (!status.ok()) {
-    if (dead_.ok()) pager_->remove_slot(slot);
+    if (core_.alive_locked()) core_->remove_slot(slot);
     return status;
   }
   pins_.insert(slot.value);
@@ -80,27 +105,25 @@ Status Runtime::pin(const std::vector<uint64_t>& addresses, SlotId* handle) {
 }
 
 void Runtime::unpin(SlotId handle) {
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(core_.mutex());
   // A second unpin must not reach whoever has the slot now.
-  if (!refusal_locked().ok() || pins_.erase(handle.value) == 0) return;
-  (void)core_locked([&] {
-    pager_->end_op(handle, {});
-    pager_->remove_slot(handle);
+  if (!core_.refusal_locked().ok() || pins_.erase(handle.value) == 0) return;
+  (void)core_.change_locked([&] {
+    core_->end_op(handle, {});
+    core_->remove_slot(handle);
   });
-  after_core_locked();
 }
 
 uint64_t Runtime::prefetch(const std::vector<uint64_t>& addresses) {
-  std::lock_guard lock(mutex_);
-  if (ended_locked()) return 0;
+  std::lock_guard lock(core_.mutex());
+  if (core_.ended_locked()) return 0;
   uint64_t bytes = 0;
-  (void)core_locked([&] {
+  (void)core_.change_locked([&] {
     for (const uint64_t address : addresses) {
       const RegionId region = region_of_locked(address);
-      if (region.valid()) bytes += pager_->prefetch(region);
+      if (region.valid()) bytes += core_->prefetch(region);
     }
   });
-  after_core_locked();
   return bytes;
 }
 
@@ -110,218 +133,170 @@ bool Runtime::wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, con
                          bool* stopped_early) {
   const int64_t start = steady_ns();
   bool waited = false;
-  ++other_waiters_;
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
-  const WaitEnd ended = wait_or_stop(lock, end, [&] {
-    const bool over = ended_locked() || done();
+  const WaitEnd ended = core_.wait_for_other(lock, end, [&] {
+    const bool over = core_.ended_locked() || done();
     waited = waited || !over;
     return over;
   });
-  --other_waiters_;
-  if (waited) count_wait_locked(name, StallCause::kEvictionWait, start);
+  if (waited) accounts_.count_wait(name, StallCause::kEvictionWait, start, steady_ns());
   if (stopped_early != nullptr) *stopped_early = ended == WaitEnd::kStopped;
-  return dead_.ok() && done();
-}
-
-// Of these regions only: what other threads go on evicting must not keep a waiter here.
-bool Runtime::pages_leave_locked(const std::vector<RegionId>& regions) const {
-  for (const RegionId region : regions) {
-    if (!pager_->region_live(region)) continue;
-    for (const PageId id : pager_->pages_of(region)) {
-      const Page& page = pager_->page(id);
-      if (page.evict_asked && (page.leaving || page.movement == Movement::kUnmap)) return true;
-    }
-  }
-  return false;
+  return core_.alive_locked() && done();
 }
 
 Status Runtime::wait_for_evictions(std::unique_lock<std::mutex>& lock, const std::vector<RegionId>& regions,
                                    const char* name) {
   constexpr int timeout_ms = 60'000;
   bool stopped_early = false;
-  if (wait_until(lock, timeout_ms, name, [&] { return !pages_leave_locked(regions); }, &stopped_early)) {
+  if (wait_until(lock, timeout_ms, name, [&] { return !pages_leave(*core_, regions); }, &stopped_early)) {
     return Status::success();
   }
   if (stopped_early) return stopped(name);
-  if (ended_locked()) return end_locked();
+  if (core_.ended_locked()) return core_.end_locked();
   return Status::error(StatusCode::kInternal, "eviction did not finish within " + std::to_string(timeout_ms) +
-                                                  " ms: " + pager_->tier_table());
+                                                  " ms: " + core_->tier_table());
 }
 
 uint64_t Runtime::evict(const std::vector<uint64_t>& addresses) {
-  std::unique_lock lock(mutex_);
-  if (ended_locked()) return 0;
+  std::unique_lock lock(core_.mutex());
+  if (core_.ended_locked()) return 0;
   uint64_t bytes = 0;
   std::vector<RegionId> regions;
-  const Status status = core_locked([&] {
+  const Status status = core_.change_locked([&] {
     for (const uint64_t address : addresses) {
       const RegionId region = region_of_locked(address);
       if (!region.valid()) continue;
-      bytes += pager_->evict(region);
+      bytes += core_->evict(region);
       regions.push_back(region);
     }
-    pager_->plan();
+    core_->plan();
   });
-  after_core_locked();
   if (status.ok()) (void)wait_for_evictions(lock, regions, "tierpage.evict");
   return bytes;
 }
 
-std::vector<RegionId> Runtime::regions_of_tag_locked(TagId tag) const {
-  std::vector<RegionId> regions = pager_->live_regions();
-  std::erase_if(regions, [&](RegionId region) { return pager_->region_tag(region) != tag; });
-  return regions;
-}
-
 // Everything of the tag leaves the device tier and the frames' memory goes back to the device.
 uint64_t Runtime::pause(const std::string& tag) {
-  std::unique_lock lock(mutex_);
-  const auto entry = tags_.find(tag);
-  if (entry == tags_.end() || ended_locked()) return 0;
+  std::unique_lock lock(core_.mutex());
+  const TagId id = tags_.find(tag);
+  if (id == 0 || core_.ended_locked()) return 0;
   uint64_t bytes = 0;
-  const std::vector<RegionId> regions = regions_of_tag_locked(entry->second);
-  Status status = core_locked([&] {
-    for (const RegionId region : regions) bytes += pager_->evict(region);
-    pager_->plan();
+  const std::vector<RegionId> regions = regions_of_tag(*core_, id);
+  Status status = core_.change_locked([&] {
+    for (const RegionId region : regions) bytes += core_->evict(region);
+    core_->plan();
   });
-  after_core_locked();
   if (status.ok()) status = wait_for_evictions(lock, regions, "tierpage.pause");
-  if (ended_locked()) return bytes;
-  (void)core_locked([&] {
-    pager_->drop_cached_regions();
-    pager_->plan();
-    pager_->release_free_frames();
+  if (core_.ended_locked()) return bytes;
+  (void)core_.change_locked([&] {
+    core_->drop_cached_regions();
+    core_->plan();
+    core_->release_free_frames();
   });
-  after_core_locked();
   return bytes;
 }
 
 uint64_t Runtime::resume(const std::string& tag) {
-  std::lock_guard lock(mutex_);
-  const auto entry = tags_.find(tag);
-  if (entry == tags_.end() || ended_locked()) return 0;
+  std::lock_guard lock(core_.mutex());
+  const TagId id = tags_.find(tag);
+  if (id == 0 || core_.ended_locked()) return 0;
   uint64_t bytes = 0;
-  (void)core_locked([&] {
-    for (const RegionId region : regions_of_tag_locked(entry->second)) bytes += pager_->prefetch(region);
+  (void)core_.change_locked([&] {
+    for (const RegionId region : regions_of_tag(*core_, id)) bytes += core_->prefetch(region);
   });
-  after_core_locked();
   return bytes;
 }
 
-uint64_t Runtime::device_capacity_locked() const {
-  const uint64_t taken = native_reserved_ + native_expected_;
-  const uint64_t least = pager_config_.granule_bytes;
-  return device_budget_ > taken + least ? device_budget_ - taken : least;
-}
-
 Status Runtime::set_budget(Tier tier, uint64_t bytes) {
-  std::lock_guard lock(mutex_);
-  if (ended_locked()) return end_locked();
+  std::lock_guard lock(core_.mutex());
+  if (core_.ended_locked()) return core_.end_locked();
   if (tier == Tier::kNvme) {
     return Status::error(StatusCode::kInvalidArgument, "nvme_budget cannot change while enabled: the spill file was "
                                                        "allocated in full; disable and enable again");
   }
   if (closed_) return Status::error(StatusCode::kUnavailable, "paging is disabled: there is no budget to change");
-  if (tier == Tier::kDevice) device_budget_ = bytes;
-  const uint64_t host = bytes > ring_bytes_ ? bytes - ring_bytes_ : 0;
-  const Status status = core_locked([&] {
-    pager_->set_capacity(tier, tier == Tier::kDevice ? device_capacity_locked() : host);
-    pager_->plan();
+  if (tier == Tier::kDevice) device_budget_.set(bytes);
+  const uint64_t host = bytes > tiers_.ring_bytes ? bytes - tiers_.ring_bytes : 0;
+  const Status status = core_.change_locked([&] {
+    core_->set_capacity(tier, tier == Tier::kDevice ? device_budget_.for_pages() : host);
+    core_->plan();
   });
-  after_core_locked();
   return status;
 }
 
 void Runtime::set_native_reserved(uint64_t bytes) {
-  std::lock_guard lock(mutex_);
-  if (ended_locked() || closed_) return;
-  native_reserved_ = bytes;
-  native_expected_ = 0;
-  pager_->note_native_reserved(bytes);
-  if (pager_->capacity(Tier::kDevice) == device_capacity_locked()) return;
-  (void)core_locked([&] {
-    pager_->set_capacity(Tier::kDevice, device_capacity_locked());
-    pager_->plan();
+  std::lock_guard lock(core_.mutex());
+  if (core_.ended_locked() || closed_) return;
+  device_budget_.native_reserved(bytes);
+  core_->note_native_reserved(bytes);
+  if (core_->capacity(Tier::kDevice) == device_budget_.for_pages()) return;
+  (void)core_.change_locked([&] {
+    core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
+    core_->plan();
   });
-  after_core_locked();
 }
 
 uint64_t Runtime::make_room(uint64_t bytes) {
-  std::unique_lock lock(mutex_);
-  if (ended_locked() || closed_) return 0;
-  native_expected_ = bytes;
-  const uint64_t before = pager_->device_held_bytes();
-  const Status status = core_locked([&] {
-    pager_->set_capacity(Tier::kDevice, device_capacity_locked());
-    pager_->drop_cached_regions();
-    pager_->plan();
-    pager_->release_free_frames();
+  std::unique_lock lock(core_.mutex());
+  if (core_.ended_locked() || closed_) return 0;
+  device_budget_.native_expected(bytes);
+  const uint64_t before = core_->device_held_bytes();
+  const Status status = core_.change_locked([&] {
+    core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
+    core_->drop_cached_regions();
+    core_->plan();
+    core_->release_free_frames();
   });
-  after_core_locked();
   if (!status.ok()) return 0;
-  (void)wait_until(lock, 10'000, "torch's own allocator", [&] { return pager_->device_held_bytes() <= device_capacity_locked(); });
-  if (ended_locked()) return 0;
-  (void)core_locked([&] { pager_->release_free_frames(); });
-  after_core_locked();
-  const uint64_t after = pager_->device_held_bytes();
+  (void)wait_until(lock, 10'000, "torch's own allocator",
+                   [&] { return core_->device_held_bytes() <= device_budget_.for_pages(); });
+  if (core_.ended_locked()) return 0;
+  (void)core_.change_locked([&] { core_->release_free_frames(); });
+  const uint64_t after = core_->device_held_bytes();
   return before > after ? before - after : 0;
 }
 
 uint64_t Runtime::list_run_bytes_max() {
-  std::lock_guard lock(mutex_);
-  const auto bytes = static_cast<double>(pager_->capacity(Tier::kDevice)) * options_.list_run_fraction;
-  return std::max<uint64_t>(static_cast<uint64_t>(bytes), pager_config_.granule_bytes);
+  std::lock_guard lock(core_.mutex());
+  const auto bytes = static_cast<double>(core_->capacity(Tier::kDevice)) * options_.list_run_fraction;
+  return std::max<uint64_t>(static_cast<uint64_t>(bytes), tiers_.config.granule_bytes);
 }
 
-// Where everything fits there is nothing to hide. live_bytes' peak, because what is kept longer adds to what the program
-// allocates meanwhile.
+// Where everything fits there is nothing to hide. live_bytes' peak, because what is kept longer adds to what the
+// program allocates meanwhile.
 bool Runtime::may_defer(uint64_t kept_bytes) {
-  std::lock_guard lock(mutex_);
-  if (ended_locked() || closed_) return false;
-  const uint64_t device = pager_->capacity(Tier::kDevice);
-  const uint64_t lower = pager_->capacity(Tier::kHost) + pager_->capacity(Tier::kNvme);
-  const uint64_t peak = pager_->stats().live_bytes.peak;
+  std::lock_guard lock(core_.mutex());
+  if (core_.ended_locked() || closed_) return false;
+  const uint64_t device = core_->capacity(Tier::kDevice);
+  const uint64_t lower = core_->capacity(Tier::kHost) + core_->capacity(Tier::kNvme);
+  const uint64_t peak = core_->stats().live_bytes.peak;
   return peak > device && peak + kept_bytes <= device + lower;
 }
 
 bool Runtime::held(const uint64_t* regions, size_t count) {
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(core_.mutex());
   return std::any_of(regions, regions + count, [this](uint64_t address) {
     const RegionId region = region_of_locked(address);
-    if (!region.valid() || pager_->region_held(region)) return true;
-    const auto pages = pager_->pages_of(region);
-    return std::any_of(pages.begin(), pages.end(), [this](PageId id) { return pager_->page(id).pins > 0; });
+    if (!region.valid() || core_->region_held(region)) return true;
+    const auto pages = core_->pages_of(region);
+    return std::any_of(pages.begin(), pages.end(), [this](PageId id) { return core_->page(id).pins > 0; });
   });
-}
-
-// What close() still has to bring up, or to stop from leaving, or of which a lower copy is left.
-std::vector<Use> Runtime::not_settled_locked() const {
-  std::vector<Use> uses;
-  for (const RegionId region : pager_->live_regions()) {
-    const auto pages = pager_->pages_of(region);
-    const bool settled = std::all_of(pages.begin(), pages.end(), [this](PageId id) {
-      const Page& page = pager_->page(id);
-      return page.dirty() && !page.leaving && page.movement == Movement::kNone;
-    });
-    if (!settled) uses.push_back({region, 0, pager_->region_bytes(region) - 1, AccessMode::kWrite});
-  }
-  return uses;
 }
 
 // In passes, because other threads go on while a pass waits. The budget is lifted as far as the device allows.
 Status Runtime::bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot) {
   while (true) {
     lock.unlock();
-    const uint64_t free = backend_->memory_info().free_bytes;  // asks the driver
+    const uint64_t free = tiers_.backend->memory_info().free_bytes;  // asks the driver
     lock.lock();
-    if (ended_locked()) return end_locked();
-    const std::vector<Use> uses = not_settled_locked();
+    if (core_.ended_locked()) return core_.end_locked();
+    const std::vector<Use> uses = not_settled(*core_);
     if (uses.empty()) return Status::success();
     uint64_t live = 0;
-    for (const RegionId region : pager_->live_regions()) {
-      for (const PageId page : pager_->pages_of(region)) live += pager_->page(page).bytes;
+    for (const RegionId region : core_->live_regions()) {
+      for (const PageId page : core_->pages_of(region)) live += core_->page(page).bytes;
     }
-    const uint64_t held = pager_->device_held_bytes();
+    const uint64_t held = core_->device_held_bytes();
     const uint64_t missing = live > held ? live - held : 0;
     if (missing > free) {
       return Status::error(StatusCode::kOutOfMemory,
@@ -329,8 +304,8 @@ Status Runtime::bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot) {
                                " are held on the device and only " + mebibytes(free) + " more are free there. Delete "
                                "tensors (or move them with .cpu()) first; paging stays enabled.");
     }
-    const Status raised = core_locked([&] {
-      pager_->set_capacity(Tier::kDevice, std::max(live + held, device_capacity_locked()));
+    const Status raised = core_.events_locked([&] {
+      core_->set_capacity(Tier::kDevice, std::max(live + held, device_budget_.for_pages()));
     });
     if (!raised.ok()) return raised;
     if (Status status = fetch_blocking(lock, slot, uses, "tierpage.disable"); !status.ok()) return status;
@@ -339,122 +314,56 @@ Status Runtime::bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot) {
 
 // All live regions come up and stay; the lower tiers close.
 Status Runtime::close() {
-  if (forked()) return Status::success();  // the parent's; and its close_mutex_ may be held by nobody here
+  if (g_runtimes.forked()) return Status::success();  // the parent's; and its close_mutex_ may be held by nobody here
   std::lock_guard closing(close_mutex_);
-  std::unique_lock lock(mutex_);
+  std::unique_lock lock(core_.mutex());
   if (closed_) return Status::success();
   open_.store(false);
-  if (ended_locked()) {  // nothing can be brought up; at least nobody comes in any more
+  if (core_.ended_locked()) {  // nothing can be brought up; at least nobody comes in any more
     closed_ = true;
-    deactivate(this);
+    g_runtimes.deactivate(this);
     return Status::success();
   }
-  const SlotId slot = pager_->add_slot();
+  const SlotId slot = core_->add_slot();
   Status status = bring_all_up(lock, slot);
-  if (!dead_.ok()) return dead_;
-  const Status settled = core_locked([&] {
+  if (!core_.alive_locked()) return core_.dead_locked();
+  const Status settled = core_.events_locked([&] {
     if (status.ok()) {
-      for (const RegionId region : pager_->live_regions()) pager_->hold_region(region);
+      for (const RegionId region : core_->live_regions()) core_->hold_region(region);
     } else {
-      pager_->set_capacity(Tier::kDevice, device_capacity_locked());
+      core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
     }
-    pager_->end_op(slot, {});
-    pager_->remove_slot(slot);
+    core_->end_op(slot, {});
+    core_->remove_slot(slot);
   });
   if (status.ok()) status = settled;
   if (!status.ok()) {
-    open_.store(!ended_locked());
-    after_core_locked();
+    open_.store(!core_.ended_locked());
+    core_.hand_over_locked();
     return status;
   }
   closed_ = true;
-  deactivate(this);
-  status = core_locked([&] { release_when_closed_locked(); });
+  g_runtimes.deactivate(this);
+  status = core_.events_locked([&] { release_when_closed_locked(); });
   (void)wait_until(lock, 10'000, "tierpage.disable", [&] { return lower_tiers_closed_; });
   return status;
 }
 
 // A closed runtime keeps nothing for reuse: what is freed goes back to the device.
 void Runtime::release_when_closed_locked() {
-  pager_->drop_cached_regions();
-  pager_->plan();
-  pager_->release_free_frames();
-  wake_locked();
+  core_->drop_cached_regions();
+  core_->plan();
+  core_->release_free_frames();
+  core_.wake_locked();
 }
 
 void Runtime::shutdown() {
-  {
-    std::lock_guard lock(mutex_);
-    open_.store(false);
-    stop_ = true;
-    work_.notify_all();
-    slots_changed_.notify_all();
-  }
-  deactivate(this);
-  if (forked()) return;  // the thread is the parent's
+  open_.store(false);
+  core_.stop();
+  g_runtimes.deactivate(this);
+  if (g_runtimes.forked()) return;  // the thread is the parent's
   std::lock_guard closing(close_mutex_);
   if (thread_.joinable()) thread_.join();
-}
-
-Runtime::Snapshot Runtime::snapshot() {
-  std::lock_guard lock(mutex_);
-  Snapshot snapshot{};
-  snapshot.stats = pager_->stats();
-  snapshot.stats.resident_bytes[index_of(Tier::kDevice)].current = pager_->device_held_bytes();
-  snapshot.stalls = stalls_.stats();
-  snapshot.elapsed_ns = static_cast<uint64_t>(steady_ns() - opened_ns_);
-  snapshot.links = link_uses_;
-  snapshot.engaged = pager_->engaged();
-  snapshot.stuck = stuck_;
-  snapshot.writes = pager_->writes();
-  snapshot.plan = plan_report_locked();
-  if (snapshot.plan.period_uses != 0) snapshot.recurrence = recurrence_;
-  for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {
-    snapshot.budget_bytes[index_of(tier)] = pager_->capacity(tier);
-  }
-  snapshot.dirty_bytes = pager_->dirty_bytes();
-  snapshot.policy = pager_->policy_in_force();
-  snapshot.predicted_uses = pager_->predictor().predicted_uses();
-  snapshot.mispredicted_uses = pager_->predictor().mispredicted_uses();
-  snapshot.host_locked_bytes = arena_ ? arena_->locked_bytes() : 0;
-  return snapshot;
-}
-
-void Runtime::reset_peaks() {
-  std::lock_guard lock(mutex_);
-  Stats& stats = pager_->stats();
-  for (Gauge& gauge : stats.resident_bytes) gauge.reset_peak();
-  stats.live_bytes.reset_peak();
-  stats.pinned_bytes.reset_peak();
-  stalls_.reset_max();
-}
-
-Runtime::Placement Runtime::placement(uint64_t address) {
-  std::lock_guard lock(mutex_);
-  Placement placement;
-  const RegionId region = region_of_locked(address);
-  if (!region.valid()) return placement;
-  placement.bytes = pager_->region_bytes(region);
-  for (const PageId id : pager_->pages_of(region)) {
-    const Page& page = pager_->page(id);
-    if (page.is_valid(Tier::kDevice)) placement.device += page.bytes;
-    if (page.is_valid(Tier::kHost)) placement.host += page.bytes;
-    if (page.is_valid(Tier::kNvme)) placement.nvme += page.bytes;
-    if (page.sourced) placement.source += page.bytes;
-    if (page.pins > 0) placement.pinned += page.bytes;
-  }
-  return placement;
-}
-
-uint64_t Runtime::live_bytes() {
-  std::lock_guard lock(mutex_);
-  return pager_->stats().live_bytes.current;
-}
-
-std::string Runtime::take_notices() {
-  std::lock_guard lock(mutex_);
-  look_at_pager_thread_locked();
-  return std::exchange(notices_, {});
 }
 
 }  // namespace tierpage

@@ -1,5 +1,5 @@
-// The accounts of what callers waited for: each open wait charges the time since the last look to the cause it had since
-// then (core/model/stall_cause.h); what has ended is summed up, by cause, by operator and by tag.
+// The accounts of what callers waited for: each open wait charges the time since the last look to the cause it had
+// since then (core/model/stall_cause.h); what has ended is summed up, by cause, by operator and by tag.
 //
 // The equation. For every wait, and so for every sum of waits:
 //
@@ -8,9 +8,9 @@
 // `total` is the end less the beginning, the causes are the pieces between the looks: a piece that is lost or counted
 // twice breaks it. Waits that overlap (several threads) each count in full, so a sum may exceed the time that went by.
 //
-// By name. At most kStalledNamesMax operators are known at a time: a space-saving sketch (Metwally, Agrawal and El Abbadi
-// 2005) weighted by time. A new name takes the place of the one with the least; `unknown_ns` is the most that it can have
-// waited before it was in. Any operator with more than 1/64 of all time is in.
+// By name. At most kStalledNamesMax operators are known at a time: a space-saving sketch (Metwally, Agrawal and El
+// Abbadi 2005) weighted by time. A new name takes the place of the one with the least; `unknown_ns` is the most that it
+// can have waited before it was in. Any operator with more than 1/64 of all time is in.
 //
 // Times are given by the owner (one clock that never goes back); not thread safe: under the runtime's mutex.
 #pragma once
@@ -75,8 +75,8 @@ class StallLedger {
   void begin(SlotId slot, int64_t start_ns, StallCause cause, int64_t now_ns);
   void describe(SlotId slot, const WaitDetails& details, const char* tag);
   bool waits() const { return !open_.empty(); }
-  // Charges what went by to the causes so far, and asks `cause_of(slot, cause before)` for the ones from now on. A time before the last
-  // look charges nothing.
+  // Charges what went by to the causes so far, and asks `cause_of(slot, cause before)` for the ones from now on. A time
+  // before the last look charges nothing.
   template <class CauseOf>
   void look(int64_t now_ns, CauseOf&& cause_of) {
     for (Open& wait : open_) charge(wait, now_ns, cause_of(SlotId(wait.stall.thread), wait.cause));

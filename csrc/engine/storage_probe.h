@@ -1,5 +1,6 @@
 // Measures, and proves by the bytes, the two ways between the drive and device memory: through locked RAM, and by a
-// storage extension that is handed addresses of the device. Both are done as the transfers do them: many requests at once.
+// storage extension that is handed addresses of the device. Both are done as the transfers do them: many requests at
+// once.
 #pragma once
 
 #include <string>

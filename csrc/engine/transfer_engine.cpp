@@ -3,28 +3,24 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 namespace tierpage {
 namespace {
 
-EventKind kind_of(const Action& action) {
-  const bool host = action.lower == Tier::kHost;
-  switch (action.kind) {
-    case ActionKind::kFetch: return host ? EventKind::kHostToDevice : EventKind::kNvmeToDevice;
-    case ActionKind::kWriteBack: return host ? EventKind::kDeviceToHost : EventKind::kDeviceToNvme;
-    case ActionKind::kSpill: return EventKind::kHostToNvme;
-    case ActionKind::kStage: return EventKind::kNvmeToHost;
-    default: return EventKind::kMap;
-  }
-}
-
 uint32_t page_of(TransferId transfer) { return static_cast<uint32_t>(transfer.value >> 32); }
 
+static_assert(static_cast<int>(CopyDirection::kToDevice) == static_cast<int>(Link::kToDevice) &&
+              static_cast<int>(CopyDirection::kToHost) == static_cast<int>(Link::kToHost));
+size_t direction_of(Link copy) { return static_cast<size_t>(copy); }
+
 // "page 12 of 2097152 bytes, nvme to device"
-std::string describe(const Action& action) {
-  const char* words[] = {"host to device", "device to host", "nvme to device", "device to nvme", "host to nvme", "nvme to host"};
+std::string describe(const Action& action, const Route& route) {
+  static constexpr const char* kWays[] = {"host to device", "device to host", "nvme to device",
+                                          "device to nvme", "host to nvme",   "nvme to host"};
+  static_assert(std::size(kWays) == static_cast<size_t>(EventKind::kNvmeToHost) + 1);
   return "page " + std::to_string(page_of(action.transfer)) + " of " + std::to_string(action.bytes) + " bytes, " +
-         words[static_cast<int>(kind_of(action))];
+         kWays[static_cast<size_t>(route.event)];
 }
 
 constexpr size_t kDiskRequestsMax = 16;
@@ -32,13 +28,12 @@ constexpr size_t kDiskRequestsMax = 16;
 }  // namespace
 
 TransferEngine::TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingRing* ring,
-                               EventLog& log, uint64_t piece_bytes, bool store_reaches_device)
+                               EventLog& log, bool store_reaches_device)
     : backend_(backend),
       arena_(arena),
       store_(store),
       ring_(ring),
       log_(log),
-      piece_bytes_(piece_bytes),
       store_reaches_device_(store_reaches_device) {}
 
 void TransferEngine::detach_lower_tiers() {
@@ -61,25 +56,26 @@ std::string TransferEngine::queue_state() const {
 StuckTransfers TransferEngine::stuck(int64_t now_ns, int64_t patience_ns) const {
   StuckTransfers found;
   const Piece* oldest = nullptr;
-  std::vector<TransferId> seen;
+  std::vector<const Flight*> seen;
   for (const Piece& piece : pieces_) {
     if (piece.issued_ns == 0 || now_ns - piece.issued_ns < patience_ns) continue;
     if (oldest == nullptr || piece.issued_ns < oldest->issued_ns) oldest = &piece;
-    if (std::find(seen.begin(), seen.end(), piece.transfer) != seen.end()) continue;
-    seen.push_back(piece.transfer);
-    found.bytes += flights_.at(piece.transfer).action.bytes;
+    if (std::find(seen.begin(), seen.end(), piece.flight) != seen.end()) continue;
+    seen.push_back(piece.flight);
+    found.bytes += piece.flight->action.bytes;
   }
   found.count = seen.size();
   if (oldest == nullptr) return found;
-  static constexpr const char* kSteps[] = {"copy to the device", "copy from the device", "disk read", "disk write"};
-  found.oldest = oldest->transfer;
+  static constexpr const char* kHops[] = {"copy to the device", "copy from the device", "disk read", "disk write"};
+  static_assert(std::size(kHops) == kLinkCount);
+  const Flight& flight = *oldest->flight;
+  found.oldest = flight.action.transfer;
   found.oldest_ns = now_ns - oldest->issued_ns;
-  const Step step = current_step(*oldest);
-  found.text = describe(flights_.at(oldest->transfer).action) + ", has made no progress for " +
-               std::to_string(found.oldest_ns / 1'000'000'000) + " s: a " + kSteps[static_cast<int>(step)] + " of " +
-               std::to_string(oldest->bytes) + " bytes";
-  if (step == Step::kRead || step == Step::kWrite) {
-    found.text += " at offset " + std::to_string(oldest->nvme_offset) + " of the NVMe tier";
+  found.text = describe(flight.action, flight.route) + ", has made no progress for " +
+               std::to_string(found.oldest_ns / 1'000'000'000) + " s: a " + kHops[static_cast<size_t>(oldest->link())] +
+               " of " + std::to_string(oldest->part.bytes) + " bytes";
+  if (!is_copy(oldest->link())) {
+    found.text += " at offset " + std::to_string(oldest->part.nvme_offset) + " of the NVMe tier";
   }
   found.text += " has not come back; " + std::to_string(found.count) + " transfers of " + std::to_string(found.bytes) +
                 " bytes hang";
@@ -126,8 +122,11 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
     case ActionKind::kSpill:
     case ActionKind::kStage: break;
   }
-  flights_[action.transfer] = Flight{action, 0, Status::success(), realtime_ns()};
-  cut(action);
+  const RouteLimits limits{kLimitUp.piece_bytes, kLimitDown.piece_bytes, ring_ != nullptr ? ring_->slot_bytes() : 0,
+                           SourceFiles::kAlignment, store_reaches_device_};
+  Flight& flight = flights_[action.transfer];
+  flight = Flight{action, route_of(action, limits), 0, Status::success(), realtime_ns()};
+  cut(flight);
   pump(finished);
   // Where looking costs nothing, a copy that ended inside its submission ends now, not after the mappings that follow.
   if (!backend_.info().must_poll) collect_copies(finished);
@@ -145,7 +144,9 @@ bool TransferEngine::bring_frame(const Action& action, TransferResult& result, F
   }
   result.status = backend_.map(action.frame, action.device_offset);
   result.mapped = result.status.ok();
-  if (action.kind == ActionKind::kFetch) finished.arrivals.push_back({action.transfer, ArrivalStage::kCopying, steady_ns()});
+  if (action.kind == ActionKind::kFetch) {
+    finished.arrivals.push_back({action.transfer, ArrivalStage::kCopying, steady_ns()});
+  }
   return result.mapped;
 }
 
@@ -157,68 +158,30 @@ void TransferEngine::execute_map(const Action& action, Finished& finished) {
   finished.transfers.push_back({action.transfer, std::move(result), steady_ns()});
 }
 
-// Walks the span lists of the two sides in step and cuts pieces that are contiguous on both.
-void TransferEngine::cut(const Action& action) {
-  const bool uses_device = action.kind == ActionKind::kFetch || action.kind == ActionKind::kWriteBack;
-  const bool uses_host = !uses_device || action.lower == Tier::kHost;
-  const bool uses_nvme = !uses_device || action.lower == Tier::kNvme;
-  const bool past_host = uses_device && uses_nvme;
-  const bool sourced = action.sourced && uses_nvme;
-  const bool staged = past_host && (sourced || !store_reaches_device_);  // files of others are read into RAM
-  const uint64_t limit = piece_limit(action, staged, sourced);
-  size_t host_index = 0, nvme_index = 0;
-  uint64_t host_done = 0, nvme_done = 0;
-  for (uint64_t done = 0; done < action.bytes;) {
-    uint64_t bytes = std::min(limit, action.bytes - done);
-    Piece piece;
-    piece.transfer = action.transfer;
-    piece.staged = staged;
-    piece.device_offset = action.device_offset + done;
-    if (past_host && !staged) piece.host = backend_.base() + piece.device_offset;
-    if (uses_host) {
-      const Span& span = action.host[host_index];
-      bytes = std::min(bytes, span.bytes - host_done);
-      piece.host = arena_->base() + span.offset + host_done;
+void TransferEngine::cut(Flight& flight) {
+  Piece piece;
+  piece.flight = &flight;
+  for (Cutter cutter(flight.action, flight.route); cutter.next(&piece.part);) {
+    switch (flight.route.memory) {
+      case Route::Memory::kArena: piece.host = arena_->base() + piece.part.arena_offset; break;
+      case Route::Memory::kDevice: piece.host = backend_.base() + piece.part.device_offset; break;
+      case Route::Memory::kSlot: break;  // once it has one
     }
-    if (sourced) {
-      piece.sourced = true;
-      piece.nvme_offset = action.source.offset + done;
-    } else if (uses_nvme) {
-      const Span& span = action.nvme[nvme_index];
-      bytes = std::min(bytes, span.bytes - nvme_done);
-      piece.nvme_offset = span.offset + nvme_done;
-    }
-    piece.bytes = bytes;
-    if (sourced) piece.source_bytes = std::min(bytes, action.source.bytes - std::min(done, action.source.bytes));
-    if (uses_host && (host_done += bytes) == action.host[host_index].bytes) ++host_index, host_done = 0;
-    if (uses_nvme && !sourced && (nvme_done += bytes) == action.nvme[nvme_index].bytes) ++nvme_index, nvme_done = 0;
-    done += bytes;
-    add_piece(action, piece);
+    add_piece(piece);
   }
-}
-
-// A slot also holds what a covering range has before the content; then pieces of equal size, or the last one would be tiny.
-uint64_t TransferEngine::piece_limit(const Action& action, bool staged, bool sourced) const {
-  uint64_t limit = action.kind == ActionKind::kWriteBack ? std::min(piece_bytes_, kDownPieceBytes) : piece_bytes_;
-  if (staged) limit = std::min(limit, ring_->slot_bytes());
-  if (!staged || !sourced) return limit;
-  limit -= SourceFiles::kAlignment;
-  const uint64_t count = (action.bytes + limit - 1) / limit;
-  return round_up((action.bytes + count - 1) / count, SourceFiles::kAlignment);
 }
 
 // Bytes that the covering range of a staged piece has before the content.
 uint64_t TransferEngine::lead_of(const Piece& piece) {
-  return piece.sourced ? piece.nvme_offset % SourceFiles::kAlignment : 0;
+  return piece.route().sourced && piece.route().staged() ? piece.part.nvme_offset % SourceFiles::kAlignment : 0;
 }
 
 void TransferEngine::zero_rest(const Piece& piece) {
-  if (piece.source_bytes < piece.bytes) {
-    std::memset(static_cast<std::byte*>(piece.host) + piece.source_bytes, 0, piece.bytes - piece.source_bytes);
-  }
+  const uint64_t read = piece.part.source_bytes;
+  if (read < piece.part.bytes) std::memset(static_cast<std::byte*>(piece.host) + read, 0, piece.part.bytes - read);
 }
 
-void TransferEngine::add_piece(const Action& action, const Piece& prototype) {
+void TransferEngine::add_piece(const Piece& prototype) {
   uint32_t index;
   if (unused_pieces_.empty()) {
     index = static_cast<uint32_t>(pieces_.size());
@@ -227,35 +190,25 @@ void TransferEngine::add_piece(const Action& action, const Piece& prototype) {
     index = unused_pieces_.back();
     unused_pieces_.pop_back();
   }
-  Piece& piece = pieces_[index];
-  piece = prototype;
-  switch (action.kind) {
-    case ActionKind::kFetch: piece.first = action.lower == Tier::kNvme ? Step::kRead : Step::kCopyToDevice; break;
-    case ActionKind::kWriteBack:
-      piece.first = action.lower == Tier::kNvme && !piece.staged ? Step::kWrite : Step::kCopyToHost;
-      break;
-    case ActionKind::kSpill: piece.first = Step::kWrite; break;
-    default: piece.first = Step::kRead; break;
-  }
-  ++flights_[action.transfer].pieces_left;
-  std::deque<uint32_t>& queue = waiting_[static_cast<int>(piece.first)];
-  if (!action.urgent) {
+  const Piece& piece = pieces_[index] = prototype;
+  ++piece.flight->pieces_left;
+  std::deque<uint32_t>& queue = waiting_[static_cast<size_t>(piece.link())];
+  if (!piece.flight->action.urgent) {
     queue.push_back(index);
     return;
   }
   // Behind the urgent ones that are there already, before the rest.
-  auto place = std::find_if(queue.begin(), queue.end(), [this](uint32_t other) {
-    return !flights_.at(pieces_[other].transfer).action.urgent;
-  });
+  auto place = std::find_if(queue.begin(), queue.end(),
+                            [this](uint32_t other) { return !pieces_[other].flight->action.urgent; });
   queue.insert(place, index);
 }
 
-TransferEngine::Step TransferEngine::current_step(const Piece& piece) const {
-  if (!piece.second) return piece.first;
-  return piece.first == Step::kRead ? Step::kCopyToDevice : Step::kWrite;
+bool TransferEngine::may_submit(Link link) const {
+  if (!is_copy(link)) return disk_requests_ < kDiskRequestsMax;
+  return submitted_[direction_of(link)] < kLimits[direction_of(link)].submitted;
 }
 
-// Starts what the limits allow. Second halves first: they free slots of the ring.
+// Starts what the limits allow. Those in a slot first: they free it.
 void TransferEngine::pump(Finished& finished) {
   do {
     pump_again_ = false;
@@ -264,24 +217,17 @@ void TransferEngine::pump(Finished& finished) {
 }
 
 void TransferEngine::pump_once(Finished& finished) {
-  for (const int direction : {0, 1}) {
-    std::deque<uint32_t>& ready = second_half_[direction];
-    while (!ready.empty() && submitted_[direction] < kSubmitted[direction]) {
-      const uint32_t index = ready.front();
-      ready.pop_front();
-      if (!start(index, finished)) break;
-    }
+  while (!waiting_in_slot_.empty() && may_submit(Link::kToDevice)) {
+    const uint32_t index = waiting_in_slot_.front();
+    waiting_in_slot_.pop_front();
+    if (!start(index, finished)) break;
   }
-  for (const Step step : {Step::kCopyToDevice, Step::kCopyToHost, Step::kRead, Step::kWrite}) {
-    std::deque<uint32_t>& queue = waiting_[static_cast<int>(step)];
-    while (!queue.empty()) {
-      const bool copy = step == Step::kCopyToDevice || step == Step::kCopyToHost;
-      const int direction = step == Step::kCopyToDevice ? 0 : 1;
-      if (copy && submitted_[direction] >= kSubmitted[direction]) break;
-      if (!copy && disk_requests_ >= kDiskRequestsMax) break;
+  for (const Link link : {Link::kToDevice, Link::kToHost, Link::kNvmeRead, Link::kNvmeWrite}) {
+    std::deque<uint32_t>& queue = waiting_[static_cast<size_t>(link)];
+    while (!queue.empty() && may_submit(link)) {
       const uint32_t index = queue.front();
       Piece& piece = pieces_[index];
-      if (piece.staged && piece.slot < 0) {
+      if (piece.route().staged()) {
         piece.slot = ring_->take();
         if (piece.slot < 0) break;
         piece.host = ring_->memory(piece.slot) + lead_of(piece);
@@ -295,8 +241,8 @@ void TransferEngine::pump_once(Finished& finished) {
 bool TransferEngine::start(uint32_t piece_index, Finished& finished) {
   // A sibling failed: the transfer is lost already, do not move more.
   const Piece& piece = pieces_[piece_index];
-  Status status = flights_.at(piece.transfer).status;
-  if (status.ok() && piece.sourced && piece.source_bytes == 0 && current_step(piece) == Step::kRead) {
+  Status status = piece.flight->status;
+  if (status.ok() && piece.route().sourced && piece.part.source_bytes == 0 && piece.link() == Link::kNvmeRead) {
     zero_rest(piece);  // lies beyond the content: nothing to read
     pump_again_ = true;
     piece_done(piece_index, status, finished);
@@ -304,37 +250,35 @@ bool TransferEngine::start(uint32_t piece_index, Finished& finished) {
   }
   if (status.ok()) status = issue(piece_index);
   if (status.ok()) return true;
-  pieces_[piece_index].second = true;  // no further step
   piece_done(piece_index, status, finished);
   return false;
 }
 
-Status TransferEngine::issue(uint32_t piece_index) {
+Status TransferEngine::submit(uint32_t piece_index, Link link) {
   const Piece& piece = pieces_[piece_index];
-  const Step step = current_step(piece);
+  const Part& part = piece.part;
+  if (is_copy(link)) {
+    return backend_.submit_copy(
+        {piece_index, static_cast<CopyDirection>(link), part.device_offset, piece.host, part.bytes});
+  }
+  const StoreOperation operation = link == Link::kNvmeRead ? StoreOperation::kRead : StoreOperation::kWrite;
+  if (!piece.route().sourced) return store_->submit({piece_index, operation, part.nvme_offset, part.bytes, piece.host});
+  const uint64_t lead = lead_of(piece);
+  uint64_t bytes = part.source_bytes;
+  // All of the range that covers it.
+  if (piece.route().staged()) bytes = round_up(lead + bytes, SourceFiles::kAlignment);
+  std::byte* const buffer = static_cast<std::byte*>(piece.host) - lead;
+  return sources_->submit({piece_index, operation, part.nvme_offset - lead, bytes, buffer});
+}
+
+Status TransferEngine::issue(uint32_t piece_index) {
+  const Link link = pieces_[piece_index].link();
   const int64_t start = steady_ns();  // before the copy: one that ends at once was busy too
-  Status status;
-  if (step == Step::kCopyToDevice || step == Step::kCopyToHost) {
-    const auto direction = step == Step::kCopyToDevice ? CopyDirection::kToDevice : CopyDirection::kToHost;
-    status = backend_.submit_copy({piece_index, direction, piece.device_offset, piece.host, piece.bytes});
-    if (status.ok()) ++submitted_[static_cast<int>(direction)];
-  } else {
-    const auto operation = step == Step::kRead ? StoreOperation::kRead : StoreOperation::kWrite;
-    if (piece.sourced && piece.staged) {
-      const uint64_t lead = lead_of(piece);
-      const uint64_t covered = round_up(lead + piece.source_bytes, SourceFiles::kAlignment);
-      status = sources_->submit({piece_index, operation, piece.nvme_offset - lead, covered, static_cast<std::byte*>(piece.host) - lead});
-    } else if (piece.sourced) {
-      status = sources_->submit({piece_index, operation, piece.nvme_offset, piece.source_bytes, piece.host});
-    } else {
-      status = store_->submit({piece_index, operation, piece.nvme_offset, piece.bytes, piece.host});
-    }
-    if (status.ok()) ++disk_requests_;
-  }
-  if (status.ok()) {
-    meter_.began(link_of(step), start);
-    pieces_[piece_index].issued_ns = start;
-  }
+  Status status = submit(piece_index, link);
+  if (!status.ok()) return status;
+  ++(is_copy(link) ? submitted_[direction_of(link)] : disk_requests_);
+  meter_.began(link, start);
+  pieces_[piece_index].issued_ns = start;
   return status;
 }
 
@@ -344,9 +288,8 @@ void TransferEngine::collect_copies(Finished& finished) {
   const int64_t now = steady_ns();
   for (const CopyCompletion& completion : copy_completions_) {
     const Piece& piece = pieces_[completion.cookie];
-    const Step step = current_step(piece);
-    --submitted_[step == Step::kCopyToDevice ? 0 : 1];
-    meter_.ended(link_of(step), piece.bytes, now);
+    --submitted_[direction_of(piece.link())];
+    meter_.ended(piece.link(), piece.part.bytes, now);
     piece_done(static_cast<uint32_t>(completion.cookie), completion.status, finished);
   }
 }
@@ -361,8 +304,8 @@ void TransferEngine::poll(Finished& finished) {
   for (const StoreCompletion& completion : store_completions_) {
     --disk_requests_;
     const Piece& piece = pieces_[completion.cookie];
-    meter_.ended(link_of(current_step(piece)), piece.bytes, now);
-    if (piece.sourced) zero_rest(piece);
+    meter_.ended(piece.link(), piece.part.bytes, now);
+    if (piece.route().sourced) zero_rest(piece);
     piece_done(static_cast<uint32_t>(completion.cookie), completion.status, finished);
   }
   std::erase_if(watched_, [&](const Fence& fence) {
@@ -375,32 +318,37 @@ void TransferEngine::poll(Finished& finished) {
 
 void TransferEngine::piece_done(uint32_t piece_index, const Status& status, Finished& finished) {
   Piece& piece = pieces_[piece_index];
-  Flight& flight = flights_.at(piece.transfer);
+  Flight& flight = *piece.flight;
   piece.issued_ns = 0;
   if (!status.ok() && flight.status.ok()) {
     flight.status = status;
-    flight.status.message = describe(flight.action) + ": " + status.message;
+    flight.status.message = describe(flight.action, flight.route) + ": " + status.message;
   }
-  if (piece.staged && !piece.second && status.ok()) {
-    piece.second = true;
-    if (piece.first == Step::kRead) {
-      second_half_[0].push_back(piece_index);
-    } else if (const Status issued = issue(piece_index); !issued.ok()) {
-      piece_done(piece_index, issued, finished);
-    }
+  if (status.ok() && piece.hop + 1 < flight.route.hop_count) {
+    ++piece.hop;
+    next_hop(piece_index, finished);
     return;
   }
   if (piece.slot >= 0) ring_->give_back(piece.slot);
-  const TransferId id = piece.transfer;
   piece = Piece{};
   unused_pieces_.push_back(piece_index);
-  if (--flight.pieces_left == 0) finish_flight(id, finished);
+  if (--flight.pieces_left == 0) finish_flight(flight.action.transfer, finished);
+}
+
+// A copy waits for its turn on the link; a disk request goes at once, beyond the limit, since it frees a slot.
+void TransferEngine::next_hop(uint32_t piece_index, Finished& finished) {
+  if (is_copy(pieces_[piece_index].link())) {
+    waiting_in_slot_.push_back(piece_index);
+  } else if (const Status issued = issue(piece_index); !issued.ok()) {
+    piece_done(piece_index, issued, finished);
+  }
 }
 
 void TransferEngine::finish_flight(TransferId id, Finished& finished) {
   const auto found = flights_.find(id);
   const Flight& flight = found->second;
-  log_.add({kind_of(flight.action), page_of(id), flight.start_ns, realtime_ns() - flight.start_ns, flight.action.bytes});
+  const int64_t duration_ns = realtime_ns() - flight.start_ns;
+  log_.add({flight.route.event, page_of(id), flight.start_ns, duration_ns, flight.action.bytes});
   finished.transfers.push_back({id, TransferResult{flight.status, true, true}, steady_ns()});
   flights_.erase(found);
 }

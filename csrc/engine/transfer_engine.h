@@ -4,12 +4,11 @@
 // Owns: the table of transfers under way, the queue of pieces per direction, the staging ring. Borrows the backend, the
 // arena and the store. Used by the pager thread only, never under the runtime's mutex.
 //
-// A transfer is cut into pieces of at most piece_bytes; at most kSubmitted pieces per direction are with the device at
-// a time, urgent transfers first, because the order of copies on a link cannot be changed once they are submitted.
-// A piece between DEVICE and NVMe passes through one slot of the ring: disk request and device copy, one after the
-// other, overlapping with those of other pieces. Where the store reaches the device's memory it is one disk request.
-// The content of a sourced page stands anywhere in its file: the aligned range that covers it is read into the slot, and
-// the device copy begins where the content does. What the page has beyond the content is zero.
+// A transfer has a route of one hop or two (engine/route.h) and is cut into pieces, each of which walks the hops. At
+// most a few pieces per direction are with the device at a time (core/model/link_limits.h), urgent transfers first,
+// because the order of copies on a link cannot be changed once they are submitted. A piece of two hops passes through
+// one slot of the ring, which it holds from the first hop to the end of the second; the hops of different pieces
+// overlap.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +18,11 @@
 #include <utility>
 #include <vector>
 
+#include "core/model/link_limits.h"
 #include "core/pager/pager.h"
 #include "engine/event_log.h"
 #include "engine/link_meter.h"
+#include "engine/route.h"
 #include "engine/staging_ring.h"
 #include "tiers/block_store.h"
 #include "tiers/device_backend.h"
@@ -74,7 +75,7 @@ struct StuckTransfers {
 class TransferEngine {
  public:
   TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingRing* ring, EventLog& log,
-                 uint64_t piece_bytes, bool store_reaches_device = false);
+                 bool store_reaches_device = false);
 
   void execute(const Action& action, Finished& finished);
   void poll(Finished& finished);
@@ -93,66 +94,57 @@ class TransferEngine {
   StuckTransfers stuck(int64_t now_ns, int64_t patience_ns) const;
 
  private:
-  enum class Step : uint8_t { kCopyToDevice, kCopyToHost, kRead, kWrite };  // the order of Link
   struct Flight {
     Action action;
+    Route route;
     uint32_t pieces_left = 0;
     Status status;
     int64_t start_ns = 0;
   };
   struct Piece {
-    TransferId transfer;
-    Step first = Step::kCopyToDevice;   // what comes first
-    bool second = false;                // the second half (the other side of a staging slot) is under way
-    bool staged = false;                // passes through the ring
-    bool sourced = false;               // read from a source: nvme_offset is in its address space
-    uint64_t source_bytes = 0;          // of `bytes`; zeros follow
-    int slot = -1;
-    uint64_t device_offset = 0;
-    void* host = nullptr;
-    uint64_t nvme_offset = 0;
-    uint64_t bytes = 0;
-    int64_t issued_ns = 0;              // since when it is with the device or the disk; 0: it waits here
+    Flight* flight = nullptr;
+    uint8_t hop = 0;        // of the flight's route: under way, or awaited
+    int slot = -1;          // of the ring
+    Part part;
+    void* host = nullptr;   // what the disk or the copy sees beside DEVICE and NVMe
+    int64_t issued_ns = 0;  // since when it is with the device or the disk; 0: it waits here
+    const Route& route() const { return flight->route; }
+    Link link() const { return flight->route.hops[hop]; }
   };
 
   void execute_map(const Action& action, Finished& finished);
-  uint64_t piece_limit(const Action& action, bool staged, bool sourced) const;
   static uint64_t lead_of(const Piece& piece);
-  void zero_rest(const Piece& piece);
+  static void zero_rest(const Piece& piece);
   bool bring_frame(const Action& action, TransferResult& result, Finished& finished);
-  void cut(const Action& action);
-  void add_piece(const Action& action, const Piece& piece);
+  void cut(Flight& flight);
+  void add_piece(const Piece& prototype);
   void pump(Finished& finished);
   void pump_once(Finished& finished);
   void collect_copies(Finished& finished);
   bool start(uint32_t piece_index, Finished& finished);
+  bool may_submit(Link link) const;
+  Status submit(uint32_t piece_index, Link link);
   Status issue(uint32_t piece_index);
+  void next_hop(uint32_t piece_index, Finished& finished);
   void piece_done(uint32_t piece_index, const Status& status, Finished& finished);
   void finish_flight(TransferId id, Finished& finished);
-  Step current_step(const Piece& piece) const;
-  static Link link_of(Step step) { return static_cast<Link>(step); }  // in the same order
 
-  // Up: enough that the link never idles between two looks. Down: few small pieces, because a change of access rights
-  // waits until the engine that copies down has nothing to do or has used up its time slice of a millisecond
-  // (bench/vmm_probe.cu). Nobody gives it more while the pager thread waits for the driver, so two of 8 MiB cost 0.3 ms.
-  static constexpr int kSubmitted[2] = {3, 2};
-  static constexpr uint64_t kDownPieceBytes = 8 * kMiB;
+  static constexpr LinkLimit kLimits[2] = {kLimitUp, kLimitDown};  // by CopyDirection
   DeviceBackend& backend_;
   HostArena* arena_;
   BlockStore* store_;
   StagingRing* ring_;
   SourceFiles* sources_ = nullptr;
   EventLog& log_;
-  uint64_t piece_bytes_;
   bool store_reaches_device_;
   std::unordered_map<TransferId, Flight> flights_;
   std::vector<Piece> pieces_;
   std::vector<uint32_t> unused_pieces_;
-  std::deque<uint32_t> waiting_[4];   // by first step
-  std::deque<uint32_t> second_half_[2];  // staged pieces ready for their device copy, by CopyDirection
-  int submitted_[2] = {0, 0};         // device copies under way, by CopyDirection
+  std::deque<uint32_t> waiting_[kLinkCount];  // for their first hop
+  std::deque<uint32_t> waiting_in_slot_;      // for their copy to the device: the second hop, the slot is filled
+  size_t submitted_[2] = {0, 0};              // device copies under way, by CopyDirection
   size_t disk_requests_ = 0;
-  bool pump_again_ = false;              // a piece became ready for its second half without an event
+  bool pump_again_ = false;              // a piece became ready for its second hop without an event
   LinkMeter meter_;
   std::vector<Fence> watched_;
   std::vector<CopyCompletion> copy_completions_;

@@ -6,13 +6,13 @@
 #include <deque>
 #include <limits>
 
+#include "core/model/link_limits.h"
 #include "estimate/decision_hash.h"
 
 namespace tierpage::estimate {
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
-constexpr size_t kSubmitted = 3;  // pieces that are with the device at a time, by direction (engine/transfer_engine.h)
 
 uint64_t hash_of(uint32_t name) { return (name + 1) * 0x9e3779b97f4a7c15ull; }
 
@@ -31,7 +31,8 @@ class Link {
       const Piece piece{transfer, static_cast<double>(part), urgent, done + part == bytes};
       auto place = queue_.end();
       if (urgent) {
-        const auto movable = queue_.begin() + static_cast<std::ptrdiff_t>(std::min(queue_.size(), kSubmitted));
+        const size_t fixed = std::min(queue_.size(), kLimitOfModel.submitted);
+        const auto movable = queue_.begin() + static_cast<std::ptrdiff_t>(fixed);
         place = std::find_if(movable, queue_.end(), [](const Piece& other) { return !other.urgent; });
       }
       queue_.insert(place, piece);

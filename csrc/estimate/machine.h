@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/model/link_limits.h"
 #include "core/pager/pager.h"
 #include "estimate/program.h"
 
@@ -24,7 +25,7 @@ struct MachineRates {
   double duplex_factor = 0.86;      // of each direction's rate while both are busy
   double disk_read = 3.5e9;
   double disk_write = 2.5e9;
-  double map_us = 100;              // map and set access, one frame; some wait for a piece on its way down (docs/benchmarks.md)
+  double map_us = 100;              // map and set access, one frame; some wait for a piece on its way down (bench/notes/2026-11-lab-book.md)
   double unmap_us = 40;
   double create_us = 25;            // the memory of a frame, and giving back another's
   double submit_us = 12;            // to hand one piece of a copy to the device
@@ -33,7 +34,7 @@ struct MachineRates {
   double look_us = 15;              // until the pager thread sees a completion
   uint32_t launches_ahead_max = 1000;
   double ahead_us_max = 1e9;        // work queued before the program thread waits for the kernels
-  uint64_t piece_bytes = 16 * kMiB;
+  uint64_t piece_bytes = kLimitOfModel.piece_bytes;
 };
 
 struct StepReport {

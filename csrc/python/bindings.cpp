@@ -9,6 +9,7 @@
 
 #include "csrc_python.h"
 #include "engine/runtime.h"
+#include "options.h"
 #include "reports.h"
 
 namespace py = pybind11;
@@ -16,58 +17,8 @@ namespace py = pybind11;
 namespace tierpage {
 namespace {
 
-[[noreturn]] void raise(const Status& status) {
-  const py::object type = py::module_::import("tierpage._C").attr("EngineError");
-  const py::object error = type(static_cast<int>(status.code), status.message, status.system_error);
-  PyErr_SetObject(type.ptr(), error.ptr());
-  throw py::error_already_set();
-}
-
 void check(const Status& status) {
-  if (!status.ok()) raise(status);
-}
-
-template <class T>
-void read(const py::dict& options, const char* name, T& value) {
-  if (options.contains(name)) value = options[name].cast<T>();
-}
-
-RuntimeOptions options_of(const py::dict& dict) {
-  RuntimeOptions options;
-  std::string device = "cpu", policy = "auto", verify = "read";
-  read(dict, "device", device);
-  read(dict, "policy", policy);
-  read(dict, "verify", verify);
-  options.cuda = device == "cuda";
-  options.policy = policy == "clock" ? PolicyKind::kClock : PolicyKind::kAuto;
-  options.verify = verify != "off";
-  options.verify_writes = verify == "full";
-  read(dict, "device_index", options.device_index);
-  read(dict, "device_budget_bytes", options.device_bytes_max);
-  read(dict, "host_budget_bytes", options.host_bytes_max);
-  read(dict, "nvme_budget_bytes", options.nvme_bytes_max);
-  read(dict, "nvme_path", options.nvme_path);
-  read(dict, "min_paged_bytes", options.min_paged_bytes);
-  read(dict, "granule_bytes", options.granule_bytes);
-  read(dict, "frame_bytes_max", options.frame_bytes_max);
-  read(dict, "range_bytes", options.range_bytes);
-  read(dict, "scope_explicit", options.scope_explicit);
-  read(dict, "paranoid", options.paranoid);
-  read(dict, "prefetch", options.prefetch);
-  read(dict, "staging_slot_bytes", options.staging_slot_bytes);
-  read(dict, "staging_slots", options.staging_slots);
-  read(dict, "io_workers", options.io_workers);
-  read(dict, "direct_io", options.direct_io);
-  read(dict, "storage_extension", options.storage_extension);
-  read(dict, "storage_peer_to_peer", options.storage_peer_to_peer);
-  read(dict, "storage_to_device", options.storage_to_device);
-  read(dict, "encrypt", options.encrypt);
-  read(dict, "stall_report_seconds", options.stall_report_seconds);
-  read(dict, "nvme_write_bytes_max", options.nvme_write_bytes_max);
-  read(dict, "nvme_write_period_seconds", options.nvme_write_period_seconds);
-  read(dict, "trace_events_max", options.trace_events_max);
-  read(dict, "list_run_fraction", options.list_run_fraction);
-  return options;
+  if (!status.ok()) raise_error(status);
 }
 
 // Runs in a wait of the runtime. True leaves Python's exception set; interruptible() raises it.
@@ -117,7 +68,7 @@ py::dict config_of(const PyRuntime& self) {
   py::dict config;
   config["device_name"] = self.runtime().device_name();
   config["storage"] = self.runtime().storage_description();
-  config["verify"] = options.verify_writes ? "full" : options.verify ? "read" : "off";
+  config["verify"] = name_of(options.verify);
   config["encrypt"] = options.encrypt;
   config["device_budget_bytes"] = options.device_bytes_max;
   config["host_budget_bytes"] = options.host_bytes_max;
@@ -257,12 +208,8 @@ uint32_t pin(const PyRuntime& self, const std::vector<uint64_t>& addresses) {
   return handle.value;
 }
 
-Tier tier_of(const std::string& name) {
-  return name == "device" ? Tier::kDevice : name == "host" ? Tier::kHost : Tier::kNvme;
-}
-
 void set_budget(const PyRuntime& self, const std::string& tier, uint64_t bytes) {
-  check(self.runtime().set_budget(tier_of(tier), bytes));
+  check(self.runtime().set_budget(tier_named(tier), bytes));
 }
 
 void close_runtime(const PyRuntime& self) {
@@ -282,7 +229,7 @@ PYBIND11_MODULE(_C, module) {
       "tierpage._C.EngineError", "args: (code, message, system_error)", PyExc_RuntimeError, nullptr);
   module.attr("EngineError") = py::reinterpret_steal<py::object>(error);
   py::class_<PyRuntime>(module, "Runtime", "A running pager; lives as long as the process.")
-      .def(py::init<const py::dict&>(), py::arg("options"))
+      .def(py::init<const py::dict&>(), py::arg("options"), "From a dict with exactly the keys of option_words().")
       .def("engine_api", &PyRuntime::engine_api, "Address of the tp_engine_api table.")
       .def("config", &config_of)
       .def("stats", &stats_of)
@@ -312,7 +259,6 @@ PYBIND11_MODULE(_C, module) {
       .def("resume", [](const PyRuntime& self, const std::string& tag) { return self.runtime().resume(tag); },
            py::arg("tag"), Release())
       .def("set_budget", &set_budget, py::arg("tier"), py::arg("bytes"))
-      .def("step", [](const PyRuntime&) {}, "A hint that a step of the program ended; the predictor finds periods itself.")
       .def("events", [](const PyRuntime& self) { return event_rows(self.runtime()); },
            "(kind, start_ns, duration_ns, bytes, page) of movements, oldest first.")
       .def("stalls", [](const PyRuntime& self) { return stall_rows(self.runtime()); }, "Ended waits, oldest first.")
@@ -327,6 +273,10 @@ PYBIND11_MODULE(_C, module) {
       .def("missed_accesses", [](const PyRuntime& self) { return self.runtime().missed_accesses(); })
       .def("take_notices", [](const PyRuntime& self) { return self.runtime().take_notices(); });
   module.def("probe_device", &probe_device, py::arg("kind"), py::arg("index"));
-  module.def("measure_links", &measure_links, py::arg("options"));
+  module.def("measure_links", &measure_links, py::arg("device"), py::arg("device_index") = 0,
+             py::arg("nvme_path") = std::vector<std::string>(), "GB/s of each link, measured for about two seconds.");
+  module.def("option_words", &option_words,
+             "Options of a Runtime, all of which must be given, and the words that each may be; none where it is a value.");
+  module.def("status_codes", &status_codes, "Names in tierpage.errors and numbers of what an EngineError may carry.");
   define_storage(module);
 }

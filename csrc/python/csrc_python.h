@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/model/status.h"
 
@@ -13,8 +14,12 @@ namespace tierpage {
 // Facts about a device ("cpu" or "cuda") without enabling anything.
 pybind11::dict probe_device(const std::string& kind, int index);
 
-// GB/s of each link, measured for about two seconds. options: device, device_index, nvme_path (a list), bytes.
-pybind11::dict measure_links(const pybind11::dict& options);
+// GB/s of each link, measured for about two seconds; the disk's where nvme_path names a directory.
+pybind11::dict measure_links(const std::string& device, int device_index, const std::vector<std::string>& nvme_path);
+
+// EngineError, which tierpage.native turns into an exception of tierpage.errors.
+[[noreturn]] void raise_error(const Status& status);
+pybind11::dict status_codes();
 
 // load_storage_extension, storage_peer_to_peer, compare_storage.
 void define_storage(pybind11::module_& module);

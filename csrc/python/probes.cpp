@@ -12,6 +12,7 @@
 #include "csrc_python.h"
 #include "engine/event_log.h"
 #include "engine/staging_ring.h"
+#include "options.h"
 #include "tiers/block_store.h"
 #include "tiers/device_backend.h"
 
@@ -102,7 +103,7 @@ Status open_probe_backend(bool cuda, int index, std::unique_ptr<DeviceBackend>* 
 
 py::dict probe_device(const std::string& kind, int index) {
   std::unique_ptr<DeviceBackend> backend;
-  const Status status = open_probe_backend(kind == "cuda", index, &backend);
+  const Status status = open_probe_backend(is_cuda(kind), index, &backend);
   py::dict out;
   out["available"] = status.ok();
   if (!status.ok()) {
@@ -119,11 +120,8 @@ py::dict probe_device(const std::string& kind, int index) {
   return out;
 }
 
-py::dict measure_links(const py::dict& options) {
-  const bool cuda = options.contains("device") && options["device"].cast<std::string>() == "cuda";
-  const int index = options.contains("device_index") ? options["device_index"].cast<int>() : 0;
-  std::vector<std::string> paths;
-  if (options.contains("nvme_path")) paths = options["nvme_path"].cast<std::vector<std::string>>();
+py::dict measure_links(const std::string& device, int index, const std::vector<std::string>& paths) {
+  const bool cuda = is_cuda(device);
   py::dict out;
   std::unique_ptr<DeviceBackend> backend;
   const Status status = open_probe_backend(cuda, index, &backend);

@@ -4,6 +4,7 @@
 
 #include "csrc_python.h"
 #include "engine/storage_probe.h"
+#include "options.h"
 #include "tiers/device_backend.h"
 #include "tiers/storage_extension.h"
 
@@ -23,13 +24,14 @@ std::string peer_to_peer() {
 py::dict compare(const std::string& kind, int index, const std::string& directory, bool by_the_drive) {
   StorageRates rates;
   Status status;
+  const bool cuda = is_cuda(kind);
   {
     py::gil_scoped_release release;
     std::unique_ptr<DeviceBackend> backend;
     if (storage_extension() == nullptr) {
       status = Status::error(StatusCode::kUnavailable, "no storage extension has been loaded");
     } else {
-      status = open_probe_backend(kind == "cuda", index, &backend);
+      status = open_probe_backend(cuda, index, &backend);
     }
     if (status.ok()) status = compare_storage(*backend, directory, by_the_drive, &rates);
   }

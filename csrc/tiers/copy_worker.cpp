@@ -14,7 +14,7 @@ Status CopyWorker::start(const char* name) {
 CopyWorker::~CopyWorker() {
   if (!thread_.joinable()) return;
   {
-    std::lock_guard lock(mutex_);
+    LockGuard lock(mutex_);
     stopping_ = true;
   }
   changed_.notify_one();
@@ -22,14 +22,14 @@ CopyWorker::~CopyWorker() {
 }
 
 void CopyWorker::set_wake(void (*wake)(void*), void* context) {
-  std::lock_guard lock(mutex_);
+  LockGuard lock(mutex_);
   wake_ = wake;
   wake_context_ = context;
 }
 
 void CopyWorker::submit(uint64_t cookie, void* destination, const void* source, uint64_t bytes) {
   {
-    std::lock_guard lock(mutex_);
+    LockGuard lock(mutex_);
     queue_.push_back({cookie, destination, source, bytes});
     ++in_flight_;
   }
@@ -37,16 +37,16 @@ void CopyWorker::submit(uint64_t cookie, void* destination, const void* source, 
 }
 
 size_t CopyWorker::collect(std::vector<CopyCompletion>& completions) {
-  std::lock_guard lock(mutex_);
+  LockGuard lock(mutex_);
   for (uint64_t cookie : finished_) completions.push_back({cookie, Status::success()});
   finished_.clear();
   return in_flight_;
 }
 
 void CopyWorker::run() {
-  std::unique_lock lock(mutex_);
+  UniqueLock lock(mutex_);
   for (;;) {
-    changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+    changed_.wait(lock, [this]() TP_REQUIRES(mutex_) { return stopping_ || !queue_.empty(); });
     if (queue_.empty()) return;  // stopping, and everything is done
     const Copy copy = queue_.front();
     queue_.pop_front();

@@ -3,14 +3,13 @@
 // submit() and collect() come from one thread (the pager's); `wake` runs on the worker after each copy.
 #pragma once
 
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <mutex>
 #include <thread>
 #include <vector>
 
+#include "tiers/annotated_mutex.h"
 #include "tiers/device_backend.h"
 
 namespace tierpage {
@@ -37,14 +36,14 @@ class CopyWorker {
   };
   void run();
 
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<Copy> queue_;
-  std::vector<uint64_t> finished_;
-  size_t in_flight_ = 0;  // queued or being copied
-  bool stopping_ = false;
-  void (*wake_)(void*) = nullptr;
-  void* wake_context_ = nullptr;
+  Mutex mutex_;
+  Condition changed_;
+  std::deque<Copy> queue_ TP_GUARDED_BY(mutex_);
+  std::vector<uint64_t> finished_ TP_GUARDED_BY(mutex_);
+  size_t in_flight_ TP_GUARDED_BY(mutex_) = 0;  // queued or being copied
+  bool stopping_ TP_GUARDED_BY(mutex_) = false;
+  void (*wake_)(void*) TP_GUARDED_BY(mutex_) = nullptr;
+  void* wake_context_ TP_GUARDED_BY(mutex_) = nullptr;
   std::thread thread_;
 };
 

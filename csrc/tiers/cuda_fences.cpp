@@ -41,21 +41,20 @@ StreamId CudaFences::stream_id_locked(uint64_t unique) {
 StreamId CudaFences::stream_id(uint64_t native_stream) {
   CudaContextGuard guard(driver_, context_);
   const uint64_t unique = unique_id(native_stream);
-  std::lock_guard lock(mutex_);
+  LockGuard lock(mutex_);
   return stream_id_locked(unique);
 }
 
-// The lock is let go for the driver's call.
-Status CudaFences::take_event(std::unique_lock<std::mutex>& lock, bool timed, CUevent* event) {
+Status CudaFences::take_event(bool timed, CUevent* event) {
   std::vector<CUevent>& free = timed ? free_timed_events_ : free_events_;
   if (!free.empty()) {
     *event = free.back();
     free.pop_back();
     return Status::success();
   }
-  lock.unlock();
+  mutex_.unlock();
   const CUresult result = driver_.event_create(event, timed ? CU_EVENT_DEFAULT : CU_EVENT_DISABLE_TIMING);
-  lock.lock();
+  mutex_.lock();
   if (result != CUDA_SUCCESS) {
     *event = nullptr;
     return cuda_status(driver_, result, "cuEventCreate");
@@ -69,9 +68,9 @@ uint64_t CudaFences::mark_start(uint64_t native_stream) {
   const auto native = reinterpret_cast<CUstream>(native_stream);
   CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
   if (!guard.ok() || driver_.stream_is_capturing(native, &capture) != CUDA_SUCCESS || capture != CU_STREAM_CAPTURE_STATUS_NONE) return 0;
-  std::unique_lock lock(mutex_);
+  UniqueLock lock(mutex_);
   CUevent event = nullptr;
-  if (!take_event(lock, true, &event).ok()) return 0;
+  if (!take_event(true, &event).ok()) return 0;
   lock.unlock();
   const CUresult result = driver_.event_record(event, native);
   if (result == CUDA_SUCCESS) return reinterpret_cast<uint64_t>(event);
@@ -82,7 +81,7 @@ uint64_t CudaFences::mark_start(uint64_t native_stream) {
 
 void CudaFences::drop_mark(uint64_t mark) {
   if (mark == 0) return;
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   free_timed_events_.push_back(reinterpret_cast<CUevent>(mark));
 }
 
@@ -90,7 +89,7 @@ void CudaFences::drop_mark(uint64_t mark) {
 void CudaFences::take_times(std::vector<DeviceBackend::OpTime>& times) {
   std::vector<Timed> ended;
   {
-    const std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     ended.swap(ended_);
   }
   if (ended.empty()) return;
@@ -102,7 +101,7 @@ void CudaFences::take_times(std::vector<DeviceBackend::OpTime>& times) {
       times.push_back({pair.cookie, static_cast<double>(milliseconds) * 1e3});
     }
   }
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   for (const Timed& pair : ended) {
     free_timed_events_.push_back(pair.start);
     free_timed_events_.push_back(pair.end);
@@ -126,7 +125,7 @@ Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, u
     return refuse(cuda_status(driver_, asked, "cuStreamIsCapturing"));
   }
 
-  std::unique_lock lock(mutex_);
+  UniqueLock lock(mutex_);
   fence->stream = stream_id_locked(unique);
   if (asked != CUDA_SUCCESS || capture != CU_STREAM_CAPTURE_STATUS_NONE) {
     lock.unlock();
@@ -136,7 +135,7 @@ Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, u
         "the graph. Pages that a graph uses must stay resident while it exists; keep them with tierpage.pin"));
   }
   CUevent event = nullptr;
-  if (Status status = take_event(lock, start != nullptr, &event); !status.ok()) {
+  if (Status status = take_event(start != nullptr, &event); !status.ok()) {
     lock.unlock();
     return refuse(status);
   }
@@ -160,7 +159,7 @@ Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, u
   fence->sequence = sequence;
   // 6. Fences that nobody asks about would pile up: retire finished ones now and then.
   if (stream.slots.size() > kReapAbove && sequence % kReapInterval == 0) {
-    (void)advance(lock, stream, stream.completed + stream.slots.size() / 2);
+    (void)advance(stream, stream.completed + stream.slots.size() / 2);
   }
   return Status::success();
 }
@@ -177,15 +176,15 @@ bool CudaFences::capturing(uint64_t native_stream) const {
 
 bool CudaFences::done(Fence fence) {
   if (fence.sequence == 0) return true;
-  std::unique_lock lock(mutex_);
+  UniqueLock lock(mutex_);
   TP_ASSERT(fence.stream < streams_.size());
   Stream& stream = streams_[fence.stream];
   if (fence.sequence <= stream.completed) return true;
   TP_ASSERT(fence.sequence < stream.next_sequence());
-  return advance(lock, stream, fence.sequence);
+  return advance(stream, fence.sequence);
 }
 
-bool CudaFences::advance(std::unique_lock<std::mutex>& lock, Stream& stream, uint64_t target) {
+bool CudaFences::advance(Stream& stream, uint64_t target) {
   while (stream.completed < target) {
     const Slot& wanted = stream.slots[target - stream.completed - 1];
     const bool at_once = wanted.dominates && wanted.state == SlotState::kRecorded;
@@ -197,13 +196,13 @@ bool CudaFences::advance(std::unique_lock<std::mutex>& lock, Stream& stream, uin
       continue;
     }
     const CUevent event = slot.event;
-    lock.unlock();
+    mutex_.unlock();
     CUresult result = CUDA_SUCCESS;
     {
       CudaContextGuard guard(driver_, context_);
       result = driver_.event_query(event);
     }
-    lock.lock();
+    mutex_.lock();
     if (cuda_not_finished(result)) return stream.completed >= target;
     // 7. Any other error means that the context is lost: its work has ended, if not well. Answering "not done" would
     //    make the waiters hang; answering "done" lets them go on to a call that returns the error.
@@ -232,7 +231,7 @@ void CudaFences::retire(const Slot& slot) {
 }
 
 void CudaFences::destroy_events() {
-  std::lock_guard lock(mutex_);
+  LockGuard lock(mutex_);
   for (CUevent event : all_events_) (void)driver_.event_destroy(event);
   all_events_.clear();
   free_events_.clear();

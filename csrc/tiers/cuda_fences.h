@@ -6,12 +6,12 @@
 
 #include <cstdint>
 #include <deque>
-#include <mutex>
 #include <unordered_map>
 #include <vector>
 
 #include "core/model/status.h"
 #include "core/model/types.h"
+#include "tiers/annotated_mutex.h"
 #include "tiers/cuda_driver.h"
 #include "tiers/device_backend.h"
 
@@ -57,28 +57,29 @@ class CudaFences {
   };
 
   uint64_t unique_id(uint64_t native_stream) const;
-  StreamId stream_id_locked(uint64_t unique);
-  bool advance(std::unique_lock<std::mutex>& lock, Stream& stream, uint64_t target);
-  void finish(Stream& stream, uint64_t sequence);
+  StreamId stream_id_locked(uint64_t unique) TP_REQUIRES(mutex_);
+  // Both let the lock go for the driver's calls.
+  bool advance(Stream& stream, uint64_t target) TP_REQUIRES(mutex_);
+  Status take_event(bool timed, CUevent* event) TP_REQUIRES(mutex_);
+  void finish(Stream& stream, uint64_t sequence) TP_REQUIRES(mutex_);
 
   const CudaDriver& driver_;
   const CUcontext context_;
-  std::mutex mutex_;
-  std::unordered_map<uint64_t, StreamId> ids_;  // by the driver's unique id
-  std::deque<Stream> streams_;                  // by StreamId; a deque, because references outlive the lock
+  Mutex mutex_;
+  std::unordered_map<uint64_t, StreamId> ids_ TP_GUARDED_BY(mutex_);  // by the driver's unique id
+  std::deque<Stream> streams_ TP_GUARDED_BY(mutex_);  // by StreamId; a deque, because references outlive the lock
   // Events with a clock cost the device a little more: they are kept apart.
   struct Timed {
     CUevent start, end;
     uint64_t cookie;
   };
   static constexpr size_t kTimedMax = 8192;  // ended and not taken: beyond them nobody wants to know
-  Status take_event(std::unique_lock<std::mutex>& lock, bool timed, CUevent* event);
-  void retire(const Slot& slot);
+  void retire(const Slot& slot) TP_REQUIRES(mutex_);
 
-  std::vector<Timed> ended_;
-  std::vector<CUevent> free_timed_events_;
-  std::vector<CUevent> free_events_;
-  std::vector<CUevent> all_events_;
+  std::vector<Timed> ended_ TP_GUARDED_BY(mutex_);
+  std::vector<CUevent> free_timed_events_ TP_GUARDED_BY(mutex_);
+  std::vector<CUevent> free_events_ TP_GUARDED_BY(mutex_);
+  std::vector<CUevent> all_events_ TP_GUARDED_BY(mutex_);
 };
 
 }  // namespace tierpage

@@ -12,12 +12,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <condition_variable>
-#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "tiers/annotated_mutex.h"
 #include "tiers/quiet_thread.h"
 #include "tiers/spill_file.h"
 
@@ -89,18 +88,18 @@ class GrowingArena final : public HostArena {
   void touch(Piece piece);
   void touch_part(Piece part);
   void lock_piece(Piece piece);
-  void fail_locked(Status status);
+  void fail_locked(Status status) TP_REQUIRES(mutex_);
 
   const HostArenaOptions options_;
   Reservation reservation_;
 
-  mutable std::mutex mutex_;
-  std::condition_variable changed_;  // something was requested, became ready, failed, or we stop
-  uint64_t requested_bytes_ = 0;
-  bool growth_failed_ = false;
-  Status first_failure_;
-  void (*wake_)(void*) = nullptr;
-  void* wake_context_ = nullptr;
+  mutable Mutex mutex_;
+  Condition changed_;  // something was requested, became ready, failed, or we stop
+  uint64_t requested_bytes_ TP_GUARDED_BY(mutex_) = 0;
+  bool growth_failed_ TP_GUARDED_BY(mutex_) = false;
+  Status first_failure_ TP_GUARDED_BY(mutex_);
+  void (*wake_)(void*) TP_GUARDED_BY(mutex_) = nullptr;
+  void* wake_context_ TP_GUARDED_BY(mutex_) = nullptr;
 
   std::atomic<bool> stopping_{false};  // set under mutex_, also read while touching
   std::atomic<uint64_t> ready_bytes_{0};
@@ -112,7 +111,7 @@ class GrowingArena final : public HostArena {
 
 GrowingArena::~GrowingArena() {
   {
-    std::lock_guard lock(mutex_);
+    LockGuard lock(mutex_);
     stopping_.store(true);
   }
   changed_.notify_all();
@@ -130,7 +129,7 @@ Status GrowingArena::start() {
 
 void GrowingArena::request(uint64_t bytes) {
   {
-    std::lock_guard lock(mutex_);
+    LockGuard lock(mutex_);
     requested_bytes_ = std::max(requested_bytes_, std::min(bytes, options_.capacity_bytes));
   }
   changed_.notify_all();
@@ -143,19 +142,19 @@ Status GrowingArena::wait_ready(uint64_t bytes) {
                                                            std::to_string(options_.capacity_bytes));
   }
   request(bytes);
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return ready_bytes() >= bytes || growth_failed_ || stopping_; });
+  UniqueLock lock(mutex_);
+  changed_.wait(lock, [&]() TP_REQUIRES(mutex_) { return ready_bytes() >= bytes || growth_failed_ || stopping_; });
   if (ready_bytes() >= bytes) return Status::success();
   return growth_failed_ ? first_failure_ : Status::error(StatusCode::kInterrupted, "the RAM tier is closing");
 }
 
 Status GrowingArena::status() const {
-  std::lock_guard lock(mutex_);
+  LockGuard lock(mutex_);
   return first_failure_;
 }
 
 void GrowingArena::set_wake(void (*wake)(void*), void* context) {
-  std::lock_guard lock(mutex_);
+  LockGuard lock(mutex_);
   wake_ = wake;
   wake_context_ = context;
 }
@@ -165,9 +164,11 @@ void GrowingArena::fail_locked(Status status) {
 }
 
 void GrowingArena::grow_until_stopped() {
-  std::unique_lock lock(mutex_);
+  UniqueLock lock(mutex_);
   while (true) {
-    changed_.wait(lock, [this] { return stopping_ || (!growth_failed_ && requested_bytes_ > ready_bytes()); });
+    changed_.wait(lock, [this]() TP_REQUIRES(mutex_) {
+      return stopping_ || (!growth_failed_ && requested_bytes_ > ready_bytes());
+    });
     if (stopping_) return;
     lock.unlock();
     const uint64_t begin = ready_bytes();
@@ -204,7 +205,8 @@ Status GrowingArena::make_accessible(Piece piece) {
 }
 
 void GrowingArena::touch(Piece piece) {
-  const uint64_t part_bytes = round_up((piece.bytes + options_.touch_threads - 1) / options_.touch_threads, kHugePage);
+  const auto threads = static_cast<uint64_t>(options_.touch_threads);
+  const uint64_t part_bytes = round_up((piece.bytes + threads - 1) / threads, kHugePage);
   std::vector<std::thread> helpers;
   uint64_t done = std::min(part_bytes, piece.bytes);  // the first part is ours
   const Piece own{piece.begin, done};
@@ -239,7 +241,7 @@ void GrowingArena::lock_piece(Piece piece) {
     return;
   }
   locking_given_up_ = true;
-  std::lock_guard lock(mutex_);
+  LockGuard lock(mutex_);
   fail_locked(std::move(status));
 }
 

@@ -39,7 +39,7 @@ Status LockedRanges::lock(void* host, uint64_t bytes) {
     if (status.code == StatusCode::kOutOfMemory) status.code = StatusCode::kUnavailable;
     return status;
   }
-  std::lock_guard lock(mutex_);
+  LockGuard lock(mutex_);
   ranges_[address] = bytes;
   return Status::success();
 }
@@ -48,7 +48,7 @@ void LockedRanges::unlock(void* host) {
   const auto address = reinterpret_cast<uint64_t>(host);
   uint64_t bytes = 0;
   {
-    std::lock_guard lock(mutex_);
+    LockGuard lock(mutex_);
     auto found = ranges_.find(address);
     if (found == ranges_.end()) return;
     bytes = found->second;
@@ -60,7 +60,7 @@ void LockedRanges::unlock(void* host) {
 void LockedRanges::unlock_all() {
   std::map<uint64_t, uint64_t> ranges;
   {
-    std::lock_guard lock(mutex_);
+    LockGuard lock(mutex_);
     ranges.swap(ranges_);
   }
   for (auto [address, bytes] : ranges) unregister_pieces(address, bytes);
@@ -68,7 +68,7 @@ void LockedRanges::unlock_all() {
 
 uint64_t LockedRanges::copy_bytes(const void* host, uint64_t bytes) const {
   const auto address = reinterpret_cast<uint64_t>(host);
-  std::lock_guard lock(mutex_);
+  LockGuard lock(mutex_);
   auto next = ranges_.upper_bound(address);
   uint64_t border = next == ranges_.end() ? address + bytes : next->first;
   if (next != ranges_.begin()) {

@@ -6,10 +6,10 @@
 
 #include <cstdint>
 #include <map>
-#include <mutex>
 
 #include "core/model/status.h"
 #include "core/model/types.h"
+#include "tiers/annotated_mutex.h"
 #include "tiers/cuda_driver.h"
 
 namespace tierpage {
@@ -32,8 +32,9 @@ class LockedRanges {
   void unregister_pieces(uint64_t address, uint64_t bytes);
 
   const CudaDriver& driver_;
-  mutable std::mutex mutex_;
-  std::map<uint64_t, uint64_t> ranges_;  // address -> bytes; a range is registered in pieces of kPieceBytes
+  mutable Mutex mutex_;
+  // address -> bytes; a range is registered in pieces of kPieceBytes
+  std::map<uint64_t, uint64_t> ranges_ TP_GUARDED_BY(mutex_);
 };
 
 }  // namespace tierpage

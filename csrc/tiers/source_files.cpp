@@ -145,7 +145,7 @@ Status SourceFiles::add(int descriptor, const std::string& name, uint64_t* place
   }
   file->info = given;
   if (Status status = file->unchanged(); !status.ok()) return status;
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   uint64_t number = 0;
   while (files_.contains(number)) ++number;
   if (number >= kFilesMax) return Status::error(StatusCode::kInvalidArgument, "65536 checkpoint files are open already");
@@ -156,7 +156,7 @@ Status SourceFiles::add(int descriptor, const std::string& name, uint64_t* place
 
 void SourceFiles::remove(uint64_t place) {
   std::shared_ptr<const File> closed;  // without the lock
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   const auto found = files_.find(place >> kPlaceBits);
   if (found == files_.end()) return;
   closed = std::move(found->second);
@@ -164,7 +164,7 @@ void SourceFiles::remove(uint64_t place) {
 }
 
 size_t SourceFiles::count() const {
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   return files_.size();
 }
 
@@ -174,7 +174,7 @@ std::string SourceFiles::description(uint64_t place) const {
 }
 
 std::shared_ptr<const SourceFiles::File> SourceFiles::file_at(uint64_t offset) const {
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   const auto found = files_.find(offset >> kPlaceBits);
   return found == files_.end() ? nullptr : found->second;
 }

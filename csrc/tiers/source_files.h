@@ -15,11 +15,11 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "core/model/status.h"
+#include "tiers/annotated_mutex.h"
 #include "tiers/block_store.h"
 #include "tiers/store_workers.h"
 
@@ -65,8 +65,8 @@ class SourceFiles {
 
   const SourceFilesOptions options_;
   const IoTable table_;
-  mutable std::mutex mutex_;  // guards files_ alone; never held while something is read
-  std::map<uint64_t, std::shared_ptr<const File>> files_;  // by number
+  mutable Mutex mutex_;  // guards files_ alone; never held while something is read
+  std::map<uint64_t, std::shared_ptr<const File>> files_ TP_GUARDED_BY(mutex_);  // by number
   StoreWorkers workers_;  // last: its threads use the rest
 };
 

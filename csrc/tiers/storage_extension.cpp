@@ -10,15 +10,14 @@
 #include <atomic>
 #include <cerrno>
 #include <map>
-#include <mutex>
-#include <shared_mutex>
 
+#include "tiers/annotated_mutex.h"
 #include "tiers/spill_file.h"
 
 namespace tierpage {
 namespace {
 
-std::mutex g_load_mutex;
+Mutex g_load_mutex;
 std::atomic<const tp_storage_api*> g_extension{nullptr};
 
 class OpenFiles {
@@ -26,10 +25,10 @@ class OpenFiles {
   // nullptr: errno is set, and the extension's error_message() says why.
   tp_storage_file* get(int descriptor, uint32_t flags) {
     {
-      std::shared_lock lock(mutex_);
+      ReaderLock lock(mutex_);
       if (const auto found = files_.find(descriptor); found != files_.end()) return found->second;
     }
-    std::unique_lock lock(mutex_);
+    WriterLock lock(mutex_);
     if (const auto found = files_.find(descriptor); found != files_.end()) return found->second;
     tp_storage_file* const file = storage_extension()->open(descriptor, flags);
     if (file != nullptr) files_.emplace(descriptor, file);
@@ -37,7 +36,7 @@ class OpenFiles {
   }
 
   void close(int descriptor) {
-    std::unique_lock lock(mutex_);
+    WriterLock lock(mutex_);
     const auto found = files_.find(descriptor);
     if (found == files_.end()) return;
     storage_extension()->close(found->second);
@@ -45,8 +44,8 @@ class OpenFiles {
   }
 
  private:
-  std::shared_mutex mutex_;
-  std::map<int, tp_storage_file*> files_;
+  SharedMutex mutex_;
+  std::map<int, tp_storage_file*> files_ TP_GUARDED_BY(mutex_);
 };
 
 OpenFiles& open_files() {
@@ -87,7 +86,7 @@ Status unavailable(const std::string& path, const std::string& why) {
 const tp_storage_api* storage_extension() { return g_extension.load(std::memory_order_acquire); }
 
 Status load_storage_extension(const std::string& path) {
-  std::lock_guard lock(g_load_mutex);
+  LockGuard lock(g_load_mutex);
   if (storage_extension() != nullptr) return Status::success();
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {

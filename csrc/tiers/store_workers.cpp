@@ -10,7 +10,7 @@ namespace tierpage {
 
 StoreWorkers::~StoreWorkers() {
   {
-    std::lock_guard lock(mutex_);
+    LockGuard lock(mutex_);
     stopping_ = true;
   }
   work_available_.notify_all();
@@ -54,7 +54,7 @@ Status StoreWorkers::submit(const StoreRequest& request) {
   RequestList incoming;  // allocated before the lock is taken
   incoming.push_back(Request{request, 0, 0, {}});
   {
-    std::lock_guard lock(mutex_);
+    LockGuard lock(mutex_);
     queued_.splice(queued_.end(), incoming);
   }
   if (request.bytes > limits_.piece_bytes_max || (limits_.stripe_bytes > 0 && request.bytes > limits_.stripe_bytes)) {
@@ -69,7 +69,7 @@ size_t StoreWorkers::poll(std::vector<StoreCompletion>& completions) {
   RequestList finished;
   size_t unreported;
   {
-    std::lock_guard lock(mutex_);
+    LockGuard lock(mutex_);
     finished.splice(finished.end(), finished_);
     unreported = queued_.size() + running_.size();
   }
@@ -80,7 +80,7 @@ size_t StoreWorkers::poll(std::vector<StoreCompletion>& completions) {
 }
 
 void StoreWorkers::set_wake(void (*wake)(void*), void* context) {
-  std::lock_guard lock(mutex_);
+  LockGuard lock(mutex_);
   wake_ = wake;
   wake_context_ = context;
 }
@@ -114,9 +114,9 @@ bool StoreWorkers::finish_piece_locked(const Piece& piece, Status status) {
 }
 
 void StoreWorkers::work() {
-  std::unique_lock lock(mutex_);
+  UniqueLock lock(mutex_);
   while (true) {
-    work_available_.wait(lock, [this] { return stopping_ || !queued_.empty(); });
+    work_available_.wait(lock, [this]() TP_REQUIRES(mutex_) { return stopping_ || !queued_.empty(); });
     if (stopping_) return;
     Piece piece = take_piece_locked();
     const StoreRequest request = piece.owner->request;

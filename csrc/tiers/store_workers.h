@@ -8,13 +8,12 @@
 // The mutex guards the lists only; it is never held while a piece moves or while wake runs.
 #pragma once
 
-#include <condition_variable>
 #include <functional>
 #include <list>
-#include <mutex>
 #include <thread>
 #include <vector>
 
+#include "tiers/annotated_mutex.h"
 #include "tiers/block_store.h"
 
 namespace tierpage {
@@ -56,19 +55,20 @@ class StoreWorkers {
 
   Status check(const StoreRequest& request) const;
   void work();
-  Piece take_piece_locked();
-  bool finish_piece_locked(const Piece& piece, Status status);  // true: the whole request is finished
+  Piece take_piece_locked() TP_REQUIRES(mutex_);
+  // true: the whole request is finished
+  bool finish_piece_locked(const Piece& piece, Status status) TP_REQUIRES(mutex_);
 
   const Limits limits_;
   const MovePiece move_piece_;
-  std::mutex mutex_;
-  std::condition_variable work_available_;
-  RequestList queued_;
-  RequestList running_;
-  RequestList finished_;
-  bool stopping_ = false;
-  void (*wake_)(void*) = nullptr;
-  void* wake_context_ = nullptr;
+  Mutex mutex_;
+  Condition work_available_;
+  RequestList queued_ TP_GUARDED_BY(mutex_);
+  RequestList running_ TP_GUARDED_BY(mutex_);
+  RequestList finished_ TP_GUARDED_BY(mutex_);
+  bool stopping_ TP_GUARDED_BY(mutex_) = false;
+  void (*wake_)(void*) TP_GUARDED_BY(mutex_) = nullptr;
+  void* wake_context_ TP_GUARDED_BY(mutex_) = nullptr;
   std::vector<std::thread> threads_;
 };
 

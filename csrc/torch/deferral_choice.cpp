@@ -147,7 +147,7 @@ c10::Stack arguments_at(const OperatorCall& call, const c10::Stack& whole, size_
   for (const ArgumentInfo& argument : call.info.list_arguments) {
     if (whole[argument.index].toListRef().empty()) continue;
     c10::impl::GenericList one(whole[argument.index].toList().elementType());
-    const c10::IValue& element = whole[argument.index].toListRef()[index];
+    const c10::IValue element = whole[argument.index].toListRef()[index];  // a copy: GCC 13 doubts the reference
     if (is_step_list(call.op.schema().arguments()[argument.index])) {
       one.push_back(step);
     } else {

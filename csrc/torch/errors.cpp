@@ -19,13 +19,13 @@ void set_error_types(PyObject* const* error_types) {
     PyObject* error_class = error_types != nullptr ? error_types[code] : nullptr;
     if (error_class != nullptr && !PyExceptionClass_Check(error_class)) error_class = nullptr;
     Py_XINCREF(error_class);
-    error_classes[code].store(error_class, std::memory_order_release);
+    error_classes[static_cast<size_t>(code)].store(error_class, std::memory_order_release);
   }
 }
 
 PyObject* error_type(int32_t code) {
   PyObject* error_class = nullptr;
-  if (code >= 0 && code < kErrorTypeCount) error_class = error_classes[code].load(std::memory_order_acquire);
+  if (code >= 0 && code < kErrorTypeCount) error_class = error_classes[static_cast<size_t>(code)].load(std::memory_order_acquire);
   return error_class != nullptr ? error_class : PyExc_RuntimeError;
 }
 

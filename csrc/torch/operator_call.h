@@ -64,7 +64,7 @@ class OperatorFrame {
 
 // state.accesses is shared by nested walks: each takes its tail and gives it back.
 struct AccessTail {
-  explicit AccessTail(ThreadState& state) : state(state), first(state.accesses.size()) {}
+  explicit AccessTail(ThreadState& of) : state(of), first(of.accesses.size()) {}
   ~AccessTail() {
     if (C10_UNLIKELY(count() != 0)) state.accesses.resize(first);
   }

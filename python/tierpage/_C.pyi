@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 import typing
 import typing_extensions
-__all__: list[str] = ['EngineError', 'Runtime', 'compare_storage', 'load_storage_extension', 'measure_links', 'probe_device', 'storage_peer_to_peer']
+__all__: list[str] = ['EngineError', 'Runtime', 'compare_storage', 'load_storage_extension', 'measure_links', 'option_words', 'probe_device', 'status_codes', 'storage_peer_to_peer']
 class EngineError(RuntimeError):
     """
     args: (code, message, system_error)
@@ -15,7 +15,9 @@ class Runtime:
     A running pager; lives as long as the process.
     """
     def __init__(self, options: dict) -> None:
-        ...
+        """
+        From a dict with exactly the keys of option_words().
+        """
     def add_source(self, descriptor: typing.SupportsInt | typing.SupportsIndex, name: str) -> int:
         """
         The place of its first byte.
@@ -84,10 +86,6 @@ class Runtime:
         """
     def stats(self) -> dict:
         ...
-    def step(self) -> None:
-        """
-        A hint that a step of the program ended; the predictor finds periods itself.
-        """
     def take_notices(self) -> str:
         ...
     def unpin(self, handle: typing.SupportsInt | typing.SupportsIndex) -> None:
@@ -100,10 +98,20 @@ def load_storage_extension(path: str) -> str:
     """
     Why it cannot be used; empty: it is loaded.
     """
-def measure_links(options: dict) -> dict:
-    ...
+def measure_links(device: str, device_index: typing.SupportsInt | typing.SupportsIndex = 0, nvme_path: collections.abc.Sequence[str] = []) -> dict:
+    """
+    GB/s of each link, measured for about two seconds.
+    """
+def option_words() -> dict:
+    """
+    Options of a Runtime, all of which must be given, and the words that each may be; none where it is a value.
+    """
 def probe_device(kind: str, index: typing.SupportsInt | typing.SupportsIndex) -> dict:
     ...
+def status_codes() -> dict:
+    """
+    Names in tierpage.errors and numbers of what an EngineError may carry.
+    """
 def storage_peer_to_peer() -> str:
     """
     Why drives cannot reach device memory by themselves; empty: they may.

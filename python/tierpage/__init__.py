@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-from tierpage import config as _config_module  # noqa: F401  (before the function of the same name takes it over)
 from tierpage import native as _native
 from tierpage.api import (
     Pager,
@@ -33,7 +32,6 @@ from tierpage.api import (
     set_budget,
     step,
 )
-from tierpage.config import Config
 from tierpage.errors import (
     CheckpointError,
     ConfigError,
@@ -54,6 +52,7 @@ from tierpage.memory import (
     reset_peak_memory_stats,
     where,
 )
+from tierpage.settings import Config
 from tierpage.trace import export_trace
 
 __all__ = [
@@ -94,16 +93,16 @@ __all__ = [
 ]
 
 if _TYPE_CHECKING:
-    from tierpage.checkpoint import load
-    from tierpage.checkpoint_save import save
+    from tierpage._checkpoint.loading import load
+    from tierpage._checkpoint.saving import save
 
 
 def __getattr__(name: str) -> object:
     """Imports what few programs use when it is used."""
     if name == "load":
-        from tierpage.checkpoint import load as found
+        from tierpage._checkpoint.loading import load as found
     elif name == "save":
-        from tierpage.checkpoint_save import save as found  # type: ignore[assignment]
+        from tierpage._checkpoint.saving import save as found  # type: ignore[assignment]
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = found

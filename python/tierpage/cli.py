@@ -72,14 +72,15 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run_doctor(options: argparse.Namespace) -> int:
     """Prints the doctor's report; returns 0, 1 or 2."""
-    from tierpage import doctor
-    from tierpage.doctor_machine import DoctorMachine
+    from tierpage._doctor.checks import examine
+    from tierpage._doctor.machine import DoctorMachine
+    from tierpage._doctor.report import as_json, as_text, exit_code
 
     machine = DoctorMachine(options.path)
-    rows = doctor.examine(machine, measure=not options.no_speed)
+    rows = examine(machine, measure=not options.no_speed)
     configuration = machine.configuration()
-    print(doctor.as_json(rows, configuration) if options.json else doctor.as_text(rows, configuration))
-    return doctor.exit_code(rows)
+    print(as_json(rows, configuration) if options.json else as_text(rows, configuration))
+    return exit_code(rows)
 
 
 def run_demo(options: argparse.Namespace) -> int:

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from tierpage import system
-from tierpage.config import Config, Request, paths_of
 from tierpage.errors import ConfigError
+from tierpage.settings import Config, Request, paths_of
 from tierpage.system import format_bytes
 
 GIB = 1024**3

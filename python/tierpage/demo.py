@@ -21,11 +21,11 @@ import torch
 
 import tierpage
 from tierpage import system
-from tierpage.config import parse_request
 from tierpage.demo_model import ByteGpt, Shape, batches, corpus, shape_for, write_text
 from tierpage.errors import ConfigError, StorageError
 from tierpage.memory import LINKS, TIERS, format_table
 from tierpage.progress import progress
+from tierpage.settings import parse_request
 from tierpage.sizes import parse_size
 from tierpage.system import format_bytes
 

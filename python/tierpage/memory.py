@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from tierpage import advice, api, native, touching
+from tierpage import advice, native, touching
+from tierpage.session import Session, current_or_none
 from tierpage.system import format_bytes
 
 TIERS = ("device", "host", "nvme")
@@ -26,7 +27,7 @@ _LEVELS = (".current", ".peak", ".max")
 _LEVEL_GROUPS = ("budget_bytes", "budget_seconds", "engaged", "reserved", "plan.", "recurrence.")
 _NAMES_SHOWN = 10
 _baseline: dict[str, Number] = {}
-_baseline_owner: api.Session | None = None
+_baseline_owner: Session | None = None
 
 
 def _accumulates(name: str) -> bool:
@@ -35,7 +36,7 @@ def _accumulates(name: str) -> bool:
 
 def _raw() -> dict[str, Number]:
     """Counters since ``enable``; those of the torch library count from the start of the process."""
-    session = api.current_or_none()
+    session = current_or_none()
     if session is None:
         return {}
     with native.translated():
@@ -56,7 +57,7 @@ def memory_stats() -> OrderedDict[str, Number]:
     ``.host``; ``.allocate`` is its part in allocations. ``plan.*`` (bytes that the residency plan in force moves in each
     recurrence) and ``recurrence.*`` (what the last one did) are there while a plan is in force.
     """
-    session = api.current_or_none()
+    session = current_or_none()
     stats = _raw()
     if session is not None and session is _baseline_owner:
         for name, start in _baseline.items():
@@ -67,7 +68,7 @@ def memory_stats() -> OrderedDict[str, Number]:
 
 def reset_peak_memory_stats() -> None:
     """Sets every ``.peak`` to its ``.current``, and the largest stall to zero. Does nothing while tierpage is off."""
-    session = api.current_or_none()
+    session = current_or_none()
     if session is not None:
         with native.translated():
             session.runtime.reset_peaks()
@@ -76,7 +77,7 @@ def reset_peak_memory_stats() -> None:
 def reset_accumulated_memory_stats() -> None:
     """Restarts every total (bytes moved, faults, stall seconds, ...) from zero. Levels and peaks stay."""
     global _baseline, _baseline_owner
-    _baseline_owner = api.current_or_none()
+    _baseline_owner = current_or_none()
     _baseline = {name: value for name, value in _raw().items() if _accumulates(name)}
     if _baseline_owner is not None:
         with native.translated():
@@ -115,7 +116,7 @@ def where(tensor: torch.Tensor) -> Placement:
         raise TypeError(f"where() takes a tensor, not {type(tensor).__name__}")
     storage = touching.storage_of(tensor)
     size = storage.nbytes() if storage is not None else 0
-    session = api.current_or_none()
+    session = current_or_none()
     addresses = session.addresses([tensor]) if session is not None else []
     if session is None or not addresses:
         return Placement(False, size)
@@ -123,8 +124,10 @@ def where(tensor: torch.Tensor) -> Placement:
         info = session.runtime.addresses_info(addresses)[0]
     if not info:
         return Placement(False, size)
-    tiers = (int(info[tier]) for tier in TIERS)
-    return Placement(True, int(info["bytes"]), *tiers, bool(info["pinned"]), int(info["source"]))
+    tiers = {tier: int(info[tier]) for tier in TIERS}
+    return Placement(
+        paged=True, bytes=int(info["bytes"]), pinned=bool(info["pinned"]), checkpoint=int(info["source"]), **tiers
+    )
 
 
 def memory_summary() -> str:
@@ -132,7 +135,7 @@ def memory_summary() -> str:
 
     For printing or for a report. Returns the text, prints nothing.
     """
-    session = api.current_or_none()
+    session = current_or_none()
     if session is None:
         return "tierpage is not enabled"
     with native.translated():
@@ -184,6 +187,8 @@ def _engaged(stats: Mapping[str, Number]) -> str:
     times = stats.get("engagements.count", 0)
     now = "pages leave, or did lately" if stats.get("engaged", False) else "all fits, operators record no fences"
     return f"{now}; engaged {times} time{'' if times == 1 else 's'}"
+
+
 def _written(stats: Mapping[str, Number]) -> list[str]:
     """What wears the drives of the NVMe tier out; nothing where nothing was written."""
     if not stats.get("nvme_write_bytes.total") and "budget_bytes.nvme_write" not in stats:

@@ -7,6 +7,7 @@ it cannot be used is a text here; only an explicit choice turns it into an error
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tierpage import native
-from tierpage.config import Config, paths_of
 from tierpage.errors import ConfigError
+from tierpage.settings import Config, paths_of
 
 EXTRA = "pip install 'tierpage[gds]'"
 _EXTENSION = re.compile(r"_kvikio_(\d+)_(\d+)\.so")
@@ -34,13 +35,10 @@ class Backend:
     reason: str
     to_device: bool = False
 
-    def engine_options(self) -> dict[str, bool]:
+    def engine_options(self) -> dict[str, str]:
         """The part of the options of ``_C.Runtime`` that follows from the choice."""
-        return {
-            "storage_extension": self.name == "kvikio",
-            "storage_peer_to_peer": self.to_device,
-            "storage_to_device": self.to_device,
-        }
+        extension = "extension_to_device" if self.to_device else "extension"
+        return {"storage": extension if self.name == "kvikio" else "direct"}
 
 
 def find_extension() -> tuple[Path, str] | None:
@@ -87,9 +85,7 @@ def kvikio_problem() -> str | None:
     libkvikio = _package_file("libkvikio", "lib64/libkvikio.so")
     logger = _package_file("rapids_logger", "lib64/librapids_logger.so")
     if libkvikio is None or logger is None:
-        missing = " and ".join(
-            name for name, at in (("libkvikio", libkvikio), ("rapids_logger", logger)) if at is None
-        )
+        missing = " and ".join(name for name, at in (("libkvikio", libkvikio), ("rapids_logger", logger)) if at is None)
         return f"the extension is there, but {missing} is not installed. Run: {EXTRA}"
     installed = _version_of(libkvikio)
     if installed != release:
@@ -98,13 +94,14 @@ def kvikio_problem() -> str | None:
             f"Run: pip install 'libkvikio-cu13=={release}.*'"
         )
     cufile = _package_file("nvidia", "*/lib/libcufile.so.0")  # only needed for drives that reach the device
-    for library in (logger, cufile, libkvikio):
+    if cufile is not None:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(cufile))  # before libkvikio, which looks for it
+    for library in (logger, libkvikio):
         try:
-            if library is not None:
-                ctypes.CDLL(str(library))  # met by its name when the extension is opened
+            ctypes.CDLL(str(library))  # met by its name when the extension is opened
         except OSError as error:
-            if library is not cufile:
-                return f"{library.name} does not load: {error}. Run: {EXTRA}"
+            return f"{library.name} does not load: {error}. Run: {EXTRA}"
     problem = str(native.engine_module().load_storage_extension(str(path)))
     if "libcuda" in problem:
         return (
@@ -160,10 +157,16 @@ def _straight_problem(config: Config) -> str | None:
 def _faster(config: Config, explicit: bool) -> Backend:
     """Peer to peer may be there: proves it on a file in each directory of nvme_path and times both ways; the worst counts."""
     probes = [compare(config, path, peer_to_peer=True) for path in paths_of(config.nvme_path)]
-    rates = next((probe for probe in probes if probe["problem"]), None) or min(probes, key=lambda probe: probe["extension_read"])
+    rates = next((probe for probe in probes if probe["problem"]), None) or min(
+        probes, key=lambda probe: probe["extension_read"]
+    )
     if rates["problem"]:
         reason = f"the probe of the drive's own way to the GPU failed: {rates['problem']}"
-        return Backend("kvikio", f"it was asked for; through RAM, because {reason}") if explicit else Backend("direct", reason)
+        return (
+            Backend("kvikio", f"it was asked for; through RAM, because {reason}")
+            if explicit
+            else Backend("direct", reason)
+        )
     words = describe(rates)
     straight = rates["extension_read"] + rates["extension_write"]
     if explicit or straight > rates["through_memory_read"] + rates["through_memory_write"]:

@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tierpage import advice, api, memory, native
+from tierpage import advice, memory, native
 from tierpage.errors import ConfigError
+from tierpage.session import current
 
 # (kind, start in nanoseconds since 1970, duration in nanoseconds, bytes, page)
 Event = tuple[str, int, int, int, int]
@@ -52,7 +53,7 @@ def export_trace(path: str | os.PathLike[str], merge_with: str | os.PathLike[str
     Raises TierpageError while tierpage is off, OSError where a file cannot be read or written, ConfigError where
     ``merge_with`` is not a Chrome trace.
     """
-    session = api.current()
+    session = current()
     with native.translated():
         events = list(session.runtime.events())
         stalls, levels = list(session.runtime.stalls()), list(session.runtime.levels())

@@ -1,4 +1,4 @@
-// Fences that are owed while all fits, and what becomes of them when a page has to leave: core/pager/pager_engagement.cpp.
+// Fences that are owed while all fits, and what becomes of them when a page has to leave: core/pager/departures.h.
 #include "manual_world.h"
 
 namespace tierpage {

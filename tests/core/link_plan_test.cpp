@@ -234,12 +234,13 @@ TEST(TimedResidencyPlan, WantsContentFromItsArrivalOn) {
     const RecordedProgram program = random_program(random);
     const ResidencyPlan plan = program.plan(128 + random() % 512, kRate);
     if (!plan.timed()) continue;
+    const auto later = static_cast<uint64_t>(round % 3) * program.period();  // any number of recurrences
     std::map<uint64_t, uint64_t> arrivals;  // by use: slot of the arrival
     for (const ResidencyPlan::Early& early : plan.early()) arrivals[early.use] = early.arrives;
     EXPECT_TRUE(std::is_sorted(plan.early().begin(), plan.early().end(), [](const auto& a, const auto& b) { return a.use < b.use; }));
     early_count += arrivals.size();
     for (uint64_t slot = 0; slot < program.period(); ++slot) {
-      const uint64_t position = program.begin() + slot + round % 3 * program.period();  // any number of recurrences later
+      const uint64_t position = program.begin() + slot + later;
       const uint64_t use = slot + program.length(slot);
       const uint64_t arrives = arrivals.contains(use) ? arrivals[use] - slot : program.length(slot);
       for (uint64_t age = 1; age <= program.length(slot); ++age) {

@@ -305,7 +305,7 @@ TEST(Policy, MinFetchesTheOptimumOnCyclicTraces) {
       {0, 1, 0, 2, 0, 3, 0, 4, 1, 5},
       {0, 1, 2, 0, 1, 3, 4, 5, 3}};
   for (const auto& cycle : cycles) {
-    for (const uint64_t budget : {2, 3, 4}) {
+    for (const uint64_t budget : {2u, 3u, 4u}) {
       const uint64_t optimum = optimum_per_pass(budget, cycle, 6);
       const uint64_t fetched = fetched_per_pass(PolicyKind::kAuto, false, budget, cycle, 6);
       EXPECT_LE(fetched, optimum + 3) << "budget " << budget << " cycle of " << cycle.size();

@@ -165,7 +165,7 @@ TEST(RegionMap, RandomOperationsAgreeWithAModel) {
 
 TEST(FramesWanted, CountsWhatIsMissingBySizeLargestFirst) {
   FramesWanted wanted;
-  for (const uint64_t bytes : {64, 128, 64, 256, 64}) wanted.add(bytes);
+  for (const uint64_t bytes : {64u, 128u, 64u, 256u, 64u}) wanted.add(bytes);
   EXPECT_EQ(wanted.bytes(), 576u);
   wanted.found(64, 2);
   wanted.found(128, 5);  // more than are wanted

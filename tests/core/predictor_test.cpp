@@ -54,13 +54,13 @@ TEST(Predictor, ResynchronisesWithinOnePeriodAfterAnInterruption) {
   Predictor predictor(trace);
   const auto keys = open_keys(trace, 80);
   for (int pass = 0; pass < 3; ++pass) {
-    for (int i = 0; i < 40; ++i) trace.append(keys[i], false);
+    for (size_t i = 0; i < 40; ++i) trace.append(keys[i], false);
   }
-  for (int i = 0; i < 13; ++i) trace.append(keys[i], false);
-  for (int i = 40; i < 80; ++i) trace.append(keys[i], false);  // never seen before
+  for (size_t i = 0; i < 13; ++i) trace.append(keys[i], false);
+  for (size_t i = 40; i < 80; ++i) trace.append(keys[i], false);  // never seen before
   EXPECT_FALSE(predictor.catch_up());
   int lost = 0;
-  for (int i = 0; i < 40; ++i) {
+  for (size_t i = 0; i < 40; ++i) {
     trace.append(keys[i], false);
     lost += !predictor.catch_up();
   }

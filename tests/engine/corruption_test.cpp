@@ -94,16 +94,16 @@ TEST_F(Corruption, GoesUnseenWhenReadsAreNotChecked) {
 
 TEST_F(EngineTest, TheSettingReachesTheStore) {
   TemporaryDirectory directory;
-  for (const auto& [verify, writes] : {std::pair{true, false}, {false, false}, {true, true}}) {
+  for (const Verify verify : {Verify::kOff, Verify::kRead, Verify::kFull}) {
     RuntimeOptions options = small_options();
     options.nvme_path = {directory.path()};
     options.nvme_bytes_max = kMiB;
     options.verify = verify;
-    options.verify_writes = writes;
     Engine engine(options);
     const std::string storage = engine->storage_description();
-    EXPECT_NE(storage.find(verify ? "reads checked" : "reads not checked"), std::string::npos) << storage;
-    EXPECT_EQ(storage.find("writes read back") != std::string::npos, writes) << storage;
+    const bool reads = verify != Verify::kOff;
+    EXPECT_NE(storage.find(reads ? "reads checked" : "reads not checked"), std::string::npos) << storage;
+    EXPECT_EQ(storage.find("writes read back") != std::string::npos, verify == Verify::kFull) << storage;
     Caller caller(engine);
     const Region region = caller.make(64 * kKiB, 1);
     engine->evict({region.address});

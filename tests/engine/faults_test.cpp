@@ -115,8 +115,9 @@ TEST_F(Faults, AFewFailuresAmongManyThreadsLoseNothing) {
     threads.emplace_back([&, t] {
       Caller caller(engine());
       std::mt19937 random(static_cast<uint32_t>(t));
+      std::vector<Region>& mine = regions[static_cast<size_t>(t)];
       for (int i = 0; i < 150; ++i) {
-        Region& region = regions[t][random() % regions[t].size()];
+        Region& region = mine[random() % mine.size()];
         caller.open();
         const int32_t code = caller.begin({writes(region)});
         if (code == TP_OK) {

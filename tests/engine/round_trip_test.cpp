@@ -228,7 +228,7 @@ const Shape kShapes[] = {
      .rounds = 150},
 };
 INSTANTIATE_TEST_SUITE_P(Shapes, RoundTrip, ::testing::ValuesIn(kShapes),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& shape) { return std::string(shape.param.name); });
 
 }  // namespace
 }  // namespace tierpage::testing

@@ -131,7 +131,7 @@ TEST_P(SourcesIn, EveryByteIsTheFilesUntilItIsWritten) {
     caller.open();
     ASSERT_EQ(caller.begin({writes(tensor.region)}), TP_OK) << caller.error();
     shadows[index] = {tensor.region.address & ~uint64_t{7}, tensor.region.bytes / 8 * 8, 0};
-    fill(shadows[index], i);
+    fill(shadows[index], static_cast<uint64_t>(i));
     ASSERT_EQ(caller.close(), TP_OK);
     written[index] = true;
   }
@@ -148,7 +148,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, SourcesIn,
                                            Shape{"little_ram", true, false, false, true, 512 * kKiB},
                                            Shape{"paranoid", true, false, true},
                                            Shape{"buffered", false, true, false, false}),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& shape) { return std::string(shape.param.name); });
 
 TEST_F(Sources, WhatLiesBeyondTheTensorIsZero) {
   const Checkpoint file(kMiB);

@@ -37,8 +37,8 @@ class StorageToDevice : public EngineTest {
     RuntimeOptions options = small_options();
     options.host_bytes_max = kRingBytes;  // no RAM between: every page that leaves goes through the disk
     options.nvme_bytes_max = 4 * kMiB;
-    options.verify = false;
-    options.storage_to_device = true;
+    options.verify = Verify::kOff;
+    options.storage = StorageWay::kDirectToDevice;
     return options;
   }
   TemporaryDirectory directory_;
@@ -68,7 +68,7 @@ TEST_F(StorageToDevice, PagesPassNoStagingBuffer) {
 
 TEST_F(StorageToDevice, IsRefusedWherePagesAreToBeChecked) {
   RuntimeOptions wrong = options();
-  wrong.verify = true;
+  wrong.verify = Verify::kRead;
   wrong.nvme_path = {directory_.path()};
   Runtime* runtime = nullptr;
   const Status status = Runtime::create(wrong, &runtime);
@@ -76,10 +76,22 @@ TEST_F(StorageToDevice, IsRefusedWherePagesAreToBeChecked) {
   EXPECT_NE(status.message.find("verify"), std::string::npos) << status.message;
 }
 
+TEST_F(StorageToDevice, IsRefusedWhereTheSystemsCallsDoNotReachTheDevice) {
+  RuntimeOptions wrong = options();
+  wrong.cuda = true;
+  wrong.nvme_path = {directory_.path()};
+  RuntimeParts parts;
+  parts.backend = host_backend(wrong, true);
+  Runtime* runtime = nullptr;
+  const Status status = Runtime::create(wrong, &runtime, std::move(parts));
+  EXPECT_EQ(status.code, StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message.find("only a storage extension"), std::string::npos) << status.message;
+}
+
 TEST_F(StorageToDevice, AnExtensionThatWasNotLoadedIsRefused) {
   if (storage_extension() != nullptr) GTEST_SKIP() << "one is loaded, and a process keeps it";
   RuntimeOptions wrong = options();
-  wrong.storage_extension = true;
+  wrong.storage = StorageWay::kExtension;
   wrong.nvme_path = {directory_.path()};
   Runtime* runtime = nullptr;
   EXPECT_EQ(Runtime::create(wrong, &runtime).code, StatusCode::kUnavailable);
@@ -99,9 +111,8 @@ class KvikioEngine : public StorageToDevice {
 TEST_F(KvikioEngine, PagesComeBackThroughRamAndStraight) {
   for (const bool to_device : {false, true}) {
     RuntimeOptions wanted = options();
-    wanted.storage_extension = true;
-    wanted.storage_to_device = to_device;
-    wanted.verify = !to_device;
+    wanted.storage = to_device ? StorageWay::kExtensionToDevice : StorageWay::kExtension;
+    wanted.verify = to_device ? Verify::kOff : Verify::kRead;
     wanted.nvme_path = {directory_.path()};
     Engine engine(wanted);
     EXPECT_NE(engine->storage_description().find("kvikio 26.10"), std::string::npos) << engine->storage_description();

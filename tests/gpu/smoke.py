@@ -56,7 +56,8 @@ def main() -> int:
                 f"paranoid={paranoid} {kind}: equal={equal} {time.perf_counter() - start:.2f} s,"
                 f" faults {stats['faults.count']}, up {stats['fetch_bytes.host_to_device'] >> 20} MiB,"
                 f" device peak {stats['resident_bytes.device.peak'] >> 20} MiB,"
-                f" torch allocated {torch.cuda.memory_allocated() >> 20} MiB", flush=True,
+                f" torch allocated {torch.cuda.memory_allocated() >> 20} MiB",
+                flush=True,
             )
         tierpage.disable()
     print("passed" if failures == 0 else f"{failures} failures")

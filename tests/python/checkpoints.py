@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 import tierpage
-from tierpage.checkpoint_files import DTYPES
+from tierpage._checkpoint.files import DTYPES
 
 MIB = 1024**2
 # Of the format's dtypes, those that the installed safetensors library can read and write with torch.

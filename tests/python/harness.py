@@ -201,9 +201,9 @@ def make_deterministic() -> None:
 
 
 def missed_accesses() -> int:
-    from tierpage import api
+    from tierpage.session import current_or_none
 
-    session = api.current_or_none()
+    session = current_or_none()
     return int(session.runtime.missed_accesses()) if session is not None else 0
 
 

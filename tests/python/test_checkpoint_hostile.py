@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 
 from checkpoints import write_raw
 from tierpage import CheckpointError
-from tierpage.checkpoint_files import CheckpointFile, open_checkpoint
+from tierpage._checkpoint.files import CheckpointFile, open_checkpoint
 
 EXAMPLES = int(os.environ.get("TIERPAGE_TEST_EXAMPLES", "300"))  # a long run by hand: 20000
+
 
 def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
     shown = [list(value) if isinstance(value, tuple) else value for value in (shape, offsets)]
@@ -165,12 +166,15 @@ def test_shards_without_their_index_are_refused(tmp_path: Path) -> None:
 def library_takes(path: Path) -> dict[str, tuple[Any, ...]] | None:
     try:
         with safetensors.safe_open(path, "pt") as opened:
-            return {name: (opened.get_tensor(name).dtype, tuple(opened.get_tensor(name).shape)) for name in opened.keys()}  # noqa: SIM118
+            names = opened.keys()
+            return {name: (opened.get_tensor(name).dtype, tuple(opened.get_tensor(name).shape)) for name in names}
     except Exception:
         return None
 
 
-numbers = st.one_of(st.integers(-1, 20), st.sampled_from([2**31, 2**32, 2**63 - 1, 2**63, 2**64, 2**70]), st.booleans(), st.floats())
+numbers = st.one_of(
+    st.integers(-1, 20), st.sampled_from([2**31, 2**32, 2**63 - 1, 2**63, 2**64, 2**70]), st.booleans(), st.floats()
+)
 entries = st.fixed_dictionaries(
     {
         "dtype": st.sampled_from(["F32", "U8", "BOOL", "BF16", "F64", "X", 3, None]),
@@ -179,7 +183,9 @@ entries = st.fixed_dictionaries(
     },
     optional={"extra": st.none()},
 )
-headers = st.dictionaries(st.one_of(st.text(max_size=3), st.just("__metadata__")), st.one_of(entries, st.none(), st.text()), max_size=4)
+headers = st.dictionaries(
+    st.one_of(st.text(max_size=3), st.just("__metadata__")), st.one_of(entries, st.none(), st.text()), max_size=4
+)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -192,7 +198,9 @@ def test_random_headers_are_taken_or_refused_as_by_the_library(header: Any, size
 @settings(max_examples=2 * EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_files_with_changed_bytes(data: st.DataObject, tmp_path: Path) -> None:
-    good = write_raw(tmp_path / "good", {"ab": entry(), "c": entry("U8", (3,), (8, 11)), "d": entry("I64", (), (11, 19))}, bytes(19))
+    good = write_raw(
+        tmp_path / "good", {"ab": entry(), "c": entry("U8", (3,), (8, 11)), "d": entry("I64", (), (11, 19))}, bytes(19)
+    )
     content = bytearray(good.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(content) - 1))
@@ -212,7 +220,9 @@ def check_against_library(path: Path) -> None:
         ours = {name: (tensor.dtype, tensor.shape) for name, tensor in file.tensors.items()}
         end = file.bytes
         assert all(0 <= tensor.offset <= tensor.offset + tensor.bytes <= end for tensor in file.tensors.values())
-        assert all(tensor.bytes == torch.Size(tensor.shape).numel() * tensor.dtype.itemsize for tensor in file.tensors.values())
+        assert all(
+            tensor.bytes == torch.Size(tensor.shape).numel() * tensor.dtype.itemsize for tensor in file.tensors.values()
+        )
         file.close()
     if ours is not None and theirs is not None:
         assert ours == theirs

@@ -298,7 +298,7 @@ def test_tied_weights_stay_tied(switch_on: Callable[..., str], names: list[str],
 def test_dtype_conversion(
     switch_on: Callable[..., str], dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tierpage.checkpoint._PIECE_BYTES", 64 * 1024)
+    monkeypatch.setattr("tierpage._checkpoint.loading._PIECE_BYTES", 64 * 1024)
     torch.manual_seed(2)
     reference = Model(layers=2, width=320)
     path = tmp_path / "weights.safetensors"
@@ -362,7 +362,12 @@ def sharded(folder: Path, reference: Model, count: int = 3) -> Path:
 
 def test_shards_by_index_folder_and_list(small: str, reference: Model, tmp_path: Path) -> None:
     folder = sharded(tmp_path / "model", reference)
-    ways: list[Any] = [folder, str(folder), folder / "model.safetensors.index.json", sorted(folder.glob("*.safetensors"))]
+    ways: list[Any] = [
+        folder,
+        str(folder),
+        folder / "model.safetensors.index.json",
+        sorted(folder.glob("*.safetensors")),
+    ]
     for way in ways:
         model = meta()
         tierpage.load(model, way)

@@ -24,7 +24,8 @@ import checkpoints
 import harness
 import tierpage
 from checkpoints import MIB, Model, same
-from tierpage import checkpoint_save, checkpoint_writer
+from tierpage._checkpoint import saving, writer
+from tierpage.session import current
 
 
 def names(folder: Path) -> list[str]:
@@ -54,7 +55,7 @@ def test_every_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_views_are_written_in_logical_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_save, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(saving, "_PIECE_BYTES", 1000)
     base = torch.arange(24.0 * 1000).view(20, 30, 40)
     complex_base = torch.randn(30, 40, dtype=torch.complex64)
     tensors = {
@@ -89,7 +90,7 @@ def test_from_every_tier(device: str, tmp_path: Path) -> None:
             reference[name].mul_(2)
         model.w3[150:160].zero_()  # one page of several
         reference["w3"][150:160].zero_()
-        session = tierpage.api.current()
+        session = current()
         runs = session.runtime.sourced_runs(session.address_of(model.w3))
         assert len(runs) == (2 if device == "cpu" else 0)
         read = checkpoints.read_count()
@@ -137,12 +138,18 @@ def test_shards_have_the_usual_names_and_an_index(tmp_path: Path) -> None:
     tierpage.save(model, tmp_path, max_shard_bytes="1GB")
     assert names(tmp_path) == ["model.safetensors"]
     tierpage.save(model, tmp_path, max_shard_bytes=size * 4)
-    assert names(tmp_path) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    assert names(tmp_path) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
 
 
 def test_an_index_of_somebody_else_leads_to_no_deletion(tmp_path: Path) -> None:
     (tmp_path / "keep").write_text("x")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "keep", "b": "../x", "c": 3}}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "keep", "b": "../x", "c": 3}})
+    )
     tierpage.save({"a": torch.ones(2)}, tmp_path)
     assert names(tmp_path) == ["keep", "model.safetensors"]
 
@@ -178,7 +185,9 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("call", ["pwrite", "fsync", "replace", "posix_fallocate"])
-def test_a_failure_leaves_everything_as_it_was(call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_everything_as_it_was(
+    call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.safetensors"
     tierpage.save({"a": torch.ones(3)}, path)
     before = path.read_bytes()
@@ -186,7 +195,7 @@ def test_a_failure_leaves_everything_as_it_was(call: str, code: int, tmp_path: P
     def fail(*_: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(checkpoint_writer.os, call, fail)
+    monkeypatch.setattr(writer.os, call, fail)
     with pytest.raises(tierpage.StorageError) as error:
         tierpage.save({"a": torch.zeros(3 * MIB)}, path)
     monkeypatch.undo()
@@ -209,9 +218,9 @@ def test_short_writes_are_completed(direct: bool, tmp_path: Path, monkeypatch: p
             raise OSError(errno.EINVAL, "no")
         return real_open(path, flags, *mode)
 
-    monkeypatch.setattr(checkpoint_writer, "_FLUSH_BYTES", 4 * MIB)
-    monkeypatch.setattr(checkpoint_writer.os, "pwrite", short)
-    monkeypatch.setattr(checkpoint_writer.os, "open", buffered)
+    monkeypatch.setattr(writer, "_FLUSH_BYTES", 4 * MIB)
+    monkeypatch.setattr(writer.os, "pwrite", short)
+    monkeypatch.setattr(writer.os, "open", buffered)
     tensors = {"a": torch.randn(7 * MIB + 13), "b": torch.randn(5)}
     tierpage.save(tensors, tmp_path / "x.safetensors")
     monkeypatch.undo()
@@ -232,7 +241,9 @@ def test_a_file_too_large_for_the_process_is_an_error(tmp_path: Path) -> None:
         "try: tierpage.save({'a': torch.zeros(1 << 20)}, sys.argv[1])\n"
         "except tierpage.StorageFullError as error: print('refused', error.errno)\n"
     )
-    run = subprocess.run([sys.executable, "-c", program, str(tmp_path / "x")], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "x")], capture_output=True, text=True, check=True
+    )
     assert run.stdout.split() == ["refused", str(errno.EFBIG)]
     assert names(tmp_path) == []
 

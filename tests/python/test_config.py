@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierpage import system
-from tierpage.config import SETTINGS, parse_environment, parse_request, setting_names
 from tierpage.defaults import differences, resolve
 from tierpage.errors import ConfigError
+from tierpage.settings import SETTINGS, parse_environment, parse_request, setting_names
 from tierpage.sizes import Rate, parse_size
 
 GIB = 1024**3
@@ -233,12 +233,11 @@ def test_bad_directories(tmp_path):
 def test_write_budget(tmp_path):
     made = config(nvme_path=tmp_path, nvme_write_budget="200GB/day")
     assert made.nvme_write_budget == Rate(200 * 10**9, 86400)
-    assert made.engine_options()["nvme_write_bytes_max"] == 200 * 10**9
-    assert made.engine_options()["nvme_write_period_seconds"] == 86400
+    assert made.engine_options()["nvme_write_budget"] == (200 * 10**9, 86400)
     assert config(made.environment()).nvme_write_budget == made.nvme_write_budget
     assert config("nvme_write_budget:1GiB/hour").nvme_write_budget == Rate(GIB, 3600)
     assert config("nvme_write_budget:1GiB/hour", nvme_write_budget="none").nvme_write_budget is None
-    assert "nvme_write_bytes_max" not in config().engine_options()
+    assert config().engine_options()["nvme_write_budget"] is None
     asked = parse_request({"nvme_write_budget": "1GB/day"}, None)
     assert differences(resolve(asked, machine()), parse_request({"nvme_write_budget": "1000MB/day"}, None), asked) == []
     assert differences(resolve(asked, machine()), parse_request({"nvme_write_budget": "2GB/day"}, None), asked)

@@ -33,7 +33,9 @@ def model(device: str) -> nn.Module:
     return nn.Sequential(*(nn.Linear(SIZE, SIZE, bias=False) for _ in range(LAYERS))).to(device)
 
 
-def train(device: str, steps: int = 4, after: Callable[[nn.Module, torch.optim.Optimizer], Any] = lambda *_: None) -> list[Any]:
+def train(
+    device: str, steps: int = 4, after: Callable[[nn.Module, torch.optim.Optimizer], Any] = lambda *_: None
+) -> list[Any]:
     """Losses, parameters and states, and whatever ``after`` each step gives."""
     network = model(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
@@ -134,7 +136,9 @@ def test_nothing_is_deferred_where_all_fits(options: dict[str, Any], device: str
         assert deferred() == before
 
 
-def test_nothing_is_deferred_without_room_for_what_is_kept(tight: dict[str, Any], device: str, empty_cache: Any) -> None:
+def test_nothing_is_deferred_without_room_for_what_is_kept(
+    tight: dict[str, Any], device: str, empty_cache: Any
+) -> None:
     plain = train(device)
     empty_cache()
     with tierpage.enable(**{**tight, "host_budget": JUST_ENOUGH}):
@@ -144,7 +148,9 @@ def test_nothing_is_deferred_without_room_for_what_is_kept(tight: dict[str, Any]
 
 
 @pytest.mark.parametrize("way", ["pin", "disable", "pause", "data_ptr", "save"])
-def test_what_reads_past_operators_runs_it_first(tight: dict[str, Any], device: str, way: str, empty_cache: Any, tmp_path: Path) -> None:
+def test_what_reads_past_operators_runs_it_first(
+    tight: dict[str, Any], device: str, way: str, empty_cache: Any, tmp_path: Path
+) -> None:
     plain = model(device)
     step_once(plain)
     empty_cache()

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from tierpage import doctor, system
-from tierpage.doctor_machine import DoctorMachine
+from tierpage import system
+from tierpage._doctor import checks, report
+from tierpage._doctor.machine import DoctorMachine
 
 GIB = 1024**3
 GPU = {
@@ -61,9 +62,9 @@ def row(rows, name):
 
 
 def test_all_is_well():
-    rows = doctor.examine(FakeMachine())
-    assert {entry.state for entry in rows} == {doctor.OK}
-    assert doctor.exit_code(rows) == 0
+    rows = checks.examine(FakeMachine())
+    assert {entry.state for entry in rows} == {report.OK}
+    assert report.exit_code(rows) == 0
     assert row(rows, "disk read").value == "6.00 GB/s"
 
 
@@ -78,7 +79,6 @@ def test_all_is_well():
             "virtual memory",
             "FAIL",
         ),
-        ({"probe_device": {**GPU, "host_mapping": False}}, "host mapping", "WARN"),
         ({"probe_device": {**GPU, "copy_engines": 1}}, "copy engines", "WARN"),
         ({"memory": system.Memory(64 * GIB, GIB, GIB, "cgroup headroom")}, "RAM", "WARN"),
         ({"memlock_limit": 8 << 20}, "memlock", "WARN"),
@@ -95,39 +95,43 @@ def test_all_is_well():
     ],
 )
 def test_bad_rows_name_cause_and_remedy(answers, name, state):
-    rows = doctor.examine(FakeMachine(**answers))
+    rows = checks.examine(FakeMachine(**answers))
     found = row(rows, name)
     assert found.state == state
     assert found.cause
     assert found.remedy
-    assert doctor.exit_code(rows) == {"WARN": 1, "FAIL": 2}[state]
+    assert report.exit_code(rows) == {"WARN": 1, "FAIL": 2}[state]
 
 
 def test_what_the_driver_says_is_shown():
-    rows = doctor.examine(FakeMachine(library=True))
+    rows = checks.examine(FakeMachine(library=True))
     assert row(rows, "device").value == "cuda:0 GPU, compute capability 9.0, driver for CUDA 13.0"
     assert row(rows, "copy engines").value == "3"
-    assert row(rows, "host mapping").value == "RAM can be mapped at GPU addresses"
+    assert row(rows, "host mapping").value == "supported (not needed: pages are copied)"
+    without = checks.examine(
+        FakeMachine(probe_device={**GPU, "host_mapping": False})
+    )  # nothing that tierpage does is lacking
+    assert (row(without, "host mapping").state, report.exit_code(without)) == ("OK", 0)
     assert row(rows, "cuFile").value == "library found, device memory can be reached by other devices (not needed)"
     assert not [entry for entry in rows if "not probed" in entry.value]
-    bare = doctor.examine(FakeMachine(probe_device={"available": True, "name": "GPU"}))
+    bare = checks.examine(FakeMachine(probe_device={"available": True, "name": "GPU"}))
     assert [entry.name for entry in bare if entry.value == "not probed"] == ["host mapping", "copy engines"]
 
 
 def test_missing_gpu_is_fine_with_a_cpu_build_of_torch():
-    rows = doctor.examine(FakeMachine(torch_has_cuda=False, probe_device={"available": False, "reason": "no libcuda"}))
-    assert doctor.exit_code(rows) == 0
+    rows = checks.examine(FakeMachine(torch_has_cuda=False, probe_device={"available": False, "reason": "no libcuda"}))
+    assert report.exit_code(rows) == 0
 
 
 def test_a_failing_check_or_measurement_is_a_row():
-    rows = doctor.examine(FakeMachine(memory=None, measure_links=None))
+    rows = checks.examine(FakeMachine(memory=None, measure_links=None))
     assert row(rows, "memory").cause.startswith("the check failed: AttributeError")
     assert row(rows, "links").state == "WARN"
 
 
 def test_text_and_json_say_the_same():
-    rows = doctor.examine(FakeMachine(disk=(GIB, GIB)))
-    text, data = doctor.as_text(rows, "a:b"), json.loads(doctor.as_json(rows, "a:b"))
+    rows = checks.examine(FakeMachine(disk=(GIB, GIB)))
+    text, data = report.as_text(rows, "a:b"), json.loads(report.as_json(rows, "a:b"))
     assert text.splitlines()[-1] == "TIERPAGE_CONF=a:b"
     assert [entry["name"] for entry in data["rows"]] == [entry.name for entry in rows]
     assert set(data["rows"][0]) == {"name", "state", "value", "cause", "remedy"}
@@ -140,19 +144,19 @@ def test_several_directories_have_their_own_rows(tmp_path):
         (tmp_path / name).mkdir()
     paths = [str(tmp_path / "a"), str(tmp_path / "b")]
     for machine in (DoctorMachine(paths, {}), DoctorMachine(None, {"TIERPAGE_CONF": f"nvme_path:[{','.join(paths)}]"})):
-        rows = doctor.examine(machine, measure=False)
+        rows = checks.examine(machine, measure=False)
         directories = [entry.value.partition(": ")[0] for entry in rows if entry.name == "directory"]
         assert directories == paths
-        assert len(rows) == len(doctor.CHECKS) + len(doctor.DIRECTORY_CHECKS)
+        assert len(rows) == len(checks.CHECKS) + len(checks.DIRECTORY_CHECKS)
         assert f"nvme_path:[{','.join(paths)}]" in machine.configuration()
-    broken = doctor.examine(DoctorMachine([paths[0], "/no/such/place"], {}), measure=False)
+    broken = checks.examine(DoctorMachine([paths[0], "/no/such/place"], {}), measure=False)
     assert [entry.state for entry in broken if entry.name == "directory"] == ["OK", "FAIL"]
 
 
 def test_this_machine(tmp_path):
     machine = DoctorMachine(str(tmp_path), environment={})
-    rows = doctor.examine(machine, measure=False)
-    assert len(rows) == len(doctor.CHECKS)
+    rows = checks.examine(machine, measure=False)
+    assert len(rows) == len(checks.CHECKS)
     assert not [entry for entry in rows if entry.cause.startswith("the check failed")]
     assert list(tmp_path.iterdir()) == []
 
@@ -175,18 +179,18 @@ def test_links_of_this_machine_are_measured(tmp_path, directories):
 
 
 def test_storage_says_what_is_used_and_why_not_kvikio():
-    value = row(doctor.examine(FakeMachine(), measure=False), "storage").value
+    value = row(checks.examine(FakeMachine(), measure=False), "storage").value
     assert "direct I/O" in value
     assert "no nvidia_fs" in value
-    assert "by themselves" in row(doctor.examine(FakeMachine(peer_to_peer_problem="")), "storage").value
-    missing = row(doctor.examine(FakeMachine(kvikio_problem="libkvikio is not installed")), "storage")
-    assert (missing.state, "libkvikio is not installed" in missing.value) == (doctor.OK, True)
+    assert "by themselves" in row(checks.examine(FakeMachine(peer_to_peer_problem="")), "storage").value
+    missing = row(checks.examine(FakeMachine(kvikio_problem="libkvikio is not installed")), "storage")
+    assert (missing.state, "libkvikio is not installed" in missing.value) == (report.OK, True)
 
 
 def test_storage_fails_only_for_an_explicit_choice_that_cannot_work():
     machine = FakeMachine(
         kvikio_problem="libkvikio is not installed", environment={"TIERPAGE_CONF": "storage_backend:kvikio"}
     )
-    failed = row(doctor.examine(machine, measure=False), "storage")
-    assert (failed.state, failed.cause) == (doctor.FAIL, "libkvikio is not installed")
+    failed = row(checks.examine(machine, measure=False), "storage")
+    assert (failed.state, failed.cause) == (report.FAIL, "libkvikio is not installed")
     assert "storage_backend:direct" in failed.remedy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 
@@ -29,6 +30,16 @@ def test_import_is_cheap_and_starts_no_cuda():
 def test_public_names_exist():
     assert all(hasattr(tierpage, name) for name in tierpage.__all__)
     assert callable(tierpage.config)
+    assert importlib.util.find_spec("tierpage.config") is None  # one name, one thing
+
+
+def test_what_few_programs_use_is_imported_late():
+    late = "import sys, tierpage; print(sorted(n for n in sys.modules if n.startswith(('tierpage._checkpoint', 'tierpage._doctor'))))"
+    assert run(late) == "[]"
+    assert run("import tierpage; print(tierpage.load.__module__, tierpage.save.__module__)").split() == [
+        "tierpage._checkpoint.loading",
+        "tierpage._checkpoint.saving",
+    ]
 
 
 @pytest.mark.parametrize(

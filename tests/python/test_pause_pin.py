@@ -77,6 +77,25 @@ def test_pause_gives_the_device_memory_back(options: dict[str, Any], device: str
         assert all(torch.equal(t.cpu(), expected(i)) for i, t in enumerate(tensors))
 
 
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_pause_is_no_lock(options: dict[str, Any], device: str, prefetch: bool) -> None:
+    with tierpage.enable(**{**options, "prefetch": prefetch}):
+        with tierpage.paged("all"):
+            tensors = [numbers(device, i) for i in range(80)]
+        for _ in range(8):
+            for tensor in tensors:
+                tensor.add_(0)
+        tierpage.pause("all")
+        assert [placed(t) for t in tensors] == [0] * 80
+        for tensor in tensors[:40]:
+            tensor.add_(0)
+        if prefetch:
+            wait_for(lambda: placed(tensors[41]) > 0)  # nobody used it: in every lap so far it came soon
+        else:
+            time.sleep(0.2)
+            assert [placed(t) for t in tensors[40:]] == [0] * 40
+
+
 def test_tags_belong_to_their_thread(options: dict[str, Any], device: str) -> None:
     made: list[torch.Tensor] = []
 

@@ -130,9 +130,9 @@ def test_trace_memory_is_bounded(options: dict[str, Any], device: str) -> None:
         for _ in range(100):
             tierpage.evict(tensor)
             tensor.add_(1)
-        from tierpage import api
+        from tierpage.session import current
 
-        runtime = api.current().runtime
+        runtime = current().runtime
         assert len(runtime.events()) == 50
         assert len(runtime.stalls()) <= 50
         assert len(runtime.levels()) <= 51
@@ -143,7 +143,7 @@ def test_trace_memory_is_bounded(options: dict[str, Any], device: str) -> None:
         tensor = torch.ones(300_000, device=device)
         tierpage.evict(tensor)
         tensor.add_(1)
-        runtime = api.current().runtime
+        runtime = current().runtime
         assert runtime.events() == runtime.stalls() == runtime.levels() == []
         del tensor
 

@@ -15,8 +15,8 @@ import pytest
 
 import tierpage
 from tierpage import native, storage
-from tierpage.config import Config
 from tierpage.errors import ConfigError
+from tierpage.settings import Config
 
 STAND_IN = Path(__file__).resolve().parent.parent / "stand_in_driver" / "libcuda.cpp"
 RATES = {
@@ -46,14 +46,14 @@ def test_auto_takes_the_drives_own_way_only_where_it_is_proved_and_faster(machin
     chosen = storage.choose(settings())
     assert (chosen.name, chosen.to_device) == ("kvikio", True)
     assert "6.00 GB/s read" in chosen.reason
-    assert all(chosen.engine_options().values())
+    assert chosen.engine_options() == {"storage": "extension_to_device"}
     machine(rates={**RATES, "extension_read": 2.0})
     chosen = storage.choose(settings())
     assert (chosen.name, chosen.to_device) == ("direct", False)
     assert "faster" in chosen.reason
     machine(rates={**RATES, "problem": "EIO"})
     assert storage.choose(settings()).name == "direct"
-    assert not any(storage.choose(settings()).engine_options().values())
+    assert storage.choose(settings()).engine_options() == {"storage": "direct"}
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,16 @@ def test_an_explicit_choice_goes_through_ram_where_it_must(machine):
     chosen = storage.choose(settings(storage_backend="kvikio"))
     assert (chosen.name, chosen.to_device) == ("kvikio", False)
     assert "no nvidia_fs" in chosen.reason
+    assert chosen.engine_options() == {"storage": "extension"}
     machine(rates={**RATES, "problem": "EIO"})
     assert not storage.choose(settings(storage_backend="kvikio")).to_device
 
 
 def test_an_explicit_choice_that_cannot_work_is_an_error(machine):
     machine(extension="libkvikio is not installed. Run: pip")
-    with pytest.raises(ConfigError, match=r"storage_backend='kvikio' cannot work here: libkvikio is not installed\. Run: pip"):
+    with pytest.raises(
+        ConfigError, match=r"storage_backend='kvikio' cannot work here: libkvikio is not installed\. Run: pip"
+    ):
         storage.choose(settings(storage_backend="kvikio"))
     assert storage.choose(settings(storage_backend="kvikio", nvme_path=None)).name == "none"
 

@@ -18,7 +18,7 @@ void SimProgram::free_random() {
 void SimProgram::free_region(uint64_t serial) {
   const ModelRegion& region = regions_.at(serial);
   std::vector<Fence> fences;
-  for (int i = 0; i < plan_.world.streams; ++i) fences.push_back(world_.last_fence(static_cast<StreamId>(i)));
+  for (uint64_t i = 0; i < plan_.world.streams; ++i) fences.push_back(world_.last_fence(static_cast<StreamId>(i)));
   if (random_.chance(0.5)) fences.clear();  // every kernel ran inside an operator, whose end leaves a fence
   world_.pager().free_region(region.id, fences);
   live_bytes_ -= region.bytes;
@@ -160,7 +160,7 @@ Plan draw_plan(uint64_t seed) {
   } else if (plan.generous) {
     pager.host_bytes_max = plan.live_bytes_max + 64;
   }
-  plan.world.streams = static_cast<int>(random.between(1, 3));
+  plan.world.streams = random.between(1, 3);
   plan.world.latency_max = random.between(0, 12);
   plan.world.kernel_max = random.between(0, 30);
   plan.world.growth_max = random.between(0, 60);

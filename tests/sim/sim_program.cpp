@@ -10,7 +10,7 @@ SimProgram::SimProgram(const Plan& plan, uint64_t seed) : plan_(plan), random_(s
   for (int i = 0; i < plan.threads; ++i) {
     Thread thread;
     thread.slot = world_.pager().add_slot();
-    thread.stream = static_cast<StreamId>(i % plan.world.streams);
+    thread.stream = static_cast<StreamId>(static_cast<uint64_t>(i) % plan.world.streams);
     threads_.push_back(thread);
   }
 }

@@ -47,7 +47,7 @@ struct WorldConfig {
   uint64_t latency_max = 8;  // ticks of one step of an action
   uint64_t kernel_max = 20;  // ticks of a kernel
   uint64_t growth_max = 40;  // ticks until RAM has grown
-  int streams = 2;
+  uint64_t streams = 2;
 };
 
 struct KernelAccess {

@@ -52,7 +52,7 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
 INSTANTIATE_TEST_SUITE_P(Stores, BlockStoreTest,
                          ::testing::Values("direct", "striped", "encrypted", "buffered", "memory", "faulty", "Kvikio",
                                            "KvikioBuffered", "KvikioEncrypted"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& shape) { return std::string(shape.param); });
 
 TEST_P(BlockStoreTest, SaysWhatItIs) {
   EXPECT_FALSE(store_->description().empty());

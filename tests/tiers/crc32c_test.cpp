@@ -64,9 +64,10 @@ TEST(Crc32c, OneFlippedBitChangesIt) {
   Bytes data(65'536, 0x5a);
   const uint32_t before = crc32c(data.data(), data.size());
   for (size_t at = 0; at < data.size(); at += 997) {
-    data[at] ^= 1u << (at % 8);
+    const auto bit = static_cast<uint8_t>(1u << (at % 8));
+    data[at] ^= bit;
     EXPECT_NE(crc32c(data.data(), data.size()), before) << at;
-    data[at] ^= 1u << (at % 8);
+    data[at] ^= bit;
   }
   EXPECT_EQ(crc32c(data.data(), data.size()), before);
 }

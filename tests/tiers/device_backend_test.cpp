@@ -354,7 +354,7 @@ TEST_P(DeviceBackendTest, FencesFromManyThreads) {
 INSTANTIATE_TEST_SUITE_P(All, DeviceBackendTest,
                          ::testing::Values(DeviceKind::kHostInline, DeviceKind::kHostAsync, DeviceKind::kCudaFake,
                                            DeviceKind::kCudaReal),
-                         [](const auto& info) { return name_of(info.param); });
+                         [](const auto& shape) { return name_of(shape.param); });
 
 }  // namespace
 }  // namespace tierpage::device_tests

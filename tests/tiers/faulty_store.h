@@ -154,13 +154,13 @@ class FaultyStore final : public BlockStore {
     return calls_in_flight_.size();
   }
 
-  void set_wake(void (*wake)(void*), void* context) override {
+  void set_wake(void (*call)(void*), void* context) override {
     {
       std::lock_guard lock(mutex_);
-      wake_ = wake;
+      wake_ = call;
       wake_context_ = context;
     }
-    inner_->set_wake(wake, context);
+    inner_->set_wake(call, context);
   }
 
  private:
@@ -240,14 +240,14 @@ class FaultyStore final : public BlockStore {
   }
 
   void wake() {
-    void (*wake)(void*);
+    void (*call)(void*);
     void* context;
     {
       std::lock_guard lock(mutex_);
-      wake = wake_;
+      call = wake_;
       context = wake_context_;
     }
-    if (wake != nullptr) wake(context);
+    if (call != nullptr) call(context);
   }
 
   mutable std::mutex mutex_;

@@ -23,8 +23,8 @@ std::array<std::atomic<int>, 2> most_at_once;
 std::atomic<int> descriptors[2];
 std::atomic<int> broken_descriptor{-1};
 
-int drive_of(int descriptor) {
-  for (int i = 0; i < 2; ++i) {
+size_t drive_of(int descriptor) {
+  for (size_t i = 0; i < 2; ++i) {
     int none = -1;
     if (descriptors[i] == descriptor || descriptors[i].compare_exchange_strong(none, descriptor)) return i;
   }
@@ -35,7 +35,7 @@ int64_t watched(int descriptor, const std::function<int64_t()>& call) {
     errno = EIO;
     return -1;
   }
-  const int drive = drive_of(descriptor);
+  const size_t drive = drive_of(descriptor);
   const int now = ++slow_calls_at_once[drive];
   int most = most_at_once[drive];
   while (now > most && !most_at_once[drive].compare_exchange_weak(most, now)) {
@@ -57,7 +57,7 @@ class SpillFilesTest : public ::testing::Test {
  protected:
   void SetUp() override {
     if (directory_.path().empty()) GTEST_SKIP() << "no directory on a disk";
-    for (int i = 0; i < 2; ++i) {
+    for (size_t i = 0; i < 2; ++i) {
       slow_calls_at_once[i] = 0;
       most_at_once[i] = 0;
       descriptors[i] = -1;

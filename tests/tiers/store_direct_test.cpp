@@ -28,7 +28,7 @@ int64_t hooked(StoreOperation operation, int descriptor, void* buffer, uint64_t 
   }
   if (limit == 0) return 0;
   if (limit > 0) {  // a short count: the disk moved whole sectors, the answer may be less
-    const int64_t whole = static_cast<int64_t>(round_up(limit, 4096));
+    const uint64_t whole = round_up(static_cast<uint64_t>(limit), 4096);
     const auto& table = system_io_table();
     const int64_t moved = operation == StoreOperation::kRead ? table.pread(descriptor, buffer, whole, offset)
                                                              : table.pwrite(descriptor, buffer, whole, offset);
@@ -75,7 +75,7 @@ class DirectStoreTest : public ::testing::TestWithParam<bool> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Modes, DirectStoreTest, ::testing::Values(true, false),
-                         [](const auto& info) { return std::string(info.param ? "direct" : "buffered"); });
+                         [](const auto& shape) { return std::string(shape.param ? "direct" : "buffered"); });
 
 // Lets calls through only once `wanted` of them are inside at the same time.
 struct Meeting {
@@ -97,7 +97,7 @@ TEST_P(DirectStoreTest, FourReadsRunAtOnce) {
   hook = [&](auto...) { return meeting.meet() ? kPassOn : -EDEADLK; };
   std::vector<AlignedBuffer> buffers;
   for (int i = 0; i < 4; ++i) buffers.emplace_back(4096);
-  for (int i = 0; i < 4; ++i) ASSERT_TRUE(client_->submit(StoreOperation::kRead, i, i * 4096, buffers[i]).ok());
+  for (size_t i = 0; i < 4; ++i) ASSERT_TRUE(client_->submit(StoreOperation::kRead, i, i * 4096, buffers[i]).ok());
   for (auto& [cookie, status] : client_->wait_all()) EXPECT_TRUE(status.ok()) << status.message;
 }
 
@@ -252,7 +252,7 @@ TEST_P(DirectStoreTest, LeavesThePageCacheToOthers) {
   AlignedBuffer whole(kCapacity, 6);
   AlignedBuffer part(kMiB);
   ASSERT_TRUE(client_->write(0, whole).ok());
-  for (uint64_t offset : {3, 5, 4, 0, 6}) ASSERT_TRUE(client_->read(offset * kMiB, part).ok());
+  for (uint64_t offset : {3u, 5u, 4u, 0u, 6u}) ASSERT_TRUE(client_->read(offset * kMiB, part).ok());
   void* mapped = mmap(nullptr, kCapacity, PROT_READ, MAP_SHARED, descriptor, 0);
   ASSERT_NE(mapped, MAP_FAILED);
   std::vector<unsigned char> cached(kCapacity / 4096);

@@ -84,7 +84,7 @@ class VerifyTest : public ::testing::TestWithParam<bool> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Modes, VerifyTest, ::testing::Values(true, false),
-                         [](const auto& info) { return std::string(info.param ? "direct" : "buffered"); });
+                         [](const auto& shape) { return std::string(shape.param ? "direct" : "buffered"); });
 
 TEST_P(VerifyTest, AFlippedByteOnTheDiskIsCorruptWithItsPlace) {
   ASSERT_TRUE(client_->write(kMiB, data_).ok());

@@ -116,7 +116,7 @@ TEST_F(ListOpsTest, APieceThatFailsEndsTheOperator) {
 }
 
 TEST_F(ListOpsTest, LengthsAndSelections) {
-  const auto& info = described("aten::_foreach_add_.List");
+  const auto info = described("aten::_foreach_add_.List");
   ASSERT_TRUE(info.has_value());
   const std::vector<c10::IValue> values{tensors(3), tensors(3, 7), 1};
   EXPECT_EQ(common_length(*info, values.data()), 3u);

@@ -105,7 +105,7 @@ TEST_F(OperatorInfoTest, AFusedOptimizerReadsItsGradientsUnlessItUnscalesThem) {
   ASSERT_NE(gradients, adamw.arguments.end());
   std::vector<c10::IValue> values(adamw.argument_count);
   EXPECT_EQ(adamw.as_called(*gradients, values.data()).mode, kRead);
-  values[adamw.read_if_none_index] = at::ones({});
+  values[static_cast<size_t>(adamw.read_if_none_index)] = at::ones({});
   EXPECT_EQ(adamw.as_called(*gradients, values.data()).mode, kWritten);
 }
 

@@ -64,11 +64,13 @@ TEST_F(HookTest, ItIsArmedAgainAfterEachOperator) {
   EXPECT_EQ(touches(), before + 2);
 }
 
+#if TIERPAGE_HAS_MATERIALIZER
 TEST_F(HookTest, SwitchedOffItIsNotArmed) {
   tierpage_torch_set_option("materializer", 0);
   const at::Tensor x = used();
   EXPECT_FALSE(is_armed(x));
 }
+#endif
 
 TEST_F(HookTest, AfterDetachItLeavesTheStorageAlone) {
   const at::Tensor x = used();

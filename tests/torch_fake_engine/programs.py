@@ -232,8 +232,17 @@ def inference():
     with torch.inference_mode():
         weight, bias, x = torch.randn(40, 48), torch.randn(1000)[:40], torch.randn(30, 48)
         nested = torch.nested.nested_tensor([torch.randn(30, 48), torch.randn(20, 48)])
-        plain = [functional.linear(x, weight), functional.linear(x, weight, bias), x @ weight.t(), functional.linear(x[0], weight)]
-        return plain + list(functional.linear(nested, weight, bias).unbind()) + list(torch.matmul(nested, nested.transpose(1, 2)).unbind())
+        plain = [
+            functional.linear(x, weight),
+            functional.linear(x, weight, bias),
+            x @ weight.t(),
+            functional.linear(x[0], weight),
+        ]
+        return (
+            plain
+            + list(functional.linear(nested, weight, bias).unbind())
+            + list(torch.matmul(nested, nested.transpose(1, 2)).unbind())
+        )
 
 
 def raw_pointers():

@@ -212,7 +212,7 @@ std::vector<Interval> sorted_by_cost(std::vector<Interval> intervals, const Recu
     size_t last = first;
     uint64_t total = 0;
     while (last < intervals.size() && intervals[last].cost == intervals[first].cost) total += intervals[last++].bytes;
-    const int width = std::bit_width(last - first - 1);  // places for just as many
+    const auto width = static_cast<int>(std::bit_width(last - first - 1));  // places for just as many
     const double scale = static_cast<double>(uint64_t{1} << width) / static_cast<double>(total);
     uint64_t passed = 0;
     for (size_t i = first; i < last; ++i) {

@@ -26,7 +26,6 @@
 
 namespace tierpage {
 
-using KeyId = StrongId<struct KeyTag, uint32_t>;
 
 class Trace {
  public:

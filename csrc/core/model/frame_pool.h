@@ -77,12 +77,12 @@ class DevicePool {
 class FramesWanted {
  public:
   void add(uint64_t bytes) {
-    ++count_[std::countr_zero(bytes)];
+    ++count_[static_cast<size_t>(std::countr_zero(bytes))];
     bytes_ += bytes;
   }
   // `count` frames of that size are there, or will be.
   void found(uint64_t bytes, size_t count) {
-    uint32_t& row = count_[std::countr_zero(bytes)];
+    uint32_t& row = count_[static_cast<size_t>(std::countr_zero(bytes))];
     row -= static_cast<uint32_t>(std::min<size_t>(row, count));
   }
   uint64_t bytes() const { return bytes_; }  // of all that were added

@@ -81,6 +81,7 @@ void Page::start_stage(SpanList taken) {
 void Page::finish_copy_down() {
   TP_ASSERT(movement == Movement::kWriteBack || movement == Movement::kSpill || movement == Movement::kStage);
   movement = Movement::kNone;
+  wrote_back = true;
   set_valid(lower);
 }
 
@@ -116,6 +117,7 @@ FrameId Page::finish_unmap() {
   TP_ASSERT(movement == Movement::kUnmap);
   movement = Movement::kNone;
   mapped = false;
+  evict_asked = false;
   return std::exchange(frame, FrameId::none());
 }
 
@@ -152,6 +154,7 @@ void Page::settle_owed(StreamId stream, Fence fence) {
 void Page::check_invariants() const {
   if (is_valid(Tier::kDevice)) TP_ASSERT(mapped);
   if (mapped) TP_ASSERT(frame.valid());
+  if (evict_asked) TP_ASSERT(leaving || movement == Movement::kUnmap);
   if (is_valid(Tier::kHost)) TP_ASSERT(!host.empty());
   if (is_valid(Tier::kNvme)) TP_ASSERT(nvme.empty() == sourced);
   if (sourced) TP_ASSERT(is_valid(Tier::kNvme));

@@ -1,5 +1,23 @@
-// One row per page: where its content lies, how it moves, who holds it. Transitions are named functions that check
-// their predecessor; nobody else writes a row.
+// One row per page: where its content lies, how it moves, who holds it. Everybody reads a row; it is written by its own
+// functions only (tests/tidy.py looks for others), and those that move it check their predecessor.
+//
+// The states that a row amounts to (PageState), and the functions that lead from one to another:
+//
+//                      start_arrival(kMap)            finish_arrival(false)
+//      empty --------------------------------> arriving --------------> cached   (a freed region's frame)
+//        ^  \                                   ^  |                     |  ^
+//        |   adopt_source                       |  | finish_arrival(true) |  | forget_content
+//        |        \                             |  v               write  v  |
+//        |         v      start_arrival(kFetch) |  resident clean <------> resident dirty
+//        |       below -------------------------+  |      write -->  <-- finish_copy_down
+//        |         ^                               |                     |
+//        |         |             finish_unmap      | start_unmap         | start_write_back, finish_copy_down,
+//        |         +------------------------- departing <----------------+ start_unmap
+//        +----------------------------------------/  finish_unmap without content
+//
+//   A page that was told to leave counts as departing until stay(). In "below" start_spill, start_stage and start_read
+//   begin copies between HOST and NVME, or a reading; finish_copy_down and finish_read end them. abandon_arrival and
+//   abandon_copy_down lead back to where the movement began.
 //
 // Words. A page is *clean* when a lower tier holds a valid copy as well, *dirty* when exactly one tier does; that is
 // derived from `valid`, never stored. A write clears the lower copies.
@@ -18,10 +36,12 @@
 //   (g) pins > 0  =>  mapped, not leaving, movement is none, write-back, spill, stage or read
 //   (h) sourced  =>  valid in NVME
 //   (i) read: it owns spans in HOST
+//   (j) asked to leave  =>  it leaves, or unmaps
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/model/frame_pool.h"
@@ -77,9 +97,10 @@ struct Page {
   ArrivalStage arrival = ArrivalStage::kQueued;  // of an arrival under way; decides nothing, names the cause of waits
 
   bool is_valid(Tier tier) const { return valid >> index_of(tier) & 1; }
+  bool only_in(Tier tier) const { return valid == 1 << index_of(tier); }
   bool has_content() const { return valid != 0; }
   bool has_lower_memory() const { return !host.empty() || !nvme.empty() || sourced; }
-  bool dirty() const { return is_valid(Tier::kDevice) && valid == 1; }
+  bool dirty() const { return only_in(Tier::kDevice); }
   PageState state() const;
   TransferId transfer(PageId self) const {
     return TransferId(uint64_t{self.value} << 32 | movement_serial);
@@ -113,6 +134,35 @@ struct Page {
 
   void settle_owed(StreamId stream, Fence fence);  // what was owed there ends with `fence`
 
+  // Who uses it, and whether it is to leave.
+  bool pin() { return pins++ == 0; }    // true: it was not pinned
+  bool unpin() { return --pins == 0; }  // true: it is not pinned any more
+  void use() {                          // by an operator; inline: on every operator's way in
+    stay();
+    wrote_back = false;
+    referenced = true;
+  }
+  void tell_to_leave() {
+    leaving = true;
+    wrote_back = false;
+  }
+  void ask_to_leave() {  // because the user wants it: no guess takes it back
+    tell_to_leave();
+    evict_asked = true;
+  }
+  void stay() { leaving = evict_asked = false; }
+  void claim_for(uint64_t order) { claim = claim == 0 || claim > order ? order : claim; }
+  void give_up_claim(uint64_t order) { claim = claim == order ? 0 : claim; }
+  bool take_second_chance() { return std::exchange(referenced, false); }
+  void reached(ArrivalStage stage) { arrival = stage; }
+  void give_to(RegionId owner) { region = owner; }
+
+  // Where it stands in the pager's lists. Each returns whether that was so before.
+  bool set_listed(bool stands) { return std::exchange(listed, stands); }
+  bool set_hinted(bool stands) { return std::exchange(hinted, stands); }
+  bool set_cleanable(bool stands) { return std::exchange(cleanable, stands); }
+  bool set_prefetched(bool ahead) { return std::exchange(prefetched, ahead); }
+
   void check_invariants() const;
 
  private:
@@ -129,6 +179,35 @@ class PageTable {
   Page& operator[](PageId page) { return rows_[page.value]; }
   const Page& operator[](PageId page) const { return rows_[page.value]; }
   uint32_t size() const { return static_cast<uint32_t>(rows_.size()); }  // rows, gone ones included
+  // For loops over all rows: for (const PageId id : pages.ids()). Rows added meanwhile are visited, removed ones are not.
+  class Ids {
+   public:
+    class Iterator {
+     public:
+      Iterator(const PageTable& table, uint32_t index) : table_(&table), index_(index) { skip(); }
+      PageId operator*() const { return PageId(index_); }
+      Iterator& operator++() {
+        ++index_;
+        skip();
+        return *this;
+      }
+      bool operator!=(const Iterator&) const { return index_ < table_->size(); }
+
+     private:
+      void skip() {
+        while (index_ < table_->size() && !table_->exists(PageId(index_))) ++index_;
+      }
+      const PageTable* table_;
+      uint32_t index_;
+    };
+    explicit Ids(const PageTable& table) : table_(table) {}
+    Iterator begin() const { return {table_, 0}; }
+    Iterator end() const { return {table_, table_.size()}; }
+
+   private:
+    const PageTable& table_;
+  };
+  Ids ids() const { return Ids(*this); }
   bool exists(PageId page) const { return page.value < rows_.size() && rows_[page.value].region.valid(); }
   void check_invariants() const;
 

@@ -32,6 +32,7 @@ using RegionId = StrongId<struct RegionTag, uint32_t>;
 using FrameId = StrongId<struct FrameTag, uint32_t>;        // a physical handle of the DEVICE tier
 using TransferId = StrongId<struct TransferTag, uint64_t>;  // one movement of one page
 using StreamId = uint32_t;                                  // dense index of an execution stream
+using KeyId = StrongId<struct KeyTag, uint32_t>;            // what a region is to the trace: the same in every recurrence
 
 // Tiers in order from fast to slow.
 enum class Tier : uint8_t { kDevice = 0, kHost = 1, kNvme = 2 };

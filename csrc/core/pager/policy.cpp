@@ -17,12 +17,10 @@ PageId ClockPolicy::next() {
     if (hand_ >= pages_->size()) hand_ = 0;
     const PageId id(hand_++);
     if (!pages_->exists(id) || !eligible_(id)) continue;
-    Page& page = (*pages_)[id];
-    if (!page.referenced) {
+    if (!(*pages_)[id].take_second_chance()) {
       --steps_left_;
       return id;
     }
-    page.referenced = false;
   }
   return PageId::none();
 }

@@ -15,14 +15,16 @@ def train(steps: int) -> list[float]:
     """Ordinary PyTorch; the same function runs with and without tierpage."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(8)))
-    optimizers = {p: torch.optim.AdamW([p], lr=1e-3, fused=True) for p in model.parameters()}
+    optimizers: dict[torch.Tensor, torch.optim.AdamW] = {
+        p: torch.optim.AdamW([p], lr=1e-3, fused=True) for p in model.parameters()
+    }
 
     def step_one(parameter: torch.Tensor) -> None:
         optimizers[parameter].step()
         optimizers[parameter].zero_grad()  # sets it to None: its memory is free for the next layer's
 
     for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(step_one)
+        parameter.register_post_accumulate_grad_hook(step_one)  # type: ignore[no-untyped-call]
     losses = []
     for _ in range(steps):
         x = torch.randn(64, 1024)

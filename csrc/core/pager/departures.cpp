@@ -1,0 +1,115 @@
+#include "core/pager/departures.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace tierpage {
+
+void Departures::leave(PageId id) {
+  memory_.pages[id].tell_to_leave();
+  ++count_;
+  left_at_ = foresight_.trace().end();
+  if (!engaged_) engage();
+  list(id);
+}
+
+void Departures::list(PageId id) {
+  if (memory_.pages[id].set_listed(true)) return;
+  leaving_.push_back(id);
+}
+
+void Departures::engage() {
+  engaged_ = true;
+  ++memory_.stats.engagements;
+  movements_.record_fences(fences_.ask_what_is_owed());
+}
+
+void Departures::disengage_if_all_fits(bool rests) {
+  rests = rests && leaving_.empty() && memory_.device.used_bytes() <= memory_.device.capacity_bytes();
+  const uint64_t left_before = std::exchange(left_at_tick_, left_at_);
+  if (!engaged_ || !rests || left_before != left_at_) return;
+  if (foresight_.trace().end() < left_at_ + std::max<uint64_t>(foresight_.plan().period(), 1)) return;
+  if (fences_.any_owed()) return;
+  for (const PageId id : memory_.pages.ids()) {
+    const Page& page = memory_.pages[id];
+    if (page.has_content() && !page.is_valid(Tier::kDevice)) return;
+  }
+  engaged_ = false;
+}
+
+void Departures::tick(bool rests) {
+  disengage_if_all_fits(rests);
+  movements_.record_fences(fences_.ask_what_was_refused());
+}
+
+void Departures::fence_recorded(StreamId stream, Fence fence) {
+  TP_ASSERT(!fence.owed());
+  fences_.settle(stream);
+  for (const PageId id : memory_.pages.ids()) memory_.pages[id].settle_owed(stream, fence);
+}
+
+void Departures::fence_refused(StreamId stream) {
+  fences_.refuse(stream);
+  for (const PageId id : leaving_) {
+    if (!memory_.pages.exists(id) || !memory_.live(memory_.pages[id].region) || !refused(memory_.pages[id])) continue;
+    memory_.pages[id].stay();
+  }
+}
+
+bool Departures::finished(const Page& page) const {
+  return std::all_of(page.fences.begin(), page.fences.end(),
+                     [this](const Fence& fence) { return fences_.finished(fence); });
+}
+
+bool Departures::finished_or_watched(const Page& page) {
+  bool all = true;
+  for (const Fence& fence : page.fences) {
+    if (fences_.finished(fence)) continue;
+    all = false;
+    if (fence.owed()) continue;  // asked for when the pager engaged
+    if (fences_.watch(fence)) movements_.watch(fence);
+  }
+  return all;
+}
+
+bool Departures::refused(const Page& page) const {
+  return fences_.any_refused() && std::any_of(page.fences.begin(), page.fences.end(), [this](const Fence& fence) {
+    return fence.owed() && fences_.refused(fence.stream);
+  });
+}
+
+uint64_t Departures::bytes() const {
+  uint64_t sum = 0;
+  for (const PageId id : leaving_) {
+    if (!memory_.pages.exists(id)) continue;
+    const Page& page = memory_.pages[id];
+    if (page.leaving || page.movement == Movement::kUnmap) sum += page.bytes;
+  }
+  return sum;
+}
+
+uint64_t Departures::room() const {
+  const uint64_t all = memory_.device.capacity_bytes() + bytes();
+  return all > memory_.device.used_bytes() ? all - memory_.device.used_bytes() : 0;
+}
+
+uint64_t Departures::room_soon() const {
+  uint64_t all = memory_.device.capacity_bytes();
+  for (const PageId id : leaving_) {
+    if (!memory_.pages.exists(id)) continue;
+    const Page& page = memory_.pages[id];
+    if (page.movement == Movement::kUnmap || (page.leaving && finished(page))) all += page.bytes;
+  }
+  return all > memory_.device.used_bytes() ? all - memory_.device.used_bytes() : 0;
+}
+
+void Departures::check_invariants() const {
+  fences_.check_invariants();
+  for (const PageId id : memory_.pages.ids()) {
+    const Page& page = memory_.pages[id];
+    TP_ASSERT(!page.leaving || (page.listed && engaged_));
+    for (const Fence& fence : page.fences) TP_ASSERT(!fence.owed() || fences_.owes(fence.stream));
+  }
+}
+
+}  // namespace tierpage

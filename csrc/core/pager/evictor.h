@@ -1,0 +1,62 @@
+// Who leaves DEVICE so that others fit, and each step of a page on its way out.
+#pragma once
+
+#include <cstdint>
+
+#include "core/future/foresight.h"
+#include "core/pager/departures.h"
+#include "core/pager/lower_tiers.h"
+#include "core/pager/memory.h"
+#include "core/pager/movements.h"
+#include "core/pager/policy.h"
+#include "core/pager/region_store.h"
+
+namespace tierpage {
+
+class Evictor {
+ public:
+  static constexpr uint64_t kLastInLine = ~uint64_t{0};  // the order of who no operator waits for
+
+  Evictor(Memory& memory, Movements& movements, Foresight& foresight, Departures& departures, LowerTiers& lower,
+          RegionStore& store);
+
+  // --- room in DEVICE -----------------------------------------------------------------------------------------------
+  // order: pages that an older request claims stay.
+  void make_room(FramesWanted wanted, uint64_t order);
+  void honour_capacity();  // budgets that shrank
+  bool evictable(PageId id, uint64_t order = kLastInLine) const;
+  uint64_t evict(PageId id);  // because the user asks for it; bytes that will leave
+
+  // --- choice of victims, for who makes room ahead of need -----------------------------------------------------------
+  bool catch_up_and_plan() {  // whether MIN can choose
+    return foresight_.catch_up_and_plan(memory_.device.capacity_bytes(), store_.cached_bytes());
+  }
+  MinPolicy& min() { return min_; }
+  void begin_min();
+  PageId next_victim(EvictionPolicy& policy, RoomBelow& below);
+  PageId leaving_victim(uint64_t bytes, uint64_t distance, RoomBelow& below);
+
+  // --- pages on their way out ---------------------------------------------------------------------------------------
+  void advance_leaving();
+  bool write_ahead(PageId id);  // the page stays; false: there is no room for it
+  const char* policy_name() const { return foresight_.known() ? min_.name() : clock_.name(); }
+
+ private:
+  uint64_t free_exactly(FramesWanted& wanted, RoomBelow& below, uint64_t bytes);
+  EvictionPolicy& begin_eviction(uint64_t order);
+  uint64_t leave_past_write_budget(uint64_t bytes, uint64_t order);
+  void make_room_over_budget(uint64_t excess);
+  bool advance_leaving(PageId id, LeavingPass& pass);
+  MinPolicy::Next next_use(RegionId region);
+
+  Memory& memory_;
+  Movements& movements_;
+  Foresight& foresight_;
+  Departures& departures_;
+  LowerTiers& lower_;
+  RegionStore& store_;
+  ClockPolicy clock_;
+  MinPolicy min_;
+};
+
+}  // namespace tierpage

@@ -1,0 +1,98 @@
+// What there is: page rows, the pools of the three tiers, the address range, regions, and their counters.
+//
+// Every part of the pager works on this. It decides nothing.
+//
+// Life of a region: allocate -> live -> free -> cached (frames kept mapped, no content, reused by size) -> dying (its
+// frames leave) -> gone. A region is evictable once it was seen as a tensor; scratch memory never is.
+//
+// Invariants (check_invariants):
+//   page rows and pools: see page_table.h, frame_pool.h;
+//   used bytes of each pool = sum over the pages that own memory there: every frame and span has exactly one owner;
+//   a page of a region that is not live has no content;
+//   prefetched bytes = bytes of the pages that were fetched ahead and not used yet.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/model/config.h"
+#include "core/model/frame_pool.h"
+#include "core/model/page_table.h"
+#include "core/model/region_map.h"
+#include "core/model/stats.h"
+#include "core/model/types.h"
+#include "core/pager/events.h"
+
+namespace tierpage {
+
+enum class RegionState : uint8_t { kGone, kLive, kCached, kDying };
+
+struct Region {  // what every operator looks at stands in the first cache line
+  alignas(64) RegionState state = RegionState::kGone;
+  bool other_streams = false;  // used on more streams than its own
+  bool seen = false;
+  bool held = false;           // never evictable again
+  KeyId key;
+  uint64_t offset = 0;
+  uint64_t bytes_asked = 0;
+  uint64_t uses = 0;           // granted since it was allocated
+  uint64_t writes = 0;         // of them, those that write
+  std::vector<PageId> pages;
+
+  uint64_t bytes = 0;          // rounded up to the granule
+  StreamId stream = 0;
+  TagId tag = 0;
+  Source source;               // of the pages that are sourced
+  uint64_t cached_at = 0;      // trace position when it was freed: its age in uses
+  uint64_t cached_serial = 0;  // place in the region store's order by age
+  uint64_t ahead_serial = 0;   // last look ahead that met it
+};
+
+struct Memory {
+  explicit Memory(const PagerConfig& pager_config);
+
+  const PagerConfig config;
+  DevicePool device;
+  SpanPool host;
+  SpanPool nvme;
+  RegionMap map;
+  PageTable pages;
+  std::vector<Region> regions;
+  Stats stats;
+  uint64_t prefetched_bytes = 0;
+
+  Region& region(RegionId id) { return regions[id.value]; }
+  const Region& region(RegionId id) const { return regions[id.value]; }
+  Region& region_of(PageId id) { return regions[pages[id].region.value]; }
+  const Region& region_of(PageId id) const { return regions[pages[id].region.value]; }
+  KeyId key_of(PageId id) const { return region_of(id).key; }
+  bool live(RegionId id) const {
+    return id.value < regions.size() && regions[id.value].state == RegionState::kLive;
+  }
+  std::vector<RegionId> live_regions() const;
+  RegionId add_region();             // a row without pages, in no state
+  void remove_region(RegionId id);   // with its pages and its addresses
+  void forget_row(RegionId id) { unused_regions_.push_back(id); }  // of a region that never got addresses
+  Source source_of(const Page& page) const;  // its part of its region's source; no bytes: none
+
+  SpanPool& lower(Tier tier) { return tier == Tier::kHost ? host : nvme; }
+  uint64_t capacity(Tier tier) const;
+  uint64_t used(Tier tier) const;
+  uint64_t device_held_bytes() const { return device.used_bytes() + device.free_bytes(); }
+  uint64_t dirty_bytes() const;
+  std::string tier_table() const;  // "device 3.9 of 4.0 GiB, ..." for messages
+  void update_gauges();
+
+  void drop_lower(Page& page, Tier tier);
+  // A HOST copy that may be dropped: another tier holds the content and will go on holding it.
+  static bool host_copy_redundant(const Page& page);
+  void note_prefetched(Page& page);
+  bool take_prefetched(Page& page);  // the page was used, left, or will not come. True if it counted as fetched ahead.
+  void check_invariants() const;
+
+ private:
+  std::vector<RegionId> unused_regions_;
+};
+
+}  // namespace tierpage

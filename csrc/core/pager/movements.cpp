@@ -1,0 +1,176 @@
+#include "core/pager/movements.h"
+
+#include <algorithm>
+#include <iterator>
+
+namespace tierpage {
+
+bool Movements::start_arrival(PageId id, bool urgent) {
+  Page& page = memory_.pages[id];
+  std::vector<FrameId> release_first;
+  const auto taken = memory_.device.take(page.bytes, release_first);
+  if (!taken) return false;
+  release(release_first);
+  const Tier source = page.is_valid(Tier::kHost) ? Tier::kHost : Tier::kNvme;
+  const Movement kind = page.has_content() ? Movement::kFetch : Movement::kMap;
+  page.start_arrival(kind, taken->frame, source);
+  arriving_bytes_ += page.bytes;
+  if (urgent && kind == Movement::kFetch) ++memory_.stats.fault_pages;
+  Action& action = push(kind == Movement::kFetch ? ActionKind::kFetch : ActionKind::kMap, id);
+  action.create_frame = taken->create;
+  action.urgent = urgent;
+  return true;
+}
+
+void Movements::start_write_back(PageId id, Tier target) {
+  Page& page = memory_.pages[id];
+  page.start_write_back(target, memory_.lower(target).take(page.bytes));
+  descending_bytes_ += page.bytes;
+  push(ActionKind::kWriteBack, id);
+}
+
+void Movements::start_spill(PageId id) {
+  Page& page = memory_.pages[id];
+  page.start_spill(memory_.nvme.take(page.bytes));
+  spilling_bytes_ += page.bytes;
+  push(ActionKind::kSpill, id);
+}
+
+void Movements::start_stage(PageId id) {
+  Page& page = memory_.pages[id];
+  page.start_stage(memory_.host.take(page.bytes));
+  push(ActionKind::kStage, id);
+}
+
+void Movements::start_unmap(PageId id) {
+  Page& page = memory_.pages[id];
+  if (page.is_valid(Tier::kDevice) && !page.wrote_back) memory_.stats.drop_bytes_device += page.bytes;
+  if (memory_.take_prefetched(page)) ++memory_.stats.prefetch_wasted;
+  page.start_unmap();
+  push(ActionKind::kUnmap, id);
+}
+
+bool Movements::begin_read(PageId id) {
+  Page& page = memory_.pages[id];
+  if (!page.is_valid(Tier::kHost) || page.movement != Movement::kNone) return false;
+  page.start_read();
+  ++under_way_;
+  return true;
+}
+
+PageId Movements::page_of(TransferId transfer) const {
+  const PageId id(static_cast<uint32_t>(transfer.value >> 32));
+  TP_ASSERT(memory_.pages.exists(id) && memory_.pages[id].transfer(id) == transfer);
+  TP_ASSERT(memory_.pages[id].movement != Movement::kNone && memory_.pages[id].movement != Movement::kRead);
+  return id;
+}
+
+void Movements::arrival_reached(TransferId transfer, ArrivalStage stage) {
+  const PageId id(static_cast<uint32_t>(transfer.value >> 32));
+  if (memory_.pages.exists(id) && memory_.pages[id].transfer(id) == transfer) memory_.pages[id].reached(stage);
+}
+
+void Movements::ended(const Page& page) {
+  --under_way_;
+  switch (page.movement) {
+    case Movement::kMap:
+    case Movement::kFetch: arriving_bytes_ -= page.bytes; break;
+    case Movement::kWriteBack: descending_bytes_ -= page.bytes; break;
+    case Movement::kSpill: spilling_bytes_ -= page.bytes; break;
+    default: break;
+  }
+}
+
+uint64_t Movements::count_copy(const Page& page) {
+  Stats& stats = memory_.stats;
+  const bool host = page.lower == Tier::kHost;
+  const bool reads = page.movement == Movement::kStage || (page.movement == Movement::kFetch && !host);
+  if (reads && page.sourced) stats.source_bytes_read += memory_.source_of(page).bytes;
+  switch (page.movement) {
+    case Movement::kFetch:
+      (host ? stats.fetch_bytes_host_to_device : stats.fetch_bytes_nvme_to_device) += page.bytes;
+      return 0;
+    case Movement::kWriteBack:
+      (host ? stats.write_back_bytes_device_to_host : stats.write_back_bytes_device_to_nvme) += page.bytes;
+      return host ? 0 : page.bytes;
+    case Movement::kSpill: stats.write_back_bytes_host_to_nvme += page.bytes; return page.bytes;
+    case Movement::kStage: stats.fetch_bytes_nvme_to_host += page.bytes; return 0;
+    default: return 0;
+  }
+}
+
+void Movements::return_frame(FrameId frame) {
+  memory_.device.give_back(frame);
+  set_device_capacity(memory_.device.capacity_bytes());  // the budget may have shrunk meanwhile
+}
+
+void Movements::frame_refused(FrameId frame) {
+  memory_.device.forget(frame);
+  set_device_capacity(std::min(memory_.device.capacity_bytes(), memory_.device_held_bytes()));
+}
+
+void Movements::release(const std::vector<FrameId>& frames) {
+  for (const FrameId frame : frames) {
+    Action action;
+    action.kind = ActionKind::kReleaseFrame;
+    action.frame = frame;
+    actions_.push_back(std::move(action));
+    ++memory_.stats.frames_released;
+  }
+}
+
+void Movements::watch(Fence fence) {
+  Action action;
+  action.kind = ActionKind::kWatchFence;
+  action.fence = fence;
+  actions_.push_back(std::move(action));
+}
+
+void Movements::record_fences(const std::vector<StreamId>& streams) {
+  for (const StreamId stream : streams) {
+    Action action;
+    action.kind = ActionKind::kRecordFence;
+    action.fence.stream = stream;
+    actions_.push_back(std::move(action));
+  }
+}
+
+// The action for the movement that the page's row has just begun.
+Action& Movements::push(ActionKind kind, PageId id) {
+  ++under_way_;
+  const Page& page = memory_.pages[id];
+  Action action;
+  action.kind = kind;
+  action.transfer = page.transfer(id);
+  action.frame = page.frame;
+  action.device_offset = page.offset;
+  action.bytes = page.bytes;
+  action.lower = page.lower;
+  action.host = page.host;
+  action.nvme = page.nvme;
+  if (page.sourced) {
+    action.sourced = true;
+    action.source = memory_.source_of(page);
+  }
+  return actions_.emplace_back(std::move(action));
+}
+
+void Movements::take_actions(std::vector<Action>& actions) {
+  actions.insert(actions.end(), std::make_move_iterator(actions_.begin()), std::make_move_iterator(actions_.end()));
+  actions_.clear();
+}
+
+void Movements::check_invariants() const {
+  uint64_t under_way = 0, arriving = 0, descending = 0, spilling = 0;
+  for (const PageId id : memory_.pages.ids()) {
+    const Page& page = memory_.pages[id];
+    under_way += page.movement != Movement::kNone;
+    arriving += page.movement == Movement::kMap || page.movement == Movement::kFetch ? page.bytes : 0;
+    descending += page.movement == Movement::kWriteBack ? page.bytes : 0;
+    spilling += page.movement == Movement::kSpill ? page.bytes : 0;
+  }
+  TP_ASSERT(under_way == under_way_ && arriving == arriving_bytes_);
+  TP_ASSERT(descending == descending_bytes_ && spilling == spilling_bytes_);
+}
+
+}  // namespace tierpage

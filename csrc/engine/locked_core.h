@@ -1,0 +1,131 @@
+// The core under its lock: how events reach it, what every caller does after it changed it, who is woken, and how it
+// dies.
+//
+// Names that end in _locked want the mutex held.
+// The first cause of death is kept: every waiter and every later caller gets it.
+// Who waits for a slot is released by exactly one of: its outcome, death, shutdown (ended_locked). Who waits for
+// anything else (pages that leave, room, the lower tiers' end) is an OtherWaiter meanwhile and is woken after every
+// change.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "core/pager/pager.h"
+#include "engine/event_log.h"
+#include "engine/host_growth.h"
+#include "engine/runtime_registry.h"
+#include "engine/watchdog.h"
+
+namespace tierpage {
+
+// Set by who calls the user's side in this thread and may be asked to stop: asked every 50 ms of a wait. Null: never.
+using StopAsked = bool (*)();
+extern thread_local StopAsked t_stop_asked;
+
+class LockedCore {
+ public:
+  // Both are guarded by this lock too.
+  LockedCore(Watchdog& watchdog, const HostGrowth& host_growth) : watchdog_(watchdog), host_growth_(host_growth) {}
+  void open(std::unique_ptr<Pager> pager) { pager_ = std::move(pager); }  // before anybody else knows of it
+
+  Pager* operator->() const { return pager_.get(); }
+  Pager& operator*() const { return *pager_; }
+  std::mutex& mutex() { return mutex_; }
+  // asked_ns: when the caller asked, if it had to wait for the lock; else untouched. Inline: on every operator's way.
+  std::unique_lock<std::mutex> lock_counted(int64_t& asked_ns) {
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) [[unlikely]] {
+      asked_ns = steady_ns();
+      lock.lock();
+    }
+    return lock;
+  }
+
+  // --- events --------------------------------------------------------------------------------------------------
+  // A broken invariant (or no memory half-way) kills the pager instead of leaving.
+  template <class Events>
+  Status events_locked(Events&& events) {
+    try {
+      events();
+      return Status::success();
+    } catch (const std::exception& error) {
+      die_locked(Status::error(StatusCode::kInternal, error.what()));
+      return dead_;
+    }
+  }
+  // The same for who leaves the core to others afterwards. Nearly every caller does so; where not, the order of
+  // something else matters, or an operator's way is kept short.
+  template <class Events>
+  Status change_locked(Events&& events) {
+    Status status = events_locked(std::forward<Events>(events));
+    hand_over_locked();
+    return status;
+  }
+  void hand_over_locked();  // actions to the pager thread; waiters are woken
+
+  // --- ends ----------------------------------------------------------------------------------------------------
+  Status die(const Status& cause);  // returns what everybody gets
+  void die_locked(const Status& cause);
+  void stop();  // nobody serves waits any more
+  bool alive_locked() const { return dead_.ok(); }
+  bool stopped_locked() const { return stop_; }
+  const Status& dead_locked() const { return dead_; }
+  bool refuses_locked() const { return !dead_.ok() || g_runtimes.forked(); }  // nothing can be asked for
+  Status refusal_locked() const;                                              // why; ok if it can
+  bool ended_locked() const { return !dead_.ok() || stop_ || g_runtimes.forked(); }  // nobody serves a wait any more
+  Status end_locked() const;                                                         // why
+  Status abandon_wait_locked(SlotId slot);  // it waits, and nobody will serve it: why
+
+  // --- callers' waits ------------------------------------------------------------------------------------------
+  enum class WaitEnd : uint8_t { kDone, kTimeOver, kStopped };
+  using Clock = std::chrono::steady_clock;
+  template <class Done>
+  bool wait_for(std::unique_lock<std::mutex>& lock, std::chrono::milliseconds patience, Done&& done) {
+    return slots_changed_.wait_for(lock, patience, std::forward<Done>(done));
+  }
+  // ... or until this thread is asked to stop (t_stop_asked).
+  WaitEnd wait_or_stop(std::unique_lock<std::mutex>& lock, Clock::time_point end, const std::function<bool()>& done);
+  // The same for what is no slot's outcome.
+  WaitEnd wait_for_other(std::unique_lock<std::mutex>& lock, Clock::time_point end, const std::function<bool()>& done);
+  bool waiters_may_go_locked() { return pager_->slots_changed() || other_waiters_ > 0; }
+  void wake_other_waiters_locked() {
+    if (other_waiters_ > 0) wake_waiters();
+  }
+  void wake_waiters() { slots_changed_.notify_all(); }
+
+  // --- the pager thread ----------------------------------------------------------------------------------------
+  void wake();
+  void wake_locked();
+  void begin_round_locked() { woken_ = false; }
+  bool wanted_locked() const { return woken_ || stop_; }
+  void sleep(std::unique_lock<std::mutex>& lock, std::chrono::microseconds patience) {
+    work_.wait_for(lock, patience, [this] { return wanted_locked(); });
+  }
+
+  // As the pager was lately: a hint, asked without the lock.
+  bool engaged_hint() const { return engaged_.load(std::memory_order_relaxed); }
+  void note_engagement_locked() { engaged_.store(pager_->engaged(), std::memory_order_relaxed); }
+
+ private:
+  Watchdog& watchdog_;
+  const HostGrowth& host_growth_;
+  std::mutex mutex_;
+  std::condition_variable slots_changed_;  // waiting callers
+  std::condition_variable work_;           // the pager thread
+  std::unique_ptr<Pager> pager_;
+  bool woken_ = false;
+  bool stop_ = false;
+  int other_waiters_ = 0;  // threads on slots_changed_ that wait for no slot
+  Status dead_;            // first cause; ok while alive
+  std::atomic<bool> engaged_{false};
+};
+
+}  // namespace tierpage

@@ -1,0 +1,55 @@
+// The runtimes of this process: which one owns an address, which one is active, and what a fork does to them.
+//
+// One that was added stays for ever, because tensors may outlive it. Look-ups take no lock.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+
+#include "core/model/status.h"
+
+namespace tierpage {
+
+class Runtime;
+
+class RuntimeRegistry {
+ public:
+  static constexpr int kRuntimesMax = 1024;
+
+  // `start` runs before anybody can find the runtime; if it fails nothing is added. `mutex` is held across forks.
+  Status add(Runtime* runtime, uint64_t range_base, uint64_t range_bytes, std::mutex* mutex,
+             const std::function<Status()>& start);
+  // No new allocations from here on; a newer runtime that took its place is left alone.
+  void deactivate(Runtime* runtime) { active_.compare_exchange_strong(runtime, nullptr); }
+
+  Runtime* of_address(uint64_t address) const;  // or null
+  Runtime* active() const { return active_.load(std::memory_order_acquire); }
+  Runtime* newest() const;  // the active one, else the one that was added last, or null
+
+  // Every runtime's lock is held across the fork, so that the child's copies are consistent.
+  bool forked() const { return forked_.load(std::memory_order_relaxed); }
+  void before_fork();
+  void after_fork_in_parent();
+  void after_fork_in_child();
+
+ private:
+  struct Entry {  // written before count_ tells of it, and never again
+    Runtime* runtime = nullptr;
+    uint64_t range_base = 0;
+    uint64_t range_bytes = 0;
+    std::mutex* mutex = nullptr;
+  };
+  std::array<Entry, kRuntimesMax> entries_{};
+  std::atomic<int> count_{0};
+  std::atomic<Runtime*> active_{nullptr};
+  std::atomic<bool> forked_{false};
+  std::mutex mutex_;  // adding; forking. Taken before any runtime's
+};
+
+// Of this process.
+extern RuntimeRegistry g_runtimes;
+
+}  // namespace tierpage

@@ -1,0 +1,137 @@
+#include "engine/tier_set.h"
+
+#include <algorithm>
+
+#include "tiers/storage_extension.h"
+
+namespace tierpage {
+namespace {
+
+// Largest unit, up to 64 KiB, that every request of the transfers covers whole: only whole units are checked.
+uint64_t checked_unit_bytes(uint64_t span_bytes_min, uint64_t staging_slot_bytes) {
+  const uint64_t multiples = span_bytes_min | staging_slot_bytes | 64 * kKiB;
+  return multiples & (~multiples + 1);
+}
+
+}  // namespace
+
+Status TierSet::open() {
+  Status status = open_backend();
+  if (!status.ok()) return status;
+  config.granule_bytes = backend->info().granule_bytes;
+  config.frame_bytes_max = backend->info().frame_bytes_max;
+  config.range_bytes = backend->range_bytes();
+  config.device_bytes_max = options_.device_bytes_max;
+  config.host_bytes_max = options_.host_bytes_max;
+  config.nvme_bytes_max = options_.nvme_path.empty() && !store ? 0 : options_.nvme_bytes_max;
+  config.nvme_write_bytes_max = options_.nvme_write_bytes_max;
+  config.nvme_write_period_seconds = options_.nvme_write_period_seconds;
+  config.span_bytes_min = std::min(config.granule_bytes, 256 * kKiB);
+  config.policy = options_.policy;
+  config.prefetch = options_.prefetch && !options_.paranoid;
+  if (config.nvme_bytes_max > 0) status = take_ring_from_host_budget();
+  if (!status.ok()) return status;
+  const std::vector<std::string> problems = validate(config);
+  if (!problems.empty()) return Status::error(StatusCode::kInvalidArgument, problems.front());
+  return open_lower_tiers();
+}
+
+// The ring is locked RAM too.
+Status TierSet::take_ring_from_host_budget() {
+  constexpr uint64_t kAlignment = 4096;  // of direct I/O
+  options_.staging_slot_bytes = std::min(options_.staging_slot_bytes, config.frame_bytes_max);
+  if (options_.staging_slots == 0 || options_.staging_slot_bytes == 0 ||
+      options_.staging_slot_bytes % kAlignment != 0) {
+    return Status::error(StatusCode::kInvalidArgument,
+                         std::to_string(options_.staging_slots) + " staging_slots of " +
+                             std::to_string(options_.staging_slot_bytes) + " bytes cannot carry pages to the NVMe "
+                             "tier. Give at least one slot, of a multiple of 4096 bytes.");
+  }
+  ring_bytes = options_.staging_slot_bytes * options_.staging_slots;
+  if (ring_bytes > options_.host_bytes_max) {
+    return Status::error(StatusCode::kInvalidArgument,
+                         "host_budget is " + std::to_string(options_.host_bytes_max) + " bytes, less than the " +
+                             std::to_string(ring_bytes) + " bytes of staging buffers that reading from disk needs. "
+                             "Raise host_budget, or lower staging_slots or staging_slot_bytes.");
+  }
+  config.host_bytes_max -= ring_bytes;
+  return Status::success();
+}
+
+Status TierSet::open_backend() {
+  if (backend) return Status::success();
+  if (options_.cuda) {
+    CudaBackendOptions cuda;
+    cuda.device_index = options_.device_index;
+    cuda.range_bytes = options_.range_bytes;
+    cuda.granule_bytes = options_.granule_bytes;
+    if (options_.frame_bytes_max > 0) cuda.frame_bytes_max = options_.frame_bytes_max;
+    return make_cuda_backend(cuda, &backend);
+  }
+  HostBackendOptions host;
+  const uint64_t all = options_.device_bytes_max + options_.host_bytes_max + options_.nvme_bytes_max;
+  host.range_bytes = options_.range_bytes > 0 ? options_.range_bytes : std::max(64 * kGiB, 4 * round_up(all, kGiB));
+  if (options_.granule_bytes > 0) host.granule_bytes = options_.granule_bytes;
+  if (options_.frame_bytes_max > 0) host.frame_bytes_max = options_.frame_bytes_max;
+  return make_host_backend(host, &backend);
+}
+
+Status TierSet::check_storage_extension() const {
+  if (by_extension(options_.storage) && storage_extension() == nullptr) {
+    return Status::error(StatusCode::kUnavailable, "no storage extension has been loaded");
+  }
+  if (options_.storage == StorageWay::kDirectToDevice && options_.cuda) {
+    return Status::error(StatusCode::kInvalidArgument, "only a storage extension reaches the memory of a GPU");
+  }
+  if (reaches_device(options_.storage) && (options_.verify != Verify::kOff || options_.encrypt)) {
+    return Status::error(StatusCode::kInvalidArgument, "pages that pass no RAM can be neither checked nor encrypted: "
+                                                       "give verify=\"off\" and encrypt=False with a store that "
+                                                       "reaches the device");
+  }
+  return Status::success();
+}
+
+Status TierSet::open_lower_tiers() {
+  const auto lock = [this](void* memory, uint64_t bytes) { return backend->lock_host(memory, bytes); };
+  const auto unlock = [this](void* memory) { backend->unlock_host(memory); };
+  if (config.host_bytes_max > 0) {
+    HostArenaOptions growing;
+    growing.capacity_bytes = config.host_bytes_max;
+    if (options_.cuda) {
+      growing.lock = lock;
+      growing.unlock = unlock;
+    }
+    Status status = make_host_arena(growing, &arena);
+    if (!status.ok()) return status;
+  }
+  if (config.nvme_bytes_max == 0) return Status::success();
+  if (!store) {
+    DirectStoreOptions direct;
+    direct.directories = options_.nvme_path;
+    direct.capacity_bytes = config.nvme_bytes_max;
+    direct.worker_count = options_.io_workers;
+    direct.direct = options_.direct_io;
+    direct.verify = options_.verify != Verify::kOff;
+    direct.encrypt = options_.encrypt;
+    direct.verify_writes = options_.verify == Verify::kFull;
+    direct.verify_unit_bytes = checked_unit_bytes(config.span_bytes_min, options_.staging_slot_bytes);
+    if (Status status = check_storage_extension(); !status.ok()) return status;
+    const bool peer_to_peer = options_.cuda && reaches_device(options_.storage);
+    const IoTable& calls = by_extension(options_.storage) ? extension_io_table(peer_to_peer) : system_io_table();
+    Status status = make_direct_store(direct, calls, &store);
+    if (!status.ok()) return status;
+  }
+  description = store->description();
+  if (by_extension(options_.storage)) description += std::string(", ") + storage_extension()->name;
+  if (reaches_device(options_.storage)) description += ", to and from device memory";
+  return open_ring(&ring);
+}
+
+Status TierSet::open_ring(std::unique_ptr<StagingRing>* opened) {
+  *opened = std::make_unique<StagingRing>(options_.staging_slot_bytes, options_.staging_slots);
+  if (!options_.cuda) return (*opened)->open({}, {});
+  return (*opened)->open([this](void* memory, uint64_t bytes) { return backend->lock_host(memory, bytes); },
+                       [this](void* memory) { backend->unlock_host(memory); });
+}
+
+}  // namespace tierpage

@@ -1,0 +1,49 @@
+// The tiers of one runtime, made from its options: device, RAM, disk and the staging ring between them; and what the
+// core is told of their sizes.
+//
+// Owns them. Who may use which when is the runtime's matter: pointers change under its lock, the pager thread alone
+// copies and reads. The ring is locked RAM, so it is taken out of the RAM budget.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "core/model/config.h"
+#include "engine/runtime_options.h"
+#include "engine/staging_ring.h"
+#include "tiers/block_store.h"
+#include "tiers/device_backend.h"
+#include "tiers/host_arena.h"
+#include "tiers/source_files.h"
+
+namespace tierpage {
+
+class TierSet {
+ public:
+  // Options that cannot be met as they are given are changed there. What is in `backend` and `store` already is used.
+  explicit TierSet(RuntimeOptions& options) : options_(options) {}
+  Status open();
+
+  // Also for sources, which need a ring where there is no NVMe tier.
+  Status take_ring_from_host_budget();
+  Status open_ring(std::unique_ptr<StagingRing>* opened);
+
+  std::unique_ptr<DeviceBackend> backend;
+  std::unique_ptr<HostArena> arena;
+  std::unique_ptr<BlockStore> store;
+  std::unique_ptr<StagingRing> ring;
+  std::shared_ptr<SourceFiles> sources;  // made with the first source
+  PagerConfig config;
+  std::string description = "none";      // of the store
+  uint64_t ring_bytes = 0;               // of the host budget
+
+ private:
+  Status open_backend();
+  Status check_storage_extension() const;
+  Status open_lower_tiers();
+
+  RuntimeOptions& options_;
+};
+
+}  // namespace tierpage

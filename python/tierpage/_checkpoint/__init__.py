@@ -1,0 +1,1 @@
+"""Private: ``tierpage.load`` (``loading``) and ``tierpage.save`` (``saving``) of safetensors files."""

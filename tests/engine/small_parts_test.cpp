@@ -1,0 +1,73 @@
+// The small parts of a runtime: regions that a fetch waits for, names of tags, the budget for pages.
+#include <gtest/gtest.h>
+
+#include "engine/awaited_regions.h"
+#include "engine/device_budget.h"
+#include "engine/tag_names.h"
+
+namespace tierpage::testing {
+namespace {
+
+TEST(AwaitedRegionsTest, AFreeIsPutOffUntilNobodyWaitsForTheRegion) {
+  AwaitedRegions awaited;
+  const std::vector<Use> first = {{RegionId(1)}, {RegionId(2)}}, second = {{RegionId(2)}};
+  awaited.await(first);
+  awaited.await(second);
+  EXPECT_TRUE(awaited.contains(RegionId(1)) && awaited.contains(RegionId(2)));
+  EXPECT_FALSE(awaited.contains(RegionId(3)));
+  awaited.put_off(RegionId(2), {Fence{7, 1}});
+  awaited.put_off(RegionId(1), {});
+  auto due = awaited.arrived(first);
+  ASSERT_EQ(due.size(), 1u);
+  EXPECT_EQ(due[0].region, RegionId(1));
+  due = awaited.arrived(second);
+  ASSERT_EQ(due.size(), 1u);
+  EXPECT_EQ(due[0].region, RegionId(2));
+  ASSERT_EQ(due[0].fences.size(), 1u);
+  EXPECT_EQ(due[0].fences[0].stream, 7u);
+  EXPECT_FALSE(awaited.contains(RegionId(2)));
+}
+
+TEST(AwaitedRegionsTest, ARegionThatIsNamedTwiceIsAwaitedOnceOver) {
+  AwaitedRegions awaited;
+  const std::vector<Use> uses = {{RegionId(1)}, {RegionId(1)}};
+  awaited.await(uses);
+  awaited.put_off(RegionId(1), {});
+  EXPECT_EQ(awaited.arrived(uses).size(), 1u);
+}
+
+TEST(TagNamesTest, ANameKeepsItsNumberAndANumberItsName) {
+  TagNames tags;
+  EXPECT_EQ(tags.find("model"), 0u);
+  const TagId model = tags.add("model"), cache = tags.add("cache");
+  EXPECT_NE(model, 0u);
+  EXPECT_NE(model, cache);
+  EXPECT_EQ(tags.add("model"), model);
+  EXPECT_EQ(tags.find("cache"), cache);
+  const char* name = tags.name_of(model);
+  for (int i = 0; i < 100; ++i) tags.add(std::to_string(i));
+  EXPECT_EQ(tags.name_of(model), name);  // it stays where it is
+  EXPECT_STREQ(name, "model");
+  EXPECT_STREQ(tags.name_of(0), "");
+}
+
+TEST(DeviceBudgetTest, TheFrameworksOwnMemoryIsTakenOff) {
+  DeviceBudget budget;
+  budget.open(100, 4);
+  EXPECT_EQ(budget.for_pages(), 100u);
+  budget.native_reserved(30);
+  EXPECT_EQ(budget.for_pages(), 70u);
+  budget.native_expected(20);
+  EXPECT_EQ(budget.for_pages(), 50u);
+  budget.native_reserved(50);  // what was expected has come
+  EXPECT_EQ(budget.for_pages(), 50u);
+  budget.native_expected(47);
+  EXPECT_EQ(budget.for_pages(), 4u);
+  budget.native_reserved(1000);
+  EXPECT_EQ(budget.for_pages(), 4u);
+  budget.set(2000);
+  EXPECT_EQ(budget.for_pages(), 1000u);
+}
+
+}  // namespace
+}  // namespace tierpage::testing
