@@ -126,7 +126,7 @@ native_build() {  # $1: folder under build/, $2: sanitizers or empty, $3: target
   local kvikio=(-DTIERPAGE_KVIKIO=OFF)
   [[ -z $2 ]] && kvikio=(-DTIERPAGE_KVIKIO=ON)
   [[ -z $2 && ${TIERPAGE_TEST_KVIKIO:-} == 1 ]] && kvikio+=(-DCMAKE_REQUIRE_FIND_PACKAGE_Kvikio=ON)
-  cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_WERROR=ON \
+  cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_TORCH_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_WERROR=ON \
     -DTIERPAGE_SANITIZER="$2" "${kvikio[@]}" -DPython_EXECUTABLE="$VENV/bin/python" \
     -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -g1 -DNDEBUG" >"build/$1.log" || { cat "build/$1.log"; return 1; }
   phase "build $1" cmake --build "build/$1" -j "$JOBS" ${3:+--target $3}
@@ -136,8 +136,11 @@ native_suites() {  # $1: folder under build/, $2: sanitizers or empty
   # core and sim have one thread (tests/tidy.py sees to it): the thread sanitizer cannot find anything in them.
   local only=() targets=""
   case $2 in
-    thread) targets="tiers_tests engine_tests" only=(-R '^(tiers|engine|engine_fork)$') ;;
-    ?*) targets="core_tests sim_tests tiers_tests engine_tests" only=(-R '^(core|sim|sim_more|tiers|engine|engine_fork)$') ;;
+    thread) targets="tiers_tests engine_tests torch_tests" only=(-R '^(tiers|engine|engine_fork|torch)$') ;;
+    ?*)
+      targets="core_tests sim_tests tiers_tests engine_tests torch_tests"
+      only=(-R '^(core|sim|sim_more|tiers|engine|engine_fork|torch)$')
+      ;;
   esac
   native_build "$1" "$2" "$targets"
   phase "tests $1" ctest --test-dir "build/$1" -j "$JOBS" --output-on-failure --output-junit "$ROOT/build/$1.xml" "${only[@]}"
