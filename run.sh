@@ -18,7 +18,8 @@ BUILD_PACKAGES=("scikit-build-core>=0.11" "pybind11>=2.13" ninja "nvidia-cuda-ru
 # What the optional extension _kvikio needs (10 MB, without what kvikio brings along: nothing here may move torch's CUDA).
 KVIKIO_PACKAGES=("libkvikio-cu13==26.10.*" "rapids-logger==0.3.*" nvidia-cufile)
 TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen "safetensors>=0.5" matplotlib)
-TEST_PROGRAMS=(ruff)
+TEST_PROGRAMS=(ruff mypy "clang-format==23.1.5")
+PYTHON_SOURCES=(bench python tests/python tests/tidy.py tools)
 TEST_SYSTEM_PACKAGES=(/usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build clang++=clang)
 JOBS=${JOBS:-$(nproc)}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -155,7 +156,11 @@ thread_safety() {  # clang proves what csrc/tiers/annotated_mutex.h lets classes
 
 source_rules() {
   "$VENV/bin/python" tests/tidy.py
-  "$VENV/bin/ruff" check bench python tests/python tests/tidy.py tools
+  "$VENV/bin/python" tools/include_graph.py --check docs/architecture.md
+  "$VENV/bin/ruff" check "${PYTHON_SOURCES[@]}"
+  "$VENV/bin/ruff" format --check -q "${PYTHON_SOURCES[@]}"
+  "$VENV/bin/mypy"
+  git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/*.h' 'tests/*.cpp' 'bench/*.cpp' | xargs "$VENV/bin/clang-format" --dry-run -Werror
   thread_safety
   "$VENV/bin/python" tools/stubs.py --check
 }
