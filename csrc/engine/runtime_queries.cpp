@@ -39,7 +39,7 @@ void Runtime::reset_peaks() {
 Runtime::Placement Runtime::placement(uint64_t address) {
   std::lock_guard lock(core_.mutex());
   Placement placement;
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return placement;
   placement.bytes = core_->region_bytes(region);
   for (const PageId id : core_->pages_of(region)) {

@@ -12,7 +12,9 @@ Status Runtime::open_sources() {
   {
     std::lock_guard lock(core_.mutex());
     if (core_.ended_locked()) return core_.end_locked();
-    if (closed_) return Status::error(StatusCode::kUnavailable, "paging is disabled: nothing can be backed by a file");
+    if (core_.closed_locked()) {
+      return Status::error(StatusCode::kUnavailable, "paging is disabled: nothing can be backed by a file");
+    }
     if (tiers_.sources) return Status::success();
     has_ring = tiers_.ring != nullptr;
     if (!has_ring) {
@@ -78,7 +80,7 @@ Status Runtime::read_source(uint64_t offset, uint64_t bytes, std::byte* buffer) 
 uint64_t Runtime::read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer, uint64_t* page_end) {
   *page_end = first + bytes;
   std::unique_lock lock(core_.mutex());
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid() || !core_.refusal_locked().ok()) return 0;
   const auto pages = core_->pages_of(region);
   const uint64_t wanted = core_->region_offset(region) + first;
@@ -109,7 +111,7 @@ uint64_t Runtime::read_host(uint64_t address, uint64_t first, uint64_t bytes, st
 std::vector<Runtime::SourcedRun> Runtime::sourced_runs(uint64_t address) {
   std::vector<SourcedRun> runs;
   std::lock_guard lock(core_.mutex());
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return runs;
   for (const PageId id : core_->pages_of(region)) {
     const Page& page = core_->page(id);
