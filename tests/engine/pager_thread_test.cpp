@@ -3,44 +3,14 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <mutex>
 
-#include "engine_under_test.h"
+#include "parts_under_test.h"
 
 namespace tierpage::testing {
 namespace {
 
-class PagerThreadTest : public EngineTest {
- protected:
-  PagerThreadTest() : options_(small_options()), tiers_(options_), log_(16), accounts_(16) {
-    EXPECT_TRUE(tiers_.open().ok());
-    core_.open(std::make_unique<Pager>(tiers_.config), reinterpret_cast<uint64_t>(tiers_.backend->base()));
-    tiers_.arena->set_wake([](void* thread) { static_cast<PagerThread*>(thread)->arena_grew(); }, &thread_);
-    tiers_.backend->set_wake([](void* core) { static_cast<LockedCore*>(core)->wake(); }, &core_);
-    thread_.open(log_, false, steady_ns());
-  }
-  ~PagerThreadTest() override {
-    core_.stop();
-    thread_.join();
-  }
-  Outcome outcome_of(SlotId slot) {
-    std::unique_lock lock(core_.mutex());
-    (void)core_.wait_for(lock, std::chrono::seconds(20), [&] { return core_->outcome(slot) != Outcome::kWait; });
-    return core_->outcome(slot);
-  }
-
-  RuntimeOptions options_;
-  TierSet tiers_;
-  EventLog log_;
-  tierpage::Watchdog reports_{30, 600};
-  HostGrowth host_growth_;
-  LockedCore core_{reports_, host_growth_};
-  Accounts accounts_;
-  StreamLedger streams_;
-  SourceRegistry sources_;
-  PagerThread thread_{{core_, tiers_, accounts_, reports_, host_growth_, streams_, sources_}};
-};
+using PagerThreadTest = PartsTest;
 
 TEST_F(PagerThreadTest, ARequestThatWaitedBeforeTheThreadBeganIsServed) {
   SlotId slot;
@@ -63,7 +33,7 @@ TEST_F(PagerThreadTest, ItEndsWhenThePagerDies) {
     core_.die_locked(Status::error(StatusCode::kInternal, "told to"));
   }
   thread_.join();
-  EXPECT_NE(reports_.take_notices().find("told to"), std::string::npos);
+  EXPECT_NE(reporter_.take_notices().find("told to"), std::string::npos);
 }
 
 TEST_F(PagerThreadTest, LowerTiersStayUntilTheCoreIsClosed) {
