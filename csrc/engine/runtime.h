@@ -56,6 +56,7 @@
 #include "engine/pager_thread.h"
 #include "engine/runtime_options.h"
 #include "engine/runtime_registry.h"
+#include "engine/runtime_sources.h"
 #include "engine/source_registry.h"
 #include "engine/stream_ledger.h"
 #include "engine/tag_names.h"
@@ -134,25 +135,14 @@ class Runtime {
   void unpin(SlotId handle);
   uint64_t prefetch(const std::vector<uint64_t>& addresses);
   uint64_t evict(const std::vector<uint64_t>& addresses);
-  // Sources. A file is open until it was let go and no region has it as its source any more.
-  Status add_source(int descriptor, const std::string& name, uint64_t* place);
-  void let_source_go(uint64_t place);
-  Status read_source(uint64_t offset, uint64_t bytes, std::byte* buffer);
-  // Copies what RAM holds of a region's bytes from `first` on, at most to the end of the page there: the number of
-  // bytes. 0: that page has no copy in RAM at rest, *page_end tells where the next one begins.
-  uint64_t read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer, uint64_t* page_end);
-  // Bytes of a region whose content is still the source's: first byte in the region, place, bytes; merged.
-  struct SourcedRun {
-    uint64_t first = 0;
-    Source source;
-  };
-  std::vector<SourcedRun> sourced_runs(uint64_t address);
   void set_tag(const std::string& tag);   // this thread; empty: leave
   uint64_t pause(const std::string& tag);
   uint64_t resume(const std::string& tag);
   Status set_budget(Tier tier, uint64_t bytes);
   Status close();
   void shutdown();  // at process exit: stops the thread, brings nothing back
+
+  RuntimeSources& sources() { return sources_; }
 
   // Queries.
   struct Snapshot {
@@ -196,7 +186,6 @@ class Runtime {
  private:
   explicit Runtime(const RuntimeOptions& options);
   Status open();
-  Status open_sources();
   Status publish();
   void fill_api();
 
@@ -245,6 +234,7 @@ class Runtime {
   std::atomic<bool> open_{false};
   std::atomic<uint64_t> missed_accesses_{0};
   std::atomic<uint64_t> missed_address_{0};
+  RuntimeSources sources_{{core_, tiers_, source_registry_, close_mutex_, options_}};
 };
 
 // The scope that is open in this thread, whatever runtime it belongs to. The fault handler asks.

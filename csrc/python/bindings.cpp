@@ -164,7 +164,7 @@ uint64_t add_source(const PyRuntime& self, int descriptor, const std::string& na
   Status status;
   {
     py::gil_scoped_release release;
-    status = self.runtime().add_source(descriptor, name, &place);
+    status = self.runtime().sources().add(descriptor, name, &place);
   }
   check(status);
   return place;
@@ -177,7 +177,7 @@ void read_source(const PyRuntime& self, uint64_t offset, const py::buffer& targe
   {
     py::gil_scoped_release release;
     const auto bytes = static_cast<uint64_t>(info.size * info.itemsize);
-    if (bytes > 0) status = self.runtime().read_source(offset, bytes, static_cast<std::byte*>(info.ptr));
+    if (bytes > 0) status = self.runtime().sources().read(offset, bytes, static_cast<std::byte*>(info.ptr));
   }
   check(status);
 }
@@ -189,14 +189,14 @@ py::tuple read_host(const PyRuntime& self, uint64_t address, uint64_t first, con
   {
     py::gil_scoped_release release;
     const auto bytes = static_cast<uint64_t>(info.size * info.itemsize);
-    copied = self.runtime().read_host(address, first, bytes, static_cast<std::byte*>(info.ptr), &page_end);
+    copied = self.runtime().sources().read_host(address, first, bytes, static_cast<std::byte*>(info.ptr), &page_end);
   }
   return py::make_tuple(copied, page_end);
 }
 
 py::list sourced_runs(const PyRuntime& self, uint64_t address) {
   py::list rows;
-  for (const Runtime::SourcedRun& run : self.runtime().sourced_runs(address)) {
+  for (const RuntimeSources::Run& run : self.runtime().sources().runs_of(address)) {
     rows.append(py::make_tuple(run.first, run.source.offset, run.source.bytes));
   }
   return rows;
@@ -236,7 +236,7 @@ PYBIND11_MODULE(_C, module) {
       .def("reset_peaks", [](const PyRuntime& self) { self.runtime().reset_peaks(); })
       .def("addresses_info", &addresses_info, py::arg("addresses"))
       .def("add_source", &add_source, py::arg("descriptor"), py::arg("name"), "The place of its first byte.")
-      .def("let_source_go", [](const PyRuntime& self, uint64_t place) { self.runtime().let_source_go(place); },
+      .def("let_source_go", [](const PyRuntime& self, uint64_t place) { self.runtime().sources().let_go(place); },
            py::arg("place"))
       .def("read_source", &read_source, py::arg("offset"), py::arg("target"))
       .def("read_host", &read_host, py::arg("address"), py::arg("first"), py::arg("target"),
