@@ -56,6 +56,7 @@
 #include "engine/pager_thread.h"
 #include "engine/runtime_options.h"
 #include "engine/runtime_registry.h"
+#include "engine/runtime_reports.h"
 #include "engine/runtime_sources.h"
 #include "engine/source_registry.h"
 #include "engine/stream_ledger.h"
@@ -142,46 +143,9 @@ class Runtime {
   Status close();
   void shutdown();  // at process exit: stops the thread, brings nothing back
 
+  // What files do for a running pager, and what can be known of it.
   RuntimeSources& sources() { return sources_; }
-
-  // Queries.
-  struct Snapshot {
-    Stats stats;
-    StallStats stalls;
-    uint64_t budget_bytes[kTierCount];
-    uint64_t dirty_bytes;
-    std::string policy;
-    uint64_t predicted_uses, mispredicted_uses;
-    uint64_t host_locked_bytes;
-    uint64_t elapsed_ns;               // since the runtime opened
-    LinkUses links;
-    bool engaged;                      // pages leave, or did so lately
-    StuckTransfers stuck;
-    WriteEconomy writes;               // to the NVMe tier
-    PlanReport plan;
-    RecurrenceTotals recurrence;             // the last whole one under that plan
-  };
-  Snapshot snapshot();
-  void reset_peaks();
-  struct Placement {
-    uint64_t bytes = 0, device = 0, host = 0, nvme = 0, source = 0, pinned = 0;
-  };
-  Placement placement(uint64_t address);
-  EventLog& log() { return log_; }
-  // Ended waits with their causes, oldest first; `start_ns` is on the time base of the log.
-  std::vector<Stall> stalls() const { return accounts_.stalls(); }
-  std::vector<Levels> levels();  // oldest first; the last one is of now
-  struct StalledMost {
-    std::vector<StalledName> operators, tags;  // longest first, at most kStalledNamesMax each
-  };
-  StalledMost stalled_most();
-  void reset_stalled_most();
-  std::string device_name() const { return tiers_.backend->info().name; }
-  std::string storage_description() const { return tiers_.description; }
-  const PagerConfig& pager_config() const { return tiers_.config; }
-  uint64_t missed_accesses() const { return missed_accesses_.load(); }
-  uint64_t live_bytes();
-  std::string take_notices();  // lines for the log, oldest first
+  RuntimeReports& reports() { return reports_; }
 
  private:
   explicit Runtime(const RuntimeOptions& options);
@@ -235,6 +199,7 @@ class Runtime {
   std::atomic<uint64_t> missed_accesses_{0};
   std::atomic<uint64_t> missed_address_{0};
   RuntimeSources sources_{{core_, tiers_, source_registry_, close_mutex_, options_}};
+  RuntimeReports reports_{{core_, tiers_, accounts_, watchdog_, log_, missed_accesses_}};
 };
 
 // The scope that is open in this thread, whatever runtime it belongs to. The fault handler asks.

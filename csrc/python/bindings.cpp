@@ -64,10 +64,10 @@ class PyRuntime {
 
 py::dict config_of(const PyRuntime& self) {
   const RuntimeOptions& options = self.runtime().options();
-  const PagerConfig& pager = self.runtime().pager_config();
+  const PagerConfig& pager = self.runtime().reports().pager_config();
   py::dict config;
-  config["device_name"] = self.runtime().device_name();
-  config["storage"] = self.runtime().storage_description();
+  config["device_name"] = self.runtime().reports().device_name();
+  config["storage"] = self.runtime().reports().storage_description();
   config["verify"] = name_of(options.verify);
   config["encrypt"] = options.encrypt;
   config["device_budget_bytes"] = options.device_bytes_max;
@@ -120,7 +120,7 @@ void put_core(py::dict& out, const Stats& stats) {
 }
 
 py::dict stats_of(const PyRuntime& self) {
-  const Runtime::Snapshot snapshot = self.runtime().snapshot();
+  const RuntimeReports::Snapshot snapshot = self.runtime().reports().snapshot();
   py::dict out;
   put_core(out, snapshot.stats);
   for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {
@@ -145,7 +145,7 @@ py::list addresses_info(const PyRuntime& self, const std::vector<uint64_t>& addr
   py::list rows;
   for (const uint64_t address : addresses) {
     py::dict row;
-    const Runtime::Placement place = self.runtime().placement(address);
+    const RuntimeReports::Placement place = self.runtime().reports().placement(address);
     if (place.bytes > 0) {
       row["bytes"] = place.bytes;
       row["device"] = place.device;
@@ -233,7 +233,7 @@ PYBIND11_MODULE(_C, module) {
       .def("engine_api", &PyRuntime::engine_api, "Address of the tp_engine_api table.")
       .def("config", &config_of)
       .def("stats", &stats_of)
-      .def("reset_peaks", [](const PyRuntime& self) { self.runtime().reset_peaks(); })
+      .def("reset_peaks", [](const PyRuntime& self) { self.runtime().reports().reset_peaks(); })
       .def("addresses_info", &addresses_info, py::arg("addresses"))
       .def("add_source", &add_source, py::arg("descriptor"), py::arg("name"), "The place of its first byte.")
       .def("let_source_go", [](const PyRuntime& self, uint64_t place) { self.runtime().sources().let_go(place); },
@@ -266,12 +266,12 @@ PYBIND11_MODULE(_C, module) {
            "Bytes in each tier and on their way, oldest first.")
       .def("stalled_most", [](const PyRuntime& self) { return stalled_most_rows(self.runtime()); },
            "Operators and tags that waited longest.")
-      .def("reset_stalled_most", [](const PyRuntime& self) { self.runtime().reset_stalled_most(); })
+      .def("reset_stalled_most", [](const PyRuntime& self) { self.runtime().reports().reset_stalled_most(); })
       .def("close", &close_runtime)
       .def("shutdown", [](const PyRuntime& self) { self.runtime().shutdown(); }, Release())
-      .def("alive_bytes", [](const PyRuntime& self) { return self.runtime().live_bytes(); })
-      .def("missed_accesses", [](const PyRuntime& self) { return self.runtime().missed_accesses(); })
-      .def("take_notices", [](const PyRuntime& self) { return self.runtime().take_notices(); });
+      .def("alive_bytes", [](const PyRuntime& self) { return self.runtime().reports().live_bytes(); })
+      .def("missed_accesses", [](const PyRuntime& self) { return self.runtime().reports().missed_accesses(); })
+      .def("take_notices", [](const PyRuntime& self) { return self.runtime().reports().take_notices(); });
   module.def("probe_device", &probe_device, py::arg("kind"), py::arg("index"));
   module.def("measure_links", &measure_links, py::arg("device"), py::arg("device_index") = 0,
              py::arg("nvme_path") = std::vector<std::string>(), "GB/s of each link, measured for about two seconds.");

@@ -113,8 +113,8 @@ TEST_P(SourcesIn, EveryByteIsTheFilesUntilItIsWritten) {
     tensors.push_back(make(engine, caller, place, offset, bytes));
     offset += bytes;
   }
-  EXPECT_EQ(engine->snapshot().stats.source_bytes_read, 0u);
-  EXPECT_EQ(engine->snapshot().stats.resident_bytes[0].peak, 0u);
+  EXPECT_EQ(engine->reports().snapshot().stats.source_bytes_read, 0u);
+  EXPECT_EQ(engine->reports().snapshot().stats.resident_bytes[0].peak, 0u);
   std::vector<bool> written(tensors.size());
   std::vector<Region> shadows(tensors.size());
   for (int i = 0; i < 300; ++i) {
@@ -135,7 +135,7 @@ TEST_P(SourcesIn, EveryByteIsTheFilesUntilItIsWritten) {
     ASSERT_EQ(caller.close(), TP_OK);
     written[index] = true;
   }
-  const Stats stats = engine->snapshot().stats;
+  const Stats stats = engine->reports().snapshot().stats;
   EXPECT_GT(stats.source_bytes_read, 0u);
   EXPECT_TRUE(file.untouched());
   for (const Sourced& tensor : tensors) caller.free(tensor.region);
@@ -182,7 +182,7 @@ TEST_F(Sources, FrozenContentIsDroppedAndNeverWritten) {
   for (int round = 0; round < 3; ++round) {
     for (const Sourced& tensor : tensors) expect_equal(caller, tensor, file);
   }
-  const Stats stats = engine->snapshot().stats;
+  const Stats stats = engine->reports().snapshot().stats;
   EXPECT_EQ(stats.write_back_bytes_device_to_nvme + stats.write_back_bytes_host_to_nvme, 0u);
   EXPECT_GT(stats.drop_bytes_device, 0u);
   EXPECT_EQ(stats.resident_bytes[2].peak, 0u);
@@ -256,7 +256,7 @@ TEST_F(Sources, NoOperatorAndNoClosedEngineMakesATensorBackedByAFile) {
   EXPECT_NE(caller.error().find("running operator"), std::string::npos) << caller.error();
   EXPECT_EQ(caller.close(), TP_OK);
   ASSERT_EQ(caller.allocate(50'000, &region), TP_OK);
-  EXPECT_EQ(engine->placement(region.address).source, 0u);
+  EXPECT_EQ(engine->reports().placement(region.address).source, 0u);
   ASSERT_TRUE(engine->close().ok());
   EXPECT_EQ(caller.allocate(50'000, &region, place + kHeader), TP_UNAVAILABLE);
   EXPECT_NE(caller.error().find("disabled"), std::string::npos) << caller.error();
