@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TIERPAGE_ENGINE_API_VERSION 5u
+#define TIERPAGE_ENGINE_API_VERSION 6u
 
 // Numbers equal to tierpage::StatusCode.
 enum tp_code {
@@ -121,6 +121,16 @@ typedef struct tp_engine_api {
   // This stream may be destroyed while the engine lives (the framework did not make it): call it before scope_close names
   // the stream for the first time. The end of each operator on it is marked at once, never later.
   void (*foreign_stream)(uint64_t native_stream);
+  // One call of the device's driver that uses paged memory which the open scope has not announced, or on another stream
+  // than the scope's, or outside any scope. Before the call: these pages are made resident and pinned (TP_WAIT: wait() as
+  // above). After it: they stay until what was queued on the stream until now has finished. At most one at a time per
+  // scope; where launch_end is missed, the next launch or the scope's close stands in for it.
+  int32_t (*launch_begin)(tp_scope*, const tp_access* accesses, size_t count, uint64_t native_stream);
+  void (*launch_end)(tp_scope*, uint64_t native_stream);
+  // While *watch_launches is 0 all paged memory is resident and stays so: nobody need look at launches.
+  const int32_t* watch_launches;
+  // 1 in a thread of the engine's own, whose copies are no program's.
+  int32_t (*own_thread)(void);
 } tp_engine_api;
 
 // Exported by the torch library (one .so per torch minor version); called through ctypes with the GIL held.
@@ -133,13 +143,18 @@ typedef struct tp_engine_api {
 //   const char* tierpage_torch_last_error(void)
 //   uint64_t tierpage_torch_counter(int32_t which)   0: operators seen, 1: operators with paged arguments,
 //                                                    2: list operators split, 3: raw pointer touches,
-//                                                    4: indices of list operators deferred
+//                                                    4: indices of list operators deferred, 5: launches that the
+//                                                    guard pinned memory for, 6: pointers in operators' launches that
+//                                                    no operator had announced
 //   int32_t tierpage_torch_set_option(const char* name, int32_t value)
 //                                                    "materializer": 1 (the default) arms storages against accesses
 //                                                    that no operator announces (torch >= 2.13), 0 does not;
 //                                                    "deferral": 1 (the default) lets fused optimizers run later;
 //                                                    "typed": 1 (the default) spares common operators the boxing of
 //                                                    their arguments
+//   const char* tierpage_torch_open_guard(void)      looks at launches from now on (CUDA); "" or why that cannot be
+//   void tierpage_torch_close_guard(void)            gives CUPTI back, for a profiler
+//   const char* tierpage_torch_unannounced(void)     the kernel of the newest pointer of counter 6, mangled
 //   const char* tierpage_torch_typed_operators(void) the operators to which "typed" applies, one a line
 //   int32_t tierpage_torch_run_deferred(uint64_t address)   runs what was deferred of this region, of all for 0; returns
 //                                                    0, or an error code with the Python error set

@@ -124,7 +124,14 @@ class LockedCore {
 
   // As the pager was lately: a hint, asked without the lock.
   bool engaged_hint() const { return engaged_.load(std::memory_order_relaxed); }
-  void note_engagement_locked() { engaged_.store(pager_->engaged(), std::memory_order_relaxed); }
+  void note_engagement_locked() {
+    engaged_.store(pager_->engaged(), std::memory_order_relaxed);
+    if (pager_->engaged()) pages_may_be_away();
+  }
+  // Not 0 once a page has left the device, or never was there: pointers do not speak for themselves any more. Read without
+  // the lock by whoever looks at launches; never 0 again, since pages that left need not come back.
+  const int32_t* watch_launches_flag() const { return &watch_launches_; }
+  void pages_may_be_away() { __atomic_store_n(&watch_launches_, 1, __ATOMIC_RELEASE); }
 
  private:
   Watchdog& watchdog_;
@@ -137,6 +144,7 @@ class LockedCore {
   bool woken_ = false;
   bool stop_ = false;
   bool closed_ = false;
+  int32_t watch_launches_ = 0;
   int other_waiters_ = 0;  // threads on slots_changed_ that wait for no slot
   Status dead_;            // first cause; ok while alive
   std::atomic<bool> engaged_{false};

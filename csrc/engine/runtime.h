@@ -89,6 +89,11 @@ struct Scope {
     uint32_t closes_left = 0;
     RegionId region;
   };
+  struct Launch {
+    SlotId slot;            // made when it is needed first
+    bool pinned = false;    // between its begin and its end
+    uint64_t native_stream = 0;
+  } launch;
   std::vector<Sticky> sticky;   // touches that last some more operators
   std::vector<Use> uses;        // scratch
 };
@@ -116,6 +121,9 @@ class Runtime {
   void launching(Scope& scope, uint64_t native_stream);  // the open operator's work begins
   Status close_scope(Scope& scope, uint64_t native_stream);
   Status touch(Scope& scope, uint64_t address, uint32_t keep);
+  // runtime_launches.cpp
+  Status begin_launch(Scope& scope, const tp_access* accesses, size_t count, uint64_t native_stream);
+  void end_launch(Scope& scope, uint64_t native_stream);
 
   void deallocate(uint64_t address);
   void record_stream(uint64_t address, uint64_t native_stream);

@@ -3,6 +3,7 @@
 
 #include "engine/engine_api.h"
 #include "engine/runtime.h"
+#include "tiers/quiet_thread.h"
 
 namespace tierpage {
 namespace {
@@ -137,6 +138,16 @@ void foreign_stream(uint64_t native_stream) {
     return 0;
   });
 }
+int32_t launch_begin(tp_scope* scope, const tp_access* accesses, size_t count, uint64_t native_stream) {
+  return guarded(scope, [&] { return scope->runtime->begin_launch(*scope, accesses, count, native_stream); });
+}
+void launch_end(tp_scope* scope, uint64_t native_stream) {
+  (void)answered(scope->runtime, 0, [&] {
+    scope->runtime->end_launch(*scope, native_stream);
+    return 0;
+  });
+}
+int32_t own_thread() { return on_quiet_thread() ? 1 : 0; }
 int32_t forked() { return g_runtimes.forked() ? 1 : 0; }
 
 }  // namespace
@@ -176,6 +187,10 @@ void Runtime::fill_api() {
       .launching = tierpage::launching,
       .forked = tierpage::forked,
       .foreign_stream = tierpage::foreign_stream,
+      .launch_begin = tierpage::launch_begin,
+      .launch_end = tierpage::launch_end,
+      .watch_launches = core_.watch_launches_flag(),
+      .own_thread = own_thread,
   };
 }
 

@@ -42,6 +42,10 @@ void Runtime::remove_scope(Scope* scope) {
         core_->cancel(scope->waiting_slot);
         core_->end_op(scope->slot, {});
         core_->remove_slot(scope->slot);
+        if (scope->launch.slot.valid()) {
+          core_->end_op(scope->launch.slot, {});
+          core_->remove_slot(scope->launch.slot);
+        }
         for (const Scope::Sticky& sticky : scope->sticky) {
           core_->end_op(sticky.slot, {});
           core_->remove_slot(sticky.slot);
@@ -139,7 +143,10 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
     core_->allocate(scope.slot, request);
     const RegionId region = core_->allocated(scope.slot);
     if (!region.valid()) return;
-    if (request.source.bytes > 0) source_registry_.region_made(region, request.source);
+    if (request.source.bytes > 0) {
+      source_registry_.region_made(region, request.source);
+      core_.pages_may_be_away();
+    }
     if (core_.closed_locked()) core_->hold_region(region);
     streams_.region_made(region);
     if (!scope.open && !tiers_.backend->info().synchronous_streams) streams_.used_on(region, native_stream);
@@ -192,6 +199,10 @@ void Runtime::settle_touch_locked(Scope& scope, bool failed) {
   if (!core_.alive_locked()) return;
   if (scope.blocked_by_touch) core_->set_permanent(scope.slot, false);
   scope.blocked_by_touch = false;
+  if (slot == scope.launch.slot) {
+    scope.launch.pinned = !failed;
+    return;
+  }
   const auto entry = std::find_if(scope.sticky.begin(), scope.sticky.end(),
                                   [&](const Scope::Sticky& sticky) { return sticky.slot == slot; });
   // A held region stays without a pin, which would outlive it in a thread that runs no more operators.
@@ -214,6 +225,7 @@ void Runtime::seen(const uint64_t* addresses, size_t count) {
 Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   scope.open = false;
   if (t_open_scope == &scope) t_open_scope = nullptr;
+  if (scope.launch.pinned) [[unlikely]] end_launch(scope, scope.launch.native_stream);
   if (!scope.pinned && !scope.touched) {
     scope.mark.drop(*tiers_.backend);
     return Status::success();

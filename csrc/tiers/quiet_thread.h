@@ -31,12 +31,21 @@ class SignalsBlocked {
   sigset_t before_;
 };
 
+// True in a thread that was started here.
+inline bool& on_quiet_thread() {
+  static thread_local bool quiet = false;
+  return quiet;
+}
+
 // `name` has at most 15 characters.
 template <class Body>
 Status start_quiet_thread(const char* name, Body&& body, std::thread* thread) {
   SignalsBlocked signals_blocked;
   try {
-    *thread = std::thread(std::forward<Body>(body));
+    *thread = std::thread([body = std::forward<Body>(body)]() mutable {
+      on_quiet_thread() = true;
+      body();
+    });
   } catch (const std::system_error& error) {
     return Status::error(StatusCode::kUnavailable,
                          std::string("cannot start thread ") + name + ": " + error.what() + " (see ulimit -u)",

@@ -90,6 +90,8 @@ void* new_region(ThreadState& state, const tp_engine_api* engine, uint64_t bytes
     finish(state, engine, code);
   }
   report_to_profiler(*engine, reinterpret_cast<void*>(address), static_cast<int64_t>(bytes));
+  const tp_access access{address, bytes, TP_READ | TP_WRITE, 0};
+  note_announced(state, *engine, &access, 1);
   return reinterpret_cast<void*>(address);
 }
 

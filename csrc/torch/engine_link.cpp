@@ -13,6 +13,8 @@
 namespace tierpage {
 
 std::atomic<const tp_engine_api*> attached_engine{nullptr};
+std::atomic<bool> launch_watch{false};
+void (*watch_launches_hook)(const tp_engine_api&) = [](const tp_engine_api&) {};
 constinit thread_local ThreadState* current_thread_state = nullptr;
 
 namespace {
@@ -137,6 +139,7 @@ tp_scope* opened_scope(ThreadState& state) {
   if (!state.scope_open && state.depth > 0) {
     state.scope_open = true;
     state.fresh_region = false;
+    state.announced.clear();
     state.engine->scope_open(scope);
   }
   return scope;
@@ -178,10 +181,19 @@ void check_usable(const ThreadState& state, const tp_engine_api* engine) {
   }
 }
 
+void note_announced(ThreadState& state, const tp_engine_api& engine, const tp_access* accesses, size_t count) {
+  if (__atomic_load_n(engine.watch_launches, __ATOMIC_ACQUIRE) == 0) return;
+  if (C10_UNLIKELY(!launch_watch.load(std::memory_order_relaxed))) watch_launches_hook(engine);
+  if (state.depth == 0 || !launch_watch.load(std::memory_order_relaxed)) return;
+  if (state.announced.empty()) state.scope_stream = native_stream(engine);
+  state.announced.insert(state.announced.end(), accesses, accesses + count);
+}
+
 void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* accesses, size_t count) {
   check_usable(state, state.engine);
   tp_scope* scope = opened_scope(state);
   finish(state, state.engine, state.engine->begin(scope, &op, accesses, count));
+  note_announced(state, *state.engine, accesses, count);
 }
 
 void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scopes) {
@@ -197,6 +209,7 @@ void touch_address(ThreadState& state, const tp_engine_api* engine, uint64_t add
   check_usable(state, engine);
   tp_scope* scope = scope_for(state, engine);
   finish(state, engine, engine->touch(scope, address, keep));
+  note_announced(state, *engine, nullptr, 0);
 }
 
 }  // namespace tierpage

@@ -25,7 +25,9 @@ enum Counter : int32_t {
   kListOperatorsSplit = 2,
   kRawTouches = 3,
   kIndicesDeferred = 4,
-  kCounterCount = 5
+  kLaunchesGuarded = 5,
+  kPointersUnannounced = 6,
+  kCounterCount = 7
 };
 
 // What one thread knows. Only its own thread writes it; others read the counters.
@@ -37,6 +39,8 @@ struct ThreadState {
   bool fresh_region = false;  // this scope allocated, so results have to be announced
   bool waiting = false;       // inside wait(): a signal handler may run operators on top of it
   std::vector<tp_access> accesses;    // of the operator that begins now
+  std::vector<tp_access> announced;   // by the open scope, while launches are watched (launch_guard.h)
+  uint64_t scope_stream = 0;          // that the open scope works on, while launches are watched
   std::vector<uint64_t> addresses;    // of its results
   std::vector<std::pair<uint64_t, uint64_t>> touches;  // the newest: address, bytes (raw_access.h)
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages;  // to arm at the close (raw_access.h)
@@ -50,6 +54,10 @@ struct ThreadState {
 
 extern std::atomic<const tp_engine_api*> attached_engine;  // null: everything goes on as without us
 inline const tp_engine_api* engine_now() { return attached_engine.load(std::memory_order_acquire); }
+
+// Launches are looked at (launch_guard.h). Set by the hook below, which an announcement calls when the engine asks for it.
+extern std::atomic<bool> launch_watch;
+extern void (*watch_launches_hook)(const tp_engine_api& engine);
 
 extern constinit thread_local ThreadState* current_thread_state;
 ThreadState& make_thread_state();
@@ -88,6 +96,8 @@ tp_scope* opened_scope(ThreadState& state);
 void check_usable(const ThreadState& state, const tp_engine_api* engine);
 // Waits while `code` is TP_WAIT: without the GIL, looking for Ctrl-C in the main thread. Throws for any error.
 void finish(ThreadState& state, const tp_engine_api* engine, int32_t code);
+// The open scope has announced these to the engine: its launches may use them.
+void note_announced(ThreadState& state, const tp_engine_api& engine, const tp_access* accesses, size_t count);
 // Announces accesses to the open scope and waits for them.
 void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* accesses, size_t count);
 // What comes between two operators counts as `scopes` more of them for the touches of this thread: a program may run for

@@ -16,6 +16,7 @@
 #include "torch/engine_link.h"
 #include "torch/errors.h"
 #include "torch/interceptor.h"
+#include "torch/launch_guard.h"
 #include "torch/raw_access.h"
 #include "torch/registration.h"
 #include "torch/typed_operators.h"
@@ -102,6 +103,24 @@ TIERPAGE_EXPORT int32_t tierpage_torch_set_option(const char* name, int32_t valu
   }
   tierpage::materializer_wanted.store(value != 0);
   return TP_OK;
+}
+
+TIERPAGE_EXPORT const char* tierpage_torch_open_guard(void) {
+  static std::string refusal;  // guarded by the GIL
+  refusal = tierpage::open_launch_guard();
+  return refusal.c_str();
+}
+
+// A launch that waits may need the GIL to go on.
+TIERPAGE_EXPORT void tierpage_torch_close_guard(void) {
+  Py_BEGIN_ALLOW_THREADS tierpage::close_launch_guard();
+  Py_END_ALLOW_THREADS
+}
+
+TIERPAGE_EXPORT const char* tierpage_torch_unannounced(void) {
+  static std::string name;  // guarded by the GIL
+  name = tierpage::newest_unannounced();
+  return name.c_str();
 }
 
 TIERPAGE_EXPORT const char* tierpage_torch_typed_operators(void) {

@@ -2,6 +2,7 @@
 #include "torch/operator_call.h"
 
 #include "torch/cuda_capture.h"
+#include "torch/launch_guard.h"
 
 namespace tierpage {
 
@@ -9,7 +10,10 @@ int32_t OperatorFrame::close_scope() {
   arm_storages(state_);
   state_.scope_open = false;
   state_.fresh_region = false;
-  return state_.engine->scope_close(state_.scope, native_stream(*state_.engine));
+  // What it launched on any other stream was a launch of its own (launch_guard.h).
+  const uint64_t stream = state_.announced.empty() ? native_stream(*state_.engine) : state_.scope_stream;
+  state_.announced.clear();
+  return state_.engine->scope_close(state_.scope, stream);
 }
 
 void OperatorFrame::raise_close(int32_t code) {
@@ -28,7 +32,7 @@ uint64_t collect_arguments(const OperatorCall& call, const tp_engine_api& engine
 
 namespace {
 
-// Recording into a graph: its kernels run later, without us, so what they use has to stay where it is.
+// Recording into a graph: its kernels run later, without us. Where nobody reads what it uses, that has to stay.
 void hold_for_graph(ThreadState& state, const tp_engine_api* engine, const tp_access* accesses, size_t count) {
   for (size_t i = 0; i < count; ++i) touch_address(state, engine, accesses[i].address, 0);
 }
@@ -47,6 +51,7 @@ void announce_results(const OperatorInfo& info, const c10::Stack& stack, ThreadS
 void announce_paged(const OperatorInfo& info, ThreadState& state, const AccessTail& tail) {
   state.count(kOperatorsPaged);
   if (C10_UNLIKELY(stream_is_capturing(*state.engine))) {
+    if (graphs_are_read()) return;
     hold_for_graph(state, state.engine, tail.data(), tail.count());
     return;
   }

@@ -71,6 +71,13 @@ int32_t wait_without_gil(const tp_engine_api* engine, tp_scope* scope) {
   return code;
 }
 
+int32_t wait_without_signals(const tp_engine_api* engine, tp_scope* scope) {
+  const GilRelease gil;
+  int32_t code = TP_WAIT;
+  while (code == TP_WAIT) code = engine->wait(scope, kSliceMilliseconds);
+  return code;
+}
+
 void wait_without_gil(const std::function<bool(uint32_t)>& slice) {
   GilRelease gil;
   while (!slice(kSliceMilliseconds)) {

@@ -24,7 +24,7 @@ from tierpage import errors
 TORCH_REQUIREMENT = "torch>=2.11,<2.14"
 _LIBRARY = re.compile(r"libtierpage_torch_(\d+)_(\d+)\.so")
 _COUNTERS = {"operators.seen": 0, "operators.paged": 1, "operators.split": 2, "raw_pointer_touches.count": 3,
-             "updates.deferred": 4}  # fmt: skip
+             "updates.deferred": 4, "launches.guarded": 5, "pointers.unannounced": 6}  # fmt: skip
 Result = TypeVar("Result")
 
 
@@ -175,6 +175,9 @@ class TorchLibrary:
         )
         self.run_deferred = function("tierpage_torch_run_deferred", ctypes.c_int32, ctypes.c_uint64)
         self._set_option = function("tierpage_torch_set_option", ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32)
+        self._open_guard = function("tierpage_torch_open_guard", ctypes.c_char_p)
+        self.close_guard = function("tierpage_torch_close_guard", None)
+        self._unannounced = function("tierpage_torch_unannounced", ctypes.c_char_p)
         self._storage_address = function("tierpage_torch_storage_address", ctypes.c_uint64, ctypes.c_uint64)
 
     def _check(self, code: int) -> None:
@@ -191,6 +194,14 @@ class TorchLibrary:
     def set_option(self, name: str, value: bool) -> None:
         """Switches a behaviour of the library that csrc/engine/engine_api.h lists."""
         self._check(self._set_option(name.encode(), int(value)))
+
+    def open_guard(self) -> str:
+        """Looks at every launch of this process from now on. Returns ``""``, or why that cannot be."""
+        return str((self._open_guard() or b"").decode(errors="replace"))
+
+    def unannounced(self) -> str:
+        """Kernel (mangled) of the newest pointer that its operator had not announced, or ``""``."""
+        return str((self._unannounced() or b"").decode(errors="replace"))
 
     def detach(self) -> None:
         """Back to plain torch; tensors that are paged keep their memory until they are freed."""
@@ -220,7 +231,7 @@ class EngineApi:
             ("range_bytes", ctypes.c_uint64),
         ]
 
-    VERSION = 5
+    VERSION = 6
 
     def __init__(self, address: int) -> None:
         head = self._Head.from_address(address)

@@ -51,6 +51,7 @@ class Session:
         module = native.engine_module()
         self.library = native.TorchLibrary.load()
         self.request = request
+        self.guard_refusal = "launches are calls of the CUDA driver"
         self._steps = 0
         self._step_start: dict[str, float] = {}
         backend = storage.choose(config)
@@ -68,6 +69,10 @@ class Session:
             self.library.set_option("deferral", config.defer_updates)
             self.library.attach(address)
             attached = True
+            if config.device == "cuda":
+                self.guard_refusal = self.library.open_guard()
+                if self.guard_refusal:
+                    _log.info("launches are not looked at: %s", self.guard_refusal)
             self.wrappers.install()
             self.notices.start()
         except BaseException:

@@ -262,6 +262,10 @@ int32_t held(const uint64_t* addresses, size_t count) {
   });
 }
 void foreign_stream(uint64_t) {}
+int32_t launch_begin(tp_scope*, const tp_access*, size_t, uint64_t) { return TP_OK; }
+void launch_end(tp_scope*, uint64_t) {}
+int32_t watch_launches = 0;
+int32_t own_thread() { return 0; }
 void set_native_reserved(uint64_t) {}
 uint64_t make_room(uint64_t) { return 0; }
 
@@ -292,7 +296,8 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
                         min_paged_bytes, 1, 0, 0, scope_create, scope_destroy, scope_open, begin, wait, cancel, seen,
                         scope_close, error_message, wants, allocate, allocate_result, deallocate, record_stream,
                         region_bytes, touch, list_run_bytes_max, may_defer, held, set_native_reserved, make_room,
-                        &wants_times, launching, forked, foreign_stream};
+                        &wants_times, launching, forked, foreign_stream, launch_begin, launch_end,
+                        &watch_launches, own_thread};
   return &table;
 }
 

@@ -1,0 +1,235 @@
+// The driver's calls as CUPTI tells of them: see launch_door.h.
+#include "guard/launch_door.h"
+
+#include <dlfcn.h>
+
+#include <array>
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "guard/driver_calls.h"
+
+namespace tierpage {
+namespace {
+
+// As generated_cuda_meta.h of CUPTI has them: the arguments of the driver's functions, in order.
+struct LaunchArguments {
+  CUfunction function;
+  unsigned grid[3];
+  unsigned block[3];
+  unsigned shared_bytes;
+  CUstream stream;
+  void** parameters;
+  void** extra;  // cuLaunchCooperativeKernel has none
+};
+struct LaunchExArguments {
+  const CUlaunchConfig* config;
+  CUfunction function;
+  void** parameters;
+  void** extra;
+};
+struct InstantiateArguments {
+  CUgraphExec* result;
+  CUgraph graph;
+};
+struct ExecUpdateArguments {
+  CUgraphExec graph_exec;
+  CUgraph graph;
+};
+struct ExecSetArguments {
+  CUgraphExec graph_exec;
+  CUgraphNode node;
+  const void* parameters;
+};
+
+bool cooperative(const DriverCall& call) {
+  return call.number == cupti::kLaunchCooperativeKernel || call.number == cupti::kLaunchCooperativeKernelPtsz;
+}
+
+bool is_rare(const DriverCall& call) { return call.kind >= CallKind::kInstantiate; }
+
+uint64_t stream_of(const DriverCall& call, const void* arguments) {
+  if (call.kind == CallKind::kLaunch) {
+    return reinterpret_cast<uint64_t>(static_cast<const LaunchArguments*>(arguments)->stream);
+  }
+  if (call.kind == CallKind::kLaunchEx) {
+    const CUlaunchConfig* config = static_cast<const LaunchExArguments*>(arguments)->config;
+    return config != nullptr ? reinterpret_cast<uint64_t>(config->hStream) : 0;
+  }
+  return call.stream_word < 0 ? 0 : static_cast<const uint64_t*>(arguments)[call.stream_word];
+}
+
+cupti::Library load_cupti() {
+  cupti::Library library;
+  void* handle = nullptr;
+  // torch's own first: one process has one CUPTI.
+  for (const int flags : {RTLD_NOLOAD | RTLD_NOW, RTLD_NOW}) {
+    for (const char* name : {"libcupti.so.13", "libcupti.so.12", "libcupti.so"}) {
+      if (handle == nullptr) handle = dlopen(name, flags | RTLD_LOCAL);
+    }
+  }
+  if (handle == nullptr) return library;
+  const auto look_up = [&](const char* name, auto& function) {
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, name));
+  };
+  look_up("cuptiSubscribe", library.subscribe);
+  look_up("cuptiUnsubscribe", library.unsubscribe);
+  look_up("cuptiEnableCallback", library.enable_callback);
+  look_up("cuptiGetVersion", library.get_version);
+  look_up("cuptiGetResultString", library.get_result_string);
+  return library;
+}
+
+}  // namespace
+
+LaunchDoor& LaunchDoor::instance() {
+  static LaunchDoor* const door = new LaunchDoor(load_kernel_facts(), load_cupti());  // callbacks may outlive main()
+  return *door;
+}
+
+LaunchDoor::LaunchDoor(const KernelFacts& facts, const cupti::Library& library)
+    : library_(library), facts_(facts), words_(facts) {}
+
+std::string LaunchDoor::open(LaunchHandler* handler) {
+  const std::lock_guard lock(mutex_);
+  if (open_) return {};
+  if (library_.subscribe == nullptr || library_.unsubscribe == nullptr || library_.enable_callback == nullptr) {
+    return "libcupti is not installed (pip install nvidia-cuda-cupti)";
+  }
+  if (!facts_.complete()) return "the driver is older than CUDA 12.4 and does not tell where a kernel's arguments lie";
+  handler_ = handler;
+  const cupti::Result result = library_.subscribe(&subscriber_, &LaunchDoor::on_call, this);
+  if (result != cupti::kSuccess) {
+    const char* text = nullptr;
+    if (library_.get_result_string != nullptr) (void)library_.get_result_string(result, &text);
+    return std::string("CUPTI has another user, a profiler for example (") + (text != nullptr ? text : "no text") + ")";
+  }
+  words_.forget_kernels();
+  enable(false, true);
+  open_.store(true, std::memory_order_release);
+  return {};
+}
+
+void LaunchDoor::watch(bool on) {
+  if (watching_.load(std::memory_order_acquire) == on) return;
+  const std::lock_guard lock(mutex_);
+  if (!open_ || watching_ == on) return;
+  if (on) watching_.store(true, std::memory_order_release);
+  enable(true, on);
+  if (!on) watching_.store(false, std::memory_order_release);
+}
+
+void LaunchDoor::close() {
+  const std::lock_guard lock(mutex_);
+  if (!open_) return;
+  open_.store(false, std::memory_order_release);
+  watching_.store(false, std::memory_order_release);
+  (void)library_.unsubscribe(subscriber_);
+  while (inside_.load(std::memory_order_acquire) != 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
+}
+
+void LaunchDoor::enable(bool launches, bool on) {
+  for (const DriverCall& call : driver_calls()) {
+    if (is_rare(call) == launches) continue;
+    // One that this CUPTI does not know is one that this driver does not have.
+    (void)library_.enable_callback(on ? 1 : 0, subscriber_, cupti::kDriverApi, call.number);
+  }
+}
+
+void LaunchDoor::on_call(void* user, cupti::Domain domain, uint32_t number, const cupti::CallbackData* data) {
+  const DriverCall* call = domain == cupti::kDriverApi ? driver_call(number) : nullptr;
+  if (call == nullptr) return;
+  auto& door = *static_cast<LaunchDoor*>(user);
+  door.inside_.fetch_add(1, std::memory_order_acq_rel);
+  if (data->site == cupti::kEnter) {
+    door.enter(*call, *data);
+  } else {
+    door.exit(*call, *data);
+  }
+  door.inside_.fetch_sub(1, std::memory_order_acq_rel);
+}
+
+void LaunchDoor::read(const DriverCall& call, const void* arguments, const AddressRange& range,
+                      std::vector<Pointer>& pointers) {
+  switch (call.kind) {
+    case CallKind::kLaunch: {
+      const auto& launch = *static_cast<const LaunchArguments*>(arguments);
+      words_.of_kernel(launch.function, launch.parameters, cooperative(call) ? nullptr : launch.extra, range, pointers);
+      return;
+    }
+    case CallKind::kLaunchEx: {
+      const auto& launch = *static_cast<const LaunchExArguments*>(arguments);
+      words_.of_kernel(launch.function, launch.parameters, launch.extra, range, pointers);
+      return;
+    }
+    case CallKind::kCopy:
+      LaunchWords::of_words(arguments, call.words, call.written_word, range, pointers);
+      return;
+    case CallKind::kShapedCopy: {
+      const void* shape = *static_cast<const void* const*>(arguments);
+      if (shape != nullptr) LaunchWords::of_words(shape, call.words, -1, range, pointers);
+      return;
+    }
+    case CallKind::kGraphLaunch:
+      graphs_.append(*static_cast<const CUgraphExec*>(arguments), pointers);
+      return;
+    default:
+      return;
+  }
+}
+
+// All versions of a kernel node's parameters begin alike; only the second has a CUkernel.
+void LaunchDoor::read_node(const void* parameters, const AddressRange& range, std::vector<Pointer>& pointers) {
+  const auto& kernel = *static_cast<const CUDA_KERNEL_NODE_PARAMS_v1*>(parameters);
+  if (kernel.func != nullptr) words_.of_kernel(kernel.func, kernel.kernelParams, kernel.extra, range, pointers);
+}
+
+void LaunchDoor::enter(const DriverCall& call, const cupti::CallbackData& data) {
+  *data.correlation_data = 0;
+  if (is_rare(call)) {
+    if (call.kind == CallKind::kUnload) words_.forget_kernels();
+    if (call.kind == CallKind::kExecDestroy) graphs_.forget(*static_cast<const CUgraphExec*>(data.parameters));
+    return;
+  }
+  static thread_local std::vector<Pointer> found;
+  std::vector<Pointer> pointers = std::move(found);  // ours alone, though the handler may come back here
+  pointers.clear();
+  read(call, data.parameters, handler_->range(), pointers);
+  if (!pointers.empty()) {
+    const char* name = data.symbol_name != nullptr ? data.symbol_name : data.function_name;
+    *data.correlation_data = handler_->before({name, stream_of(call, data.parameters), pointers}) ? 1 : 0;
+  }
+  found = std::move(pointers);
+}
+
+void LaunchDoor::exit(const DriverCall& call, const cupti::CallbackData& data) {
+  if (!is_rare(call)) {
+    if (*data.correlation_data != 0) handler_->after(stream_of(call, data.parameters));
+    return;
+  }
+  const auto* result = static_cast<const CUresult*>(data.return_value);
+  if (result != nullptr && *result != CUDA_SUCCESS) return;
+  std::vector<Pointer> pointers;
+  if (call.kind == CallKind::kInstantiate) {
+    const auto& made = *static_cast<const InstantiateArguments*>(data.parameters);
+    words_.of_graph(made.graph, handler_->range(), pointers);
+    graphs_.note(*made.result, std::move(pointers), true);
+  } else if (call.kind == CallKind::kExecUpdate) {
+    const auto& update = *static_cast<const ExecUpdateArguments*>(data.parameters);
+    words_.of_graph(update.graph, handler_->range(), pointers);
+    graphs_.note(update.graph_exec, std::move(pointers), true);
+  } else if (call.kind == CallKind::kExecSetParams) {
+    const auto& set = *static_cast<const ExecSetArguments*>(data.parameters);
+    const void* parameters = set.parameters;
+    if (call.number == cupti::kGraphExecNodeSetParams) {
+      const auto* node = static_cast<const CUgraphNodeParams*>(parameters);
+      if (node->type != CU_GRAPH_NODE_TYPE_KERNEL) return;
+      parameters = &node->kernel;
+    }
+    read_node(parameters, handler_->range(), pointers);
+    graphs_.note(set.graph_exec, std::move(pointers), false);
+  }
+}
+
+}  // namespace tierpage

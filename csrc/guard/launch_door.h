@@ -1,0 +1,77 @@
+// The one door that every kernel, copy and graph of a process passes: the CUDA driver's calls, seen through CUPTI before
+// the driver acts, in the thread that makes them.
+//
+// Life: closed -> open (subscribed: graphs are read when they are made, which is rare) -> watching (each launch is
+// looked at) -> open -> closed. CUPTI before 13.3 has one subscriber in a process, so a profiler needs the door closed.
+//
+// Interleavings:
+//   1. A call that began before watch(true) is not seen; one that began before watch(false) or close() may still be in
+//      before() or after(). close() waits for these, so a handler may then go.
+//   2. A call that was seen at its begin is not seen at its end if watching ended in between: CUPTI asks at each site
+//      whether the call is enabled. What before() took is then ended by the same thread's next launch or operator.
+//   3. A thread inside before() may wait for other threads that call the driver: CUPTI holds no lock while it calls us.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <span>
+#include <string>
+
+#include "guard/cupti_abi.h"
+#include "guard/launch_words.h"
+
+namespace tierpage {
+
+struct DriverCall;
+
+struct Launch {
+  const char* name = nullptr;  // of the kernel (mangled) or of the driver's function
+  uint64_t stream = 0;         // a CUstream
+  std::span<const Pointer> pointers;
+};
+
+class LaunchHandler {
+ public:
+  virtual ~LaunchHandler() = default;
+  virtual AddressRange range() const = 0;
+  // `pointers` is not empty. True: after() is wanted, in the same thread, when the driver has queued the call.
+  virtual bool before(const Launch& launch) = 0;
+  virtual void after(uint64_t stream) = 0;
+};
+
+class LaunchDoor {
+ public:
+  static LaunchDoor& instance();  // lives as long as the process
+
+  // Empty, or why it stays closed. `handler` must outlive the process.
+  std::string open(LaunchHandler* handler);
+  void close();
+  void watch(bool on);
+  bool is_open() const { return open_.load(std::memory_order_acquire); }
+  bool watching() const { return watching_.load(std::memory_order_acquire); }
+  uint64_t unreadable() const { return words_.unreadable(); }
+
+  LaunchDoor(const KernelFacts& facts, const cupti::Library& library);
+
+ private:
+  static void on_call(void* user, cupti::Domain domain, uint32_t number, const cupti::CallbackData* data);
+  void enter(const DriverCall& call, const cupti::CallbackData& data);
+  void exit(const DriverCall& call, const cupti::CallbackData& data);
+  void read(const DriverCall& call, const void* parameters, const AddressRange& range, std::vector<Pointer>& pointers);
+  void read_node(const void* parameters, const AddressRange& range, std::vector<Pointer>& pointers);
+  void enable(bool launches, bool on);
+
+  const cupti::Library library_;
+  const KernelFacts facts_;
+  LaunchWords words_;
+  GraphBook graphs_;
+  LaunchHandler* handler_ = nullptr;
+  cupti::Subscriber subscriber_ = nullptr;
+  std::mutex mutex_;  // of open, close, watch
+  std::atomic<bool> open_{false};
+  std::atomic<bool> watching_{false};
+  std::atomic<int> inside_{0};  // threads in a callback
+};
+
+}  // namespace tierpage

@@ -1,0 +1,126 @@
+// What is done at each launch: see launch_guard.h.
+//
+// Runs in the callback of a call into the driver, so nothing may leave by an exception, and no operator may be run. A
+// wait gives the GIL up; signal handlers run when the launch is through. The engine's own threads are let through: their
+// copies are what is waited for.
+#include "torch/launch_guard.h"
+
+#include <c10/util/Logging.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+
+#include "torch/cuda_symbols.h"
+#include "torch/python_wait.h"
+
+namespace tierpage {
+namespace {
+
+class LaunchGuard final : public LaunchHandler {
+ public:
+  AddressRange range() const override {
+    const tp_engine_api* engine = engine_now();
+    return engine != nullptr ? AddressRange{engine->range_base, engine->range_bytes} : AddressRange{};
+  }
+  bool before(const Launch& launch) noexcept override;
+  void after(uint64_t stream) noexcept override;
+
+  std::string newest_unannounced() {
+    const std::lock_guard lock(mutex_);
+    return newest_unannounced_;
+  }
+
+ private:
+  void note_unannounced(ThreadState& state, const char* name, size_t count);
+
+  std::mutex mutex_;
+  std::string newest_unannounced_;  // guarded by mutex_
+};
+
+LaunchGuard& guard() {
+  static LaunchGuard* const instance = new LaunchGuard;  // the driver may call until the process ends
+  return *instance;
+}
+
+// CUDA's two names of the default stream; torch knows the first.
+uint64_t known_name(uint64_t stream) { return stream == reinterpret_cast<uint64_t>(CU_STREAM_LEGACY) ? 0 : stream; }
+
+bool capturing(uint64_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cuda_symbols().stream_is_capturing(reinterpret_cast<cudaStream_t>(stream), &status) == cudaSuccess) {
+    return status != cudaStreamCaptureStatusNone;
+  }
+  (void)cuda_symbols().get_last_error();
+  return true;  // another stream's capture forbids the question: this launch fails as well
+}
+
+bool was_announced(const ThreadState& state, uint64_t address) {
+  return std::any_of(state.announced.rbegin(), state.announced.rend(), [&](const tp_access& access) {
+    return address - access.address < access.bytes;
+  });
+}
+
+bool LaunchGuard::before(const Launch& launch) noexcept {
+  const tp_engine_api* engine = engine_now();
+  if (engine == nullptr || engine->device_type == 0 || engine->own_thread() != 0) return false;
+  ThreadState& state = thread_state();
+  engine = engine_for(state, engine);
+  // On top of a wait of this thread its scope is busy: a signal handler's own launch, which the handler answers for.
+  if (state.waiting) return false;
+  const uint64_t stream = known_name(launch.stream);
+  const bool in_scope = state.depth > 0 && !state.announced.empty() && stream == state.scope_stream;
+  // Its own list: an operator may be between its arguments and its launch.
+  static thread_local std::vector<tp_access> accesses;
+  accesses.clear();
+  for (const Pointer& pointer : launch.pointers) {
+    if (in_scope && was_announced(state, pointer.address)) continue;
+    accesses.push_back({pointer.address, 1, pointer.written ? uint32_t{TP_READ | TP_WRITE} : uint32_t{TP_READ}, 0});
+  }
+  if (accesses.empty() || capturing(stream)) return false;
+  if (in_scope) note_unannounced(state, launch.name, accesses.size());
+  state.count(kLaunchesGuarded);
+  tp_scope* scope = scope_for(state, engine);
+  int32_t code = engine->launch_begin(scope, accesses.data(), accesses.size(), stream);
+  if (code == TP_WAIT) {
+    state.waiting = true;
+    code = wait_without_signals(engine, scope);
+    state.waiting = false;
+  }
+  if (code != TP_OK) LOG(WARNING) << "tierpage: " << launch.name << ": " << engine->error_message(scope);
+  return code == TP_OK;
+}
+
+void LaunchGuard::after(uint64_t stream) noexcept {
+  const ThreadState& state = thread_state();
+  if (state.engine != nullptr && state.scope != nullptr) state.engine->launch_end(state.scope, known_name(stream));
+}
+
+void LaunchGuard::note_unannounced(ThreadState& state, const char* name, size_t count) {
+  for (size_t i = 0; i < count; ++i) state.count(kPointersUnannounced);
+  const std::lock_guard lock(mutex_);
+  newest_unannounced_ = name != nullptr ? name : "(no name)";
+}
+
+}  // namespace
+
+std::string open_launch_guard() {
+  std::string refusal = LaunchDoor::instance().open(&guard());
+  if (refusal.empty()) {
+    watch_launches_hook = [](const tp_engine_api&) {
+      LaunchDoor::instance().watch(true);
+      launch_watch.store(LaunchDoor::instance().watching());
+    };
+  }
+  return refusal;
+}
+
+void close_launch_guard() {
+  watch_launches_hook = [](const tp_engine_api&) {};
+  launch_watch.store(false);
+  LaunchDoor::instance().close();
+}
+
+std::string newest_unannounced() { return guard().newest_unannounced(); }
+
+}  // namespace tierpage
