@@ -78,7 +78,7 @@ bool Runtime::resolve_missed_access(uint64_t address) {
     status = core_.events_locked([&] {
       core_->mark_seen(region);
       core_->hold_region(region);
-      uses.push_back({region, 0, core_->region_bytes(region) - 1, AccessMode::kWrite});
+      uses.push_back({region, 0, core_->memory().region(region).bytes_asked - 1, AccessMode::kWrite});
       slot = core_->add_slot();
       if (in_operator) core_->set_permanent(t_open_scope->slot, true);
     });

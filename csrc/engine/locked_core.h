@@ -54,8 +54,8 @@ class LockedCore {
 
   // The live region at an address, or none. Inline: on every operator's way.
   RegionId region_of_locked(uint64_t address) const {
-    const RegionId region = pager_->region_at(address - range_base_);
-    return region.valid() && pager_->region_live(region) ? region : RegionId::none();
+    const RegionId region = pager_->memory().map.find(address - range_base_);
+    return region.valid() && pager_->memory().live(region) ? region : RegionId::none();
   }
 
   // --- events --------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ void PagerThread::tell_host_space_locked() {
 
 void PagerThread::request_host_space_locked() {
   if (!tiers_.arena) return;
-  const uint64_t bytes = host_growth_.take_request({core_->used(Tier::kHost), core_->host_space_wanted(),
+  const uint64_t bytes = host_growth_.take_request({core_->memory().used(Tier::kHost), core_->host_space_wanted(),
                                                     tiers_.config.device_bytes_max, tiers_.config.host_bytes_max});
   if (bytes > 0) tiers_.arena->request(bytes);
 }
@@ -71,7 +71,7 @@ void PagerThread::once_a_second_locked() {
   watchdog_.look_at_writes(core_->writes(), elapsed_seconds);
   if (const int64_t patience_ns = watchdog_.patience_ns(); patience_ns > 0) {
     watchdog_.look_at_progress(transfers_->stuck(now, patience_ns), core_->waits(), now,
-                               [this] { return transfers_->queue_state() + "; " + core_->tier_table(); });
+                               [this] { return transfers_->queue_state() + "; " + core_->memory().tier_table(); });
   }
 }
 
@@ -122,8 +122,8 @@ void PagerThread::keep_accounts_locked() {
     accounts_.ledger().look(steady_ns(), [this](SlotId slot, StallCause) { return core_->waiting_for(slot); });
   }
   if (accounts_.levels_due(false)) accounts_.note_levels(levels_of(*core_));
-  const PlanReport plan = report_of(core_->residency_plan());
-  if (!accounts_.recurrence_ends(plan, core_->trace_uses())) return;
+  const PlanReport plan = report_of(core_->foresight().plan());
+  if (!accounts_.recurrence_ends(plan, core_->foresight().trace().end())) return;
   accounts_.end_recurrence(plan, accounts_.since_open(*core_, steady_ns()));
 }
 
@@ -175,7 +175,7 @@ bool PagerThread::round(std::unique_lock<std::mutex>& lock, Finished& finished, 
 // After close() nothing goes down any more: RAM, disk space and threads are given back. Their destructors wait for
 // threads that may be calling wake(), so they run without the lock.
 void PagerThread::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
-  if (core_->used(Tier::kHost) > 0 || core_->used(Tier::kNvme) > 0) return;
+  if (core_->memory().used(Tier::kHost) > 0 || core_->memory().used(Tier::kNvme) > 0) return;
   transfers_->detach_lower_tiers();
   std::unique_ptr<HostArena> arena = std::move(tiers_.arena);
   std::unique_ptr<BlockStore> store = std::move(tiers_.store);

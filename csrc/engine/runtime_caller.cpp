@@ -65,7 +65,7 @@ Status Runtime::begin(Scope& scope, const tp_operator& op, const tp_access* acce
   for (size_t i = 0; i < count; ++i) {
     const RegionId region = core_.region_of_locked(accesses[i].address);
     if (!region.valid()) continue;
-    const uint64_t first = accesses[i].address - api_.range_base - core_->region_offset(region);
+    const uint64_t first = accesses[i].address - api_.range_base - core_->memory().region(region).offset;
     const uint64_t last = first + (accesses[i].bytes > 0 ? accesses[i].bytes : 1) - 1;
     scope.uses.push_back({region, first, last,
                           (accesses[i].mode & TP_WRITE) != 0 ? AccessMode::kWrite : AccessMode::kRead});
@@ -134,7 +134,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
     // A thread that asked wants() just before close(): the memory is outside the budget, and for good.
     if (core_.closed_locked()) {
       const uint64_t more = round_up(bytes, tiers_.config.granule_bytes);
-      core_->set_capacity(Tier::kDevice, core_->capacity(Tier::kDevice) + more);
+      core_->set_capacity(Tier::kDevice, core_->memory().capacity(Tier::kDevice) + more);
     }
     core_->allocate(scope.slot, request);
     const RegionId region = core_->allocated(scope.slot);
@@ -146,14 +146,14 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   });
   if (!status.ok()) return status;
   Status outcome = outcome_locked(scope, "an allocation", asked_ns);
-  if (outcome.ok()) *address = api_.range_base + core_->region_offset(core_->allocated(scope.slot));
+  if (outcome.ok()) *address = api_.range_base + core_->memory().region(core_->allocated(scope.slot)).offset;
   return outcome;
 }
 
 uint64_t Runtime::allocate_result(Scope& scope) {
   std::lock_guard lock(core_.mutex());
   const RegionId region = core_->allocated(scope.slot);
-  return region.valid() ? api_.range_base + core_->region_offset(region) : 0;
+  return region.valid() ? api_.range_base + core_->memory().region(region).offset : 0;
 }
 
 Status Runtime::wait(Scope& scope, uint32_t timeout_ms) {
@@ -263,7 +263,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
     core_->evict_all();
     core_->plan();
   });
-  if (status.ok()) status = wait_for_evictions(lock, core_->live_regions(), "paranoid mode");
+  if (status.ok()) status = wait_for_evictions(lock, core_->memory().live_regions(), "paranoid mode");
   if (const uint64_t missed = missed_accesses_.exchange(0); missed > 0) {
     return Status::error(StatusCode::kInternal,
                          std::to_string(missed) + " accesses to paged memory were announced by no operator (paranoid "
@@ -280,7 +280,7 @@ Status Runtime::touch(Scope& scope, uint64_t address, uint32_t keep) {
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return Status::success();
   // A raw pointer may be written through, so the lower copies go.
-  const Use use{region, 0, core_->region_bytes(region) - 1, AccessMode::kWrite};
+  const Use use{region, 0, core_->memory().region(region).bytes_asked - 1, AccessMode::kWrite};
   Status status = core_.events_locked([&] {
     core_->mark_seen(region);
     if (keep == 0) core_->hold_region(region);
@@ -357,8 +357,8 @@ uint64_t Runtime::region_bytes(uint64_t address, uint64_t* region_base) {
   std::lock_guard lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return 0;
-  if (region_base != nullptr) *region_base = api_.range_base + core_->region_offset(region);
-  return core_->region_bytes(region);
+  if (region_base != nullptr) *region_base = api_.range_base + core_->memory().region(region).offset;
+  return core_->memory().region(region).bytes_asked;
 }
 
 bool Runtime::wants(uint64_t bytes) const {

@@ -6,22 +6,22 @@ RuntimeReports::Snapshot RuntimeReports::snapshot() {
   std::lock_guard lock(core_.mutex());
   Snapshot snapshot{};
   snapshot.stats = core_->stats();
-  snapshot.stats.resident_bytes[index_of(Tier::kDevice)].current = core_->device_held_bytes();
+  snapshot.stats.resident_bytes[index_of(Tier::kDevice)].current = core_->memory().device_held_bytes();
   snapshot.stalls = accounts_.ledger().stats();
   snapshot.elapsed_ns = accounts_.elapsed_ns(steady_ns());
   snapshot.links = accounts_.links();
   snapshot.engaged = core_->engaged();
   snapshot.stuck = watchdog_.stuck();
   snapshot.writes = core_->writes();
-  snapshot.plan = report_of(core_->residency_plan());
+  snapshot.plan = report_of(core_->foresight().plan());
   if (snapshot.plan.period_uses != 0) snapshot.recurrence = accounts_.recurrence();
   for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {
-    snapshot.budget_bytes[index_of(tier)] = core_->capacity(tier);
+    snapshot.budget_bytes[index_of(tier)] = core_->memory().capacity(tier);
   }
-  snapshot.dirty_bytes = core_->dirty_bytes();
+  snapshot.dirty_bytes = core_->memory().dirty_bytes();
   snapshot.policy = core_->policy_in_force();
-  snapshot.predicted_uses = core_->predictor().predicted_uses();
-  snapshot.mispredicted_uses = core_->predictor().mispredicted_uses();
+  snapshot.predicted_uses = core_->foresight().predictor().predicted_uses();
+  snapshot.mispredicted_uses = core_->foresight().predictor().mispredicted_uses();
   snapshot.host_locked_bytes = tiers_.arena ? tiers_.arena->locked_bytes() : 0;
   return snapshot;
 }
@@ -40,9 +40,9 @@ RuntimeReports::Placement RuntimeReports::placement(uint64_t address) {
   Placement placement;
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return placement;
-  placement.bytes = core_->region_bytes(region);
-  for (const PageId id : core_->pages_of(region)) {
-    const Page& page = core_->page(id);
+  placement.bytes = core_->memory().region(region).bytes_asked;
+  for (const PageId id : core_->memory().region(region).pages) {
+    const Page& page = core_->memory().pages[id];
     if (page.is_valid(Tier::kDevice)) placement.device += page.bytes;
     if (page.is_valid(Tier::kHost)) placement.host += page.bytes;
     if (page.is_valid(Tier::kNvme)) placement.nvme += page.bytes;
@@ -59,7 +59,7 @@ uint64_t RuntimeReports::live_bytes() {
 
 std::string RuntimeReports::take_notices() {
   std::lock_guard lock(core_.mutex());
-  if (!core_.ended_locked()) watchdog_.look_at_pager_thread(steady_ns(), [this] { return core_->tier_table(); });
+  if (!core_.ended_locked()) watchdog_.look_at_pager_thread(steady_ns(), [this] { return core_->memory().tier_table(); });
   return watchdog_.take_notices();
 }
 

@@ -39,7 +39,7 @@ Status RuntimeSources::open() {
   tiers_.ring = std::move(ring);
   tiers_.config.host_bytes_max -= tiers_.ring_bytes;
   const Status status = core_.change_locked([&] {
-    const uint64_t host = core_->capacity(Tier::kHost);
+    const uint64_t host = core_->memory().capacity(Tier::kHost);
     core_->set_capacity(Tier::kHost, host > tiers_.ring_bytes ? host - tiers_.ring_bytes : 0);
     core_->plan();
   });
@@ -82,19 +82,19 @@ uint64_t RuntimeSources::read_host(uint64_t address, uint64_t first, uint64_t by
   std::unique_lock lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid() || !core_.refusal_locked().ok()) return 0;
-  const auto pages = core_->pages_of(region);
-  const uint64_t wanted = core_->region_offset(region) + first;
+  const auto pages = core_->memory().region(region).pages;
+  const uint64_t wanted = core_->memory().region(region).offset + first;
   const auto found = std::find_if(pages.begin(), pages.end(), [&](PageId id) {
-    return wanted < core_->page(id).offset + core_->page(id).bytes;
+    return wanted < core_->memory().pages[id].offset + core_->memory().pages[id].bytes;
   });
   if (found == pages.end()) return 0;
   const PageId id = *found;
-  const uint64_t in_page = wanted - core_->page(id).offset;
-  const uint64_t count = std::min(bytes, core_->page(id).bytes - in_page);
+  const uint64_t in_page = wanted - core_->memory().pages[id].offset;
+  const uint64_t count = std::min(bytes, core_->memory().pages[id].bytes - in_page);
   *page_end = first + count;
   bool held = false;
   if (!core_.events_locked([&] { held = core_->begin_read(id); }).ok() || !held) return 0;
-  const SpanList spans = core_->page(id).host;
+  const SpanList spans = core_->memory().pages[id].host;
   lock.unlock();  // the copy stays where it is until read_done
   const std::byte* const ram = tiers_.arena->base();
   uint64_t begin = 0;
@@ -113,11 +113,11 @@ std::vector<RuntimeSources::Run> RuntimeSources::runs_of(uint64_t address) {
   std::lock_guard lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return runs;
-  for (const PageId id : core_->pages_of(region)) {
-    const Page& page = core_->page(id);
-    const Source part = page.sourced ? core_->source_of(page) : Source{};
+  for (const PageId id : core_->memory().region(region).pages) {
+    const Page& page = core_->memory().pages[id];
+    const Source part = page.sourced ? core_->memory().source_of(page) : Source{};
     if (part.bytes == 0) continue;
-    const uint64_t first = page.offset - core_->region_offset(region);
+    const uint64_t first = page.offset - core_->memory().region(region).offset;
     if (!runs.empty() && runs.back().first + runs.back().source.bytes == first) {
       runs.back().source.bytes += part.bytes;
     } else {

@@ -20,9 +20,9 @@ constexpr auto kForEver = std::chrono::hours(24 * 365);  // a clock may not hold
 uint64_t bytes_that_leave(const Pager& pager, const std::vector<RegionId>& regions, uint64_t enough) {
   uint64_t bytes = 0;
   for (const RegionId region : regions) {
-    if (!pager.region_live(region)) continue;
-    for (const PageId id : pager.pages_of(region)) {
-      const Page& page = pager.page(id);
+    if (!pager.memory().live(region)) continue;
+    for (const PageId id : pager.memory().region(region).pages) {
+      const Page& page = pager.memory().pages[id];
       if (page.evict_asked && (page.leaving || page.movement == Movement::kUnmap)) bytes += page.bytes;
       if (bytes >= enough) return bytes;
     }
@@ -31,21 +31,21 @@ uint64_t bytes_that_leave(const Pager& pager, const std::vector<RegionId>& regio
 }
 
 std::vector<RegionId> regions_of_tag(const Pager& pager, TagId tag) {
-  std::vector<RegionId> regions = pager.live_regions();
-  std::erase_if(regions, [&](RegionId region) { return pager.region_tag(region) != tag; });
+  std::vector<RegionId> regions = pager.memory().live_regions();
+  std::erase_if(regions, [&](RegionId region) { return pager.memory().region(region).tag != tag; });
   return regions;
 }
 
 // What close() still has to bring up, or to stop from leaving, or of which a lower copy is left.
 std::vector<Use> not_settled(const Pager& pager) {
   std::vector<Use> uses;
-  for (const RegionId region : pager.live_regions()) {
-    const auto pages = pager.pages_of(region);
+  for (const RegionId region : pager.memory().live_regions()) {
+    const auto pages = pager.memory().region(region).pages;
     const bool settled = std::all_of(pages.begin(), pages.end(), [&](PageId id) {
-      const Page& page = pager.page(id);
+      const Page& page = pager.memory().pages[id];
       return page.dirty() && !page.leaving && page.movement == Movement::kNone;
     });
-    if (!settled) uses.push_back({region, 0, pager.region_bytes(region) - 1, AccessMode::kWrite});
+    if (!settled) uses.push_back({region, 0, pager.memory().region(region).bytes_asked - 1, AccessMode::kWrite});
   }
   return uses;
 }
@@ -91,7 +91,7 @@ Status Runtime::pin(const std::vector<uint64_t>& addresses, SlotId* handle) {
       if (!region.valid()) continue;
       core_->mark_seen(region);
       // Who asks for a pin means to use raw pointers, perhaps to write: no lower copy may stay behind.
-      uses.push_back({region, 0, core_->region_bytes(region) - 1, AccessMode::kWrite});
+      uses.push_back({region, 0, core_->memory().region(region).bytes_asked - 1, AccessMode::kWrite});
     }
     slot = core_->add_slot();
     core_->set_permanent(slot, true);
@@ -160,7 +160,7 @@ Status Runtime::wait_for_evictions(std::unique_lock<std::mutex>& lock, const std
     if (core_.ended_locked()) return core_.end_locked();
   }
   return Status::error(StatusCode::kInternal, "nothing left the device within " + std::to_string(timeout_ms) +
-                                                  " ms: " + core_->tier_table());
+                                                  " ms: " + core_->memory().tier_table());
 }
 
 Status Runtime::evict(const std::vector<uint64_t>& addresses, uint64_t* bytes) {
@@ -237,7 +237,7 @@ void Runtime::set_native_reserved(uint64_t bytes) {
   if (core_.ended_locked() || core_.closed_locked()) return;
   device_budget_.native_reserved(bytes);
   core_->note_native_reserved(bytes);
-  if (core_->capacity(Tier::kDevice) == device_budget_.for_pages()) return;
+  if (core_->memory().capacity(Tier::kDevice) == device_budget_.for_pages()) return;
   (void)core_.change_locked([&] {
     core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
     core_->plan();
@@ -248,7 +248,7 @@ uint64_t Runtime::make_room(uint64_t bytes) {
   std::unique_lock lock(core_.mutex());
   if (core_.ended_locked() || core_.closed_locked()) return 0;
   device_budget_.native_expected(bytes);
-  const uint64_t before = core_->device_held_bytes();
+  const uint64_t before = core_->memory().device_held_bytes();
   const Status status = core_.change_locked([&] {
     core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
     core_->drop_cached_regions();
@@ -257,16 +257,16 @@ uint64_t Runtime::make_room(uint64_t bytes) {
   });
   if (!status.ok()) return 0;
   (void)wait_until(lock, 10'000, "torch's own allocator",
-                   [&] { return core_->device_held_bytes() <= device_budget_.for_pages(); });
+                   [&] { return core_->memory().device_held_bytes() <= device_budget_.for_pages(); });
   if (core_.ended_locked()) return 0;
   (void)core_.change_locked([&] { core_->release_free_frames(); });
-  const uint64_t after = core_->device_held_bytes();
+  const uint64_t after = core_->memory().device_held_bytes();
   return before > after ? before - after : 0;
 }
 
 uint64_t Runtime::list_run_bytes_max() {
   std::lock_guard lock(core_.mutex());
-  const auto bytes = static_cast<double>(core_->capacity(Tier::kDevice)) * options_.list_run_fraction;
+  const auto bytes = static_cast<double>(core_->memory().capacity(Tier::kDevice)) * options_.list_run_fraction;
   return std::max<uint64_t>(static_cast<uint64_t>(bytes), tiers_.config.granule_bytes);
 }
 
@@ -275,8 +275,8 @@ uint64_t Runtime::list_run_bytes_max() {
 bool Runtime::may_defer(uint64_t kept_bytes) {
   std::lock_guard lock(core_.mutex());
   if (core_.ended_locked() || core_.closed_locked()) return false;
-  const uint64_t device = core_->capacity(Tier::kDevice);
-  const uint64_t lower = core_->capacity(Tier::kHost) + core_->capacity(Tier::kNvme);
+  const uint64_t device = core_->memory().capacity(Tier::kDevice);
+  const uint64_t lower = core_->memory().capacity(Tier::kHost) + core_->memory().capacity(Tier::kNvme);
   const uint64_t peak = core_->stats().live_bytes.peak;
   return peak > device && peak + kept_bytes <= device + lower;
 }
@@ -285,9 +285,9 @@ bool Runtime::held(const uint64_t* regions, size_t count) {
   std::lock_guard lock(core_.mutex());
   return std::any_of(regions, regions + count, [this](uint64_t address) {
     const RegionId region = core_.region_of_locked(address);
-    if (!region.valid() || core_->region_held(region)) return true;
-    const auto pages = core_->pages_of(region);
-    return std::any_of(pages.begin(), pages.end(), [this](PageId id) { return core_->page(id).pins > 0; });
+    if (!region.valid() || core_->memory().region(region).held) return true;
+    const auto& pages = core_->memory().region(region).pages;
+    return std::any_of(pages.begin(), pages.end(), [this](PageId id) { return core_->memory().pages[id].pins > 0; });
   });
 }
 
@@ -301,10 +301,10 @@ Status Runtime::bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot) {
     const std::vector<Use> uses = not_settled(*core_);
     if (uses.empty()) return Status::success();
     uint64_t live = 0;
-    for (const RegionId region : core_->live_regions()) {
-      for (const PageId page : core_->pages_of(region)) live += core_->page(page).bytes;
+    for (const RegionId region : core_->memory().live_regions()) {
+      for (const PageId page : core_->memory().region(region).pages) live += core_->memory().pages[page].bytes;
     }
-    const uint64_t held = core_->device_held_bytes();
+    const uint64_t held = core_->memory().device_held_bytes();
     const uint64_t missing = live > held ? live - held : 0;
     if (missing > free) {
       return Status::error(StatusCode::kOutOfMemory,
@@ -337,7 +337,7 @@ Status Runtime::close() {
   if (!core_.alive_locked()) return core_.dead_locked();
   const Status settled = core_.events_locked([&] {
     if (status.ok()) {
-      for (const RegionId region : core_->live_regions()) core_->hold_region(region);
+      for (const RegionId region : core_->memory().live_regions()) core_->hold_region(region);
     } else {
       core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
     }

@@ -129,7 +129,7 @@ TEST_F(LockedCoreTest, ARegionIsFoundByAnyOfItsAddressesWhileItLives) {
   }
   const RegionId region = core_->allocated(slot);
   ASSERT_TRUE(region.valid());
-  const uint64_t address = kRangeBase + core_->region_offset(region);
+  const uint64_t address = kRangeBase + core_->memory().region(region).offset;
   EXPECT_EQ(core_.region_of_locked(address), region);
   EXPECT_EQ(core_.region_of_locked(address + 4 * kKiB - 1), region);
   EXPECT_FALSE(core_.region_of_locked(kRangeBase - 1).valid());

@@ -48,7 +48,7 @@ class PartsTest : public EngineTest {
     const RegionId region = core_->allocated(slot);
     core_->mark_seen(region);
     core_->remove_slot(slot);
-    return reinterpret_cast<uint64_t>(tiers_.backend->base()) + core_->region_offset(region);
+    return reinterpret_cast<uint64_t>(tiers_.backend->base()) + core_->memory().region(region).offset;
   }
 
   RuntimeOptions options_;

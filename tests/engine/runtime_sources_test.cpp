@@ -23,7 +23,7 @@ class RuntimeSourcesTest : public PartsTest {
   int descriptor() const { return fileno(file_); }
   uint64_t host_capacity() {
     const std::lock_guard lock(core_.mutex());
-    return core_->capacity(Tier::kHost);
+    return core_->memory().capacity(Tier::kHost);
   }
 
   static constexpr char kContent[] = "what lies in the file";
