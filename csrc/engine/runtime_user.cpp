@@ -16,7 +16,7 @@ Status stopped(const char* name) {
 using WaitEnd = LockedCore::WaitEnd;
 constexpr auto kForEver = std::chrono::hours(24 * 365);  // a clock may not hold more
 
-// Of these regions only: what other threads go on evicting must not keep a waiter here. Counts no further than `enough`.
+// Of these regions only: what other threads go on evicting must not keep a waiter here. Counts up to `enough`.
 uint64_t bytes_that_leave(const Pager& pager, const std::vector<RegionId>& regions, uint64_t enough) {
   uint64_t bytes = 0;
   for (const RegionId region : regions) {
