@@ -6,30 +6,25 @@
 namespace tierpage {
 namespace {
 
-PagerConfig planning(uint64_t device_pages, uint64_t host_pages, uint64_t nvme_pages) {
-  PagerConfig config = small_config(device_pages, host_pages, nvme_pages);
-  config.prefetch = true;
-  config.prefetch_bytes_max = kPage;
-  return config;
-}
-
-// The page in DEVICE is sent down; true if it, or room for it, is under way or awaited.
-bool send(PartsWorld& world, RegionId region) {
-  LeavingPass pass;
-  return world.lower.send_down(world.id(region), pass, 0);
-}
-
 TEST(LowerTiers, APageGoesToRamWhileThereIsRoomAndThenToNvme) {
   PartsWorld world(small_config(4, 1, 1));
   const RegionId a = world.make(), b = world.make(), c = world.make();
-  EXPECT_TRUE(send(world, a));
+  EXPECT_TRUE(world.send_down(a));
   EXPECT_EQ(world.page(a).lower, Tier::kHost);
-  EXPECT_TRUE(send(world, b)) << "the only copy of a is on its way there";
+  EXPECT_TRUE(world.send_down(b)) << "the only copy of a is on its way there";
   EXPECT_EQ(world.page(b).lower, Tier::kNvme);
-  EXPECT_FALSE(send(world, c));
+  EXPECT_FALSE(world.send_down(c));
   EXPECT_EQ(world.page(c).movement, Movement::kNone);
   EXPECT_EQ(count(world.actions(), ActionKind::kWriteBack), 2u);
   world.check();
+}
+
+TEST(LowerTiers, ACopyIsNotMadeWhereThereIsOne) {
+  PartsWorld world(small_config(4, 0, 4));
+  const RegionId a = world.make();
+  world.copy_to(a, Tier::kNvme);
+  EXPECT_FALSE(world.send_down(a));
+  EXPECT_EQ(world.page(a).movement, Movement::kNone);
 }
 
 // RAM of four pages, of which one is there; more is promised.
@@ -85,6 +80,14 @@ TEST_F(GrowingRam, IsNotAwaitedAfterItsGrowthFailed) {
   EXPECT_EQ(movement(2), Movement::kNone);
 }
 
+TEST_F(GrowingRam, IsAskedForWhereNothingButCleanPagesLeaves) {
+  LeavingPass pass;
+  EXPECT_TRUE(lower.keeps_in_host(memory.pages[pages[0]], pass));
+  EXPECT_TRUE(send(0));
+  EXPECT_FALSE(lower.keeps_in_host(memory.pages[pages[1]], pass)) << "it does not wait";
+  EXPECT_EQ(lower.host_space_wanted(), 2 * kPage);
+}
+
 TEST_F(GrowingRam, CountsAsRoomUntilItsGrowthFailed) {
   EXPECT_EQ(lower.room().host, 4 * kPage);
   lower.host_space_ready(kPage, true);
@@ -122,7 +125,7 @@ class RamFullOfCopies : public ::testing::Test {
   bool in_host(RegionId region) { return world.page(region).is_valid(Tier::kHost); }
   void send_one() {
     const RegionId dirty = world.make();
-    EXPECT_TRUE(send(world, dirty));
+    EXPECT_TRUE(world.send_down(dirty));
     EXPECT_EQ(world.page(dirty).lower, Tier::kHost);
     world.finish(world.id(dirty));
     world.unmap(dirty);
@@ -144,7 +147,7 @@ TEST_F(RamFullOfCopies, TheyAreDroppedBeforeAnythingIsWrittenToNvmeAndTheDearest
   EXPECT_FALSE(in_host(claimed));
   EXPECT_EQ(world.lower.writes().total(), written);
   const RegionId last = world.make();
-  EXPECT_TRUE(send(world, last));
+  EXPECT_TRUE(world.send_down(last));
   EXPECT_EQ(world.page(last).lower, Tier::kNvme);
 }
 
@@ -164,10 +167,10 @@ TEST(LowerTiers, NothingIsDroppedThatWouldNotBeEnough) {
   world.copy_to(copy, Tier::kHost);
   world.copy_to(only, Tier::kHost);
   world.unmap(only);
-  EXPECT_FALSE(send(world, large));
+  EXPECT_FALSE(world.send_down(large));
   EXPECT_TRUE(world.page(copy).is_valid(Tier::kHost));
   const RegionId small = world.make(2);
-  EXPECT_TRUE(send(world, small));
+  EXPECT_TRUE(world.send_down(small));
   EXPECT_FALSE(world.page(copy).is_valid(Tier::kHost));
   world.check();
 }
@@ -188,7 +191,7 @@ TEST(LowerTiers, InOnePassNobodyLooksAgainForAsMuchAsThereWasNot) {
 TEST(LowerTiers, AfterAFailedWriteNobodyWritesThereUntilItIsTriedAgain) {
   PartsWorld world(small_config(4, 0, 4));
   const RegionId a = world.make();
-  const auto blocked = [&] { return world.lower.room().nvme == 0 && !send(world, a); };
+  const auto blocked = [&] { return world.lower.room().nvme == 0 && !world.send_down(a); };
   world.lower.write_failed(true);
   EXPECT_TRUE(blocked());
   world.lower.request_begins();
@@ -198,7 +201,7 @@ TEST(LowerTiers, AfterAFailedWriteNobodyWritesThereUntilItIsTriedAgain) {
   world.lower.tick(1);
   EXPECT_EQ(world.lower.room().nvme, 4 * kPage);
   world.lower.write_failed(false);  // somebody waits, and sits through another try
-  EXPECT_TRUE(send(world, a));
+  EXPECT_TRUE(world.send_down(a));
 }
 
 TEST(LowerTiers, RoomIsWhatThePagesThatLeaveHaveNotBeenPromised) {
@@ -216,7 +219,7 @@ TEST(LowerTiers, RoomIsWhatThePagesThatLeaveHaveNotBeenPromised) {
   world.departures.leave(world.id(pages[2]));
   EXPECT_EQ(world.lower.room().host, 0u);
   EXPECT_EQ(world.lower.room().nvme, 0u);
-  ASSERT_TRUE(send(world, pages[0]));
+  ASSERT_TRUE(world.send_down(pages[0]));
   EXPECT_EQ(world.lower.room().host, 0u) << "what is on its way has its room, and is not counted twice";
   EXPECT_EQ(world.lower.room().nvme, 0u);
 }
@@ -236,6 +239,17 @@ TEST(LowerTiers, NearTheBudgetOfWritesNvmeIsNoRoomButForWhoHasNoOther) {
   world.lower.tick(5000);
   EXPECT_EQ(world.lower.room().nvme, 6 * kPage);
   EXPECT_EQ(world.lower.writes().total(), 2 * kPage);
+}
+
+TEST(LowerTiers, APageThatNvmeHasStaysInRamOnlyWhileRamIsFree) {
+  PartsWorld world(small_config(4, 1, 4));
+  const RegionId a = world.make(), b = world.make_below(Tier::kHost);
+  world.copy_to(a, Tier::kNvme);
+  LeavingPass pass;
+  EXPECT_FALSE(world.lower.keeps_in_host(world.page(a), pass));
+  EXPECT_TRUE(world.page(b).is_valid(Tier::kHost));
+  world.free(b);
+  EXPECT_TRUE(world.lower.keeps_in_host(world.page(a), pass));
 }
 
 // --- RAM that shrinks -----------------------------------------------------------------------------------------------
@@ -295,166 +309,6 @@ TEST(LowerTiers, SmallerRamKeepsWhatNvmeHasNoRoomFor) {
   EXPECT_EQ(world.movements.under_way(), 1u);
   EXPECT_EQ(world.memory.used(Tier::kHost), 3 * kPage);
   world.check();
-}
-
-// --- one of two goes to NVMe ----------------------------------------------------------------------------------------
-
-// RAM is full of the only copies of what is read in each round; two states are written in each.
-class FullRam : public ::testing::Test {
- protected:
-  explicit FullRam(uint64_t nvme_pages = 16) : world(planning(4, 2, nvme_pages)) {
-    frozen = {world.make_below(Tier::kHost), world.make_below(Tier::kHost)};
-    states = {world.make(), world.make()};
-    read = world.make();
-    for (int round = 0; round < 10; ++round) {
-      world.use_in_turn(frozen, 1);
-      world.use_in_turn(states, 1, true);
-      world.use(read);
-    }
-    EXPECT_TRUE(world.foresight.catch_up_and_plan(4 * kPage, 0));
-    EXPECT_TRUE(world.foresight.plan().valid());
-  }
-  PartsWorld world;
-  std::vector<RegionId> frozen, states;
-  RegionId read;
-};
-
-// Interleaving 9.
-TEST_F(FullRam, APageThatIsWrittenEachTimeWaitsWhileAnotherIsSpilled) {
-  EXPECT_TRUE(send(world, states[0]));
-  EXPECT_EQ(world.page(states[0]).movement, Movement::kNone);
-  EXPECT_EQ(world.movements.spilling_bytes(), kPage);
-  const bool first = world.page(frozen[0]).movement == Movement::kSpill;
-  const RegionId spilled = frozen[first ? 0 : 1];
-  world.finish(world.id(spilled));
-  EXPECT_TRUE(send(world, states[0]));
-  EXPECT_EQ(world.page(states[0]).lower, Tier::kHost);
-  EXPECT_FALSE(world.page(spilled).is_valid(Tier::kHost)) << "its copy was redundant";
-  EXPECT_EQ(world.page(spilled).state(), PageState::kBelow);
-  world.check();
-}
-
-TEST_F(FullRam, IfTheSpillFailsThePageGoesToNvmeItself) {
-  ASSERT_TRUE(send(world, states[0]));
-  for (const RegionId region : frozen) {
-    if (world.page(region).movement != Movement::kSpill) continue;
-    world.movements.ended(world.page(region));
-    world.memory.nvme.give_back(world.page(region).abandon_copy_down());
-  }
-  world.lower.spill_failed();
-  EXPECT_TRUE(send(world, states[0]));
-  EXPECT_EQ(world.page(states[0]).movement, Movement::kWriteBack);
-  EXPECT_EQ(world.page(states[0]).lower, Tier::kNvme);
-  EXPECT_EQ(world.movements.spilling_bytes(), 0u);
-  world.lower.tick(1);
-  EXPECT_TRUE(send(world, states[1]));
-  EXPECT_EQ(world.movements.spilling_bytes(), kPage) << "tried again";
-  world.check();
-}
-
-TEST_F(FullRam, WhatIsNotWrittenAgainGoesToNvmeItself) {
-  EXPECT_TRUE(send(world, read));
-  EXPECT_EQ(world.page(read).lower, Tier::kNvme);
-  EXPECT_EQ(world.movements.spilling_bytes(), 0u);
-}
-
-TEST_F(FullRam, WhatAWaitingOperatorNeedsOrWhatMovesIsNotSpilled) {
-  world.page(frozen[0]).claim_for(1);
-  ASSERT_TRUE(world.movements.begin_read(world.id(frozen[1])));
-  EXPECT_TRUE(send(world, states[0]));
-  EXPECT_EQ(world.movements.spilling_bytes(), 0u);
-  EXPECT_EQ(world.page(states[0]).lower, Tier::kNvme);
-}
-
-TEST_F(FullRam, ASpillLeavesNvmeRoomForTheDirtyPagesOfThePass) {
-  LeavingPass pass;
-  pass.dirty_bytes = 16 * kPage;  // as much as NVMe has
-  EXPECT_TRUE(world.lower.send_down(world.id(states[0]), pass, 0));
-  EXPECT_EQ(world.movements.spilling_bytes(), 0u);
-  EXPECT_EQ(world.page(states[0]).lower, Tier::kNvme);
-}
-
-TEST_F(FullRam, OfTwoThatAreWrittenEachTimeTheOneUsedLaterGoes) {
-  world.copy_to(states[1], Tier::kNvme);
-  world.unmap(states[1]);
-  for (const RegionId region : frozen) world.memory.drop_lower(world.page(region), Tier::kHost);
-  world.movements.start_stage(world.id(states[1]));
-  world.finish(world.id(states[1]));
-  world.memory.drop_lower(world.page(states[1]), Tier::kNvme);
-  world.memory.host.set_capacity(kPage);
-  for (const RegionId region : frozen) world.page(region).forget_content();  // nothing to choose but a state
-  const RegionId later = states[1];
-  EXPECT_TRUE(send(world, states[0])) << "states[0] is used first";
-  EXPECT_EQ(world.page(later).movement, Movement::kSpill);
-}
-
-// --- what NVMe has as well ------------------------------------------------------------------------------------------
-
-TEST(LowerTiers, APageThatNvmeHasStaysInRamOnlyWhileRamIsFree) {
-  PartsWorld world(small_config(4, 1, 4));
-  const RegionId a = world.make(), b = world.make_below(Tier::kHost);
-  world.copy_to(a, Tier::kNvme);
-  LeavingPass pass;
-  EXPECT_FALSE(world.lower.keeps_in_host(world.page(a), pass));
-  EXPECT_TRUE(world.page(b).is_valid(Tier::kHost));
-  world.free(b);
-  EXPECT_TRUE(world.lower.keeps_in_host(world.page(a), pass));
-}
-
-// RAM is full of copies of what the plan keeps in DEVICE; another page is in NVMe as well, and leaves.
-class IdleCopies : public ::testing::Test {
- protected:
-  IdleCopies() : world(planning(8, 2, 8)), other(world.make()) {
-    idle = {world.make(), world.make()};
-    for (const RegionId region : idle) world.copy_to(region, Tier::kHost);
-    world.copy_to(other, Tier::kNvme);
-  }
-  void learn() {
-    world.use_in_turn({idle[0], idle[1], other}, 12);
-    EXPECT_TRUE(world.foresight.catch_up_and_plan(8 * kPage, 0));
-    EXPECT_TRUE(world.foresight.stays(world.memory.key_of(world.id(idle[0]))));
-  }
-  bool keeps(uint64_t dirty_bytes = 0) {
-    LeavingPass pass;
-    pass.dirty_bytes = dirty_bytes;
-    return world.lower.keeps_in_host(world.page(other), pass);
-  }
-  uint64_t copies() {
-    return static_cast<uint64_t>(world.page(idle[0]).is_valid(Tier::kHost)) +
-           static_cast<uint64_t>(world.page(idle[1]).is_valid(Tier::kHost));
-  }
-  PartsWorld world;
-  RegionId other;
-  std::vector<RegionId> idle;
-};
-
-TEST_F(IdleCopies, GiveTheirPlaceToAPageThatWouldFallToNvme) {
-  learn();
-  EXPECT_TRUE(keeps());
-  EXPECT_EQ(copies(), 1u) << "no more than it needs";
-  world.check();
-}
-
-TEST_F(IdleCopies, StayWhileNoPlanKeepsTheirPagesInDevice) {
-  EXPECT_FALSE(keeps());
-  EXPECT_EQ(copies(), 2u);
-}
-
-TEST_F(IdleCopies, StayForTheDirtyPagesThatLeave) {
-  learn();
-  EXPECT_FALSE(keeps(kPage));
-  EXPECT_EQ(copies(), 2u);
-}
-
-TEST_F(IdleCopies, AreNoneWhileTheirPageLeavesOrIsAskedForAndNobodyLooksAgainForAWhile) {
-  learn();
-  world.departures.leave(world.id(idle[0]));
-  world.page(idle[1]).claim_for(1);
-  EXPECT_FALSE(keeps());
-  world.page(idle[1]).give_up_claim(1);
-  EXPECT_FALSE(keeps()) << "nothing was found a moment ago";
-  world.use_in_turn({idle[0], idle[1], other}, 11);
-  EXPECT_TRUE(keeps());
 }
 
 }  // namespace

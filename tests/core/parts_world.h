@@ -136,6 +136,11 @@ struct PartsWorld {
     actions();
     return region;
   }
+  // True if the copy of that page to a lower tier, or room for it, is under way or awaited.
+  bool send_down(RegionId region) {
+    LeavingPass pass;
+    return lower.send_down(id(region), pass, 0);
+  }
   void free(RegionId region, std::initializer_list<Fence> fences = {}) {
     store.free(region, std::vector<Fence>(fences));
   }
@@ -159,6 +164,13 @@ struct PartsWorld {
 inline size_t count(const std::vector<Action>& actions, ActionKind kind) {
   return static_cast<size_t>(
       std::count_if(actions.begin(), actions.end(), [kind](const Action& action) { return action.kind == kind; }));
+}
+
+// With plans, which leave so many pages for what comes early.
+inline PagerConfig planning(PagerConfig config, uint64_t pages_early = 1) {
+  config.prefetch = true;
+  config.prefetch_bytes_max = pages_early * kPage;
+  return config;
 }
 
 // Pages of up to four granules.
