@@ -18,7 +18,8 @@ BUILD_PACKAGES=("scikit-build-core>=0.11" "pybind11>=2.13" ninja "nvidia-cuda-ru
 # What the optional extension _kvikio needs (10 MB, without what kvikio brings along: nothing here may move torch's CUDA).
 KVIKIO_PACKAGES=("libkvikio-cu13==26.10.*" "rapids-logger==0.3.*" nvidia-cufile)
 TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen "safetensors>=0.5" matplotlib)
-TEST_PROGRAMS=(ruff)
+TEST_PROGRAMS=(ruff mypy "clang-format==23.1.5")
+PYTHON_SOURCES=(bench python tests/python tests/tidy.py tools)
 TEST_SYSTEM_PACKAGES=(/usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build clang++=clang)
 JOBS=${JOBS:-$(nproc)}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -126,7 +127,7 @@ native_build() {  # $1: folder under build/, $2: sanitizers or empty, $3: target
   local kvikio=(-DTIERPAGE_KVIKIO=OFF)
   [[ -z $2 ]] && kvikio=(-DTIERPAGE_KVIKIO=ON)
   [[ -z $2 && ${TIERPAGE_TEST_KVIKIO:-} == 1 ]] && kvikio+=(-DCMAKE_REQUIRE_FIND_PACKAGE_Kvikio=ON)
-  cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_WERROR=ON \
+  cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_TORCH_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_WERROR=ON \
     -DTIERPAGE_SANITIZER="$2" "${kvikio[@]}" -DPython_EXECUTABLE="$VENV/bin/python" \
     -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -g1 -DNDEBUG" >"build/$1.log" || { cat "build/$1.log"; return 1; }
   phase "build $1" cmake --build "build/$1" -j "$JOBS" ${3:+--target $3}
@@ -136,8 +137,11 @@ native_suites() {  # $1: folder under build/, $2: sanitizers or empty
   # core and sim have one thread (tests/tidy.py sees to it): the thread sanitizer cannot find anything in them.
   local only=() targets=""
   case $2 in
-    thread) targets="tiers_tests engine_tests" only=(-R '^(tiers|engine|engine_fork)$') ;;
-    ?*) targets="core_tests sim_tests tiers_tests engine_tests" only=(-R '^(core|sim|sim_more|tiers|engine|engine_fork)$') ;;
+    thread) targets="tiers_tests engine_tests torch_tests" only=(-R '^(tiers|engine|engine_fork|torch)$') ;;
+    ?*)
+      targets="core_tests sim_tests tiers_tests engine_tests torch_tests"
+      only=(-R '^(core|sim|sim_more|tiers|engine|engine_fork|torch)$')
+      ;;
   esac
   native_build "$1" "$2" "$targets"
   phase "tests $1" ctest --test-dir "build/$1" -j "$JOBS" --output-on-failure --output-junit "$ROOT/build/$1.xml" "${only[@]}"
@@ -152,7 +156,11 @@ thread_safety() {  # clang proves what csrc/tiers/annotated_mutex.h lets classes
 
 source_rules() {
   "$VENV/bin/python" tests/tidy.py
-  "$VENV/bin/ruff" check bench python tests/python tests/tidy.py tools
+  "$VENV/bin/python" tools/include_graph.py --check docs/architecture.md
+  "$VENV/bin/ruff" check "${PYTHON_SOURCES[@]}"
+  "$VENV/bin/ruff" format --check -q "${PYTHON_SOURCES[@]}"
+  "$VENV/bin/mypy"
+  git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/*.h' 'tests/*.cpp' 'bench/*.cpp' | xargs "$VENV/bin/clang-format" --dry-run -Werror
   thread_safety
   "$VENV/bin/python" tools/stubs.py --check
 }

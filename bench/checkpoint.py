@@ -145,7 +145,9 @@ def paged(args: argparse.Namespace, path: Path) -> dict[str, Any]:
         "first_output_seconds": round(load_seconds + run["seconds"][0], 3),
         "forward_seconds": [round(seconds, 3) for seconds in run["seconds"]],
         "read_gb": [round(count / GB, 3) for count in run["read"]],
-        "read_gb_per_s": [round(count / seconds / GB, 2) for count, seconds in zip(run["read"], run["seconds"], strict=True)],
+        "read_gb_per_s": [
+            round(count / seconds / GB, 2) for count, seconds in zip(run["read"], run["seconds"], strict=True)
+        ],
         "budget_gb": (budgets.device_budget + budgets.host_budget) / GB,
         "spilled_bytes": stats["writeback_bytes.device_to_nvme"] + stats["writeback_bytes.host_to_nvme"],
         "digest": run["digest"],
@@ -201,7 +203,9 @@ def against_bound(row: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, type=Path, help="where the checkpoint lies or is made, on a local disk")
+    parser.add_argument(
+        "--folder", required=True, type=Path, help="where the checkpoint lies or is made, on a local disk"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--shape", default="13b", choices=SHAPES)
     parser.add_argument("--layers", type=int, help="instead of the shape's own number")
@@ -240,7 +244,12 @@ def main() -> int:
         row |= against_bound(row)
         if not args.no_save:
             row["plain_copy_gb_per_s"] = round(plain_copy_rate(path), 2)
-    row |= {"device_budget": args.device_budget, "host_budget": args.host_budget, "tokens": args.tokens, **provenance(args.device)}
+    row |= {
+        "device_budget": args.device_budget,
+        "host_budget": args.host_budget,
+        "tokens": args.tokens,
+        **provenance(args.device),
+    }
     print(json.dumps(row))
     if not args.keep:
         path.unlink()

@@ -122,7 +122,9 @@ def paged_row(args: argparse.Namespace, device: str, plain: dict[str, Any] | Non
     import tierpage
 
     context = process_device_bytes() if device == "cuda" else 0
-    tierpage.enable(nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget)
+    tierpage.enable(
+        nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget
+    )
     before: dict = {}
     paged = measure(args, device, lambda: before.update(tierpage.memory_stats()))
     after = tierpage.memory_stats()
@@ -221,7 +223,9 @@ def sweep(args: argparse.Namespace) -> int:
     code, measured = run_child(["--role", "plain"], args.timeout_seconds)
     plain = measured.get("plain") or given_plain(args)
     if "error" in measured or plain["seconds"] is None:
-        print(measured.get("error", "a sweep needs a plain side: give --plain-seconds with --no-plain"), file=sys.stderr)
+        print(
+            measured.get("error", "a sweep needs a plain side: give --plain-seconds with --no-plain"), file=sys.stderr
+        )
         return code or 1
     weights = SHAPES[args.shape].parameters() * 2
     known = [

@@ -86,7 +86,9 @@ def main() -> int:
 
         import tierpage
 
-        tierpage.enable(device=args.device, device_budget=2**30 + 2 * WEIGHTS * args.weight_kib * 1024, host_budget="64MiB")
+        tierpage.enable(
+            device=args.device, device_budget=2**30 + 2 * WEIGHTS * args.weight_kib * 1024, host_budget="64MiB"
+        )
         set_hook(args.hook == "on")
         small_round, part_round = make_rounds(args.device, args.weight_kib, args.turns)
         seen = best_nanoseconds(small_round, operators, args.rounds, args.device)

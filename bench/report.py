@@ -71,7 +71,9 @@ def peers_at(rows: list[Row], budget_bytes: int | None) -> str:
 
 def table(rows: list[Row]) -> Iterator[str]:
     """Lines of one workload: tierpage beside its bound, then the peers one by one."""
-    plain = [r.seconds for r in rows if r.peer == "plain" and r.seconds] or [r.plain_seconds for r in rows if r.plain_seconds]
+    plain = [r.seconds for r in rows if r.peer == "plain" and r.seconds] or [
+        r.plain_seconds for r in rows if r.plain_seconds
+    ]
     yield f"### {rows[0].workload.title()}"
     yield ""
     if plain:
@@ -82,7 +84,9 @@ def table(rows: list[Row]) -> Iterator[str]:
         yield "| case | seconds | bound | ratio | goal | bits equal | peers under the same cap, seconds |"
         yield "| --- | --- | --- | --- | --- | --- | --- |"
     for row in own:
-        case = size(row.budget_bytes) + (" (all fits)" if row.fits else "") + (", optimizer in hooks" if row.hooks else "")
+        case = (
+            size(row.budget_bytes) + (" (all fits)" if row.fits else "") + (", optimizer in hooks" if row.hooks else "")
+        )
         peers = peers_at(rows, row.budget_bytes)
         if row.failure:
             yield f"| {case} | refused: {row.failure} | - | - | {goal(row)} | - | {peers} |"
@@ -143,9 +147,13 @@ def draw(axes: Any, rows: list[Row]) -> None:
         kind = [row for row in own if row.hooks == hooks]
         name = "tierpage, optimizer in hooks" if hooks else "tierpage"
         line, colour = (":", "#56B4E9") if hooks else ("--", "#0072B2")
-        axes.plot(*medians(kind, "bound_seconds"), color="#777777", linestyle=line, marker="_", label=f"bound of {name}")
+        axes.plot(
+            *medians(kind, "bound_seconds"), color="#777777", linestyle=line, marker="_", label=f"bound of {name}"
+        )
         axes.plot(*medians(kind, "seconds"), color=colour, marker="o", linewidth=2, label=name)
-    plain = [row.seconds for row in rows if row.peer == "plain" and row.seconds] or [r.plain_seconds for r in rows if r.plain_seconds]
+    plain = [row.seconds for row in rows if row.peer == "plain" and row.seconds] or [
+        r.plain_seconds for r in rows if r.plain_seconds
+    ]
     if plain:
         axes.axhline(statistics.median(plain), color="#000000", linewidth=0.8, label="all in device memory")
     names = dict.fromkeys(row.peer for row in rows if row.peer not in (None, "plain") and row.seconds is not None)

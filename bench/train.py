@@ -125,11 +125,15 @@ def run(args: argparse.Namespace, device: str, mark: Callable[[str], None] = lam
 
 def describe_difference(plain: dict, paged: dict) -> str:
     """Where two runs part: the first differing loss, and how many parameters differ."""
-    first = next((i for i, pair in enumerate(zip(plain["losses"], paged["losses"], strict=True)) if len(set(pair)) > 1), None)
+    first = next(
+        (i for i, pair in enumerate(zip(plain["losses"], paged["losses"], strict=True)) if len(set(pair)) > 1), None
+    )
     names = [name for name, value in plain["sums"].items() if paged["sums"][name] != value]
     if first is None and not names:
         return "none"
-    losses = "no loss" if first is None else f"loss {first}: {plain['losses'][first]!r} against {paged['losses'][first]!r}"
+    losses = (
+        "no loss" if first is None else f"loss {first}: {plain['losses'][first]!r} against {paged['losses'][first]!r}"
+    )
     return f"{losses}; {len(names)} of {len(plain['sums'])} parameters, {', '.join(names[:3])}"
 
 
@@ -156,7 +160,9 @@ def paged_row(args: argparse.Namespace, plain: dict[str, Any] | None) -> dict[st
     links = best_links(_C, device)
     duplex = duplex_links(device, links)
     context = process_device_bytes() if device == "cuda" else 0
-    tierpage.enable(nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget)
+    tierpage.enable(
+        nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget
+    )
     stats: dict[str, dict] = {}
     paged = run(args, device, lambda name: stats.update({name: tierpage.memory_stats()}))
     before, after = stats["warm"], stats["end"]
@@ -218,10 +224,14 @@ def main() -> int:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--no-plain", action="store_true")
-    parser.add_argument("--plain-seconds", type=float, default=None, help="of the plain run, measured before; no bits then")
+    parser.add_argument(
+        "--plain-seconds", type=float, default=None, help="of the plain run, measured before; no bits then"
+    )
     parser.add_argument("--twice-plain", action="store_true", help="only tell whether the plain run repeats itself")
     parser.add_argument("--trace", default=None)
-    parser.add_argument("--deterministic", action="store_true", help="deterministic kernels, so that bits can be compared")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="deterministic kernels, so that bits can be compared"
+    )
     parser.add_argument("--role", default="both", choices=("both", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.deterministic:

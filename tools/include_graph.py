@@ -76,8 +76,7 @@ def without_shortcuts(graph: Graph) -> Graph:
         node: {
             other
             for other in others
-            if (other in reach
-            and node in reach[other])
+            if (other in reach and node in reach[other])
             or not any(other in reach.get(third, ()) for third in others - {other})
         }
         for node, others in graph.items()

@@ -36,7 +36,18 @@ from peers.registry import PEERS, PLAIN, Peer, chosen
 
 REPEATS_MIN = 3
 # What makes two plain runs the same run.
-PLAIN_KEYS = ("side", "shape", "layers", "tokens", "batch", "no_recompute", "device", "deterministic", "warmup", "repeat")
+PLAIN_KEYS = (
+    "side",
+    "shape",
+    "layers",
+    "tokens",
+    "batch",
+    "no_recompute",
+    "device",
+    "deterministic",
+    "warmup",
+    "repeat",
+)
 
 
 def cap_device(job: Job) -> None:
@@ -121,7 +132,9 @@ def compare(peer: Peer, result: dict[str, Any], plain: dict[str, Any] | None) ->
     return {"bits_equal": difference == "none", "difference": difference, "loss_difference_max": apart}
 
 
-def row_of(peer: Peer, result: dict[str, Any], plain: dict[str, Any] | None, args: argparse.Namespace) -> dict[str, Any]:
+def row_of(
+    peer: Peer, result: dict[str, Any], plain: dict[str, Any] | None, args: argparse.Namespace
+) -> dict[str, Any]:
     """The line that is printed."""
     capped = peer.capped and args.device == "cuda"
     row: dict[str, Any] = {
@@ -170,12 +183,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=4, help="train only")
     parser.add_argument("--no-recompute", action="store_true", help="train only")
-    parser.add_argument("--deterministic", action="store_true", help="deterministic kernels, so that bits can be compared")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="deterministic kernels, so that bits can be compared"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--device-budget", default="64MiB", help="cap of each peer")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--folder", default=None, help="on a local disk, for peers that offload to it; default: the temporary one")
+    parser.add_argument(
+        "--folder", default=None, help="on a local disk, for peers that offload to it; default: the temporary one"
+    )
     parser.add_argument("--plain", type=Path, default=None, metavar="FILE", help="keeps the plain run's result")
     parser.add_argument("--no-plain", action="store_true", help="compare with nothing")
     parser.add_argument("--timeout-seconds", type=float, default=300, help="of one peer")
@@ -200,7 +217,9 @@ def main() -> int:
     args = parse()
     if args.side == "list":
         for peer in PEERS:
-            print(f"{peer.side:5}  {peer.name:17}  {peer.distribution} {version_of(peer.distribution) or 'missing'}  {peer.note}")
+            print(
+                f"{peer.side:5}  {peer.name:17}  {peer.distribution} {version_of(peer.distribution) or 'missing'}  {peer.note}"
+            )
         return 0
     if args.role:
         if args.deterministic:

@@ -48,7 +48,7 @@ Levels levels_of(const Pager& pager) {
   Levels levels;
   levels.at_ns = realtime_ns();
   for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {
-    levels.resident_bytes[index_of(tier)] = pager.used(tier);
+    levels.resident_bytes[index_of(tier)] = pager.memory().used(tier);
   }
   levels.arriving_bytes = pager.arriving_bytes();
   levels.leaving_bytes = pager.leaving_bytes();
@@ -94,9 +94,9 @@ double Accounts::take_fetch_rate() {
 }
 
 RecurrenceTotals Accounts::since_open(const Pager& pager, int64_t now_ns) const {
-  const Stats& stats = pager.stats();
+  const Stats& stats = pager.memory().stats;
   RecurrenceTotals totals;
-  totals.uses = pager.trace_uses();
+  totals.uses = pager.foresight().trace().end();
   totals.fetched_bytes = stats.fetch_bytes_host_to_device + stats.fetch_bytes_nvme_to_device;
   totals.written_bytes = stats.write_back_bytes_device_to_host + stats.write_back_bytes_device_to_nvme;
   totals.elapsed_ns = elapsed_ns(now_ns);

@@ -65,7 +65,7 @@ void install_fault_handler() {
 
 bool Runtime::resolve_missed_access(uint64_t address) {
   std::unique_lock lock(core_.mutex());
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return false;
   missed_address_.store(address - api_.range_base);
   missed_accesses_.fetch_add(1);
@@ -78,7 +78,7 @@ bool Runtime::resolve_missed_access(uint64_t address) {
     status = core_.events_locked([&] {
       core_->mark_seen(region);
       core_->hold_region(region);
-      uses.push_back({region, 0, core_->region_bytes(region) - 1, AccessMode::kWrite});
+      uses.push_back({region, 0, core_->memory().region(region).bytes_asked - 1, AccessMode::kWrite});
       slot = core_->add_slot();
       if (in_operator) core_->set_permanent(t_open_scope->slot, true);
     });

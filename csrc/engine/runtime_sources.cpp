@@ -1,18 +1,19 @@
-// Files that regions have as their source: opening, handing to allocations, letting go.
+#include "engine/runtime_sources.h"
+
 #include <algorithm>
 #include <cstring>
-
-#include "engine/runtime.h"
 
 namespace tierpage {
 
 // Reads pass through the staging ring, which there is not yet without an NVMe tier: it is taken out of the RAM budget.
-Status Runtime::open_sources() {
+Status RuntimeSources::open() {
   bool has_ring;
   {
     std::lock_guard lock(core_.mutex());
     if (core_.ended_locked()) return core_.end_locked();
-    if (closed_) return Status::error(StatusCode::kUnavailable, "paging is disabled: nothing can be backed by a file");
+    if (core_.closed_locked()) {
+      return Status::error(StatusCode::kUnavailable, "paging is disabled: nothing can be backed by a file");
+    }
     if (tiers_.sources) return Status::success();
     has_ring = tiers_.ring != nullptr;
     if (!has_ring) {
@@ -38,33 +39,33 @@ Status Runtime::open_sources() {
   tiers_.ring = std::move(ring);
   tiers_.config.host_bytes_max -= tiers_.ring_bytes;
   const Status status = core_.change_locked([&] {
-    const uint64_t host = core_->capacity(Tier::kHost);
+    const uint64_t host = core_->memory().capacity(Tier::kHost);
     core_->set_capacity(Tier::kHost, host > tiers_.ring_bytes ? host - tiers_.ring_bytes : 0);
     core_->plan();
   });
   return status;
 }
 
-Status Runtime::add_source(int descriptor, const std::string& name, uint64_t* place) {
+Status RuntimeSources::add(int descriptor, const std::string& name, uint64_t* place) {
   if (g_runtimes.forked()) {
     return Status::error(StatusCode::kUnavailable, "a forked child cannot page; start it with \"spawn\"");
   }
   std::lock_guard closing(close_mutex_);  // one opens, and nobody closes meanwhile
-  Status status = open_sources();
+  Status status = open();
   // Without mutex_: opening a file may take long. close_mutex_ keeps tiers_.sources where it is.
   if (status.ok()) status = tiers_.sources->add(descriptor, name, place);
   if (!status.ok()) return status;
   std::lock_guard lock(core_.mutex());
-  source_registry_.opened(*place);
+  registry_.opened(*place);
   return status;
 }
 
-void Runtime::let_source_go(uint64_t place) {
+void RuntimeSources::let_go(uint64_t place) {
   std::lock_guard lock(core_.mutex());
-  if (source_registry_.let_go(place)) core_.wake_locked();
+  if (registry_.let_go(place)) core_.wake_locked();
 }
 
-Status Runtime::read_source(uint64_t offset, uint64_t bytes, std::byte* buffer) {
+Status RuntimeSources::read(uint64_t offset, uint64_t bytes, std::byte* buffer) {
   std::shared_ptr<SourceFiles> sources;
   {
     std::lock_guard lock(core_.mutex());
@@ -75,24 +76,25 @@ Status Runtime::read_source(uint64_t offset, uint64_t bytes, std::byte* buffer) 
   return sources->read_now(offset, bytes, buffer);
 }
 
-uint64_t Runtime::read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer, uint64_t* page_end) {
+uint64_t RuntimeSources::read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer,
+                                   uint64_t* page_end) {
   *page_end = first + bytes;
   std::unique_lock lock(core_.mutex());
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid() || !core_.refusal_locked().ok()) return 0;
-  const auto pages = core_->pages_of(region);
-  const uint64_t wanted = core_->region_offset(region) + first;
+  const auto pages = core_->memory().region(region).pages;
+  const uint64_t wanted = core_->memory().region(region).offset + first;
   const auto found = std::find_if(pages.begin(), pages.end(), [&](PageId id) {
-    return wanted < core_->page(id).offset + core_->page(id).bytes;
+    return wanted < core_->memory().pages[id].offset + core_->memory().pages[id].bytes;
   });
   if (found == pages.end()) return 0;
   const PageId id = *found;
-  const uint64_t in_page = wanted - core_->page(id).offset;
-  const uint64_t count = std::min(bytes, core_->page(id).bytes - in_page);
+  const uint64_t in_page = wanted - core_->memory().pages[id].offset;
+  const uint64_t count = std::min(bytes, core_->memory().pages[id].bytes - in_page);
   *page_end = first + count;
   bool held = false;
   if (!core_.events_locked([&] { held = core_->begin_read(id); }).ok() || !held) return 0;
-  const SpanList spans = core_->page(id).host;
+  const SpanList spans = core_->memory().pages[id].host;
   lock.unlock();  // the copy stays where it is until read_done
   const std::byte* const ram = tiers_.arena->base();
   uint64_t begin = 0;
@@ -106,16 +108,16 @@ uint64_t Runtime::read_host(uint64_t address, uint64_t first, uint64_t bytes, st
   return count;
 }
 
-std::vector<Runtime::SourcedRun> Runtime::sourced_runs(uint64_t address) {
-  std::vector<SourcedRun> runs;
+std::vector<RuntimeSources::Run> RuntimeSources::runs_of(uint64_t address) {
+  std::vector<Run> runs;
   std::lock_guard lock(core_.mutex());
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return runs;
-  for (const PageId id : core_->pages_of(region)) {
-    const Page& page = core_->page(id);
-    const Source part = page.sourced ? core_->source_of(page) : Source{};
+  for (const PageId id : core_->memory().region(region).pages) {
+    const Page& page = core_->memory().pages[id];
+    const Source part = page.sourced ? core_->memory().source_of(page) : Source{};
     if (part.bytes == 0) continue;
-    const uint64_t first = page.offset - core_->region_offset(region);
+    const uint64_t first = page.offset - core_->memory().region(region).offset;
     if (!runs.empty() && runs.back().first + runs.back().source.bytes == first) {
       runs.back().source.bytes += part.bytes;
     } else {

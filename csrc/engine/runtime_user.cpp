@@ -19,9 +19,9 @@ constexpr auto kForEver = std::chrono::hours(24 * 365);  // a clock may not hold
 // Of these regions only: what other threads go on evicting must not keep a waiter here.
 bool pages_leave(const Pager& pager, const std::vector<RegionId>& regions) {
   for (const RegionId region : regions) {
-    if (!pager.region_live(region)) continue;
-    for (const PageId id : pager.pages_of(region)) {
-      const Page& page = pager.page(id);
+    if (!pager.memory().live(region)) continue;
+    for (const PageId id : pager.memory().region(region).pages) {
+      const Page& page = pager.memory().pages[id];
       if (page.evict_asked && (page.leaving || page.movement == Movement::kUnmap)) return true;
     }
   }
@@ -29,21 +29,21 @@ bool pages_leave(const Pager& pager, const std::vector<RegionId>& regions) {
 }
 
 std::vector<RegionId> regions_of_tag(const Pager& pager, TagId tag) {
-  std::vector<RegionId> regions = pager.live_regions();
-  std::erase_if(regions, [&](RegionId region) { return pager.region_tag(region) != tag; });
+  std::vector<RegionId> regions = pager.memory().live_regions();
+  std::erase_if(regions, [&](RegionId region) { return pager.memory().region(region).tag != tag; });
   return regions;
 }
 
 // What close() still has to bring up, or to stop from leaving, or of which a lower copy is left.
 std::vector<Use> not_settled(const Pager& pager) {
   std::vector<Use> uses;
-  for (const RegionId region : pager.live_regions()) {
-    const auto pages = pager.pages_of(region);
+  for (const RegionId region : pager.memory().live_regions()) {
+    const auto pages = pager.memory().region(region).pages;
     const bool settled = std::all_of(pages.begin(), pages.end(), [&](PageId id) {
-      const Page& page = pager.page(id);
+      const Page& page = pager.memory().pages[id];
       return page.dirty() && !page.leaving && page.movement == Movement::kNone;
     });
-    if (!settled) uses.push_back({region, 0, pager.region_bytes(region) - 1, AccessMode::kWrite});
+    if (!settled) uses.push_back({region, 0, pager.memory().region(region).bytes_asked - 1, AccessMode::kWrite});
   }
   return uses;
 }
@@ -85,11 +85,11 @@ Status Runtime::pin(const std::vector<uint64_t>& addresses, SlotId* handle) {
   SlotId slot;
   Status status = core_.events_locked([&] {
     for (const uint64_t address : addresses) {
-      const RegionId region = region_of_locked(address);
+      const RegionId region = core_.region_of_locked(address);
       if (!region.valid()) continue;
       core_->mark_seen(region);
       // Who asks for a pin means to use raw pointers, perhaps to write: no lower copy may stay behind.
-      uses.push_back({region, 0, core_->region_bytes(region) - 1, AccessMode::kWrite});
+      uses.push_back({region, 0, core_->memory().region(region).bytes_asked - 1, AccessMode::kWrite});
     }
     slot = core_->add_slot();
     core_->set_permanent(slot, true);
@@ -120,7 +120,7 @@ uint64_t Runtime::prefetch(const std::vector<uint64_t>& addresses) {
   uint64_t bytes = 0;
   (void)core_.change_locked([&] {
     for (const uint64_t address : addresses) {
-      const RegionId region = region_of_locked(address);
+      const RegionId region = core_.region_of_locked(address);
       if (region.valid()) bytes += core_->prefetch(region);
     }
   });
@@ -154,7 +154,7 @@ Status Runtime::wait_for_evictions(std::unique_lock<std::mutex>& lock, const std
   if (stopped_early) return stopped(name);
   if (core_.ended_locked()) return core_.end_locked();
   return Status::error(StatusCode::kInternal, "eviction did not finish within " + std::to_string(timeout_ms) +
-                                                  " ms: " + core_->tier_table());
+                                                  " ms: " + core_->memory().tier_table());
 }
 
 uint64_t Runtime::evict(const std::vector<uint64_t>& addresses) {
@@ -164,7 +164,7 @@ uint64_t Runtime::evict(const std::vector<uint64_t>& addresses) {
   std::vector<RegionId> regions;
   const Status status = core_.change_locked([&] {
     for (const uint64_t address : addresses) {
-      const RegionId region = region_of_locked(address);
+      const RegionId region = core_.region_of_locked(address);
       if (!region.valid()) continue;
       bytes += core_->evict(region);
       regions.push_back(region);
@@ -214,7 +214,9 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
     return Status::error(StatusCode::kInvalidArgument, "nvme_budget cannot change while enabled: the spill file was "
                                                        "allocated in full; disable and enable again");
   }
-  if (closed_) return Status::error(StatusCode::kUnavailable, "paging is disabled: there is no budget to change");
+  if (core_.closed_locked()) {
+    return Status::error(StatusCode::kUnavailable, "paging is disabled: there is no budget to change");
+  }
   if (tier == Tier::kDevice) device_budget_.set(bytes);
   const uint64_t host = bytes > tiers_.ring_bytes ? bytes - tiers_.ring_bytes : 0;
   const Status status = core_.change_locked([&] {
@@ -226,10 +228,10 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
 
 void Runtime::set_native_reserved(uint64_t bytes) {
   std::lock_guard lock(core_.mutex());
-  if (core_.ended_locked() || closed_) return;
+  if (core_.ended_locked() || core_.closed_locked()) return;
   device_budget_.native_reserved(bytes);
   core_->note_native_reserved(bytes);
-  if (core_->capacity(Tier::kDevice) == device_budget_.for_pages()) return;
+  if (core_->memory().capacity(Tier::kDevice) == device_budget_.for_pages()) return;
   (void)core_.change_locked([&] {
     core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
     core_->plan();
@@ -238,9 +240,9 @@ void Runtime::set_native_reserved(uint64_t bytes) {
 
 uint64_t Runtime::make_room(uint64_t bytes) {
   std::unique_lock lock(core_.mutex());
-  if (core_.ended_locked() || closed_) return 0;
+  if (core_.ended_locked() || core_.closed_locked()) return 0;
   device_budget_.native_expected(bytes);
-  const uint64_t before = core_->device_held_bytes();
+  const uint64_t before = core_->memory().device_held_bytes();
   const Status status = core_.change_locked([&] {
     core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
     core_->drop_cached_regions();
@@ -249,16 +251,16 @@ uint64_t Runtime::make_room(uint64_t bytes) {
   });
   if (!status.ok()) return 0;
   (void)wait_until(lock, 10'000, "torch's own allocator",
-                   [&] { return core_->device_held_bytes() <= device_budget_.for_pages(); });
+                   [&] { return core_->memory().device_held_bytes() <= device_budget_.for_pages(); });
   if (core_.ended_locked()) return 0;
   (void)core_.change_locked([&] { core_->release_free_frames(); });
-  const uint64_t after = core_->device_held_bytes();
+  const uint64_t after = core_->memory().device_held_bytes();
   return before > after ? before - after : 0;
 }
 
 uint64_t Runtime::list_run_bytes_max() {
   std::lock_guard lock(core_.mutex());
-  const auto bytes = static_cast<double>(core_->capacity(Tier::kDevice)) * options_.list_run_fraction;
+  const auto bytes = static_cast<double>(core_->memory().capacity(Tier::kDevice)) * options_.list_run_fraction;
   return std::max<uint64_t>(static_cast<uint64_t>(bytes), tiers_.config.granule_bytes);
 }
 
@@ -266,9 +268,9 @@ uint64_t Runtime::list_run_bytes_max() {
 // program allocates meanwhile.
 bool Runtime::may_defer(uint64_t kept_bytes) {
   std::lock_guard lock(core_.mutex());
-  if (core_.ended_locked() || closed_) return false;
-  const uint64_t device = core_->capacity(Tier::kDevice);
-  const uint64_t lower = core_->capacity(Tier::kHost) + core_->capacity(Tier::kNvme);
+  if (core_.ended_locked() || core_.closed_locked()) return false;
+  const uint64_t device = core_->memory().capacity(Tier::kDevice);
+  const uint64_t lower = core_->memory().capacity(Tier::kHost) + core_->memory().capacity(Tier::kNvme);
   const uint64_t peak = core_->stats().live_bytes.peak;
   return peak > device && peak + kept_bytes <= device + lower;
 }
@@ -276,10 +278,10 @@ bool Runtime::may_defer(uint64_t kept_bytes) {
 bool Runtime::held(const uint64_t* regions, size_t count) {
   std::lock_guard lock(core_.mutex());
   return std::any_of(regions, regions + count, [this](uint64_t address) {
-    const RegionId region = region_of_locked(address);
-    if (!region.valid() || core_->region_held(region)) return true;
-    const auto pages = core_->pages_of(region);
-    return std::any_of(pages.begin(), pages.end(), [this](PageId id) { return core_->page(id).pins > 0; });
+    const RegionId region = core_.region_of_locked(address);
+    if (!region.valid() || core_->memory().region(region).held) return true;
+    const auto pages = core_->memory().region(region).pages;
+    return std::any_of(pages.begin(), pages.end(), [this](PageId id) { return core_->memory().pages[id].pins > 0; });
   });
 }
 
@@ -293,10 +295,10 @@ Status Runtime::bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot) {
     const std::vector<Use> uses = not_settled(*core_);
     if (uses.empty()) return Status::success();
     uint64_t live = 0;
-    for (const RegionId region : core_->live_regions()) {
-      for (const PageId page : core_->pages_of(region)) live += core_->page(page).bytes;
+    for (const RegionId region : core_->memory().live_regions()) {
+      for (const PageId page : core_->memory().region(region).pages) live += core_->memory().pages[page].bytes;
     }
-    const uint64_t held = core_->device_held_bytes();
+    const uint64_t held = core_->memory().device_held_bytes();
     const uint64_t missing = live > held ? live - held : 0;
     if (missing > free) {
       return Status::error(StatusCode::kOutOfMemory,
@@ -317,10 +319,10 @@ Status Runtime::close() {
   if (g_runtimes.forked()) return Status::success();  // the parent's; and its close_mutex_ may be held by nobody here
   std::lock_guard closing(close_mutex_);
   std::unique_lock lock(core_.mutex());
-  if (closed_) return Status::success();
+  if (core_.closed_locked()) return Status::success();
   open_.store(false);
   if (core_.ended_locked()) {  // nothing can be brought up; at least nobody comes in any more
-    closed_ = true;
+    core_.close_locked();
     g_runtimes.deactivate(this);
     return Status::success();
   }
@@ -329,7 +331,7 @@ Status Runtime::close() {
   if (!core_.alive_locked()) return core_.dead_locked();
   const Status settled = core_.events_locked([&] {
     if (status.ok()) {
-      for (const RegionId region : core_->live_regions()) core_->hold_region(region);
+      for (const RegionId region : core_->memory().live_regions()) core_->hold_region(region);
     } else {
       core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
     }
@@ -342,10 +344,10 @@ Status Runtime::close() {
     core_.hand_over_locked();
     return status;
   }
-  closed_ = true;
+  core_.close_locked();
   g_runtimes.deactivate(this);
   status = core_.events_locked([&] { release_when_closed_locked(); });
-  (void)wait_until(lock, 10'000, "tierpage.disable", [&] { return lower_tiers_closed_; });
+  (void)wait_until(lock, 10'000, "tierpage.disable", [&] { return pager_thread_.lower_tiers_closed_locked(); });
   return status;
 }
 
@@ -363,7 +365,7 @@ void Runtime::shutdown() {
   g_runtimes.deactivate(this);
   if (g_runtimes.forked()) return;  // the thread is the parent's
   std::lock_guard closing(close_mutex_);
-  if (thread_.joinable()) thread_.join();
+  pager_thread_.join();
 }
 
 }  // namespace tierpage

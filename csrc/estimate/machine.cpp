@@ -107,7 +107,7 @@ class Machine {
     std::vector<Use> uses;
     for (size_t i = first; i < last; ++i) {
       const RegionId region = regions_[line.uses[i].id];
-      uses.push_back({region, 0, pager_.region_bytes(region) - 1,
+      uses.push_back({region, 0, pager_.memory().region(region).bytes_asked - 1,
                       line.uses[i].write ? AccessMode::kWrite : AccessMode::kRead});
       pager_.mark_seen(region);
     }
@@ -152,7 +152,7 @@ class Machine {
   }
 
   uint64_t bytes_of(uint32_t id) const {
-    return round_up(pager_.region_bytes(regions_[id]), options_.pager.granule_bytes);
+    return round_up(pager_.memory().region(regions_[id]).bytes_asked, options_.pager.granule_bytes);
   }
 
   void allocate(const ProgramAllocation& allocation, bool inside) {
@@ -170,7 +170,7 @@ class Machine {
       wake_pager(now_);
       while (pager_.outcome(slot_) == Outcome::kWait) {
         if (!advance_once(kNever)) {
-          failure_ = Status::error(StatusCode::kInternal, "the replay hangs: " + pager_.tier_table());
+          failure_ = Status::error(StatusCode::kInternal, "the replay hangs: " + pager_.memory().tier_table());
           return;
         }
       }
@@ -327,8 +327,8 @@ class Machine {
     totals_.up_busy = up_.busy_us;
     totals_.down_busy = down_.busy_us;
     totals_.faults = pager_.stats().faults;
-    totals_.uses = pager_.trace_uses();
-    totals_.predicted = pager_.predictor().predicted_uses();
+    totals_.uses = pager_.foresight().trace().end();
+    totals_.predicted = pager_.foresight().predictor().predicted_uses();
     totals_.ahead = pager_.stats().prefetch_issued;
     totals_.on_demand = pager_.stats().fault_pages;
     StepReport step;

@@ -18,7 +18,7 @@
 
 #include "tiers/annotated_mutex.h"
 #include "tiers/quiet_thread.h"
-#include "tiers/spill_file.h"
+#include "tiers/system_error.h"
 
 namespace tierpage {
 namespace {

@@ -8,7 +8,7 @@
 
 #include <cerrno>
 
-#include "tiers/spill_file.h"
+#include "tiers/system_error.h"
 
 namespace tierpage {
 namespace {

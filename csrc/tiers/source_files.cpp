@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "tiers/spill_file.h"
+#include "tiers/system_error.h"
 
 namespace tierpage {
 namespace {

@@ -17,6 +17,8 @@
 #include <memory>
 #include <utility>
 
+#include "tiers/system_error.h"
+
 namespace tierpage {
 namespace {
 
@@ -157,16 +159,6 @@ int probe_transfer(const IoTable& table, int descriptor, uint64_t alignment) {
 }
 
 }  // namespace
-
-StatusCode storage_code_of(int system_error) {
-  const bool full = system_error == ENOSPC || system_error == EDQUOT || system_error == EFBIG;
-  return full ? StatusCode::kStorageFull : StatusCode::kStorageError;
-}
-
-std::string describe_system_error(int system_error) {
-  char text[128] = "";
-  return std::string(strerror_r(system_error, text, sizeof text)) + " (errno " + std::to_string(system_error) + ")";
-}
 
 std::string describe_failure(const IoTable& table, int system_error) {
   return table.describe != nullptr ? table.describe(system_error) : describe_system_error(system_error);

@@ -53,11 +53,7 @@ class SpillFile {
   std::string directory_;
 };
 
-// kStorageFull for ENOSPC, EDQUOT and EFBIG, else kStorageError.
-StatusCode storage_code_of(int system_error);
-// "No space left on device (errno 28)"
-std::string describe_system_error(int system_error);
-// The same with what the table that moves the bytes has to say.
+// describe_system_error() with what the table that moves the bytes has to say.
 std::string describe_failure(const IoTable& table, int system_error);
 
 }  // namespace tierpage

@@ -30,6 +30,7 @@
 #include "tiers/page_cipher.h"
 #include "tiers/spill_files.h"
 #include "tiers/store_workers.h"
+#include "tiers/system_error.h"
 #include "tiers/unit_checksums.h"
 
 namespace tierpage {

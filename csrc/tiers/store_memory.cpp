@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "tiers/block_store.h"
-#include "tiers/spill_file.h"
 #include "tiers/store_workers.h"
+#include "tiers/system_error.h"
 
 namespace tierpage {
 namespace {

@@ -1,6 +1,8 @@
 // Unannounced accesses: see raw_access.h.
 #include "torch/raw_access.h"
 
+#include <cstddef>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -73,6 +75,24 @@ bool is_plain(c10::StorageImpl* storage) {
   return storage->_mutable_data_ptr_no_checks().get_deleter() == &delete_region;
 }
 
+// torch keeps the hook in a plain field, and two threads may use one storage at the same time: one of them arms or
+// disarms it at a time. Else set_materializer finds what the other has set since it was asked, and throws.
+class HookLock {
+ public:
+  explicit HookLock(const c10::StorageImpl* storage)
+      : flag_(flags_[reinterpret_cast<uintptr_t>(storage) / alignof(std::max_align_t) % kFlags]) {
+    while (flag_.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
+  }
+  ~HookLock() { flag_.clear(std::memory_order_release); }
+  HookLock(const HookLock&) = delete;
+  HookLock& operator=(const HookLock&) = delete;
+
+ private:
+  static constexpr size_t kFlags = 64;
+  static inline std::atomic_flag flags_[kFlags];
+  std::atomic_flag& flag_;
+};
+
 constexpr size_t kRecentStorages = 8;
 
 bool noted_recently(const ThreadState& state, const c10::StorageImpl* storage) {
@@ -87,7 +107,10 @@ bool noted_recently(const ThreadState& state, const c10::StorageImpl* storage) {
 
 void disarm_storage(ThreadState& state, c10::StorageImpl* storage) {
   if (!is_plain(storage)) return;
-  if (storage->has_materializer()) storage->clear_materializer();
+  {
+    const HookLock lock(storage);
+    if (storage->has_materializer()) storage->clear_materializer();
+  }
   if (noted_recently(state, storage)) return;
   auto strong = c10::intrusive_ptr<c10::StorageImpl>::reclaim(storage);
   state.storages.emplace_back(strong);
@@ -98,9 +121,9 @@ void arm_storages(ThreadState& state) {
   for (auto& weak : state.storages) {
     // The weak reference keeps the object's memory, so looking at it is safe even while another thread drops it.
     c10::StorageImpl* storage = weak._unsafe_get_target();
-    if (weak.use_count() > 0 && is_plain(storage) && !storage->has_materializer()) {
-      storage->set_materializer(&fetch_storage);
-    }
+    if (weak.use_count() == 0 || !is_plain(storage)) continue;
+    const HookLock lock(storage);
+    if (!storage->has_materializer()) storage->set_materializer(&fetch_storage);
   }
   state.storages.clear();
 }

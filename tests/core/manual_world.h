@@ -68,7 +68,7 @@ class ManualWorld {
   }
   Outcome begin(SlotId slot, std::initializer_list<std::pair<RegionId, AccessMode>> uses) {
     std::vector<Use> list;
-    for (const auto& [region, mode] : uses) list.push_back({region, 0, pager.region_bytes(region) - 1, mode});
+    for (const auto& [region, mode] : uses) list.push_back({region, 0, pager.memory().region(region).bytes_asked - 1, mode});
     pager.begin_op(slot, 1, "op", list);
     settle();
     return pager.outcome(slot);
@@ -88,7 +88,7 @@ class ManualWorld {
     pager.remove_slot(slot);
     return region;
   }
-  const Page& page(RegionId region) { return pager.page(pager.pages_of(region)[0]); }
+  const Page& page(RegionId region) { return pager.memory().pages[pager.memory().region(region).pages[0]]; }
 
   Pager pager;
   std::vector<Action> actions;

@@ -7,7 +7,7 @@ namespace {
 constexpr AccessMode kRead = AccessMode::kRead;
 constexpr AccessMode kWrite = AccessMode::kWrite;
 
-PageId first_page(ManualWorld& world, RegionId region) { return world.pager.pages_of(region)[0]; }
+PageId first_page(ManualWorld& world, RegionId region) { return world.pager.memory().region(region).pages[0]; }
 
 RegionId make_in_host(ManualWorld& world) {
   const RegionId region = world.make();
@@ -76,10 +76,10 @@ TEST(PagerRead, ItsRoomIsNotGivenAway) {
   ASSERT_TRUE(world.pager.begin_read(first_page(world, a)));
   world.pager.set_capacity(Tier::kHost, 0);
   world.settle();
-  EXPECT_EQ(world.pager.used(Tier::kHost), kPage);
+  EXPECT_EQ(world.pager.memory().used(Tier::kHost), kPage);
   world.pager.read_done(first_page(world, a));
   world.settle();
-  EXPECT_EQ(world.pager.used(Tier::kHost), 0u);
+  EXPECT_EQ(world.pager.memory().used(Tier::kHost), 0u);
 }
 
 TEST(PagerRead, ARegionFreedMeanwhileIsTakenApartAfterwards) {
@@ -89,11 +89,11 @@ TEST(PagerRead, ARegionFreedMeanwhileIsTakenApartAfterwards) {
   ASSERT_TRUE(world.pager.begin_read(page));
   world.pager.free_region(a, {});
   world.settle();
-  EXPECT_EQ(world.pager.used(Tier::kHost), kPage);
+  EXPECT_EQ(world.pager.memory().used(Tier::kHost), kPage);
   world.pager.read_done(page);
   world.settle();
-  EXPECT_EQ(world.pager.used(Tier::kHost), 0u);
-  EXPECT_TRUE(world.pager.live_regions().empty());
+  EXPECT_EQ(world.pager.memory().used(Tier::kHost), 0u);
+  EXPECT_TRUE(world.pager.memory().live_regions().empty());
 }
 
 }  // namespace

@@ -35,86 +35,86 @@ void free(ManualWorld& world, RegionId region, Fence fence = {}) {
 TEST(PagerReuse, APartOfAFreedRegionServesAndTheRestStays) {
   ManualWorld world(large_pages());
   const RegionId whole = make_on(world, 7, 1);  // pages of 4, 2 and 1 granules
-  const uint64_t offset = world.pager.region_offset(whole);
+  const uint64_t offset = world.pager.memory().region(whole).offset;
   free(world, whole);
   const uint64_t maps = world.pager.stats().maps, reused = world.pager.stats().allocations_reused;
   const RegionId first = make_on(world, 4, 1);
-  EXPECT_EQ(world.pager.region_offset(first), offset);
-  EXPECT_EQ(world.pager.pages_of(first).size(), 1u);
+  EXPECT_EQ(world.pager.memory().region(first).offset, offset);
+  EXPECT_EQ(world.pager.memory().region(first).pages.size(), 1u);
   const RegionId second = make_on(world, 2, 1);
-  EXPECT_EQ(world.pager.region_offset(second), offset + 4 * kPage);
+  EXPECT_EQ(world.pager.memory().region(second).offset, offset + 4 * kPage);
   const RegionId third = make_on(world, 1, 1);
-  EXPECT_EQ(world.pager.region_offset(third), offset + 6 * kPage);
+  EXPECT_EQ(world.pager.memory().region(third).offset, offset + 6 * kPage);
   EXPECT_EQ(world.pager.stats().maps, maps);
   EXPECT_EQ(world.pager.stats().allocations_reused, reused + 3);
-  EXPECT_EQ(world.pager.used(Tier::kDevice), 7 * kPage);
+  EXPECT_EQ(world.pager.memory().used(Tier::kDevice), 7 * kPage);
   for (uint64_t page = 0; page < 7; ++page) {
     const RegionId owner = page < 4 ? first : page < 6 ? second : third;
-    EXPECT_EQ(world.pager.region_at(offset + page * kPage), owner) << page;
+    EXPECT_EQ(world.pager.memory().map.find(offset + page * kPage), owner) << page;
   }
 }
 
 TEST(PagerReuse, APartEndsWhereAPageDoes) {
   ManualWorld world(large_pages());
   const RegionId whole = make_on(world, 7, 1);
-  const uint64_t offset = world.pager.region_offset(whole);
+  const uint64_t offset = world.pager.memory().region(whole).offset;
   free(world, whole);
   const uint64_t maps = world.pager.stats().maps;
   const RegionId five = make_on(world, 5, 1);  // inside the page of two
-  EXPECT_GE(world.pager.region_offset(five), offset + 7 * kPage);
+  EXPECT_GE(world.pager.memory().region(five).offset, offset + 7 * kPage);
   EXPECT_GT(world.pager.stats().maps, maps);
   const RegionId six = make_on(world, 6, 1);
-  EXPECT_EQ(world.pager.region_offset(six), offset);
-  EXPECT_EQ(world.pager.pages_of(six).size(), 2u);
+  EXPECT_EQ(world.pager.memory().region(six).offset, offset);
+  EXPECT_EQ(world.pager.memory().region(six).pages.size(), 2u);
 }
 
 TEST(PagerReuse, ARegionOfJustThatSizeIsTakenBeforeALargerOne) {
   ManualWorld world(large_pages());
   const RegionId larger = make_on(world, 7, 1), just = make_on(world, 4, 1);
-  const uint64_t offset = world.pager.region_offset(just);
+  const uint64_t offset = world.pager.memory().region(just).offset;
   free(world, larger);
   free(world, just);
-  EXPECT_EQ(world.pager.region_offset(make_on(world, 4, 1)), offset);
+  EXPECT_EQ(world.pager.memory().region(make_on(world, 4, 1)).offset, offset);
 }
 
 TEST(PagerReuse, AnotherStreamGetsNoPartBeforeTheWorkOnItHasEnded) {
   ManualWorld world(large_pages());
   const RegionId whole = make_on(world, 7, 1);
-  const uint64_t offset = world.pager.region_offset(whole);
+  const uint64_t offset = world.pager.memory().region(whole).offset;
   const SlotId slot = world.pager.add_slot();
   ASSERT_EQ(world.begin(slot, {{whole, AccessMode::kWrite}}), Outcome::kGranted);
   const Fence fence{1, 5};
   world.end(slot, fence);
   free(world, whole, fence);
   const RegionId other = make_on(world, 4, 2);
-  EXPECT_GE(world.pager.region_offset(other), offset + 7 * kPage);
+  EXPECT_GE(world.pager.memory().region(other).offset, offset + 7 * kPage);
   // On its own stream the order of work is enough; the rest goes on to remember the fence.
-  EXPECT_EQ(world.pager.region_offset(make_on(world, 4, 1)), offset);
+  EXPECT_EQ(world.pager.memory().region(make_on(world, 4, 1)).offset, offset);
   const RegionId unserved = make_on(world, 2, 2);
-  EXPECT_GE(world.pager.region_offset(unserved), offset + 7 * kPage);
+  EXPECT_GE(world.pager.memory().region(unserved).offset, offset + 7 * kPage);
   world.pager.fence_done(fence);
   world.settle();
-  EXPECT_EQ(world.pager.region_offset(make_on(world, 2, 2)), offset + 4 * kPage);
+  EXPECT_EQ(world.pager.memory().region(make_on(world, 2, 2)).offset, offset + 4 * kPage);
 }
 
 TEST(PagerReuse, PartsAreGivenBackAndTheirAddressesServeAgain) {
   ManualWorld world(large_pages());
   const RegionId whole = make_on(world, 7, 1);
-  const uint64_t offset = world.pager.region_offset(whole);
+  const uint64_t offset = world.pager.memory().region(whole).offset;
   free(world, whole);
   const RegionId first = make_on(world, 4, 1);
   world.pager.drop_cached_regions();  // the rest, 2 and 1
   world.settle();
   world.complete_all();
-  EXPECT_EQ(world.pager.used(Tier::kDevice), 4 * kPage);
-  EXPECT_EQ(world.pager.region_at(offset), first);
-  EXPECT_FALSE(world.pager.region_at(offset + 4 * kPage).valid());
+  EXPECT_EQ(world.pager.memory().used(Tier::kDevice), 4 * kPage);
+  EXPECT_EQ(world.pager.memory().map.find(offset), first);
+  EXPECT_FALSE(world.pager.memory().map.find(offset + 4 * kPage).valid());
   free(world, first);
   world.pager.drop_cached_regions();
   world.settle();
   world.complete_all();
-  EXPECT_EQ(world.pager.used(Tier::kDevice), 0u);
-  EXPECT_EQ(world.pager.region_offset(make_on(world, 7, 1)), offset);
+  EXPECT_EQ(world.pager.memory().used(Tier::kDevice), 0u);
+  EXPECT_EQ(world.pager.memory().region(make_on(world, 7, 1)).offset, offset);
 }
 
 // A scan over twice the budget, with all copies done at once: no page leaves that the plan keeps.
@@ -132,14 +132,14 @@ TEST(PagerAhead, LeavesAloneWhatThePlanKeeps) {
     const size_t now = turn % regions.size();
     std::vector<bool> there;
     for (const RegionId region : regions) there.push_back(world.page(region).is_valid(Tier::kDevice) && !world.page(region).leaving);
-    const uint64_t planned_at = world.pager.residency_plan().begin();
+    const uint64_t planned_at = world.pager.foresight().plan().begin();
     world.begin(slot, {{regions[now], AccessMode::kRead}});
     world.complete_all();
     ASSERT_EQ(world.pager.outcome(slot), Outcome::kGranted);
-    last[now] = world.pager.trace_uses() - 1;
+    last[now] = world.pager.foresight().trace().end() - 1;
     world.end(slot);
     world.complete_all();
-    const ResidencyPlan& plan = world.pager.residency_plan();
+    const ResidencyPlan& plan = world.pager.foresight().plan();
     if (turn < 24 * 40 || !plan.valid() || plan.begin() != planned_at) continue;  // it is the same one for long
     ++looked;
     for (size_t i = 0; i < regions.size(); ++i) {

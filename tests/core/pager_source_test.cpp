@@ -30,12 +30,12 @@ TEST(PagerSource, NothingIsMappedOrMovedBeforeItIsUsed) {
   ManualWorld world(small_config(2, 0, 0));
   const RegionId a = make_sourced(world, 8 * kPage);  // more than the device holds
   EXPECT_TRUE(world.actions.empty());
-  EXPECT_EQ(world.pager.used(Tier::kDevice), 0u);
-  for (const PageId page : world.pager.pages_of(a)) EXPECT_EQ(world.pager.page(page).state(), PageState::kBelow);
+  EXPECT_EQ(world.pager.memory().used(Tier::kDevice), 0u);
+  for (const PageId page : world.pager.memory().region(a).pages) EXPECT_EQ(world.pager.memory().pages[page].state(), PageState::kBelow);
   world.pager.free_region(a, {});
   world.settle();
   EXPECT_TRUE(world.actions.empty());
-  EXPECT_EQ(world.pager.used(Tier::kNvme), 0u);
+  EXPECT_EQ(world.pager.memory().used(Tier::kNvme), 0u);
 }
 
 TEST(PagerSource, AFetchNamesThePagesPartOfTheSource) {
@@ -54,7 +54,7 @@ TEST(PagerSource, AFetchNamesThePagesPartOfTheSource) {
   world.complete_all();
   EXPECT_EQ(world.pager.outcome(slot), Outcome::kGranted);
   EXPECT_EQ(world.pager.stats().source_bytes_read, 2 * kPage + 5);
-  EXPECT_EQ(world.pager.dirty_bytes(), 0u);
+  EXPECT_EQ(world.pager.memory().dirty_bytes(), 0u);
 }
 
 TEST(PagerSource, ACleanPageIsDroppedAndReadAgain) {
@@ -141,7 +141,7 @@ TEST(PagerSource, RamIsAskedForWhereNothingIsEverWritten) {
     bare.end_op(other, {});
     bare.evict(b);
     run();
-    const Page& page = bare.page(bare.pages_of(b)[0]);
+    const Page& page = bare.memory().pages[bare.memory().region(b).pages[0]];
     EXPECT_FALSE(page.mapped);  // and did not wait for RAM
     EXPECT_EQ(page.is_valid(Tier::kHost), ready);
     EXPECT_EQ(bare.host_space_wanted(), kPage);
@@ -173,8 +173,8 @@ TEST(PagerSource, ARegionFreedWhileItIsReadIsTakenApart) {
   world.pager.free_region(a, {});
   world.settle();
   world.complete_all();
-  EXPECT_EQ(world.pager.used(Tier::kDevice), 0u);
-  EXPECT_TRUE(world.pager.live_regions().empty());
+  EXPECT_EQ(world.pager.memory().used(Tier::kDevice), 0u);
+  EXPECT_TRUE(world.pager.memory().live_regions().empty());
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ TEST(Pager, Interleaving2ReadersJoinAWriteBackAndWritersWait) {
   world.complete(ActionKind::kWriteBack);
   EXPECT_EQ(world.pager.outcome(writer), Outcome::kGranted);
   EXPECT_TRUE(world.page(a).dirty());  // the copy that was made is void
-  EXPECT_EQ(world.pager.used(Tier::kHost), 0u);
+  EXPECT_EQ(world.pager.memory().used(Tier::kHost), 0u);
 }
 
 TEST(Pager, Interleaving3AFreedRegionWaitsForItsMovement) {
@@ -48,12 +48,12 @@ TEST(Pager, Interleaving3AFreedRegionWaitsForItsMovement) {
   world.settle();
   world.pager.free_region(a, {});
   world.settle();
-  EXPECT_FALSE(world.pager.region_live(a));
-  EXPECT_EQ(world.pager.used(Tier::kHost), kPage);
+  EXPECT_FALSE(world.pager.memory().live(a));
+  EXPECT_EQ(world.pager.memory().used(Tier::kHost), kPage);
   world.complete(ActionKind::kWriteBack);
-  EXPECT_EQ(world.pager.used(Tier::kHost), 0u);
+  EXPECT_EQ(world.pager.memory().used(Tier::kHost), 0u);
   world.complete(ActionKind::kUnmap);
-  EXPECT_EQ(world.pager.used(Tier::kDevice), 0u);
+  EXPECT_EQ(world.pager.memory().used(Tier::kDevice), 0u);
 }
 
 TEST(Pager, Interleaving4APageFreedInsideItsOperatorStaysMapped) {
@@ -67,7 +67,7 @@ TEST(Pager, Interleaving4APageFreedInsideItsOperatorStaysMapped) {
   world.complete(ActionKind::kWriteBack);
   world.complete_all();  // b leaves, the freed page cannot
   EXPECT_FALSE(world.page(b).mapped);
-  EXPECT_EQ(world.pager.used(Tier::kDevice), 2 * kPage);
+  EXPECT_EQ(world.pager.memory().used(Tier::kDevice), 2 * kPage);
   world.end(slot, {0, 7});
   ASSERT_EQ(world.count(ActionKind::kUnmap), 0u);
   ASSERT_EQ(world.count(ActionKind::kWatchFence), 1u);
@@ -118,7 +118,7 @@ TEST(Pager, Interleaving7FailedMovementsLoseNothing) {
   world.settle();
   world.complete(ActionKind::kWriteBack, broken);
   EXPECT_TRUE(world.page(a).dirty());
-  EXPECT_EQ(world.pager.used(Tier::kNvme), 0u);
+  EXPECT_EQ(world.pager.memory().used(Tier::kNvme), 0u);
   world.pager.tick();
   world.pager.evict(a);
   world.settle();
@@ -206,7 +206,7 @@ WrittenAhead write_in_each_pass(bool seen, bool held) {
       result.moved = result.moved || !page.is_valid(Tier::kDevice);
     }
   }
-  EXPECT_TRUE(world.pager.residency_plan().valid());
+  EXPECT_TRUE(world.pager.foresight().plan().valid());
   return result;
 }
 

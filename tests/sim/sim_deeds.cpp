@@ -56,11 +56,11 @@ void SimProgram::check_contents() const {
   size_t pending = 0;
   for (const Thread& thread : threads_) pending += thread.activity == Activity::kWaiting && thread.allocating;
   for (const auto& [serial, region] : regions_) {
-    require(pager.region_live(region.id), "a live region is gone");
-    const auto pages = pager.pages_of(region.id);
+    require(pager.memory().live(region.id), "a live region is gone");
+    const auto pages = pager.memory().region(region.id).pages;
     require(pages.size() == region.pages.size(), "a region lost pages");
     for (size_t i = 0; i < pages.size(); ++i) {
-      const Page& page = pager.page(pages[i]);
+      const Page& page = pager.memory().pages[pages[i]];
       require(page.has_content(), "the content of a page is lost");
       if (!region.seen) require(page.is_valid(Tier::kDevice), "memory that no operator has seen left the device");
       if (region.pages[i].sourced) {
@@ -71,7 +71,7 @@ void SimProgram::check_contents() const {
       if (region.pages[i].version != 0) world_.check_copies(page, region.pages[i].version);
     }
   }
-  require(pager.live_regions().size() <= regions_.size() + pending, "the pager keeps regions that nobody has");
+  require(pager.memory().live_regions().size() <= regions_.size() + pending, "the pager keeps regions that nobody has");
 }
 
 // Phase two: no faults, no new requests. Every waiting request must be answered within a bounded number of ticks.
@@ -127,10 +127,10 @@ void SimProgram::free_everything() {
   world_.set_device_capacity(0);
   run_until_quiet();
   const Pager& pager = world_.pager();
-  require(pager.used(Tier::kDevice) == 0 && pager.device_held_bytes() == 0, "device memory is left over");
-  require(pager.used(Tier::kHost) == 0 && pager.used(Tier::kNvme) == 0, "lower memory is left over");
+  require(pager.memory().used(Tier::kDevice) == 0 && pager.memory().device_held_bytes() == 0, "device memory is left over");
+  require(pager.memory().used(Tier::kHost) == 0 && pager.memory().used(Tier::kNvme) == 0, "lower memory is left over");
   require(world_.created_bytes() == 0, "frames were not released");
-  const Stats& stats = pager.stats();
+  const Stats& stats = pager.memory().stats;
   require(stats.live_bytes.current == 0 && stats.pinned_bytes.current == 0, "gauges do not return to 0");
 }
 

@@ -20,7 +20,7 @@ Outcomes SimProgram::run() {
     for (uint64_t deeds = random_.below(4); deeds > 0; --deeds) act(threads_[random_.below(threads_.size())], false);
     if (plan_.read_chance > 0 && random_.chance(plan_.read_chance)) {
       if (const uint64_t serial = random_region(random_); serial != 0) {
-        const auto pages = world_.pager().pages_of(regions_.at(serial).id);
+        const auto pages = world_.pager().memory().region(regions_.at(serial).id).pages;
         world_.read_outside(pages[random_.below(pages.size())]);
       }
     }
@@ -187,8 +187,8 @@ void SimProgram::granted(Thread& thread) {
   for (const ModelUse& use : thread.uses) {
     ModelRegion& region = regions_.at(use.serial);
     const uint64_t base = region.pages.front().offset;
-    for (const PageId id : world_.pager().pages_of(region.id)) {
-      const Page& page = world_.pager().page(id);
+    for (const PageId id : world_.pager().memory().region(region.id).pages) {
+      const Page& page = world_.pager().memory().pages[id];
       if (page.offset - base > use.last || page.offset - base + page.bytes <= use.first) continue;
       world_.require_mapped(page);
       require(page.pins > 0, "granted a page without a pin");
@@ -209,14 +209,14 @@ void SimProgram::granted_memory(Thread& thread) {
   ++outcomes_.grants;
   ModelRegion region;
   region.id = world_.pager().allocated(thread.slot);
-  require(world_.pager().region_live(region.id), "the memory given out is not live");
-  require(world_.pager().region_bytes(region.id) == thread.asked_bytes, "the memory given out has another size");
+  require(world_.pager().memory().live(region.id), "the memory given out is not live");
+  require(world_.pager().memory().region(region.id).bytes_asked == thread.asked_bytes, "the memory given out has another size");
   region.bytes = round_up(thread.asked_bytes, plan_.world.pager.granule_bytes);
   // Memory is good in the order of the stream that it was allocated for; others must wait for that stream.
   const uint64_t ordered_after = world_.last_kernel(thread.stream);
   uint64_t bytes = 0;
-  for (const PageId id : world_.pager().pages_of(region.id)) {
-    const Page& page = world_.pager().page(id);
+  for (const PageId id : world_.pager().memory().region(region.id).pages) {
+    const Page& page = world_.pager().memory().pages[id];
     ModelPage model{page.offset, page.bytes, 0, ordered_after, {}, thread.source.bytes > 0, {}};
     if (model.sourced) {
       require(!page.frame.valid() && page.sourced, "memory with a source was given a frame");

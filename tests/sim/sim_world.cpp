@@ -344,7 +344,7 @@ void SimWorld::deliver_records() {
 
 void SimWorld::read_outside(PageId page) {
   if (!pager_.begin_read(page)) return;
-  const SpanList spans = pager_.page(page).host;
+  const SpanList spans = pager_.memory().pages[page].host;
   readings_.push_back({soon(), page, spans, read_spans(host_, spans)});
   settle();
 }

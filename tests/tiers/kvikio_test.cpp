@@ -10,6 +10,7 @@
 
 #include "store_test_support.h"
 #include "tiers/spill_file.h"
+#include "tiers/system_error.h"
 
 namespace tierpage::testing {
 namespace {

@@ -1,6 +1,8 @@
 // Accesses that no operator announces: by the hook in the storage, and by the calls of the Python package.
 #include "torch/raw_access.h"
 
+#include <thread>
+
 #include "torch_test.h"
 
 namespace tierpage {
@@ -87,6 +89,20 @@ TEST_F(HookTest, WhatCannotBeFetchedThrowsAndIsAskedForAgain) {
   EXPECT_EQ(code_of([&] { x.mutable_data_ptr(); }), TP_STORAGE_ERROR);
   ASSERT_EQ(tierpage_torch_attach(engine_for_tests(), nullptr), TP_OK);
   EXPECT_NO_THROW(x.mutable_data_ptr());
+}
+
+TEST_F(HookTest, ThreadsThatUseOneStorageArmItOneAtATime) {
+  const at::Tensor x = used(), y = used();
+  const auto use = [&] {
+    for (int i = 0; i < 2000; ++i) {
+      ASSERT_NO_THROW(at::equal(x, y));
+      ASSERT_TRUE(thread_state().storages.empty());
+    }
+  };
+  std::thread other(use);
+  use();
+  other.join();
+  EXPECT_TRUE(is_armed(x));
 }
 
 TEST_F(RawAccessTest, TouchFetchesForAWhile) {

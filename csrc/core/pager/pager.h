@@ -129,35 +129,18 @@ class Pager {
   bool engaged() const { return departures_.engaged(); }
   uint64_t host_space_wanted() const { return lower_.host_space_wanted(); }
 
-  // --- queries --------------------------------------------------------------------------------------------------
-  RegionId region_at(uint64_t offset) const { return memory_.map.find(offset); }
-  bool region_live(RegionId id) const { return memory_.live(id); }
-  uint64_t region_offset(RegionId region) const { return memory_.region(region).offset; }
-  uint64_t region_bytes(RegionId region) const { return memory_.region(region).bytes_asked; }
-  TagId region_tag(RegionId region) const { return memory_.region(region).tag; }
-  std::span<const PageId> pages_of(RegionId region) const { return memory_.region(region).pages; }
-  std::vector<RegionId> live_regions() const { return memory_.live_regions(); }
-  const Page& page(PageId id) const { return memory_.pages[id]; }
-  Source source_of(const Page& page) const { return memory_.source_of(page); }  // its part of its region's source; no bytes: none
-  const Stats& stats() const { return memory_.stats; }
+  // --- looks ----------------------------------------------------------------------------------------------------
+  const Memory& memory() const { return memory_; }  // rows, pools, regions, counters
+  const Foresight& foresight() const { return foresight_; }
   Stats& stats() { return memory_.stats; }
-  uint64_t capacity(Tier tier) const { return memory_.capacity(tier); }
-  uint64_t used(Tier tier) const { return memory_.used(tier); }
-  bool region_held(RegionId id) const { return memory_.region(id).held; }
-  uint64_t device_held_bytes() const { return memory_.device_held_bytes(); }
-  uint64_t dirty_bytes() const { return memory_.dirty_bytes(); }
   const WriteEconomy& writes() const { return lower_.writes(); }
   // By what the last plan() knew: a look changes nothing.
   const char* policy_in_force() const { return evictor_.policy_name(); }
-  const Predictor& predictor() const { return foresight_.predictor(); }
-  uint64_t trace_uses() const { return foresight_.trace().end(); }
   uint64_t op_position(SlotId slot) const { return requests_.op_position(slot); }  // Trace::kNever: it used nothing
   bool wants_times() const { return departures_.engaged() && foresight_.wants_times(); }
-  const ResidencyPlan& residency_plan() const { return foresight_.plan(); }
   uint64_t arriving_bytes() const { return movements_.arriving_bytes(); }
   uint64_t leaving_bytes() const { return departures_.bytes(); }  // on their way out of DEVICE
   size_t wanted_pages(SlotId slot) const { return requests_.wanted_pages(slot); }
-  std::string tier_table() const { return memory_.tier_table(); }  // "device 3.9 of 4.0 GiB, ..." for messages
   void check_invariants() const;
 
  private:
