@@ -1,0 +1,215 @@
+"""Programs that use paged memory past all operators, on a GPU: each runs plain and then paged, and must give equal bits.
+
+    python tests/gpu/guard.py [NAME...]     prints one line for each program; exit code 1 where one differs
+
+Addresses are taken long before they are used, so nothing but a look at the launch itself can know of the use.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+import tierpage
+
+MIB = 1 << 20
+BUDGET = "256MiB"
+Program = Callable[[], list[torch.Tensor]]
+
+
+@triton.jit
+def add_at(source, target, count, factor, BLOCK: tl.constexpr):
+    """target = target * factor + source; both are addresses of floats."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    read = source.to(tl.pointer_type(tl.float32))
+    write = target.to(tl.pointer_type(tl.float32))
+    value = tl.load(write + at, mask=at < count) * factor + tl.load(read + at, mask=at < count)
+    tl.store(write + at, value, mask=at < count)
+
+
+def launch(source: int, target: int, count: int, factor: float = 0.5) -> None:
+    add_at[(triton.cdiv(count, 1024),)](source, target, count, factor, BLOCK=1024)
+
+
+def tensors(count: int, mib: int = 16, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return [torch.randn(mib * MIB // 4, device="cuda", generator=generator) for _ in range(count)]
+
+
+def raw_addresses() -> list[torch.Tensor]:
+    """Triton kernels over addresses that were taken at the beginning."""
+    all_of_them = tensors(40)
+    addresses = [tensor.data_ptr() for tensor in all_of_them]
+    for step in range(4):
+        for i, address in enumerate(addresses):
+            launch(address, addresses[(i * 7 + step) % len(addresses)], all_of_them[0].numel())
+        for tensor in all_of_them[::3]:
+            tensor.mul_(0.5)
+    return all_of_them
+
+
+def raw_streams() -> list[torch.Tensor]:
+    """The same on several streams, with evictions while kernels are queued behind long ones."""
+    all_of_them = tensors(32)
+    addresses = [tensor.data_ptr() for tensor in all_of_them]
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    chance = random.Random(1)
+    torch.cuda.synchronize()
+    for _ in range(120):
+        stream = chance.choice(streams)
+        first, second = chance.sample(range(len(addresses)), 2)
+        for other in streams:
+            stream.wait_stream(other)
+        with torch.cuda.stream(stream):
+            if chance.random() < 0.2:
+                torch.cuda._sleep(20_000_000)
+            launch(addresses[first], addresses[second], all_of_them[0].numel())
+        if chance.random() < 0.3 and tierpage_is_on():
+            tierpage.evict(all_of_them[second])
+    for stream in streams:
+        torch.cuda.current_stream().wait_stream(stream)
+    return all_of_them
+
+
+def copies() -> list[torch.Tensor]:
+    """Copies by the runtime's own calls, past torch."""
+    import cupy
+
+    all_of_them = tensors(32)
+    addresses = [tensor.data_ptr() for tensor in all_of_them]
+    size = all_of_them[0].numel() * 4
+    torch.cuda.synchronize()
+    for step in range(3):
+        for i, address in enumerate(addresses):
+            target = addresses[(i * 5 + step + 1) % len(addresses)]
+            if target != address:
+                cupy.cuda.runtime.memcpyAsync(target, address, size, 3, 0)
+    cupy.cuda.runtime.memsetAsync(addresses[3], 0, size, 0)
+    torch.cuda.synchronize()
+    return all_of_them
+
+
+def graph() -> list[torch.Tensor]:
+    """A graph over more than the budget is captured in parts and replayed, with other work in between."""
+    width = 2048
+    weights = [torch.randn(width, width, device="cuda", generator=torch.Generator("cuda").manual_seed(i)) / 45 for i in range(36)]
+    x = torch.randn(64, width, device="cuda", generator=torch.Generator("cuda").manual_seed(99))
+    graphs, results = [], []
+    for part in range(0, len(weights), 6):
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            y = x
+            for weight in weights[part : part + 6]:
+                y = torch.relu(y @ weight)
+        torch.cuda.current_stream().wait_stream(side)
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded):
+            y = x
+            for weight in weights[part : part + 6]:
+                y = torch.relu(y @ weight)
+        graphs.append(recorded)
+        results.append(y)
+    for step in range(4):
+        for recorded in graphs:
+            recorded.replay()
+        x.mul_(0.9)
+        for weight in weights[step::5]:
+            weight.mul_(1.01)
+    return [result.clone() for result in results]
+
+
+def compiled_graphs() -> list[torch.Tensor]:
+    """torch.compile(mode="reduce-overhead")."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Sequential(torch.nn.Linear(1536, 6144), torch.nn.GELU(), torch.nn.Linear(6144, 1536)) for _ in range(6)]
+    layer = [one.cuda().requires_grad_(False) for one in layers]
+    run = torch.compile(lambda one, x: one(x), mode="reduce-overhead")
+    x = torch.randn(64, 1536, device="cuda", generator=torch.Generator("cuda").manual_seed(5))
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        y = x
+        for one in layer:
+            y = run(one, y).clone()
+    return [y]
+
+
+def side_stream_in_operator() -> list[torch.Tensor]:
+    """A custom operator whose body works on a stream of its own."""
+    side = torch.cuda.Stream()
+
+    def body(x: torch.Tensor) -> torch.Tensor:
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(5_000_000)
+            scratch = x * 3
+            y = scratch + 1
+            del scratch
+        torch.cuda.current_stream().wait_stream(side)
+        return y
+
+    name = f"guardtest::body{int(tierpage_is_on())}"
+    operator = torch.library.custom_op(name, body, mutates_args=(), schema="(Tensor x) -> Tensor")
+    all_of_them = tensors(32)
+    return [operator(operator(tensor)) for tensor in all_of_them]
+
+
+def tierpage_is_on() -> bool:
+    return bool(tierpage.enabled()) if hasattr(tierpage, "enabled") else _on
+
+
+PROGRAMS: list[Program] = [raw_addresses, raw_streams, copies, graph, compiled_graphs, side_stream_in_operator]
+_on = False
+
+
+def outcome(program: Program) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = [tensor.cpu() for tensor in program()]
+    torch.cuda.synchronize()
+    return result, time.perf_counter() - start
+
+
+def compare(program: Program) -> bool:
+    global _on
+    plain, _ = outcome(program)
+    tierpage.enable(device="cuda", device_budget=BUDGET, host_budget="4GiB")
+    _on = True
+    try:
+        before = tierpage.memory_stats()
+        paged, seconds = outcome(program)
+        after = tierpage.memory_stats()
+    finally:
+        _on = False
+        torch.compiler.reset()
+    same = all(torch.equal(a, b) for a, b in zip(plain, paged, strict=True))
+    moved = {key: after[key] - before[key] for key in ("launches.guarded", "pointers.unannounced")}
+    fetched = sum(value - before[key] for key, value in after.items() if key.startswith("fetch_bytes"))
+    print(f"{program.__name__:24} {'ok' if same else 'DIFFERS'}  {seconds:.2f} s, fetched {fetched / MIB:.0f} MiB, {moved}", flush=True)
+    tierpage.disable()
+    return same
+
+
+def main() -> int:
+    wanted = sys.argv[1:]
+    failed = 0
+    for program in PROGRAMS:
+        if wanted and program.__name__ not in wanted:
+            continue
+        try:
+            failed += not compare(program)
+        except Exception:
+            traceback.print_exc()
+            print(f"{program.__name__:24} FAILED", flush=True)
+            return 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
