@@ -7,6 +7,7 @@ Addresses are taken long before they are used, so nothing but a look at the laun
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import time
@@ -172,13 +173,15 @@ _on = False
 def outcome(program: Program) -> tuple[Any, float]:
     start = time.perf_counter()
     result = [tensor.cpu() for tensor in program()]
-    torch.cuda.synchronize()
     return result, time.perf_counter() - start
 
 
 def compare(program: Program) -> bool:
     global _on
     plain, _ = outcome(program)
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
     tierpage.enable(device="cuda", device_budget=BUDGET, host_budget="4GiB")
     _on = True
     try:
