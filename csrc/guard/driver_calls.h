@@ -13,16 +13,16 @@
 namespace tierpage {
 
 enum class CallKind : uint8_t {
-  kLaunch,         // cuLaunchKernel, cuLaunchCooperativeKernel: the arguments lie behind kernelParams or extra
-  kLaunchEx,       // cuLaunchKernelEx: the same, with the stream in its configuration
-  kCopy,           // words of the struct
-  kShapedCopy,     // its first word points to a descriptor of the copy
+  kLaunch,      // cuLaunchKernel, cuLaunchCooperativeKernel: the arguments lie behind kernelParams or extra
+  kLaunchEx,    // cuLaunchKernelEx: the same, with the stream in its configuration
+  kCopy,        // words of the struct
+  kShapedCopy,  // its first word points to a descriptor of the copy
   kGraphLaunch,
   kInstantiate,    // an executable graph is made (at the call's end)
   kExecUpdate,     // an executable graph takes over the nodes of another graph
   kExecSetParams,  // one of its nodes gets other arguments
   kExecDestroy,
-  kUnload,         // functions die, their handles may come again
+  kUnload,  // functions die, their handles may come again
 };
 
 struct DriverCall {

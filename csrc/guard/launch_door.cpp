@@ -163,19 +163,14 @@ void LaunchDoor::read(const DriverCall& call, const void* arguments, const Addre
       words_.of_kernel(launch.function, launch.parameters, launch.extra, range, pointers);
       return;
     }
-    case CallKind::kCopy:
-      LaunchWords::of_words(arguments, call.words, call.written_word, range, pointers);
-      return;
+    case CallKind::kCopy: LaunchWords::of_words(arguments, call.words, call.written_word, range, pointers); return;
     case CallKind::kShapedCopy: {
       const void* shape = *static_cast<const void* const*>(arguments);
       if (shape != nullptr) LaunchWords::of_words(shape, call.words, -1, range, pointers);
       return;
     }
-    case CallKind::kGraphLaunch:
-      graphs_.append(*static_cast<const CUgraphExec*>(arguments), pointers);
-      return;
-    default:
-      return;
+    case CallKind::kGraphLaunch: graphs_.append(*static_cast<const CUgraphExec*>(arguments), pointers); return;
+    default: return;
   }
 }
 

@@ -165,7 +165,8 @@ void GraphBook::note(CUgraphExec graph, std::vector<Pointer> pointers, bool in_p
   std::sort(all.begin(), all.end(), [](const Pointer& a, const Pointer& b) {
     return a.address != b.address ? a.address < b.address : a.written > b.written;
   });
-  all.erase(std::unique(all.begin(), all.end(), [](const Pointer& a, const Pointer& b) { return a.address == b.address; }),
+  all.erase(std::unique(all.begin(), all.end(),
+                        [](const Pointer& a, const Pointer& b) { return a.address == b.address; }),
             all.end());
 }
 

@@ -39,8 +39,9 @@ struct KernelFacts {
   CUresult (*child_node)(CUgraphNode, CUgraph*) = nullptr;
 
   bool complete() const {
-    return function_parameter != nullptr && kernel_parameter != nullptr && graph_nodes != nullptr && node_type != nullptr &&
-           kernel_node != nullptr && copy_node != nullptr && set_node != nullptr && child_node != nullptr;
+    return function_parameter != nullptr && kernel_parameter != nullptr && graph_nodes != nullptr &&
+           node_type != nullptr && kernel_node != nullptr && copy_node != nullptr && set_node != nullptr &&
+           child_node != nullptr;
   }
 };
 KernelFacts load_kernel_facts();  // of libcuda.so.1, as far as it has them
@@ -58,7 +59,9 @@ class LaunchWords {
 
   // Handles of kernels may be given again to others: what was learned of them is forgotten.
   void forget_kernels();
-  uint64_t unreadable() const { return unreadable_.load(std::memory_order_relaxed); }  // launches whose layout is not known
+  uint64_t unreadable() const {
+    return unreadable_.load(std::memory_order_relaxed);
+  }  // launches whose layout is not known
 
  private:
   struct Parameter {

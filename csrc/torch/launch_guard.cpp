@@ -56,9 +56,8 @@ bool capturing(uint64_t stream) {
 }
 
 bool was_announced(const ThreadState& state, uint64_t address) {
-  return std::any_of(state.announced.rbegin(), state.announced.rend(), [&](const tp_access& access) {
-    return address - access.address < access.bytes;
-  });
+  return std::any_of(state.announced.rbegin(), state.announced.rend(),
+                     [&](const tp_access& access) { return address - access.address < access.bytes; });
 }
 
 bool LaunchGuard::before(const Launch& launch) noexcept {
