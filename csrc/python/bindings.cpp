@@ -228,6 +228,16 @@ void close_runtime(const PyRuntime& self) {
   check(interruptible([&] { return self.runtime().close(); }));
 }
 
+void define_functions(py::module_& module) {
+  module.def("probe_device", &probe_device, py::arg("kind"), py::arg("index"));
+  module.def("measure_links", &measure_links, py::arg("device"), py::arg("device_index") = 0,
+             py::arg("nvme_path") = std::vector<std::string>(), "GB/s of each link, measured for about two seconds.");
+  module.def(
+      "option_words", &option_words,
+      "Options of a Runtime, all of which must be given, and the words that each may be; none where it is a value.");
+  module.def("status_codes", &status_codes, "Names in tierpage.errors and numbers of what an EngineError may carry.");
+}
+
 }  // namespace
 }  // namespace tierpage
 
@@ -294,12 +304,6 @@ PYBIND11_MODULE(_C, module) {
       .def("alive_bytes", [](const PyRuntime& self) { return self.runtime().reports().live_bytes(); })
       .def("missed_accesses", [](const PyRuntime& self) { return self.runtime().reports().missed_accesses(); })
       .def("take_notices", [](const PyRuntime& self) { return self.runtime().reports().take_notices(); });
-  module.def("probe_device", &probe_device, py::arg("kind"), py::arg("index"));
-  module.def("measure_links", &measure_links, py::arg("device"), py::arg("device_index") = 0,
-             py::arg("nvme_path") = std::vector<std::string>(), "GB/s of each link, measured for about two seconds.");
-  module.def(
-      "option_words", &option_words,
-      "Options of a Runtime, all of which must be given, and the words that each may be; none where it is a value.");
-  module.def("status_codes", &status_codes, "Names in tierpage.errors and numbers of what an EngineError may carry.");
+  define_functions(module);
   define_storage(module);
 }
