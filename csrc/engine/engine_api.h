@@ -129,6 +129,10 @@ typedef struct tp_engine_api {
   void (*launch_end)(tp_scope*, uint64_t native_stream);
   // While *watch_launches is 0 all paged memory is resident and stays so: nobody need look at launches.
   const int32_t* watch_launches;
+  // `hook` is called, once, in a thread of the engine's before the first page leaves.
+  void (*set_watch_hook)(void (*hook)(void));
+  // A graph begins (1) or ends (-1) to be recorded.
+  void (*note_capture)(int32_t change);
   // 1 in a thread of the engine's own, whose copies are no program's.
   int32_t (*own_thread)(void);
 } tp_engine_api;

@@ -119,6 +119,16 @@ void PagerThread::note_rates_locked() {
   __atomic_store_n(&wants_times_, core_->wants_times() ? 1 : 0, __ATOMIC_RELAXED);
 }
 
+// A launch that was in the driver's hands at that moment is not seen. It reaches its stream within microseconds, and the
+// fence over all streams, which is recorded next, stands for it.
+void PagerThread::ask_to_watch() {
+  watch_asked_ = true;
+  void (*const hook)() = watch_hook_.load();
+  if (hook == nullptr) return;
+  hook();
+  std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
 void PagerThread::keep_accounts_locked() {
   if (accounts_.ledger().waits()) {
     accounts_.ledger().look(steady_ns(), [this](SlotId slot, StallCause) { return core_->waiting_for(slot); });
@@ -161,6 +171,7 @@ bool PagerThread::round(std::unique_lock<std::mutex>& lock, Finished& finished, 
   for (const uint64_t place : unused_sources) {
     if (sources != nullptr) sources->remove(place);
   }
+  if (core_.engaged_hint() && !watch_asked_) ask_to_watch();
   int64_t polled_ns = steady_ns();
   for (const Action& action : actions) {
     transfers_->execute(action, finished);

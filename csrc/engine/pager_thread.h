@@ -5,6 +5,7 @@
 // was stopped or is dead. Once the core is closed it gives the lower tiers back, as soon as they are empty.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -49,6 +50,9 @@ class PagerThread {
   bool lower_tiers_closed_locked() const { return lower_tiers_closed_; }
   // Whether callers should time operators: a hint, read without the lock.
   bool wants_times() const { return __atomic_load_n(&wants_times_, __ATOMIC_RELAXED) != 0; }
+  // Called once, by this thread, before the first page leaves: launches are to be looked at from then on.
+  void note_capture(int change) { tiers_.backend->note_capture(change); }
+  void set_watch_hook(void (*hook)()) { watch_hook_.store(hook); }
   const int32_t* wants_times_flag() const { return &wants_times_; }
 
  private:
@@ -56,6 +60,7 @@ class PagerThread {
   bool round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions);
   void apply_locked(const Finished& finished);
   void note_rates_locked();
+  void ask_to_watch();
   void keep_accounts_locked();
   void idle_wait(std::unique_lock<std::mutex>& lock, bool acted);
   void tell_host_space_locked();
@@ -74,7 +79,9 @@ class PagerThread {
   std::unique_ptr<TransferEngine> transfers_;  // of this thread alone
   bool lower_tiers_closed_ = false;            // guarded by the core's lock
   int64_t last_tick_ns_ = 0;
-  int32_t wants_times_ = 0;  // read by callers without the lock; written with __atomic_store_n
+  std::atomic<void (*)()> watch_hook_{nullptr};
+  bool watch_asked_ = false;  // of the pager thread alone
+  int32_t wants_times_ = 0;   // read by callers without the lock; written with __atomic_store_n
   std::thread thread_;
 };
 

@@ -39,6 +39,9 @@ Status Runtime::open() {
   const int64_t now_ns = steady_ns();
   accounts_.opened(now_ns);
   watchdog_.something_ended(now_ns);
+  if (tiers_.config.every_stream) {
+    (void)streams_.may_owe(*tiers_.config.every_stream, DeviceBackend::kEveryStream);
+  }
   pager_thread_.open(log_, reaches_device(options_.storage), now_ns);
   fill_api();
   return Status::success();

@@ -71,7 +71,8 @@ class Runtime;
 struct Scope {
   Runtime* runtime = nullptr;
   SlotId slot;
-  SlotId waiting_slot;  // the slot that wait() is about; usually `slot`
+  SlotId waiting_slot;         // the slot that wait() is about; usually `slot`
+  uint64_t native_stream = 0;  // that the newest scope of this thread ended on
   bool open = false;
   bool pinned = false;  // something was pinned or allocated since it opened
   bool waiting_allocation = false;
@@ -124,6 +125,7 @@ class Runtime {
   // runtime_launches.cpp
   Status begin_launch(Scope& scope, const tp_access* accesses, size_t count, uint64_t native_stream);
   void end_launch(Scope& scope, uint64_t native_stream);
+  PagerThread& pager_thread() { return pager_thread_; }
 
   void deallocate(uint64_t address);
   void record_stream(uint64_t address, uint64_t native_stream);
@@ -164,7 +166,6 @@ class Runtime {
 
   void count_request_locked(SlotId slot, const char* name, int64_t asked_ns);
 
-  void time_locked(Scope& scope);
   // runtime_fences.cpp
   Status end_work(Scope& scope, uint64_t native_stream, Fence* fence);
   Status record_end(Scope& scope, uint64_t native_stream, Fence* fence);

@@ -147,6 +147,14 @@ void launch_end(tp_scope* scope, uint64_t native_stream) {
     return 0;
   });
 }
+void set_watch_hook(void (*hook)()) {
+  Runtime* runtime = g_runtimes.newest();
+  if (runtime != nullptr) runtime->pager_thread().set_watch_hook(hook);
+}
+void note_capture(int32_t change) {
+  Runtime* runtime = g_runtimes.newest();
+  if (runtime != nullptr) runtime->pager_thread().note_capture(change);
+}
 int32_t own_thread() { return on_quiet_thread() ? 1 : 0; }
 int32_t forked() { return g_runtimes.forked() ? 1 : 0; }
 
@@ -190,6 +198,8 @@ void Runtime::fill_api() {
       .launch_begin = tierpage::launch_begin,
       .launch_end = tierpage::launch_end,
       .watch_launches = core_.watch_launches_flag(),
+      .set_watch_hook = tierpage::set_watch_hook,
+      .note_capture = tierpage::note_capture,
       .own_thread = own_thread,
   };
 }

@@ -16,6 +16,14 @@ thread_local ThreadTag t_tag;
 
 TagId tag_in(const Runtime* runtime) { return t_tag.runtime == runtime ? t_tag.tag : 0; }
 
+// Where the caller's thread does the work itself.
+void time_locked(LockedCore& core, Scope& scope) {
+  const int64_t started_ns = scope.mark.take_start_ns();
+  if (started_ns == 0) return;
+  const uint64_t position = core->op_position(scope.slot);
+  if (position != Trace::kNever) core->op_timed(position, static_cast<double>(steady_ns() - started_ns) / 1e3);
+}
+
 }  // namespace
 
 thread_local Scope* t_open_scope = nullptr;
@@ -152,7 +160,9 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
     }
     if (core_.closed_locked()) core_->hold_region(region);
     streams_.region_made(region);
-    if (!scope.open && !tiers_.backend->info().synchronous_streams) streams_.used_on(region, native_stream);
+    // A scope's end is marked on the stream that it works on: memory for another one is marked when it is freed.
+    const bool marked_at_end = scope.open && native_stream == scope.native_stream;
+    if (!marked_at_end && !tiers_.backend->info().synchronous_streams) streams_.used_on(region, native_stream);
   });
   if (!status.ok()) return status;
   Status outcome = outcome_locked(scope, "an allocation", asked_ns);
@@ -227,6 +237,7 @@ void Runtime::seen(const uint64_t* addresses, size_t count) {
 
 Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   scope.open = false;
+  scope.native_stream = native_stream;
   if (t_open_scope == &scope) t_open_scope = nullptr;
   if (scope.launch.pinned) [[unlikely]]
     end_launch(scope, scope.launch.native_stream);
@@ -259,7 +270,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   Status status = core_.events_locked([&] {
     // No fence (a stream capture, a lost context): nothing says when the kernels end, so the pages stay for good.
     if (!recorded.ok()) core_->hold_pinned(scope.slot);
-    time_locked(scope);
+    time_locked(core_, scope);
     core_->end_op(scope.slot, fence);
     for (Scope::Sticky& sticky : scope.sticky) {
       if (--sticky.closes_left > 0) continue;

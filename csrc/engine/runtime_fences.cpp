@@ -70,12 +70,4 @@ void Runtime::launching(Scope& scope, uint64_t native_stream) {
   }
 }
 
-// Where the caller's thread does the work itself.
-void Runtime::time_locked(Scope& scope) {
-  const int64_t started_ns = scope.mark.take_start_ns();
-  if (started_ns == 0) return;
-  const uint64_t position = core_->op_position(scope.slot);
-  if (position != Trace::kNever) core_->op_timed(position, static_cast<double>(steady_ns() - started_ns) / 1e3);
-}
-
 }  // namespace tierpage

@@ -22,6 +22,8 @@ enum class CallKind : uint8_t {
   kExecUpdate,     // an executable graph takes over the nodes of another graph
   kExecSetParams,  // one of its nodes gets other arguments
   kExecDestroy,
+  kBeginCapture,
+  kEndCapture,
   kUnload,  // functions die, their handles may come again
 };
 

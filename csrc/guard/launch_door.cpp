@@ -180,10 +180,28 @@ void LaunchDoor::read_node(const void* parameters, const AddressRange& range, st
   if (kernel.func != nullptr) words_.of_kernel(kernel.func, kernel.kernelParams, kernel.extra, range, pointers);
 }
 
+// The driver reads the arguments where CUPTI shows them: one that it refuses ends the call with an error, and without any
+// harm to the context.
+void LaunchDoor::spoil(const DriverCall& call, const void* arguments) {
+  auto* words = static_cast<uint64_t*>(const_cast<void*>(arguments));
+  if (call.kind == CallKind::kLaunch) {
+    static_cast<LaunchArguments*>(const_cast<void*>(arguments))->grid[0] = 0;
+  } else if (call.kind == CallKind::kLaunchEx) {
+    static thread_local CUlaunchConfig config;
+    auto* launch = static_cast<LaunchExArguments*>(const_cast<void*>(arguments));
+    config = *launch->config;
+    config.gridDimX = 0;
+    launch->config = &config;
+  } else {
+    words[0] = 0;  // where to copy to, the copy's shape, or the graph
+  }
+}
+
 void LaunchDoor::enter(const DriverCall& call, const cupti::CallbackData& data) {
   *data.correlation_data = 0;
   if (is_rare(call)) {
     if (call.kind == CallKind::kUnload) words_.forget_kernels();
+    if (call.kind == CallKind::kBeginCapture) handler_->capture(1);
     if (call.kind == CallKind::kExecDestroy) graphs_.forget(*static_cast<const CUgraphExec*>(data.parameters));
     return;
   }
@@ -193,7 +211,9 @@ void LaunchDoor::enter(const DriverCall& call, const cupti::CallbackData& data) 
   read(call, data.parameters, handler_->range(), pointers);
   if (!pointers.empty()) {
     const char* name = data.symbol_name != nullptr ? data.symbol_name : data.function_name;
-    *data.correlation_data = handler_->before({name, stream_of(call, data.parameters), pointers}) ? 1 : 0;
+    const auto answer = handler_->before({name, stream_of(call, data.parameters), pointers});
+    if (answer == LaunchHandler::Answer::kGoAndTell) *data.correlation_data = 1;
+    if (answer == LaunchHandler::Answer::kRefuse) spoil(call, data.parameters);
   }
   found = std::move(pointers);
 }
@@ -204,7 +224,10 @@ void LaunchDoor::exit(const DriverCall& call, const cupti::CallbackData& data) {
     return;
   }
   const auto* result = static_cast<const CUresult*>(data.return_value);
-  if (result != nullptr && *result != CUDA_SUCCESS) return;
+  const bool failed = result != nullptr && *result != CUDA_SUCCESS;
+  // Counted from before it begins until behind its end, whether that succeeds or not.
+  if (call.kind == CallKind::kEndCapture || (call.kind == CallKind::kBeginCapture && failed)) handler_->capture(-1);
+  if (failed) return;
   std::vector<Pointer> pointers;
   if (call.kind == CallKind::kInstantiate) {
     const auto& made = *static_cast<const InstantiateArguments*>(data.parameters);

@@ -35,9 +35,14 @@ class LaunchHandler {
  public:
   virtual ~LaunchHandler() = default;
   virtual AddressRange range() const = 0;
-  // `pointers` is not empty. True: after() is wanted, in the same thread, when the driver has queued the call.
-  virtual bool before(const Launch& launch) = 0;
+  enum class Answer : uint8_t {
+    kGo,
+    kGoAndTell,  // after() is wanted, in the same thread, when the driver has queued the call
+    kRefuse,     // the memory is not there: the call is to fail before it reaches the device
+  };
+  virtual Answer before(const Launch& launch) = 0;  // `pointers` is not empty
   virtual void after(uint64_t stream) = 0;
+  virtual void capture(int change) = 0;  // a graph begins (1) or ends (-1) to be recorded
 };
 
 class LaunchDoor {
@@ -60,6 +65,7 @@ class LaunchDoor {
   void exit(const DriverCall& call, const cupti::CallbackData& data);
   void read(const DriverCall& call, const void* parameters, const AddressRange& range, std::vector<Pointer>& pointers);
   void read_node(const void* parameters, const AddressRange& range, std::vector<Pointer>& pointers);
+  static void spoil(const DriverCall& call, const void* parameters);
   void enable(bool launches, bool on);
 
   const cupti::Library library_;

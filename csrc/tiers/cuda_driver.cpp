@@ -32,10 +32,10 @@ Status load_symbols(CudaDriver* table) {
   auto get = reinterpret_cast<GetProcAddress>(dlsym(library, "cuGetProcAddress_v2"));
   if (get == nullptr) return unavailable("libcuda.so.1 is older than CUDA 12.0 (it has no cuGetProcAddress_v2)");
 
-  auto resolve = [&](const char* symbol, void** function) {
+  auto resolve = [&](const char* symbol, void** function, int version = kCudaInterfaceVersion) {
     CUdriverProcAddressQueryResult found = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
     // 2. Legacy default stream: handle 0 must mean the stream that the framework means by it.
-    const CUresult result = get(symbol, function, kCudaInterfaceVersion, CU_GET_PROC_ADDRESS_LEGACY_STREAM, &found);
+    const CUresult result = get(symbol, function, version, CU_GET_PROC_ADDRESS_LEGACY_STREAM, &found);
     return result == CUDA_SUCCESS && found == CU_GET_PROC_ADDRESS_SUCCESS && *function != nullptr;
   };
 #define TIERPAGE_CUDA_RESOLVE(field, symbol)                                  \
@@ -48,6 +48,10 @@ Status load_symbols(CudaDriver* table) {
   }
   TIERPAGE_CUDA_CALLS(TIERPAGE_CUDA_RESOLVE)
 #undef TIERPAGE_CUDA_RESOLVE
+  void* record = nullptr;
+  if (resolve("cuCtxRecordEvent", &record, 12050)) {
+    table->ctx_record_event = reinterpret_cast<decltype(table->ctx_record_event)>(record);
+  }
   return Status::success();
 }
 

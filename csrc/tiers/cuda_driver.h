@@ -59,6 +59,8 @@ namespace tierpage {
 inline constexpr int kCudaInterfaceVersion = 12000;
 
 struct CudaDriver {
+  // Of CUDA 12.5 on; null before.
+  decltype(&cuCtxRecordEvent) ctx_record_event = nullptr;
 #define TIERPAGE_CUDA_FIELD(field, symbol) decltype(&symbol) field = nullptr;
   TIERPAGE_CUDA_CALLS(TIERPAGE_CUDA_FIELD)
 #undef TIERPAGE_CUDA_FIELD

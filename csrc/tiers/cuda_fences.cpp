@@ -26,6 +26,7 @@ constexpr uint64_t kReapInterval = 32;  // and then only every so many fences: a
 }  // namespace
 
 uint64_t CudaFences::unique_id(uint64_t native_stream) const {
+  if (native_stream == DeviceBackend::kEveryStream) return native_stream;
   unsigned long long id = 0;
   const auto stream = reinterpret_cast<CUstream>(native_stream);
   // After a lost context the driver answers nothing more; the handle then is as good a name as any.
@@ -110,6 +111,30 @@ void CudaFences::take_times(std::vector<DeviceBackend::OpTime>& times) {
   }
 }
 
+// A fence over all streams would end every capture of the context.
+Status CudaFences::capture_status(uint64_t native_stream) const {
+  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
+  CUresult asked = CUDA_SUCCESS;
+  if (native_stream == DeviceBackend::kEveryStream) {
+    if (captures_.load(std::memory_order_acquire) > 0) capture = CU_STREAM_CAPTURE_STATUS_ACTIVE;
+  } else {
+    asked = driver_.stream_is_capturing(reinterpret_cast<CUstream>(native_stream), &capture);
+  }
+  if (asked == CUDA_SUCCESS && capture == CU_STREAM_CAPTURE_STATUS_NONE) return Status::success();
+  if (asked != CUDA_SUCCESS && asked != CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) {
+    return cuda_status(driver_, asked, "cuStreamIsCapturing");
+  }
+  return Status::error(StatusCode::kUnavailable,
+                       "the stream is being captured into a CUDA graph, so no fence can be recorded on it: an event "
+                       "would become part of the graph. Pages that a graph uses must stay resident while it exists; "
+                       "keep them with tierpage.pin");
+}
+
+CUresult CudaFences::record_event(CUevent event, uint64_t native_stream) const {
+  if (native_stream == DeviceBackend::kEveryStream) return driver_.ctx_record_event(context_, event);
+  return driver_.event_record(event, reinterpret_cast<CUstream>(native_stream));
+}
+
 Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, uint64_t cookie) {
   *fence = Fence{};
   const auto start = reinterpret_cast<CUevent>(mark);
@@ -119,23 +144,15 @@ Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, u
   };
   CudaContextGuard guard(driver_, context_);
   if (!guard.ok()) return refuse(guard.status());
-  const auto native = reinterpret_cast<CUstream>(native_stream);
   const uint64_t unique = unique_id(native_stream);
-  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
-  const CUresult asked = driver_.stream_is_capturing(native, &capture);
-  if (asked != CUDA_SUCCESS && asked != CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) {
-    return refuse(cuda_status(driver_, asked, "cuStreamIsCapturing"));
-  }
+  const Status captured = capture_status(native_stream);
+  if (!captured.ok() && captured.code != StatusCode::kUnavailable) return refuse(captured);
 
   UniqueLock lock(mutex_);
   fence->stream = stream_id_locked(unique);
-  if (asked != CUDA_SUCCESS || capture != CU_STREAM_CAPTURE_STATUS_NONE) {
+  if (!captured.ok()) {
     lock.unlock();
-    return refuse(Status::error(
-        StatusCode::kUnavailable,
-        "the stream is being captured into a CUDA graph, so no fence can be recorded on it: an event would become part "
-        "of "
-        "the graph. Pages that a graph uses must stay resident while it exists; keep them with tierpage.pin"));
+    return refuse(captured);
   }
   CUevent event = nullptr;
   if (Status status = take_event(start != nullptr, &event); !status.ok()) {
@@ -152,7 +169,7 @@ Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, u
   stream.slots.push_back(taken);
   ++stream.recording;
   lock.unlock();
-  const CUresult result = driver_.event_record(event, native);
+  const CUresult result = record_event(event, native_stream);
   lock.lock();
   // 5. The slot is still there: no slot leaves the deque before it is recorded.
   Slot& slot = stream.slots[sequence - stream.completed - 1];

@@ -4,6 +4,7 @@
 // Streams are told apart by the driver's unique id, because a handle is used again after its stream is destroyed.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <unordered_map>
@@ -26,6 +27,7 @@ class CudaFences {
   // With a mark the work between it and the fence is timed, and the mark is used up.
   Status record(uint64_t native_stream, Fence* fence, uint64_t mark = 0, uint64_t cookie = 0);
   bool done(Fence fence);
+  void note_capture(int change) { captures_.fetch_add(change, std::memory_order_acq_rel); }
   bool capturing(uint64_t native_stream) const;  // true also where the driver does not answer; never of 0
 
   // A point in the stream from which time is taken; 0 where none can be (a graph capture, a lost context).
@@ -56,6 +58,8 @@ class CudaFences {
     uint64_t next_sequence() const { return completed + 1 + slots.size(); }
   };
 
+  Status capture_status(uint64_t native_stream) const;  // an error where a fence would become part of a graph
+  CUresult record_event(CUevent event, uint64_t native_stream) const;
   uint64_t unique_id(uint64_t native_stream) const;
   StreamId stream_id_locked(uint64_t unique) TP_REQUIRES(mutex_);
   // Both let the lock go for the driver's calls.
@@ -65,6 +69,7 @@ class CudaFences {
 
   const CudaDriver& driver_;
   const CUcontext context_;
+  std::atomic<int> captures_{0};
   Mutex mutex_;
   std::unordered_map<uint64_t, StreamId> ids_ TP_GUARDED_BY(mutex_);  // by the driver's unique id
   std::deque<Stream> streams_ TP_GUARDED_BY(mutex_);  // by StreamId; a deque, because references outlive the lock

@@ -42,6 +42,7 @@ struct DeviceInfo {
   std::string name;                  // "host" or "cuda:0 NVIDIA H200"
   uint64_t granule_bytes = 0;        // smallest frame; every frame is granule * 2^n
   uint64_t frame_bytes_max = 0;      // largest frame
+  bool fences_every_stream = false;  // record_fence takes kEveryStream
   bool synchronous_streams = false;  // true: an operator's work has finished when the operator returns (host)
   bool must_poll = false;            // true: completions of copies are only seen by polling (CUDA)
   std::optional<DriverFacts> facts;  // none: there is no driver (host)
@@ -103,6 +104,10 @@ class DeviceBackend {
   virtual StreamId stream_id(uint64_t native_stream) = 0;
   virtual Status record_fence(uint64_t native_stream, Fence* fence) = 0;
   virtual bool fence_done(Fence fence) = 0;
+  // As a stream: all of the device's, where info().fences_every_stream says so.
+  static constexpr uint64_t kEveryStream = ~uint64_t{0};
+  // The framework begins (1) or ends (-1) to record a graph: meanwhile no fence over all streams can be recorded.
+  virtual void note_capture(int) {}
   // Whether record_fence would be refused because what is queued on the stream is not run but recorded.
   virtual bool capturing(uint64_t native_stream);
 

@@ -41,6 +41,7 @@ class CudaBackend final : public DeviceBackend {
   StreamId stream_id(uint64_t native_stream) override { return fences_->stream_id(native_stream); }
   Status record_fence(uint64_t native_stream, Fence* fence) override { return fences_->record(native_stream, fence); }
   bool fence_done(Fence fence) override { return fences_->done(fence); }
+  void note_capture(int change) override { fences_->note_capture(change); }
   bool capturing(uint64_t native_stream) override { return fences_->capturing(native_stream); }
   uint64_t mark_start(uint64_t native_stream) override { return fences_->mark_start(native_stream); }
   void drop_mark(uint64_t mark) override { fences_->drop_mark(mark); }
@@ -181,6 +182,7 @@ Status CudaBackend::open_memory(const CudaBackendOptions& options) {
   info_.granule_bytes = granule;
   info_.frame_bytes_max = largest;
   info_.synchronous_streams = false;
+  info_.fences_every_stream = driver_.ctx_record_event != nullptr;
   info_.must_poll = true;
   // Lets a disk or network device reach frames directly, where the device has that.
   info_.facts->rdma_capable = can_create_rdma_frames();

@@ -23,8 +23,11 @@ class LaunchGuard final : public LaunchHandler {
     const tp_engine_api* engine = engine_now();
     return engine != nullptr ? AddressRange{engine->range_base, engine->range_bytes} : AddressRange{};
   }
-  bool before(const Launch& launch) noexcept override;
+  Answer before(const Launch& launch) noexcept override;
   void after(uint64_t stream) noexcept override;
+  void capture(int change) noexcept override {
+    if (const tp_engine_api* engine = engine_now()) engine->note_capture(change);
+  }
 
   std::string newest_unannounced() {
     const std::lock_guard lock(mutex_);
@@ -60,13 +63,13 @@ bool was_announced(const ThreadState& state, uint64_t address) {
                      [&](const tp_access& access) { return address - access.address < access.bytes; });
 }
 
-bool LaunchGuard::before(const Launch& launch) noexcept {
+LaunchHandler::Answer LaunchGuard::before(const Launch& launch) noexcept {
   const tp_engine_api* engine = engine_now();
-  if (engine == nullptr || engine->device_type == 0 || engine->own_thread() != 0) return false;
+  if (engine == nullptr || engine->device_type == 0 || engine->own_thread() != 0) return Answer::kGo;
   ThreadState& state = thread_state();
   engine = engine_for(state, engine);
   // On top of a wait of this thread its scope is busy: a signal handler's own launch, which the handler answers for.
-  if (state.waiting) return false;
+  if (state.waiting) return Answer::kGo;
   const uint64_t stream = known_name(launch.stream);
   const bool in_scope = state.depth > 0 && !state.announced.empty() && stream == state.scope_stream;
   // Its own list: an operator may be between its arguments and its launch.
@@ -76,7 +79,7 @@ bool LaunchGuard::before(const Launch& launch) noexcept {
     if (in_scope && was_announced(state, pointer.address)) continue;
     accesses.push_back({pointer.address, 1, pointer.written ? uint32_t{TP_READ | TP_WRITE} : uint32_t{TP_READ}, 0});
   }
-  if (accesses.empty() || capturing(stream)) return false;
+  if (accesses.empty() || capturing(stream)) return Answer::kGo;
   if (in_scope) note_unannounced(state, launch.name, accesses.size());
   state.count(kLaunchesGuarded);
   tp_scope* scope = scope_for(state, engine);
@@ -86,13 +89,19 @@ bool LaunchGuard::before(const Launch& launch) noexcept {
     code = wait_without_signals(engine, scope);
     state.waiting = false;
   }
-  if (code != TP_OK) LOG(WARNING) << "tierpage: " << launch.name << ": " << engine->error_message(scope);
-  return code == TP_OK;
+  if (code == TP_OK) return Answer::kGoAndTell;
+  LOG(WARNING) << "tierpage: " << launch.name << ": " << engine->error_message(scope);
+  return Answer::kRefuse;
 }
 
 void LaunchGuard::after(uint64_t stream) noexcept {
   const ThreadState& state = thread_state();
   if (state.engine != nullptr && state.scope != nullptr) state.engine->launch_end(state.scope, known_name(stream));
+}
+
+void begin_watching() {
+  LaunchDoor::instance().watch(true);
+  launch_watch.store(LaunchDoor::instance().watching());
 }
 
 void LaunchGuard::note_unannounced(ThreadState& state, const char* name, size_t count) {
@@ -106,10 +115,8 @@ void LaunchGuard::note_unannounced(ThreadState& state, const char* name, size_t 
 std::string open_launch_guard() {
   std::string refusal = LaunchDoor::instance().open(&guard());
   if (refusal.empty()) {
-    watch_launches_hook = [](const tp_engine_api&) {
-      LaunchDoor::instance().watch(true);
-      launch_watch.store(LaunchDoor::instance().watching());
-    };
+    watch_launches_hook = [](const tp_engine_api&) { begin_watching(); };
+    if (const tp_engine_api* engine = engine_now()) engine->set_watch_hook(&begin_watching);
   }
   return refusal;
 }

@@ -101,7 +101,10 @@ def copies() -> list[torch.Tensor]:
 def graph() -> list[torch.Tensor]:
     """A graph over more than the budget is captured in parts and replayed, with other work in between."""
     width = 2048
-    weights = [torch.randn(width, width, device="cuda", generator=torch.Generator("cuda").manual_seed(i)) / 45 for i in range(36)]
+    weights = [
+        torch.randn(width, width, device="cuda", generator=torch.Generator("cuda").manual_seed(i)) / 45
+        for i in range(36)
+    ]
     x = torch.randn(64, width, device="cuda", generator=torch.Generator("cuda").manual_seed(99))
     graphs, results = [], []
     for part in range(0, len(weights), 6):
@@ -112,7 +115,7 @@ def graph() -> list[torch.Tensor]:
                 y = torch.relu(y @ weight)
         torch.cuda.current_stream().wait_stream(side)
         recorded = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recorded):
+        with torch.cuda.graph(recorded, pool=graphs[0].pool() if graphs else None):
             y = x
             for weight in weights[part : part + 6]:
                 y = torch.relu(y @ weight)
@@ -130,7 +133,9 @@ def graph() -> list[torch.Tensor]:
 def compiled_graphs() -> list[torch.Tensor]:
     """torch.compile(mode="reduce-overhead")."""
     torch.manual_seed(0)
-    layers = [torch.nn.Sequential(torch.nn.Linear(1536, 6144), torch.nn.GELU(), torch.nn.Linear(6144, 1536)) for _ in range(6)]
+    layers = [
+        torch.nn.Sequential(torch.nn.Linear(1536, 6144), torch.nn.GELU(), torch.nn.Linear(6144, 1536)) for _ in range(6)
+    ]
     layer = [one.cuda().requires_grad_(False) for one in layers]
     run = torch.compile(lambda one, x: one(x), mode="reduce-overhead")
     x = torch.randn(64, 1536, device="cuda", generator=torch.Generator("cuda").manual_seed(5))
@@ -160,6 +165,41 @@ def side_stream_in_operator() -> list[torch.Tensor]:
     operator = torch.library.custom_op(name, body, mutates_args=(), schema="(Tensor x) -> Tensor")
     all_of_them = tensors(32)
     return [operator(operator(tensor)) for tensor in all_of_them]
+
+
+def cost() -> None:
+    """Microseconds of an operator on paged tensors and of a raw launch, with and without the guard, under pressure."""
+    from tierpage import session
+
+    tierpage.enable(device="cuda", device_budget="2GiB", host_budget="4GiB")
+    all_of_them = tensors(8, mib=4)
+    tierpage.evict(all_of_them[0])
+    all_of_them[0].add_(1)
+    one, two = all_of_them[:2]
+    addresses = [one.data_ptr(), two.data_ptr()]
+
+    def microseconds(work: Callable[[], Any], count: int = 4000) -> float:
+        best = float("inf")
+        for _ in range(5):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(count):
+                work()
+            best = min(best, (time.perf_counter() - start) / count * 1e6)
+        return best
+
+    small = one[:4]
+    works = {
+        "operator": lambda: small.add_(1),
+        "matmul": lambda: torch.mm(one[:4096].view(64, 64), two[:4096].view(64, 64)),
+        "raw launch": lambda: launch(addresses[0], addresses[1], 4),
+    }
+    with_guard = {name: microseconds(work) for name, work in works.items()}
+    session.current().library.close_guard()
+    without = {name: microseconds(work) for name, work in works.items()}
+    for name in works:
+        print(f"{name:12} {with_guard[name]:.2f} us with the guard, {without[name]:.2f} without", flush=True)
+    tierpage.disable()
 
 
 def tierpage_is_on() -> bool:
@@ -194,13 +234,19 @@ def compare(program: Program) -> bool:
     same = all(torch.equal(a, b) for a, b in zip(plain, paged, strict=True))
     moved = {key: after[key] - before[key] for key in ("launches.guarded", "pointers.unannounced")}
     fetched = sum(value - before[key] for key, value in after.items() if key.startswith("fetch_bytes"))
-    print(f"{program.__name__:24} {'ok' if same else 'DIFFERS'}  {seconds:.2f} s, fetched {fetched / MIB:.0f} MiB, {moved}", flush=True)
+    print(
+        f"{program.__name__:24} {'ok' if same else 'DIFFERS'}  {seconds:.2f} s, fetched {fetched / MIB:.0f} MiB, {moved}",
+        flush=True,
+    )
     tierpage.disable()
     return same
 
 
 def main() -> int:
     wanted = sys.argv[1:]
+    if wanted == ["cost"]:
+        cost()
+        return 0
     failed = 0
     for program in PROGRAMS:
         if wanted and program.__name__ not in wanted:

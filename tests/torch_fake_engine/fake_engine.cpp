@@ -265,6 +265,8 @@ void foreign_stream(uint64_t) {}
 int32_t launch_begin(tp_scope*, const tp_access*, size_t, uint64_t) { return TP_OK; }
 void launch_end(tp_scope*, uint64_t) {}
 int32_t watch_launches = 0;
+void set_watch_hook(void (*)()) {}
+void note_capture(int32_t) {}
 int32_t own_thread() { return 0; }
 void set_native_reserved(uint64_t) {}
 uint64_t make_room(uint64_t) { return 0; }
@@ -328,6 +330,8 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
                         launch_begin,
                         launch_end,
                         &watch_launches,
+                        set_watch_hook,
+                        note_capture,
                         own_thread};
   return &table;
 }

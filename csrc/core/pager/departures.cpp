@@ -21,7 +21,17 @@ void Departures::list(PageId id) {
 void Departures::engage() {
   engaged_ = true;
   ++memory_.stats.engagements;
+  owe_every_stream();
   movements_.record_fences(fences_.ask_what_is_owed());
+}
+
+void Departures::owe_every_stream() {
+  const std::optional<StreamId> every = memory_.config.every_stream;
+  if (!every) return;
+  for (const PageId id : memory_.pages.ids()) {
+    if (memory_.pages[id].is_valid(Tier::kDevice)) memory_.pages[id].add_fence({*every, Fence::kOwed});
+  }
+  fences_.owe(*every);
 }
 
 void Departures::disengage_if_all_fits(bool rests) {

@@ -12,6 +12,8 @@
 //      are owed and not asked for.
 //   2. engaged() turns true in the same event that asks for the fences, and an operator that ends later brings a fence of
 //      its own (end_op checks). So whatever is owed was queued before the fence that is asked for is recorded.
+//      Work that no event told of (raw kernels while all fits) was queued by then as well: every page in DEVICE owes a fence
+//      over all streams. From here on each launch brings a fence of its own.
 //   3. An operator that runs at that moment ends with a fence of its own, while the page may still owe one for earlier work.
 //      Both are kept until what is owed is settled: the fence asked for may have been recorded before this operator's work.
 //   4. A fence that cannot be recorded (the stream is being captured into a graph): its pages do not leave, and those that
@@ -68,6 +70,7 @@ class Departures {
 
  private:
   void engage();
+  void owe_every_stream();
   void disengage_if_all_fits(bool rests);
 
   Memory& memory_;
