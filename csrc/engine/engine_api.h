@@ -157,7 +157,8 @@ typedef struct tp_engine_api {
 //                                                    "typed": 1 (the default) spares common operators the boxing of
 //                                                    their arguments
 //   const char* tierpage_torch_open_guard(void)      looks at launches from now on (CUDA); "" or why that cannot be
-//   void tierpage_torch_close_guard(void)            gives CUPTI back, for a profiler
+//   int32_t tierpage_torch_close_guard(void)         gives CUPTI back, for a profiler; what graphs use is held from then
+//                                                    on. 0, or an error code with the Python error set
 //   const char* tierpage_torch_unannounced(void)     the kernel of the newest pointer of counter 6, mangled
 //   const char* tierpage_torch_typed_operators(void) the operators to which "typed" applies, one a line
 //   int32_t tierpage_torch_run_deferred(uint64_t address)   runs what was deferred of this region, of all for 0; returns

@@ -120,13 +120,14 @@ void LaunchDoor::watch(bool on) {
   if (!on) watching_.store(false, std::memory_order_release);
 }
 
-void LaunchDoor::close() {
+std::vector<Pointer> LaunchDoor::close() {
   const std::lock_guard lock(mutex_);
-  if (!open_) return;
+  if (!open_) return {};
   open_.store(false, std::memory_order_release);
   watching_.store(false, std::memory_order_release);
   (void)library_.unsubscribe(subscriber_);
   while (inside_.load(std::memory_order_acquire) != 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
+  return graphs_.take_all();
 }
 
 void LaunchDoor::enable(bool launches, bool on) {

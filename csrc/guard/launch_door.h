@@ -51,7 +51,8 @@ class LaunchDoor {
 
   // Empty, or why it stays closed. `handler` must outlive the process.
   std::string open(LaunchHandler* handler);
-  void close();
+  // Returns what the graphs use that it has read: from now on nobody looks at their launches.
+  std::vector<Pointer> close();
   void watch(bool on);
   bool is_open() const { return open_.load(std::memory_order_acquire); }
   bool watching() const { return watching_.load(std::memory_order_acquire); }

@@ -181,9 +181,12 @@ void GraphBook::append(CUgraphExec graph, std::vector<Pointer>& pointers) const 
   if (found != graphs_.end()) pointers.insert(pointers.end(), found->second.begin(), found->second.end());
 }
 
-bool GraphBook::knows(CUgraphExec graph) const {
+std::vector<Pointer> GraphBook::take_all() {
   const std::lock_guard lock(mutex_);
-  return graphs_.contains(graph);
+  std::vector<Pointer> all;
+  for (const auto& [graph, pointers] : graphs_) all.insert(all.end(), pointers.begin(), pointers.end());
+  graphs_.clear();
+  return all;
 }
 
 }  // namespace tierpage

@@ -91,7 +91,7 @@ class GraphBook {
   void note(CUgraphExec graph, std::vector<Pointer> pointers, bool in_place_of_before);
   void forget(CUgraphExec graph);
   void append(CUgraphExec graph, std::vector<Pointer>& pointers) const;
-  bool knows(CUgraphExec graph) const;
+  std::vector<Pointer> take_all();  // of every graph; none is known afterwards
 
  private:
   mutable std::mutex mutex_;

@@ -113,12 +113,6 @@ TIERPAGE_EXPORT const char* tierpage_torch_open_guard(void) {
   return refusal.c_str();
 }
 
-// A launch that waits may need the GIL to go on.
-TIERPAGE_EXPORT void tierpage_torch_close_guard(void) {
-  Py_BEGIN_ALLOW_THREADS tierpage::close_launch_guard();
-  Py_END_ALLOW_THREADS
-}
-
 TIERPAGE_EXPORT const char* tierpage_torch_unannounced(void) {
   static std::string name;  // guarded by the GIL
   name = tierpage::newest_unannounced();
@@ -167,6 +161,10 @@ int32_t reach(uint64_t address, Access access) {
 }
 
 }  // namespace
+
+TIERPAGE_EXPORT int32_t tierpage_torch_close_guard(void) {
+  return raising([] { tierpage::close_launch_guard(); });
+}
 
 TIERPAGE_EXPORT int32_t tierpage_torch_touch(uint64_t address) {
   return reach(address, [](const tp_engine_api* engine, uint64_t base, uint64_t bytes) {

@@ -124,7 +124,16 @@ std::string open_launch_guard() {
 void close_launch_guard() {
   watch_launches_hook = [](const tp_engine_api&) {};
   launch_watch.store(false);
-  LaunchDoor::instance().close();
+  std::vector<Pointer> in_graphs;
+  {
+    const GilReleased released;  // a launch that waits may need the GIL to go on
+    in_graphs = LaunchDoor::instance().close();
+  }
+  const tp_engine_api* engine = engine_now();
+  for (const Pointer& pointer : in_graphs) {
+    if (engine == nullptr || !owns(*engine, reinterpret_cast<void*>(pointer.address))) continue;
+    touch_address(thread_state(), engine, pointer.address, 0);
+  }
 }
 
 std::string newest_unannounced() { return guard().newest_unannounced(); }

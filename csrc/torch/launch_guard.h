@@ -16,6 +16,7 @@
 namespace tierpage {
 
 std::string open_launch_guard();  // empty, or why it stays closed
+// What recorded graphs use is held from then on. Throws what fetching it throws.
 void close_launch_guard();
 std::string newest_unannounced();  // kernel, mangled
 

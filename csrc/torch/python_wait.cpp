@@ -86,4 +86,12 @@ void wait_without_gil(const std::function<bool(uint32_t)>& slice) {
   }
 }
 
+GilReleased::GilReleased() {
+  if (Py_IsInitialized() != 0 && PyGILState_Check() != 0) saved_ = PyEval_SaveThread();
+}
+
+GilReleased::~GilReleased() {
+  if (saved_ != nullptr) PyEval_RestoreThread(static_cast<PyThreadState*>(saved_));
+}
+
 }  // namespace tierpage

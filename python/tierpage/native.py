@@ -176,7 +176,7 @@ class TorchLibrary:
         self.run_deferred = function("tierpage_torch_run_deferred", ctypes.c_int32, ctypes.c_uint64)
         self._set_option = function("tierpage_torch_set_option", ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32)
         self._open_guard = function("tierpage_torch_open_guard", ctypes.c_char_p)
-        self.close_guard = function("tierpage_torch_close_guard", None)
+        self.close_guard = function("tierpage_torch_close_guard", ctypes.c_int32)
         self._unannounced = function("tierpage_torch_unannounced", ctypes.c_char_p)
         self._storage_address = function("tierpage_torch_storage_address", ctypes.c_uint64, ctypes.c_uint64)
 

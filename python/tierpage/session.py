@@ -23,6 +23,7 @@ from tierpage import native, storage, touching
 from tierpage.containers import tensors_in
 from tierpage.defaults import in_force
 from tierpage.errors import TierpageError
+from tierpage.launches import LaunchGuard
 from tierpage.notices import NoticeThread
 from tierpage.settings import Config, Request
 from tierpage.system import format_bytes
@@ -50,8 +51,8 @@ class Session:
     def __init__(self, config: Config, request: Request) -> None:
         module = native.engine_module()
         self.library = native.TorchLibrary.load()
+        self.launch_guard = LaunchGuard(self.library, self._note_guard)
         self.request = request
-        self.guard_refusal = "launches are calls of the CUDA driver"
         self._steps = 0
         self._step_start: dict[str, float] = {}
         backend = storage.choose(config)
@@ -70,16 +71,18 @@ class Session:
             self.library.attach(address)
             attached = True
             if config.device == "cuda":
-                self.guard_refusal = self.library.open_guard()
-                if self.guard_refusal:
-                    _log.info("launches are not looked at: %s", self.guard_refusal)
+                self.launch_guard.open()
             self.wrappers.install()
             self.notices.start()
         except BaseException:
             if attached:
+                self.launch_guard.close()
                 self.library.detach()
             self._close_runtime()
             raise
+
+    def _note_guard(self, state: str) -> None:
+        self.config = in_force(self.config, {**self.config.in_force, "launch_guard": state})
 
     def _touch(self, storage: torch.UntypedStorage) -> None:
         address = self.library.storage_address(storage)
@@ -133,6 +136,7 @@ class Session:
             self.library.set_option("deferral", self.config.defer_updates)
             raise
         self.notices.stop()
+        self.launch_guard.close()
         self.wrappers.remove()
         self.library.detach()
 

@@ -38,6 +38,28 @@ TEST(Departures, TheFirstPageThatLeavesEngagesAndAsksForWhatIsOwed) {
   world.check();
 }
 
+TEST(Departures, WorkThatNoEventToldOfIsWaitedForOnEveryStream) {
+  PagerConfig config = small_config(4, 4, 4);
+  config.every_stream = 7;
+  PartsWorld world(config);
+  const RegionId a = world.make(), b = world.make();
+  world.actions();
+  world.departures.leave(world.id(a));
+  const std::vector<Action> actions = world.actions();
+  ASSERT_EQ(count(actions, ActionKind::kRecordFence), 1u);
+  EXPECT_EQ(actions[0].fence.stream, 7u);
+  EXPECT_FALSE(world.departures.finished_or_watched(world.page(a)));
+  EXPECT_FALSE(world.departures.finished(world.page(b))) << "it was there as well when the work was queued";
+  const RegionId later = world.make();
+  EXPECT_TRUE(world.departures.finished(world.page(later)));
+  world.departures.fence_recorded(7, {7, 1});
+  EXPECT_FALSE(world.departures.finished(world.page(a)));
+  world.departures.fences().finish({7, 1});
+  EXPECT_TRUE(world.departures.finished(world.page(a)));
+  EXPECT_TRUE(world.departures.finished(world.page(b)));
+  world.check();
+}
+
 TEST(Departures, APageIsListedOnceHoweverOftenItIsTold) {
   PartsWorld world(small_config(4, 4, 4));
   const RegionId a = world.make(), b = world.make();
