@@ -45,6 +45,9 @@ bool touches_whole_storage(std::string_view name) {
          name.starts_with("aten::resize") || name.starts_with("aten::set_.");
 }
 
+// Only these say of each argument what its kernels do with it.
+bool is_torchs_own(std::string_view name) { return name.starts_with("aten::") || name.starts_with("prims::"); }
+
 bool is_written(const c10::Argument& argument) {
   return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
 }
@@ -105,12 +108,16 @@ std::optional<ArgumentKind> kind_of(const c10::Type& type) {
   }
 }
 
-// c10d's schemas carry no alias marks although its operators write, and so do old extensions whose schema was
-// inferred from a function that returns nothing.
-bool writes_unmarked(const c10::FunctionSchema& schema) {
-  if (schema.name().starts_with("c10d::")) return true;
-  if (schema.name().starts_with("aten::") || !schema.returns().empty()) return false;
-  return std::none_of(schema.arguments().begin(), schema.arguments().end(), is_written);
+// Whose schema is taken at its word: torch's own, what carries any mark (its author knows marks), and what its author has
+// declared to agree with its schema. torch.library.custom_op sets that tag by itself; Python's bodies reach memory by
+// operators and calls that are seen on their own.
+bool is_trusted(const c10::OperatorHandle& op) {
+  const c10::FunctionSchema& schema = op.schema();
+  if (is_torchs_own(schema.name())) return true;
+  if (schema.name().starts_with("c10d::")) return false;  // no marks, although its operators write
+  const auto has_mark = [](const c10::Argument& argument) { return argument.alias_info() != nullptr; };
+  return op.hasTag(at::Tag::pt2_compliant_tag) ||
+         std::any_of(schema.arguments().begin(), schema.arguments().end(), has_mark);
 }
 
 // Arguments that kernels write although no schema says so: statistics of native_batch_norm and cudnn_batch_norm,
@@ -165,7 +172,8 @@ std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
   info.identity = {nullptr, stable_hash(name + "." + schema.overload_name())};
   info.argument_count = static_cast<uint32_t>(schema.arguments().size());
   info.return_count = static_cast<uint32_t>(schema.returns().size());
-  const bool unmarked = writes_unmarked(schema);
+  // A write that nobody was told of is lost with the page. A page that only seems written costs a copy down.
+  const bool unmarked = !is_trusted(op);
   const bool whole = touches_whole_storage(name);
   for (uint32_t index = 0; index < info.argument_count; ++index) {
     const c10::Argument& argument = schema.arguments()[index];
