@@ -45,7 +45,7 @@ bool touches_whole_storage(std::string_view name) {
          name.starts_with("aten::resize") || name.starts_with("aten::set_.");
 }
 
-// Only these say of each argument what its kernels do with it.
+// Only these say of each argument what its kernels do with it, and are composite only where they are made of others.
 bool is_torchs_own(std::string_view name) { return name.starts_with("aten::") || name.starts_with("prims::"); }
 
 bool is_written(const c10::Argument& argument) {
@@ -66,16 +66,31 @@ bool is_pure_view(const c10::OperatorHandle& op, const std::string& name) {
   return false;
 }
 
-// Decomposed into operators that we see one by one, except for nested tensors.
+// Decomposed into operators that we see one by one, except for nested tensors. Only torch's own composites are: an
+// extension's may be raw C++, because a function registered without a device becomes a composite kernel.
 bool decomposes_unless_nested(const c10::OperatorHandle& op) {
   using c10::DispatchKey;
-  if (!op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) return false;
+  if (!is_torchs_own(op.operator_name().name) || !op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) return false;
   constexpr std::array kOwnKernels = {
       DispatchKey::CompositeExplicitAutograd, DispatchKey::CompositeExplicitAutogradNonFunctional,
       DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::SparseCPU, DispatchKey::SparseCUDA,
       DispatchKey::SparseCsrCPU, DispatchKey::SparseCsrCUDA, DispatchKey::QuantizedCPU, DispatchKey::QuantizedCUDA};
   return std::none_of(kOwnKernels.begin(), kOwnKernels.end(),
                       [&](DispatchKey key) { return op.hasKernelForDispatchKey(key); });
+}
+
+// A composite kernel runs in place of autograd's, above us, unless the device has a kernel (the dispatcher's own rule).
+std::vector<c10::DispatchKey> composite_keys(const c10::OperatorHandle& op) {
+  using c10::DispatchKey;
+  std::vector<DispatchKey> keys;
+  if (is_torchs_own(op.operator_name().name) || !op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd) ||
+      op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutograd)) {
+    return keys;
+  }
+  for (const DispatchKey key : {DispatchKey::AutogradCPU, DispatchKey::AutogradCUDA}) {
+    if (!op.hasKernelForAnyDispatchKey(c10::getBackendKeySetFromAutograd(key))) keys.push_back(key);
+  }
+  return keys;
 }
 
 bool has_nested_kernel(const c10::OperatorHandle& op) {
@@ -159,6 +174,12 @@ bool is_splittable(const c10::FunctionSchema& schema) {
 
 }  // namespace
 
+uint32_t composition_of(const c10::OperatorHandle& op) {
+  uint32_t composition = decomposes_unless_nested(op) ? 1 : 0;
+  for (const c10::DispatchKey key : composite_keys(op)) composition |= key == c10::DispatchKey::AutogradCPU ? 2 : 4;
+  return composition;
+}
+
 std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
   if (!op.hasSchema() || op.hasKernelForDispatchKey(c10::DispatchKey::BackendSelect)) return std::nullopt;
   const c10::FunctionSchema& schema = op.schema();
@@ -169,6 +190,8 @@ std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
   OperatorInfo info;
   info.name = name;
   info.decomposes_unless_nested = decomposes;
+  info.composite_keys = composite_keys(op);
+  info.composition = composition_of(op);
   info.identity = {nullptr, stable_hash(name + "." + schema.overload_name())};
   info.argument_count = static_cast<uint32_t>(schema.arguments().size());
   info.return_count = static_cast<uint32_t>(schema.returns().size());

@@ -23,6 +23,7 @@ from tierpage import native, storage, touching
 from tierpage.containers import tensors_in
 from tierpage.defaults import in_force
 from tierpage.errors import TierpageError
+from tierpage.loading import LoadWatch
 from tierpage.notices import NoticeThread
 from tierpage.settings import Config, Request
 from tierpage.system import format_bytes
@@ -57,6 +58,7 @@ class Session:
         with native.translated():
             self.runtime: _C.Runtime = module.Runtime({**config.engine_options(), **backend.engine_options()})
         self.wrappers = touching.Wrappers(self._touch, self._hold)
+        self.loads = LoadWatch(self.library.take_up)
         self.notices = NoticeThread(self.log_notices)
         attached = False
         try:
@@ -69,8 +71,10 @@ class Session:
             self.library.attach(address)
             attached = True
             self.wrappers.install()
+            self.loads.install()
             self.notices.start()
         except BaseException:
+            self.loads.remove()
             if attached:
                 self.library.detach()
             self._close_runtime()
@@ -128,6 +132,7 @@ class Session:
             self.library.set_option("deferral", self.config.defer_updates)
             raise
         self.notices.stop()
+        self.loads.remove()
         self.wrappers.remove()
         self.library.detach()
 
