@@ -72,6 +72,7 @@ struct Scope {
   SlotId slot;
   SlotId waiting_slot;          // the slot that wait() is about; usually `slot`
   bool open = false;
+  Scope* outer = nullptr;       // while open: the one of the same thread that it interrupts (a signal handler's operators)
   bool pinned = false;          // something was pinned or allocated since it opened
   bool waiting_allocation = false;
   bool touched = false;         // sticky may hold something; of this thread alone

@@ -98,14 +98,13 @@ void* new_region(ThreadState& state, const tp_engine_api* engine, uint64_t bytes
 void* allocate_region(const tp_engine_api* engine, uint64_t bytes) {
   if (bytes < engine->min_paged_bytes || engine->wants(bytes) == 0) return nullptr;
   ThreadState& state = thread_state();
-  if (state.waiting) return nullptr;  // a signal handler on top of a wait: its scope is busy
   return new_region(state, engine_for(state, engine), bytes, TP_NO_SOURCE);
 }
 
 void fill_storage(const tp_engine_api* engine, c10::StorageImpl* storage, uint64_t place, uint64_t bytes) {
   ThreadState& state = thread_state();
   engine = engine_for(state, engine);
-  check_usable(state, engine);
+  check_usable(engine);
   TORCH_CHECK(storage->nbytes() == 0 && storage->resizable(), "only an empty storage can be filled from a file");
   const c10::Device device = device_of(*engine);
   TORCH_CHECK(storage->device() == device, "this storage is on ", storage->device(), ", the pages are on ", device);

@@ -18,11 +18,14 @@
 //      memory becomes free (drop_unseen).
 //  (8) What fails before its kernel is launched (no memory, Ctrl-C, a disk error) stays deferred and raises in the
 //      operator that needed it; nothing runs twice.
+//  (9) No operator stays half done: what has begun is not interrupted by a signal, and what fails half-way, for want of
+//      room or because of the disk, is deferred from there on (run_pieces).
 #pragma once
 
 #include "torch/deferral_hooks.h"
 #include "torch/deferred_table.h"
 #include "torch/late_stream.h"
+#include "torch/list_ops.h"
 #include "torch/operator_call.h"
 
 namespace tierpage {
@@ -43,5 +46,9 @@ void install_deferral();
 
 // Defers the indices of a list operator that may wait and runs the others. False, with nothing done, where none may.
 bool defer_list(const OperatorCall& call);
+
+// As run_split (list_ops.h). What a failure leaves undone of an operator in place is deferred, whatever the settings: a
+// later use completes it, and the error says so.
+bool run_pieces(const OperatorCall& call, SplitProgress* progress);
 
 }  // namespace tierpage

@@ -10,7 +10,6 @@
 
 #include "torch/late_stream.h"
 #include "torch/operator_call.h"
-#include "torch/python_wait.h"
 
 namespace tierpage {
 
@@ -72,7 +71,7 @@ void DeferredTable::run(const std::shared_ptr<DeferredUpdate>& update, ThreadSta
 }
 
 void DeferredTable::wait_for_runner(const DeferredUpdate& update) {
-  wait_without_gil([&](uint32_t milliseconds) {
+  wait_in_slices([&](uint32_t milliseconds) {
     std::unique_lock<std::mutex> lock(mutex_);
     return changed_.wait_for(lock, std::chrono::milliseconds(milliseconds), [&] {
       const auto row = rows_.find(update.regions.front().base);

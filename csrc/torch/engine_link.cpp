@@ -34,6 +34,14 @@ ThreadRegistry& registry() {
   return *instance;
 }
 
+ThreadState* new_state() {
+  auto* state = new ThreadState;
+  ThreadRegistry& all = registry();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  all.live.push_back(state);
+  return state;
+}
+
 void retire(ThreadState* state) {
   if (state->scope != nullptr) state->engine->scope_destroy(state->scope);
   ThreadRegistry& all = registry();
@@ -57,17 +65,16 @@ struct ThreadEnd {
 
 ThreadState& make_thread_state() {
   static thread_local ThreadEnd end;
-  auto* state = new ThreadState;
-  ThreadRegistry& all = registry();
-  {
-    const std::lock_guard<std::mutex> lock(all.mutex);
-    all.live.push_back(state);
-  }
+  ThreadState* state = new_state();
   // A thread that runs operators from its last destructors gets a second state, which is leaked.
   if (end.state == nullptr) end.state = state;
   current_thread_state = state;
   return *state;
 }
+
+OwnScope::OwnScope() : previous_(&thread_state()) { current_thread_state = new_state(); }
+
+OwnScope::~OwnScope() { retire(std::exchange(current_thread_state, previous_)); }
 
 uint64_t counter_total(Counter which) {
   ThreadRegistry& all = registry();
@@ -142,17 +149,28 @@ tp_scope* opened_scope(ThreadState& state) {
   return scope;
 }
 
+void wait_in_slices(const std::function<bool(uint32_t)>& slice) {
+  wait_without_gil(slice, [] {
+    const OwnScope handlers;  // this thread's scope is busy
+    return PyErr_CheckSignals() != 0;
+  });
+}
+
 namespace {
 
 // Waits while `code` is TP_WAIT; the code of the end.
 int32_t settled(ThreadState& state, const tp_engine_api* engine, int32_t code) {
   if (code != TP_WAIT) return code;
-  state.waiting = true;
-  struct Reset {
-    ThreadState& state;
-    ~Reset() { state.waiting = false; }
-  } reset{state};
-  return wait_without_gil(engine, state.scope);
+  try {
+    wait_in_slices([&](uint32_t milliseconds) {
+      code = engine->wait(state.scope, milliseconds);
+      return code != TP_WAIT;
+    });
+  } catch (...) {
+    engine->cancel(state.scope);
+    throw;
+  }
+  return code;
 }
 
 void check_code(const ThreadState& state, const tp_engine_api* engine, int32_t code) {
@@ -165,27 +183,21 @@ void finish(ThreadState& state, const tp_engine_api* engine, int32_t code) {
   check_code(state, engine, settled(state, engine, code));
 }
 
-void check_usable(const ThreadState& state, const tp_engine_api* engine) {
-  if (engine->forked() != 0) {
-    throw PagerError(TP_UNAVAILABLE,
-                     "a paged tensor of the parent process was used in a forked child, where its pages do not exist. "
-                     "Start workers with the \"spawn\" method, or copy what they need to small tensors first.");
-  }
-  if (state.waiting) {
-    throw PagerError(TP_UNAVAILABLE,
-                     "a signal handler used a paged tensor while this thread was waiting for pages. Let the handler "
-                     "only set a flag.");
-  }
+void check_usable(const tp_engine_api* engine) {
+  if (engine->forked() == 0) return;
+  throw PagerError(TP_UNAVAILABLE,
+                   "a paged tensor of the parent process was used in a forked child, where its pages do not exist. "
+                   "Start workers with the \"spawn\" method, or copy what they need to small tensors first.");
 }
 
 void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* accesses, size_t count) {
-  check_usable(state, state.engine);
+  check_usable(state.engine);
   tp_scope* scope = opened_scope(state);
   finish(state, state.engine, state.engine->begin(scope, &op, accesses, count));
 }
 
 void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scopes) {
-  check_usable(state, engine);
+  check_usable(engine);
   tp_scope* scope = scope_for(state, engine);
   for (; scopes > 0; --scopes) {
     engine->scope_open(scope);
@@ -194,7 +206,7 @@ void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scope
 }
 
 void touch_address(ThreadState& state, const tp_engine_api* engine, uint64_t address, uint32_t keep) {
-  check_usable(state, engine);
+  check_usable(engine);
   tp_scope* scope = scope_for(state, engine);
   finish(state, engine, engine->touch(scope, address, keep));
 }

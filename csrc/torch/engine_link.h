@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -35,7 +36,6 @@ struct ThreadState {
   int32_t depth = 0;          // nesting of intercepted operators
   bool scope_open = false;    // depth > 0 and the engine was told
   bool fresh_region = false;  // this scope allocated, so results have to be announced
-  bool waiting = false;       // inside wait(): a signal handler may run operators on top of it
   std::vector<tp_access> accesses;    // of the operator that begins now
   std::vector<uint64_t> addresses;    // of its results
   std::vector<std::pair<uint64_t, uint64_t>> touches;  // the newest: address, bytes (raw_access.h)
@@ -58,6 +58,21 @@ inline ThreadState& thread_state() {
   return state != nullptr ? *state : make_thread_state();
 }
 uint64_t counter_total(Counter which);
+
+// While one exists this thread has another state, with a scope of its own: for operators that run while one of the
+// thread's is in its midst (a signal handler during a wait). What they use is let go with each, as if another thread ran
+// them.
+class OwnScope {
+ public:
+  OwnScope();
+  ~OwnScope();
+  OwnScope(const OwnScope&) = delete;
+  OwnScope& operator=(const OwnScope&) = delete;
+  ThreadState& state() { return *current_thread_state; }
+
+ private:
+  ThreadState* const previous_;
+};
 
 inline const tp_engine_api* engine_for(const ThreadState& state, const tp_engine_api* attached) {
   return C10_UNLIKELY(state.depth > 0) ? state.engine : attached;
@@ -84,9 +99,11 @@ tp_scope* scope_for(ThreadState& state, const tp_engine_api* engine);
 // As above, and opened if an operator is running.
 tp_scope* opened_scope(ThreadState& state);
 
-// Throws in a forked child, and in a signal handler on top of a wait.
-void check_usable(const ThreadState& state, const tp_engine_api* engine);
-// Waits while `code` is TP_WAIT: without the GIL, looking for Ctrl-C in the main thread. Throws for any error.
+// Throws in a forked child.
+void check_usable(const tp_engine_api* engine);
+// Calls slice(milliseconds) until it returns true: without the GIL, with a look at signals (python_wait.h).
+void wait_in_slices(const std::function<bool(uint32_t)>& slice);
+// Waits while `code` is TP_WAIT. Throws for any error.
 void finish(ThreadState& state, const tp_engine_api* engine, int32_t code);
 // Announces accesses to the open scope and waits for them.
 void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* accesses, size_t count);

@@ -45,7 +45,8 @@ void Interceptor::operator()(const c10::OperatorHandle& op, c10::DispatchKeySet 
   if (C10_UNLIKELY(registrations_pending()) && state.depth == 0) register_pending_hook();
   const OperatorCall call{info, op, keys_below, stack, state, engine};
   if (C10_UNLIKELY(deferral_concerns(*engine))) settle_operator(call);
-  if (C10_UNLIKELY(info.splittable) && exceeds_run(call) && (defer_list(call) || run_split(call))) return;
+  SplitProgress progress;
+  if (C10_UNLIKELY(info.splittable) && exceeds_run(call) && (defer_list(call) || run_pieces(call, &progress))) return;
   run_in_frame(call);
 }
 

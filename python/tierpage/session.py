@@ -22,7 +22,7 @@ import torch
 from tierpage import native, storage, touching
 from tierpage.containers import tensors_in
 from tierpage.defaults import in_force
-from tierpage.errors import TierpageError
+from tierpage.errors import OutOfMemoryError, TierpageError
 from tierpage.loading import LoadWatch
 from tierpage.notices import NoticeThread
 from tierpage.settings import Config, Request
@@ -120,14 +120,24 @@ class Session:
         for line in filter(None, str(self.runtime.take_notices()).splitlines()):
             _log.warning(line)
 
+    def _settle(self) -> bool:
+        """Runs what is deferred. ``False``: some of it fits into no budget, and can run once every page is back."""
+        try:
+            self.library.run_deferred(0)
+        except OutOfMemoryError:
+            return False
+        if self.config.device == "cuda" and self.library.counters()["updates.deferred"] > 0:
+            torch.cuda.synchronize(self.config.device_index)  # nobody makes other streams wait for it any more
+        return True
+
     def close(self) -> None:
         """Brings every page back and returns to plain torch. On failure everything stays as it was."""
         self.library.set_option("deferral", False)
         try:
-            self.library.run_deferred(0)
-            if self.config.device == "cuda" and self.library.counters()["updates.deferred"] > 0:
-                torch.cuda.synchronize(self.config.device_index)  # nobody makes other streams wait for it any more
+            settled = self._settle()
             self._close_runtime()
+            if not settled:
+                self._settle()
         except BaseException:
             self.library.set_option("deferral", self.config.defer_updates)
             raise

@@ -188,6 +188,62 @@ TEST_F(DeferralTest, WhatFailsBeforeItsKernelStaysAndRunsOnceLater) {
   for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
 }
 
+TEST_F(DeferralTest, AStepThatFailsHalfWayIsCompletedByALaterUse) {
+  const auto make = [] {
+    Model model(5);
+    for (auto* list : {&model.parameters, &model.gradients, &model.averages, &model.squares}) {
+      (*list)[2] = at::ones({2000});  // needs more than the budget below
+      (*list)[4] = at::ones({4});     // not paged, so nobody sees its use
+    }
+    return model;
+  };
+  const auto after = unpaged<std::vector<at::Tensor>>([&] {
+    Model model = make();
+    model.step();
+    return model.parameters;
+  });
+  fake_set_defers(0);
+  Model model = make();
+  fake_set_budget(26'000);
+  EXPECT_EQ(code_of([&] { model.step(); }), TP_OUT_OF_MEMORY);
+  EXPECT_TRUE(at_rest());
+  EXPECT_EQ(waiting(), 2u) << "the one that failed, and the one behind it";
+  fake_set_budget(~0ull);
+  for (size_t i = 0; i < 5; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+  EXPECT_EQ(waiting(), 0u);
+}
+
+// What runs at once has begun when it fails: the indices that were to wait wait, or the step would be half done.
+TEST_F(DeferralTest, AFailureOfWhatRunsAtOnceDefersTheOthersAllTheSame) {
+  const auto make = [] {
+    Model model(5);
+    for (const size_t i : {1u, 3u}) {  // mixed: these cannot wait
+      model.averages[i] = at::zeros({4});
+      for (auto* list : {&model.parameters, &model.gradients, &model.squares}) (*list)[i] = (*list)[i].slice(0, 0, 4);
+    }
+    return model;
+  };
+  const auto after = unpaged<std::vector<at::Tensor>>([&] {
+    Model model = make();
+    model.step();
+    return model.parameters;
+  });
+  static tp_engine_api failing;
+  static int fused;
+  fused = 0;
+  failing = *engine_for_tests();
+  failing.begin = [](tp_scope* scope, const tp_operator* op, const tp_access* accesses, size_t count) {
+    if (std::string(op->name) == "aten::_fused_adamw_" && ++fused == 2) return static_cast<int32_t>(TP_STORAGE_ERROR);
+    return engine_for_tests()->begin(scope, op, accesses, count);
+  };
+  ASSERT_EQ(tierpage_torch_attach(&failing, nullptr), TP_OK);
+  Model model = make();
+  EXPECT_EQ(code_of([&] { model.step(); }), TP_STORAGE_ERROR);
+  EXPECT_EQ(fused, 3) << "index 3 was tried alone";
+  EXPECT_EQ(waiting(), 3u);
+  for (size_t i = 0; i < 5; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+}
+
 TEST_F(DeferralTest, OfTwoThreadsThatUseAnIndexOneRunsIt) {
   const auto after = expected(4, 1);
   for (int round = 0; round < 20; ++round) {

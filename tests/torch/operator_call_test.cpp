@@ -201,13 +201,24 @@ TEST_F(OperatorCallTest, TheEngineHearsOfLaunchesWhileItWantsTo) {
   EXPECT_EQ(log_of([&] { x.add_(1); }).find("launching"), std::string::npos);
 }
 
-TEST_F(OperatorCallTest, OnTopOfAWaitPagedTensorsAreRefused) {
-  const at::Tensor x = matrix();
-  thread_state().waiting = true;  // as a signal handler finds it
-  std::string message;
-  EXPECT_EQ(code_of([&] { x.add_(1); }, &message), TP_UNAVAILABLE);
-  thread_state().waiting = false;
-  EXPECT_NE(message.find("signal handler"), std::string::npos) << message;
+TEST_F(OperatorCallTest, OperatorsInTheMidstOfAnotherHaveAScopeOfTheirOwn) {
+  const at::Tensor x = matrix(), y = matrix(2);
+  at::Tensor result;
+  const uint64_t paged = tierpage_torch_counter(kOperatorsPaged);
+  meanwhile_action = [&] {
+    const OwnScope handler;  // as a signal handler finds it
+    y.mul_(2);
+    EXPECT_TRUE(at_rest());
+  };
+  const std::string log = log_of([&] { result = call("tierpage_calls::meanwhile", x); });
+  meanwhile_action = [] {};
+  EXPECT_EQ(log.find("open\nbegin tierpage_calls::meanwhile"), 0u) << log;
+  const size_t inner = log.find("open\n", 1);
+  EXPECT_LT(inner, log.find("begin aten::mul_")) << log;
+  EXPECT_LT(log.find("close\n", inner), log.find("begin aten::add")) << log;
+  EXPECT_TRUE(all_equal(result, 2));
+  EXPECT_TRUE(all_equal(y, 4));
+  EXPECT_GE(tierpage_torch_counter(kOperatorsPaged), paged + 3) << "counted beyond its end";
 }
 
 TEST_F(OperatorCallTest, InAForkedChildPagedTensorsAreRefused) {
