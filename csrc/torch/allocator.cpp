@@ -78,17 +78,13 @@ void* new_region(ThreadState& state, const tp_engine_api* engine, uint64_t bytes
   tp_scope* scope = state.depth > 0 ? opened_scope(state) : scope_for(state, engine);
   state.fresh_region = state.depth > 0;
   uint64_t address = 0;
-  deferral_hooks.drop_unseen_sometimes();
-  int32_t code = engine->allocate(scope, bytes, native_stream(*engine), place, &address);
-  if (C10_UNLIKELY(code == TP_OUT_OF_MEMORY) && deferral_hooks.drop_unseen()) {
-    code = engine->allocate(scope, bytes, native_stream(*engine), place, &address);
-  }
-  if (code == TP_WAIT) {
-    finish(state, engine, code);
-    address = engine->allocate_result(scope);
-  } else {
-    finish(state, engine, code);
-  }
+  deferral_hooks.before_allocation(*engine, bytes);
+  const int32_t code = settled_with_room(state, engine, [&] {
+    address = 0;
+    return engine->allocate(scope, bytes, native_stream(*engine), place, &address);
+  });
+  check_code(state, engine, code);
+  if (address == 0) address = engine->allocate_result(scope);  // it had to wait
   report_to_profiler(*engine, reinterpret_cast<void*>(address), static_cast<int64_t>(bytes));
   return reinterpret_cast<void*>(address);
 }

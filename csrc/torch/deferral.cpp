@@ -28,11 +28,29 @@ void drop_unseen_sometimes() {
   if (calls.fetch_add(1, std::memory_order_relaxed) % 32 == 0) DeferredTable::instance().drop_unseen();
 }
 
-bool drop_unseen() { return DeferredTable::waiting() != 0 && DeferredTable::instance().drop_unseen(); }
+// What waits keeps gradients from being freed, and whoever lacks room needs it now.
+bool run_for_room() {
+  if (DeferredTable::waiting() == 0) return false;
+  return DeferredTable::instance().drop_unseen() || DeferredTable::instance().run_what_fits();
+}
+
+// Tiers that are full to the last page cannot even exchange two, and then nothing that waits could run. Not again while
+// nothing of it can, because each try costs transfers.
+void before_allocation(const tp_engine_api& engine, uint64_t bytes) {
+  static std::atomic<uint32_t> cannot_run{0};
+  const uint32_t waiting = DeferredTable::waiting();
+  if (waiting == 0) return;
+  drop_unseen_sometimes();
+  if (waiting == cannot_run.load(std::memory_order_relaxed) || engine.may_defer(bytes + engine.list_run_bytes_max()) != 0) return;
+  cannot_run.store(run_for_room() ? 0 : waiting, std::memory_order_relaxed);
+}
 
 }  // namespace
 
-void install_deferral() { deferral_hooks = {&drop_unseen_sometimes, &drop_unseen, &settle_address}; }
+void install_deferral() {
+  deferral_hooks = {&before_allocation, &settle_address};
+  make_room = &run_for_room;
+}
 
 void settle_operator(const OperatorCall& call) {
   ThreadState& state = call.state;

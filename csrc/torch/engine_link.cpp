@@ -156,14 +156,14 @@ void wait_in_slices(const std::function<bool(uint32_t)>& slice) {
   });
 }
 
-namespace {
+bool (*make_room)() = [] { return false; };
 
-// Waits while `code` is TP_WAIT; the code of the end.
-int32_t settled(ThreadState& state, const tp_engine_api* engine, int32_t code) {
+int32_t settled(ThreadState& state, const tp_engine_api* engine, int32_t code, const GiveWay* limit) {
   if (code != TP_WAIT) return code;
   try {
     wait_in_slices([&](uint32_t milliseconds) {
       code = engine->wait(state.scope, milliseconds);
+      if (code == TP_WAIT && limit != nullptr && limit->now()) throw GaveWay{};
       return code != TP_WAIT;
     });
   } catch (...) {
@@ -177,12 +177,6 @@ void check_code(const ThreadState& state, const tp_engine_api* engine, int32_t c
   if (code > TP_WAIT) raise_code(code, engine->error_message(state.scope), state.depth > 0);
 }
 
-}  // namespace
-
-void finish(ThreadState& state, const tp_engine_api* engine, int32_t code) {
-  check_code(state, engine, settled(state, engine, code));
-}
-
 void check_usable(const tp_engine_api* engine) {
   if (engine->forked() == 0) return;
   throw PagerError(TP_UNAVAILABLE,
@@ -193,7 +187,11 @@ void check_usable(const tp_engine_api* engine) {
 void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* accesses, size_t count) {
   check_usable(state.engine);
   tp_scope* scope = opened_scope(state);
-  finish(state, state.engine, state.engine->begin(scope, &op, accesses, count));
+  const int32_t code = settled_with_room(
+      state, state.engine, [&] { return state.engine->begin(scope, &op, accesses, count); },
+      // What its kernel asks for cannot be tried again, so that waits for as long as it takes.
+      state.depth == 1 ? state.give_way : nullptr);
+  check_code(state, state.engine, code);
 }
 
 void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scopes) {
@@ -208,7 +206,8 @@ void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scope
 void touch_address(ThreadState& state, const tp_engine_api* engine, uint64_t address, uint32_t keep) {
   check_usable(engine);
   tp_scope* scope = scope_for(state, engine);
-  finish(state, engine, engine->touch(scope, address, keep));
+  check_code(state, engine,
+             settled_with_room(state, engine, [&] { return engine->touch(scope, address, keep); }));
 }
 
 }  // namespace tierpage

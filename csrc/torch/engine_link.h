@@ -11,8 +11,10 @@
 #include <c10/util/intrusive_ptr.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -29,12 +31,17 @@ enum Counter : int32_t {
   kCounterCount = 5
 };
 
+// Ends the wait of an operator whose pages another thread needs more, or that has waited for long enough.
+struct GaveWay {};
+struct GiveWay;
+
 // What one thread knows. Only its own thread writes it; others read the counters.
 struct ThreadState {
   const tp_engine_api* engine = nullptr;  // whose `scope` is; changes only between operators (see above)
   tp_scope* scope = nullptr;              // made on first use
   int32_t depth = 0;          // nesting of intercepted operators
   bool scope_open = false;    // depth > 0 and the engine was told
+  const GiveWay* give_way = nullptr;  // when the wait of its outermost operator's pages ends early
   bool fresh_region = false;  // this scope allocated, so results have to be announced
   std::vector<tp_access> accesses;    // of the operator that begins now
   std::vector<uint64_t> addresses;    // of its results
@@ -46,6 +53,23 @@ struct ThreadState {
     // One writer: a plain addition suffices, and costs less than a locked one.
     counters[which].store(counters[which].load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   }
+};
+
+// While one exists this thread's wait for the pages of its outermost operator may end with GaveWay.
+struct GiveWay {
+  GiveWay(ThreadState& of, const std::atomic<bool>* when_asked, std::optional<std::chrono::steady_clock::time_point> at)
+      : state(of), asked(when_asked), until(at), previous(std::exchange(of.give_way, this)) {}
+  ~GiveWay() { state.give_way = previous; }
+  GiveWay(const GiveWay&) = delete;
+  GiveWay& operator=(const GiveWay&) = delete;
+  bool now() const {
+    return (asked != nullptr && asked->load()) || (until && std::chrono::steady_clock::now() > *until);
+  }
+
+  ThreadState& state;
+  const std::atomic<bool>* const asked;
+  const std::optional<std::chrono::steady_clock::time_point> until;
+  const GiveWay* const previous;
 };
 
 extern std::atomic<const tp_engine_api*> attached_engine;  // null: everything goes on as without us
@@ -103,8 +127,21 @@ tp_scope* opened_scope(ThreadState& state);
 void check_usable(const tp_engine_api* engine);
 // Calls slice(milliseconds) until it returns true: without the GIL, with a look at signals (python_wait.h).
 void wait_in_slices(const std::function<bool(uint32_t)>& slice);
-// Waits while `code` is TP_WAIT. Throws for any error.
-void finish(ThreadState& state, const tp_engine_api* engine, int32_t code);
+// What to try before anybody fails for want of room; whether it changed anything. Deferral's, which stands above.
+extern bool (*make_room)();
+// Waits while `code` is TP_WAIT; the code of the end.
+int32_t settled(ThreadState& state, const tp_engine_api* engine, int32_t code, const GiveWay* limit = nullptr);
+// Asks the engine, which answers with a code, and waits; asks again where room was lacking and some could be made.
+template <class Ask>
+int32_t settled_with_room(ThreadState& state, const tp_engine_api* engine, Ask ask, const GiveWay* limit = nullptr) {
+  while (true) {
+    const int32_t code = settled(state, engine, ask(), limit);
+    const bool lacks_room = code == TP_OUT_OF_MEMORY || code == TP_STORAGE_FULL;
+    if (C10_LIKELY(!lacks_room) || !make_room()) return code;
+  }
+}
+// Throws for any error.
+void check_code(const ThreadState& state, const tp_engine_api* engine, int32_t code);
 // Announces accesses to the open scope and waits for them.
 void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* accesses, size_t count);
 // What comes between two operators counts as `scopes` more of them for the touches of this thread: a program may run for

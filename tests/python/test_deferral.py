@@ -165,6 +165,22 @@ def test_a_step_that_fails_half_way_is_completed_at_the_latest_by_disable(tight:
     assert len(set(first)) == 1
 
 
+def test_what_updates_keep_makes_no_allocation_fail(tight: dict[str, Any], device: str) -> None:
+    budget = (512 if CUDA else 4) * harness.MIB
+    with tierpage.enable(**{**tight, "host_budget": 5 * budget}):
+        before = deferred()
+        parameters = [nn.Parameter(torch.ones(budget // 64, device=device)) for _ in range(16)]
+        optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=True)
+        for _ in range(2):
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad()
+        assert deferred() > before
+        kept = [torch.ones(budget // 64, device=device) for _ in range(36)]  # 2 + 1 + 2.25 budgets of 6
+        assert all(float(tensor[0]) == 1 for tensor in kept)
+
+
 @pytest.mark.parametrize("way", ["pin", "disable", "pause", "data_ptr", "save"])
 def test_what_reads_past_operators_runs_it_first(
     tight: dict[str, Any], device: str, way: str, empty_cache: Any, tmp_path: Path

@@ -2,6 +2,7 @@
 #include "torch/deferral.h"
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 
 #include "torch_test.h"
@@ -162,7 +163,7 @@ TEST_F(DeferralTest, WhatNobodyCanSeeIsLetGoWithoutRunning) {
   const uint64_t freed = address_of(model->parameters[0]), kept = address_of(model->parameters[1]);
   model.reset();
   EXPECT_TRUE(is_live(freed)) << "its index keeps it";
-  const std::string log = log_of([] { deferral_hooks.drop_unseen(); });
+  const std::string log = log_of([] { DeferredTable::instance().drop_unseen(); });
   EXPECT_EQ(log, "");
   EXPECT_EQ(waiting(), 1u);
   EXPECT_FALSE(is_live(freed));
@@ -242,6 +243,94 @@ TEST_F(DeferralTest, AFailureOfWhatRunsAtOnceDefersTheOthersAllTheSame) {
   EXPECT_EQ(fused, 3) << "index 3 was tried alone";
   EXPECT_EQ(waiting(), 3u);
   for (size_t i = 0; i < 5; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+}
+
+// An allocation or an operator that lacks room: what waits keeps gradients alive.
+TEST_F(DeferralTest, NobodyFailsForWantOfRoomThatWhatWaitsTakes) {
+  const auto after = expected(3);
+  for (const bool inside : {false, true}) {
+    Model model(3);
+    const at::Tensor x = at::ones({1000});
+    model.step();
+    for (at::Tensor& gradient : model.gradients) gradient.reset();
+    EXPECT_EQ(waiting(), 3u);
+    fake_set_total(fake_live_bytes() + 1000);
+    at::Tensor y;
+    EXPECT_NO_THROW(y = inside ? x + 1 : at::empty({1000}));
+    EXPECT_TRUE(is_paged(y));
+    EXPECT_EQ(waiting(), 0u);
+    EXPECT_EQ(code_of([] { at::empty({10'000}); }), TP_OUT_OF_MEMORY) << "nothing is left to run";
+    fake_set_total(~0ull);
+    for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+  }
+}
+
+TEST_F(DeferralTest, WhatWaitsRunsBeforeAllTiersAreFull) {
+  Model model(3);
+  model.step();
+  EXPECT_EQ(waiting(), 3u);
+  at::Tensor x = at::empty({1000});
+  EXPECT_EQ(waiting(), 3u);
+  fake_set_defers(0);  // as the engine says once there is no room for what is kept
+  x = at::empty({1000});
+  EXPECT_EQ(waiting(), 0u);
+}
+
+TEST_F(DeferralTest, AnOperatorThatLacksRoomRunsWhatWaitsAndTriesAgain) {
+  static tp_engine_api full;
+  full = *engine_for_tests();
+  full.begin = [](tp_scope* scope, const tp_operator* op, const tp_access* accesses, size_t count) {
+    if (std::string(op->name) == "aten::neg_" && waiting() != 0) return static_cast<int32_t>(TP_STORAGE_FULL);
+    return engine_for_tests()->begin(scope, op, accesses, count);
+  };
+  ASSERT_EQ(tierpage_torch_attach(&full, nullptr), TP_OK);
+  const auto after = expected(3);
+  ASSERT_EQ(tierpage_torch_attach(&full, nullptr), TP_OK);
+  Model model(3);
+  const at::Tensor x = at::ones({1000});
+  model.step();
+  EXPECT_NO_THROW(x.neg_());
+  EXPECT_EQ(waiting(), 0u);
+  EXPECT_TRUE(all_equal(x, -1));
+  for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+}
+
+// The thread inside the operator holds pages for which the other may wait.
+TEST_F(DeferralTest, WhoRunsAnIndexGivesWayToAThreadThatNeedsItInsideAnOperator) {
+  static tp_engine_api stuck;
+  static std::atomic<const tp_scope*> waits;
+  static std::atomic<int> fused;
+  waits = nullptr;
+  fused = 0;
+  stuck = *engine_for_tests();
+  stuck.begin = [](tp_scope* scope, const tp_operator* op, const tp_access* accesses, size_t count) {
+    if (std::string(op->name) != "aten::_fused_adamw_" || fused++ > 0) {
+      return engine_for_tests()->begin(scope, op, accesses, count);
+    }
+    waits = scope;
+    return static_cast<int32_t>(TP_WAIT);
+  };
+  stuck.wait = [](tp_scope*, uint32_t) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return static_cast<int32_t>(TP_WAIT);
+  };
+  stuck.cancel = [](tp_scope* scope) { EXPECT_EQ(waits.exchange(nullptr), scope); };
+  const auto after = expected(2);
+  ASSERT_EQ(tierpage_torch_attach(&stuck, nullptr), TP_OK);
+  Model model(2);
+  model.step();
+  std::atomic<bool> right{false};
+  std::thread other([&] { right = at::equal(model.parameters[0], after[0]); });
+  while (waits == nullptr) std::this_thread::yield();
+  {
+    const OperatorFrame inside(thread_state(), &stuck);
+    EXPECT_TRUE(at::equal(model.parameters[0], after[0]));
+  }
+  other.join();
+  EXPECT_TRUE(right);
+  EXPECT_EQ(fused, 2);
+  EXPECT_EQ(waiting(), 1u);
+  ASSERT_EQ(tierpage_torch_attach(engine_for_tests(), nullptr), TP_OK);
 }
 
 TEST_F(DeferralTest, OfTwoThreadsThatUseAnIndexOneRunsIt) {
