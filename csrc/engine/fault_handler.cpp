@@ -65,7 +65,7 @@ void install_fault_handler() {
 
 bool Runtime::resolve_missed_access(uint64_t address) {
   std::unique_lock lock(core_.mutex());
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return false;
   missed_address_.store(address - api_.range_base);
   missed_accesses_.fetch_add(1);

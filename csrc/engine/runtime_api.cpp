@@ -172,7 +172,7 @@ void Runtime::fill_api() {
       .held = tierpage::held,
       .set_native_reserved = tierpage::set_native_reserved,
       .make_room = tierpage::make_room,
-      .wants_times = &wants_times_,
+      .wants_times = pager_thread_.wants_times_flag(),
       .launching = tierpage::launching,
       .forked = tierpage::forked,
       .foreign_stream = tierpage::foreign_stream,
