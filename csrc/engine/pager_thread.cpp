@@ -32,7 +32,9 @@ void PagerThread::open(EventLog& log, bool store_reaches_device, int64_t now_ns)
                                                 tiers_.ring.get(), log, store_reaches_device);
 }
 
-Status PagerThread::start() { return start_quiet_thread("tierpage", [this] { run(); }, &thread_); }
+Status PagerThread::start() {
+  return start_quiet_thread("tierpage", [this] { run(); }, &thread_);
+}
 
 void PagerThread::join() {
   if (thread_.joinable()) thread_.join();

@@ -29,10 +29,7 @@ class RuntimeSources {
     const RuntimeOptions& options;
   };
   explicit RuntimeSources(const Parts& parts)
-      : core_(parts.core),
-        tiers_(parts.tiers),
-        registry_(parts.registry),
-        close_mutex_(parts.close_mutex),
+      : core_(parts.core), tiers_(parts.tiers), registry_(parts.registry), close_mutex_(parts.close_mutex),
         options_(parts.options) {}
 
   // A file is open until it was let go and no region has it as its source any more.

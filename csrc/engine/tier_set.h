@@ -35,8 +35,8 @@ class TierSet {
   std::unique_ptr<StagingRing> ring;
   std::shared_ptr<SourceFiles> sources;  // made with the first source
   PagerConfig config;
-  std::string description = "none";      // of the store
-  uint64_t ring_bytes = 0;               // of the host budget
+  std::string description = "none";  // of the store
+  uint64_t ring_bytes = 0;           // of the host budget
 
  private:
   Status open_backend();

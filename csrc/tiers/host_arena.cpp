@@ -104,8 +104,8 @@ class GrowingArena final : public HostArena {
   std::atomic<bool> stopping_{false};  // set under mutex_, also read while touching
   std::atomic<uint64_t> ready_bytes_{0};
   std::atomic<uint64_t> locked_bytes_{0};
-  bool locking_given_up_ = false;      // grower thread only
-  std::vector<void*> locked_pieces_;   // grower thread, then the destructor
+  bool locking_given_up_ = false;     // grower thread only
+  std::vector<void*> locked_pieces_;  // grower thread, then the destructor
   std::thread grower_;
 };
 

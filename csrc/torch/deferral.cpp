@@ -41,7 +41,9 @@ void before_allocation(const tp_engine_api& engine, uint64_t bytes) {
   const uint32_t waiting = DeferredTable::waiting();
   if (waiting == 0) return;
   drop_unseen_sometimes();
-  if (waiting == cannot_run.load(std::memory_order_relaxed) || engine.may_defer(bytes + engine.list_run_bytes_max()) != 0) return;
+  if (waiting == cannot_run.load(std::memory_order_relaxed) ||
+      engine.may_defer(bytes + engine.list_run_bytes_max()) != 0)
+    return;
   cannot_run.store(run_for_room() ? 0 : waiting, std::memory_order_relaxed);
 }
 
@@ -135,8 +137,9 @@ void defer_all(const OperatorCall& call, const ChosenIndices& chosen, std::vecto
                const LateOrder& order) {
   ThreadState& state = call.state;
   const Uninterrupted begun;
-  const auto shared = std::make_shared<const DeferredCall>(DeferredCall{
-      call.op, &call.info, call.keys, c10::impl::tls_local_dispatch_key_set(), call.engine, order.stream, order.native});
+  const auto shared = std::make_shared<const DeferredCall>(DeferredCall{call.op, &call.info, call.keys,
+                                                                        c10::impl::tls_local_dispatch_key_set(),
+                                                                        call.engine, order.stream, order.native});
   std::exception_ptr failure;
   auto next = arguments.begin();
   for (const auto& [index, regions] : chosen) {

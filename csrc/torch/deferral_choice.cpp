@@ -15,7 +15,9 @@ namespace tierpage {
 
 namespace {
 
-bool is_written(const c10::Argument& formal) { return formal.alias_info() != nullptr && formal.alias_info()->isWrite(); }
+bool is_written(const c10::Argument& formal) {
+  return formal.alias_info() != nullptr && formal.alias_info()->isWrite();
+}
 
 // Whether each argument of an operator in place is a list, or a single tensor of which `copied` says that a copy does.
 template <class Copied>
@@ -88,8 +90,8 @@ Needs needs_of(const OperatorCall& call, size_t index, bool although_held) {
   }
   std::sort(needs.regions.begin(), needs.regions.end());
   needs.regions.erase(std::unique(needs.regions.begin(), needs.regions.end()), needs.regions.end());
-  needs.may_wait = needs.may_wait && !needs.regions.empty() &&
-                   (although_held || !any_held(needs.regions, *call.engine));
+  needs.may_wait =
+      needs.may_wait && !needs.regions.empty() && (although_held || !any_held(needs.regions, *call.engine));
   return needs;
 }
 

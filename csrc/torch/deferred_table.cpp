@@ -120,8 +120,10 @@ void DeferredTable::wait_for_runner(DeferredUpdate& update, const ThreadState& s
              (update.runner == nullptr && (nested || update.nested_waiters == 0));
     });
     if (!over && nested && std::chrono::steady_clock::now() > patient_until) {
-      raise_code(TP_OUT_OF_MEMORY, "tierpage is out of memory. Two operators each hold pages that the deferred update "
-                 "of a parameter lacks, which both use. Raise device_budget, or set defer_updates=False.", true);
+      raise_code(TP_OUT_OF_MEMORY,
+                 "tierpage is out of memory. Two operators each hold pages that the deferred update "
+                 "of a parameter lacks, which both use. Raise device_budget, or set defer_updates=False.",
+                 true);
     }
     return over;
   });
@@ -136,8 +138,9 @@ void DeferredTable::run_at(uint64_t address, ThreadState& state) {
       update = at_locked(address);
       if (update == nullptr || update->runner == &state) return;  // the second: its own kernel's operators
       if (update->runner != nullptr && update->runner_thread == std::this_thread::get_id()) {
-        throw PagerError(TP_UNAVAILABLE, "a signal handler used a tensor whose update by an optimizer this thread is about "
-                                         "to run, and waits for. Let the handler only set a flag.");
+        throw PagerError(TP_UNAVAILABLE,
+                         "a signal handler used a tensor whose update by an optimizer this thread is about "
+                         "to run, and waits for. Let the handler only set a flag.");
       }
       mine = take_locked(*update, state);
     }
@@ -188,7 +191,8 @@ void DeferredTable::run_all(ThreadState& state) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       const auto row = std::find_if(rows_.begin(), rows_.end(), [](const auto& entry) {
-        return entry.second.update->runner == nullptr || entry.second.update->runner_thread != std::this_thread::get_id();
+        return entry.second.update->runner == nullptr ||
+               entry.second.update->runner_thread != std::this_thread::get_id();
       });
       if (row == rows_.end()) return;
       address = row->first;

@@ -43,8 +43,8 @@ struct DeferredUpdate {
   // Under the table's mutex.
   const ThreadState* runner = nullptr;  // null: it waits
   std::thread::id runner_thread;
-  uint32_t nested_waiters = 0;          // threads that wait for it inside an operator
-  std::atomic<bool> give_way{false};    // there are such; the runner reads it without the mutex
+  uint32_t nested_waiters = 0;        // threads that wait for it inside an operator
+  std::atomic<bool> give_way{false};  // there are such; the runner reads it without the mutex
 };
 
 // Step counts are hardly ever paged, and the program goes on counting: updates have copies.

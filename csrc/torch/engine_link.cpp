@@ -206,8 +206,7 @@ void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scope
 void touch_address(ThreadState& state, const tp_engine_api* engine, uint64_t address, uint32_t keep) {
   check_usable(engine);
   tp_scope* scope = scope_for(state, engine);
-  check_code(state, engine,
-             settled_with_room(state, engine, [&] { return engine->touch(scope, address, keep); }));
+  check_code(state, engine, settled_with_room(state, engine, [&] { return engine->touch(scope, address, keep); }));
 }
 
 }  // namespace tierpage

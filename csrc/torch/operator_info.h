@@ -16,10 +16,10 @@
 namespace tierpage {
 
 enum class ArgumentKind : uint8_t {
-  kTensor,   // Tensor, Tensor?
-  kList,     // lists of tensors, of optional tensors, lists of lists
-  kAny,      // may hold tensors anywhere inside
-  kStorage,  // a bare storage
+  kTensor,    // Tensor, Tensor?
+  kList,      // lists of tensors, of optional tensors, lists of lists
+  kAny,       // may hold tensors anywhere inside
+  kStorage,   // a bare storage
   kPlainList  // a list without tensors; matters only for splitting
 };
 
@@ -43,15 +43,16 @@ struct OperatorInfo {
   bool decomposes_unless_nested = false;
   // Slots above ours at which an extension's composite kernel runs, which may be raw C++: we stand there, too.
   std::vector<c10::DispatchKey> composite_keys;
-  uint32_t composition = 0;              // composition_of() when it was described
-  bool splittable;                       // a result for an index depends on that index alone (list_ops.h)
-  uint32_t fresh_lists = 0;              // of splittable operators: results that are new lists
-  std::vector<ArgumentInfo> arguments;   // those that can hold tensors
+  uint32_t composition = 0;                  // composition_of() when it was described
+  bool splittable;                           // a result for an index depends on that index alone (list_ops.h)
+  uint32_t fresh_lists = 0;                  // of splittable operators: results that are new lists
+  std::vector<ArgumentInfo> arguments;       // those that can hold tensors
   std::vector<ArgumentInfo> list_arguments;  // of splittable operators: every list, in order
 
   ArgumentInfo as_called(const ArgumentInfo& argument, const c10::IValue* values) const {
     ArgumentInfo actual = argument;
-    if (static_cast<int32_t>(argument.index) == read_index && values[read_if_none_index].isNone()) actual.mode = TP_READ;
+    if (static_cast<int32_t>(argument.index) == read_index && values[read_if_none_index].isNone())
+      actual.mode = TP_READ;
     return actual;
   }
 };

@@ -81,7 +81,8 @@ void wait_without_gil(const std::function<bool(uint32_t)>& slice, const std::fun
     const bool patient = std::chrono::steady_clock::now() < patient_until;
     python_error error;
     // The message is kept with the exception, so that it survives the operators that unwind.
-    if (signal_raised(gil, patient ? std::function<bool()>(&ctrl_c) : run_handlers, error)) throw python_error(std::move(error));
+    if (signal_raised(gil, patient ? std::function<bool()>(&ctrl_c) : run_handlers, error))
+      throw python_error(std::move(error));
   }
 }
 

@@ -95,8 +95,8 @@ void register_operator(const c10::OperatorHandle& op) {
   const auto retired = std::make_shared<std::atomic<bool>>(false);
   std::vector<c10::RegistrationHandleRAII> handles;
   const auto put_at = [&](c10::DispatchKey key, c10::KernelFunction kernel) {
-    handles.push_back(c10::Dispatcher::singleton().registerImpl(op.operator_name(), key, std::move(kernel), std::nullopt,
-                                                                nullptr, "tierpage"));
+    handles.push_back(c10::Dispatcher::singleton().registerImpl(op.operator_name(), key, std::move(kernel),
+                                                                std::nullopt, nullptr, "tierpage"));
   };
   const auto boxed = [&] {
     return c10::KernelFunction::makeFromBoxedFunctor(std::make_unique<Interceptor>(kept, retired));

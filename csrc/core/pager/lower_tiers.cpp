@@ -12,10 +12,7 @@ constexpr uint64_t kQuietUses = 32;    // for which nobody looks again after no 
 }  // namespace
 
 LowerTiers::LowerTiers(Memory& memory, Movements& movements, Foresight& foresight, const Departures& departures)
-    : memory_(memory),
-      movements_(movements),
-      foresight_(foresight),
-      departures_(departures),
+    : memory_(memory), movements_(movements), foresight_(foresight), departures_(departures),
       host_min_([this](RegionId region) { return next_use_in_host(region); }),
       host_growing_(memory.config.host_bytes_max > 0) {
   writes_.set_budget(memory.config.nvme_write_bytes_max, memory.config.nvme_write_period_seconds);
@@ -132,7 +129,8 @@ void LowerTiers::shrink_host() {
     for (const PageId id : memory_.pages.ids()) {
       if (!excess() || movements_.under_way() >= kSpillsAtOnce || spill_blocked_) break;
       const Page& page = memory_.pages[id];
-      if (!page.is_valid(Tier::kHost) || page.movement != Movement::kNone || !memory_.nvme.can_take(page.bytes)) continue;
+      if (!page.is_valid(Tier::kHost) || page.movement != Movement::kNone || !memory_.nvme.can_take(page.bytes))
+        continue;
       if (mostly_read(page.region) != read_ones) continue;
       movements_.start_spill(id);
     }
@@ -152,7 +150,8 @@ bool LowerTiers::take_idle_copies_place(uint64_t bytes, const LeavingPass& pass)
   for (const PageId id : memory_.pages.ids()) {
     if (room >= bytes) break;
     const Page& page = memory_.pages[id];
-    if (!Memory::host_copy_redundant(page) || !page.is_valid(Tier::kDevice) || page.leaving || page.claim != 0) continue;
+    if (!Memory::host_copy_redundant(page) || !page.is_valid(Tier::kDevice) || page.leaving || page.claim != 0)
+      continue;
     // Without a copy in NVMe the page is dirty again, and is written there should it leave after all.
     if (!page.is_valid(Tier::kNvme) && writes_.sparing()) continue;
     if (!foresight_.stays(memory_.key_of(id))) continue;
@@ -197,7 +196,8 @@ bool LowerTiers::spill_in_place_of(PageId leaving, LeavingPass& pass, uint64_t c
   if (movements_.spilling_bytes() >= kSpillsAtOnce * bytes) return true;
   if (!memory_.nvme.can_take(bytes + pass.dirty_bytes)) return false;
   if (pass.spill_candidates_bytes != bytes) {
-    host_min_.begin(memory_.pages, [this, bytes](PageId id) { return memory_.pages[id].bytes == bytes && only_in_host(id); });
+    host_min_.begin(memory_.pages,
+                    [this, bytes](PageId id) { return memory_.pages[id].bytes == bytes && only_in_host(id); });
     pass.spill_candidates_bytes = bytes;
   }
   const uint64_t distance = foresight_.uses_until(key);

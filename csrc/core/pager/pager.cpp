@@ -18,12 +18,8 @@ PagerConfig with_defaults(PagerConfig config) {
 }  // namespace
 
 Pager::Pager(const PagerConfig& config)
-    : memory_(with_defaults(config)),
-      foresight_(memory_.config),
-      movements_(memory_),
-      departures_(memory_, movements_, foresight_),
-      lists_(memory_),
-      store_(memory_, foresight_, departures_, lists_),
+    : memory_(with_defaults(config)), foresight_(memory_.config), movements_(memory_),
+      departures_(memory_, movements_, foresight_), lists_(memory_), store_(memory_, foresight_, departures_, lists_),
       lower_(memory_, movements_, foresight_, departures_),
       evictor_(memory_, movements_, foresight_, departures_, lower_, store_),
       prefetcher_(memory_, movements_, foresight_, departures_, lower_, store_, evictor_, lists_),
