@@ -14,6 +14,7 @@
 
 #include "tiers/copy_worker.h"
 #include "tiers/device_backend.h"
+#include "tiers/fork_ranges.h"
 #include "tiers/frame_table.h"
 #include "tiers/host_memory.h"
 
@@ -74,6 +75,7 @@ class HostBackend final : public DeviceBackend {
   Status take_slot(uint64_t bytes, uint64_t* file_offset);
   Status grow_file(uint64_t end);
   Status make_inaccessible(uint64_t offset, uint64_t bytes);
+  Status close_place(uint64_t offset, uint64_t bytes);
   void take_spare();
   bool spend_spare();
   void punch_hole(uint64_t file_offset, uint64_t bytes);
@@ -120,7 +122,7 @@ Status HostBackend::open(const HostBackendOptions& options) {
   }
   base_ = static_cast<std::byte*>(range);
   // 1. A forked child must not share frames with its parent: the two would write into the same tensors.
-  if (madvise(range, range_bytes_, MADV_DONTFORK) != 0) return mapping_status("madvise(MADV_DONTFORK)", errno);
+  if (Status status = keep_from_forks(range, range_bytes_); !status.ok()) return status;
   file_ = memfd_create("tierpage-frames", MFD_CLOEXEC);
   if (file_ < 0) return system_status(StatusCode::kUnavailable, "memfd_create for the host device's frames", errno);
 
@@ -143,14 +145,17 @@ Status HostBackend::open(const HostBackendOptions& options) {
 
 HostBackend::~HostBackend() {
   if (owner_ != 0 && owner_ != getpid()) {
-    // 2. In a forked child the workers do not exist and the range may belong to something else: touch neither.
+    // 2. In a forked child the workers do not exist, and the range is closed for good: touch neither.
     for (auto& worker : workers_) (void)worker.release();
     if (file_ >= 0) close(file_);
     return;
   }
   for (auto& worker : workers_) worker.reset();
   (void)spend_spare();
-  if (base_ != nullptr) munmap(base_, range_bytes_);
+  if (base_ != nullptr) {
+    forget_fork_range(base_);
+    munmap(base_, range_bytes_);
+  }
   if (file_ >= 0) close(file_);
 }
 
@@ -247,12 +252,13 @@ void HostBackend::release_frame(FrameId frame) {
 Status HostBackend::map(FrameId frame, uint64_t offset) {
   if (Status status = frames_.check_map(frame, offset); !status.ok()) return status;
   const FrameRecord& record = *frames_.find(frame);
+  LockGuard no_fork(fork_mutex());
   void* mapped = mmap(base_ + offset, record.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file_,
                       static_cast<off_t>(record.handle));
   if (mapped == MAP_FAILED) return mapping_status("mapping a frame of " + format_bytes(record.bytes), errno);
   if (madvise(mapped, record.bytes, MADV_DONTFORK) != 0) {
     const int error = errno;
-    (void)make_inaccessible(offset, record.bytes);
+    (void)close_place(offset, record.bytes);
     return mapping_status("madvise(MADV_DONTFORK) on a mapped frame", error);
   }
   frames_.set_mapped(frame, offset);
@@ -260,6 +266,12 @@ Status HostBackend::map(FrameId frame, uint64_t offset) {
 }
 
 Status HostBackend::make_inaccessible(uint64_t offset, uint64_t bytes) {
+  LockGuard no_fork(fork_mutex());
+  return close_place(offset, bytes);
+}
+
+// With fork_mutex() held.
+Status HostBackend::close_place(uint64_t offset, uint64_t bytes) {
   // One call replaces the mapping: munmap first would let another thread's mmap take the hole.
   void* hole = mmap(base_ + offset, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   if (hole == MAP_FAILED && errno == ENOMEM && spend_spare()) {
