@@ -273,8 +273,10 @@ class Runtime {
 extern thread_local Scope* t_open_scope;
 extern thread_local bool t_pager_thread;
 
-// Installs the SIGSEGV handler that turns a missed access of a host-device region into a fetch. Once per process.
+// Installs the SIGSEGV handler that turns a missed access of a host-device region into a fetch.
 void install_fault_handler();
+// Where it was installed: above whatever handler came since. One system call as a rule.
+void keep_fault_handler();
 
 }  // namespace tierpage
 

@@ -142,6 +142,7 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   if (closed_ && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
   SourceFiles* const sources = tiers_.sources.get();  // only this thread takes it away
   lock.unlock();
+  keep_fault_handler();  // pages may become inaccessible in this round
   if (waiters_may_go) core_.wake_waiters();  // not under the lock that they would wait for next
   for (const uint64_t place : unused_sources) {
     if (sources != nullptr) sources->remove(place);
