@@ -20,7 +20,7 @@ CORE_ROOMS = ("model", "future", "pager")
 CLASS_FUNCTIONS_MAX = 60
 CLASS_FIELDS_MAX = 40
 # Classes that are larger, as (functions, fields): they may shrink, and this list with them, but not grow.
-LARGE_CLASSES = {"Runtime": (93, 26)}
+LARGE_CLASSES: dict[str, tuple[int, int]] = {}
 UNORDERED_LOOP = re.compile(r"for \([^;)]*:\s*(\w*unordered\w*|\w+_(?:map|set)_unordered)")
 
 

@@ -11,7 +11,6 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <mutex>
 
@@ -36,22 +35,13 @@ void on_fault(int number, siginfo_t* info, void* context) {
   if (!resolved) pass_on(number, info, context);
 }
 
-std::atomic<bool> g_installed{false};
-
 }  // namespace
 
-void install_fault_handler() {
-  g_installed.store(true);
-  put_on_top(on_fault);
-}
-
-void keep_fault_handler() {
-  if (g_installed.load(std::memory_order_relaxed)) put_on_top(on_fault);
-}
+void install_fault_handler() { put_on_top(on_fault); }
 
 bool Runtime::resolve_missed_access(uint64_t address) {
   std::unique_lock lock(core_.mutex());
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return false;
   missed_address_.store(address - api_.range_base);
   missed_accesses_.fetch_add(1);

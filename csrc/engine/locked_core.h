@@ -34,7 +34,10 @@ class LockedCore {
  public:
   // Both are guarded by this lock too.
   LockedCore(Watchdog& watchdog, const HostGrowth& host_growth) : watchdog_(watchdog), host_growth_(host_growth) {}
-  void open(std::unique_ptr<Pager> pager) { pager_ = std::move(pager); }  // before anybody else knows of it
+  void open(std::unique_ptr<Pager> pager, uint64_t range_base) {  // before anybody else knows of it
+    pager_ = std::move(pager);
+    range_base_ = range_base;
+  }
 
   Pager* operator->() const { return pager_.get(); }
   Pager& operator*() const { return *pager_; }
@@ -47,6 +50,12 @@ class LockedCore {
       lock.lock();
     }
     return lock;
+  }
+
+  // The live region at an address, or none. Inline: on every operator's way.
+  RegionId region_of_locked(uint64_t address) const {
+    const RegionId region = pager_->memory().map.find(address - range_base_);
+    return region.valid() && pager_->memory().live(region) ? region : RegionId::none();
   }
 
   // --- events --------------------------------------------------------------------------------------------------
@@ -83,6 +92,9 @@ class LockedCore {
   bool ended_locked() const { return !dead_.ok() || stop_ || g_runtimes.forked(); }  // nobody serves a wait any more
   Status end_locked() const;                                                         // why
   Status abandon_wait_locked(SlotId slot);  // it waits, and nobody will serve it: why
+  // The user has closed the runtime: waits are served still, but nothing goes down any more.
+  void close_locked() { closed_ = true; }
+  bool closed_locked() const { return closed_; }
 
   // --- callers' waits ------------------------------------------------------------------------------------------
   enum class WaitEnd : uint8_t { kDone, kTimeOver, kStopped };
@@ -121,8 +133,10 @@ class LockedCore {
   std::condition_variable slots_changed_;  // waiting callers
   std::condition_variable work_;           // the pager thread
   std::unique_ptr<Pager> pager_;
+  uint64_t range_base_ = 0;
   bool woken_ = false;
   bool stop_ = false;
+  bool closed_ = false;
   int other_waiters_ = 0;  // threads on slots_changed_ that wait for no slot
   Status dead_;            // first cause; ok while alive
   std::atomic<bool> engaged_{false};

@@ -3,8 +3,6 @@
 
 #include <pthread.h>
 
-#include "tiers/quiet_thread.h"
-
 namespace tierpage {
 
 Runtime::Runtime(const RuntimeOptions& options)
@@ -28,21 +26,23 @@ Status Runtime::create(const RuntimeOptions& options, Runtime** result, RuntimeP
 Status Runtime::open() {
   Status status = tiers_.open();
   if (!status.ok()) return status;
-  if (tiers_.arena) tiers_.arena->set_wake([](void* self) { static_cast<Runtime*>(self)->arena_grew(); }, this);
+  if (tiers_.arena) {
+    tiers_.arena->set_wake([](void* thread) { static_cast<PagerThread*>(thread)->arena_grew(); }, &pager_thread_);
+  }
   if (tiers_.config.nvme_bytes_max > 0) {
     watchdog_.set_drive_bytes(tiers_.store->drive_bytes());
     if (const std::string notice = tiers_.store->notice(); !notice.empty()) watchdog_.say(notice);
     tiers_.store->set_wake([](void* self) { static_cast<LockedCore*>(self)->wake(); }, &core_);
   }
-  core_.open(std::make_unique<Pager>(tiers_.config));
+  const auto range_base = reinterpret_cast<uint64_t>(tiers_.backend->base());
+  core_.open(std::make_unique<Pager>(tiers_.config), range_base);
   core_->on_request_waits([this] { enqueued_ns_ = steady_ns(); });
   device_budget_.open(options_.device_bytes_max, tiers_.config.granule_bytes);
   if (!tiers_.arena) core_->host_space_ready(0, true);
-  last_tick_ns_ = steady_ns();
-  accounts_.opened(last_tick_ns_);
-  watchdog_.something_ended(last_tick_ns_);
-  transfers_ = std::make_unique<TransferEngine>(*tiers_.backend, tiers_.arena.get(), tiers_.store.get(),
-                                                tiers_.ring.get(), log_, reaches_device(options_.storage));
+  const int64_t now_ns = steady_ns();
+  accounts_.opened(now_ns);
+  watchdog_.something_ended(now_ns);
+  pager_thread_.open(log_, reaches_device(options_.storage), now_ns);
   fill_api();
   return Status::success();
 }
@@ -56,7 +56,7 @@ Status Runtime::publish() {
   });
   tiers_.backend->set_wake([](void* self) { static_cast<LockedCore*>(self)->wake(); }, &core_);
   return g_runtimes.add(this, api_.range_base, api_.range_bytes, &core_.mutex(), [this] {
-    Status status = start_quiet_thread("tierpage", [this] { run(); }, &thread_);
+    Status status = pager_thread_.start();
     if (status.ok()) open_.store(true);
     return status;
   });

@@ -1,10 +1,10 @@
-// One running pager: its lock, its thread, the place where callers wait, and the wiring of its parts. What has data of
+// One running pager: its lock, the place where callers wait, and the wiring of its parts. What has data of
 // its own is a part, a member with a file, an order and a test of its own; runtime_*.cpp call them.
 //
 // Threads.
 //   caller threads   call begin/allocate/end/... : the core under mutex_, inline; they wait there too (locked_core.h).
-//   pager thread     applies completions and plans under mutex_, executes actions and polls outside it. The only
-//                    thread that creates, maps, unmaps, copies or touches the disk.
+//   pager thread     applies completions and plans under mutex_, executes actions and polls outside it
+//                    (pager_thread.h).
 //
 // Locks of the engine, in their order: whoever holds one takes only what stands below it.
 //
@@ -22,7 +22,7 @@
 //                       insides of arena, stores,          threads of tiers/ call wake(), which takes mutex_, without
 //                       sources and backends
 //
-// Without any lock: hints (engaged_hint, wants_times_, open_), which may be late, and what never changes after open().
+// Without any lock: hints (engaged_hint, wants_times, open_), which may be late, and what never changes after open().
 // docs/architecture.md lists the locks of all layers.
 //
 // Life: open -> (closing) -> closed; or dead at the first broken invariant or driver failure that leaves the state
@@ -40,7 +40,6 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -54,13 +53,15 @@
 #include "engine/host_growth.h"
 #include "engine/locked_core.h"
 #include "engine/operator_mark.h"
+#include "engine/pager_thread.h"
 #include "engine/runtime_options.h"
 #include "engine/runtime_registry.h"
+#include "engine/runtime_reports.h"
+#include "engine/runtime_sources.h"
 #include "engine/source_registry.h"
 #include "engine/stream_ledger.h"
 #include "engine/tag_names.h"
 #include "engine/tier_set.h"
-#include "engine/transfer_engine.h"
 #include "engine/watchdog.h"
 
 namespace tierpage {
@@ -135,19 +136,6 @@ class Runtime {
   void unpin(SlotId handle);
   uint64_t prefetch(const std::vector<uint64_t>& addresses);
   uint64_t evict(const std::vector<uint64_t>& addresses);
-  // Sources. A file is open until it was let go and no region has it as its source any more.
-  Status add_source(int descriptor, const std::string& name, uint64_t* place);
-  void let_source_go(uint64_t place);
-  Status read_source(uint64_t offset, uint64_t bytes, std::byte* buffer);
-  // Copies what RAM holds of a region's bytes from `first` on, at most to the end of the page there: the number of
-  // bytes. 0: that page has no copy in RAM at rest, *page_end tells where the next one begins.
-  uint64_t read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer, uint64_t* page_end);
-  // Bytes of a region whose content is still the source's: first byte in the region, place, bytes; merged.
-  struct SourcedRun {
-    uint64_t first = 0;
-    Source source;
-  };
-  std::vector<SourcedRun> sourced_runs(uint64_t address);
   void set_tag(const std::string& tag);   // this thread; empty: leave
   uint64_t pause(const std::string& tag);
   uint64_t resume(const std::string& tag);
@@ -155,69 +143,18 @@ class Runtime {
   Status close();
   void shutdown();  // at process exit: stops the thread, brings nothing back
 
-  // Queries.
-  struct Snapshot {
-    Stats stats;
-    StallStats stalls;
-    uint64_t budget_bytes[kTierCount];
-    uint64_t dirty_bytes;
-    std::string policy;
-    uint64_t predicted_uses, mispredicted_uses;
-    uint64_t host_locked_bytes;
-    uint64_t elapsed_ns;               // since the runtime opened
-    LinkUses links;
-    bool engaged;                      // pages leave, or did so lately
-    StuckTransfers stuck;
-    WriteEconomy writes;               // to the NVMe tier
-    PlanReport plan;
-    RecurrenceTotals recurrence;             // the last whole one under that plan
-  };
-  Snapshot snapshot();
-  void reset_peaks();
-  struct Placement {
-    uint64_t bytes = 0, device = 0, host = 0, nvme = 0, source = 0, pinned = 0;
-  };
-  Placement placement(uint64_t address);
-  EventLog& log() { return log_; }
-  // Ended waits with their causes, oldest first; `start_ns` is on the time base of the log.
-  std::vector<Stall> stalls() const { return accounts_.stalls(); }
-  std::vector<Levels> levels();  // oldest first; the last one is of now
-  struct StalledMost {
-    std::vector<StalledName> operators, tags;  // longest first, at most kStalledNamesMax each
-  };
-  StalledMost stalled_most();
-  void reset_stalled_most();
-  std::string device_name() const { return tiers_.backend->info().name; }
-  std::string storage_description() const { return tiers_.description; }
-  const PagerConfig& pager_config() const { return tiers_.config; }
-  uint64_t missed_accesses() const { return missed_accesses_.load(); }
-  uint64_t live_bytes();
-  std::string take_notices();  // lines for the log, oldest first
+  // What files do for a running pager, and what can be known of it.
+  RuntimeSources& sources() { return sources_; }
+  RuntimeReports& reports() { return reports_; }
 
  private:
   explicit Runtime(const RuntimeOptions& options);
   Status open();
-  Status open_sources();
   Status publish();
   void fill_api();
 
-  // runtime_thread.cpp
-  void run();
-  bool round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions);
-  void apply_locked(const Finished& finished);
-  void note_rates_locked();
-  void keep_accounts_locked();
-  void idle_wait(std::unique_lock<std::mutex>& lock, bool acted);
-  void arena_grew();
-  void tell_host_space_locked();
-  void request_host_space_locked();
-  void once_a_second_locked();
-  void close_lower_tiers(std::unique_lock<std::mutex>& lock);
-
   void count_request_locked(SlotId slot, const char* name, int64_t asked_ns);
 
-  RegionId region_of_locked(uint64_t address) const;
-  bool wants_times() const { return __atomic_load_n(&wants_times_, __ATOMIC_RELAXED) != 0; }
   void time_locked(Scope& scope);
   // runtime_fences.cpp
   Status end_work(Scope& scope, uint64_t native_stream, Fence* fence);
@@ -240,7 +177,6 @@ class Runtime {
   RuntimeOptions options_;
   tp_engine_api api_{};
   TierSet tiers_;                          // pointers change under the lock
-  std::unique_ptr<TransferEngine> transfers_;  // pager thread only
   EventLog log_;
 
   std::mutex close_mutex_;                 // one close or shutdown at a time; taken before mutex_
@@ -248,8 +184,6 @@ class Runtime {
   Watchdog watchdog_;                      // and its notices
   HostGrowth host_growth_;
   LockedCore core_{watchdog_, host_growth_};
-  bool closed_ = false;
-  bool lower_tiers_closed_ = false;
   Accounts accounts_;                      // its rows may be read without
   int64_t enqueued_ns_ = 0;                // when the request in hand could not be served; 0: it was, so far
   DeviceBudget device_budget_;
@@ -259,24 +193,21 @@ class Runtime {
   AwaitedRegions awaited_;
   std::vector<Scope*> scopes_;
   SourceRegistry source_registry_;
-  int64_t last_tick_ns_ = 0;
+  PagerThread pager_thread_{{core_, tiers_, accounts_, watchdog_, host_growth_, streams_, source_registry_}};
 
-  std::thread thread_;
   std::atomic<bool> open_{false};
-  int32_t wants_times_ = 0;  // read by callers without the lock; written with __atomic_store_n
   std::atomic<uint64_t> missed_accesses_{0};
   std::atomic<uint64_t> missed_address_{0};
+  RuntimeSources sources_{{core_, tiers_, source_registry_, close_mutex_, options_}};
+  RuntimeReports reports_{{core_, tiers_, accounts_, watchdog_, log_, missed_accesses_}};
 };
 
-// The scope that is open in this thread, whatever runtime it belongs to; and whether this is a pager's own thread. The
-// fault handler asks.
+// The scope that is open in this thread, whatever runtime it belongs to. The fault handler asks.
 extern thread_local Scope* t_open_scope;
-extern thread_local bool t_pager_thread;
 
-// Installs the SIGSEGV handler that turns a missed access of a host-device region into a fetch.
+// Installs the SIGSEGV handler that turns a missed access of a host-device region into a fetch. It stays on top of others
+// that come later (signal_chain.h).
 void install_fault_handler();
-// Where it was installed: above whatever handler came since. One system call as a rule.
-void keep_fault_handler();
 
 }  // namespace tierpage
 

@@ -57,18 +57,13 @@ void Runtime::open_scope(Scope& scope) {
   t_open_scope = &scope;
 }
 
-RegionId Runtime::region_of_locked(uint64_t address) const {
-  const RegionId region = core_->memory().map.find(address - api_.range_base);
-  return region.valid() && core_->memory().live(region) ? region : RegionId::none();
-}
-
 Status Runtime::begin(Scope& scope, const tp_operator& op, const tp_access* accesses, size_t count) {
   int64_t asked_ns = 0;
   const std::unique_lock lock = core_.lock_counted(asked_ns);
   if (core_.refuses_locked()) [[unlikely]] return core_.refusal_locked();
   scope.uses.clear();
   for (size_t i = 0; i < count; ++i) {
-    const RegionId region = region_of_locked(accesses[i].address);
+    const RegionId region = core_.region_of_locked(accesses[i].address);
     if (!region.valid()) continue;
     const uint64_t first = accesses[i].address - api_.range_base - core_->memory().region(region).offset;
     const uint64_t last = first + (accesses[i].bytes > 0 ? accesses[i].bytes : 1) - 1;
@@ -115,13 +110,14 @@ void Runtime::count_request_locked(SlotId slot, const char* name, int64_t asked_
 
 Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t place, uint64_t* address) {
   const StreamId stream = tiers_.backend->stream_id(native_stream);
-  if (scope.open && wants_times()) launching(scope, native_stream);  // an operator without paged arguments
+  // An operator without paged arguments begins here.
+  if (scope.open && pager_thread_.wants_times()) launching(scope, native_stream);
   int64_t asked_ns = 0;
   const std::unique_lock lock = core_.lock_counted(asked_ns);
   if (Status refusal = core_.refusal_locked(); !refusal.ok()) return refusal;
   if (bytes == 0) return Status::error(StatusCode::kInvalidArgument, "an allocation of 0 bytes has no pages");
   const bool sourced = place != TP_NO_SOURCE;
-  if (sourced && (scope.open || closed_)) {
+  if (sourced && (scope.open || core_.closed_locked())) {
     return Status::error(StatusCode::kUnavailable, scope.open ? "a running operator cannot make a tensor backed by a file"
                                                               : "paging is disabled: nothing can be backed by a file");
   }
@@ -136,7 +132,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   scope.pinned = scope.pinned || scope.open;
   const Status status = core_.events_locked([&] {
     // A thread that asked wants() just before close(): the memory is outside the budget, and for good.
-    if (closed_) {
+    if (core_.closed_locked()) {
       const uint64_t more = round_up(bytes, tiers_.config.granule_bytes);
       core_->set_capacity(Tier::kDevice, core_->memory().capacity(Tier::kDevice) + more);
     }
@@ -144,7 +140,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
     const RegionId region = core_->allocated(scope.slot);
     if (!region.valid()) return;
     if (request.source.bytes > 0) source_registry_.region_made(region, request.source);
-    if (closed_) core_->hold_region(region);
+    if (core_.closed_locked()) core_->hold_region(region);
     streams_.region_made(region);
     if (!scope.open && !tiers_.backend->info().synchronous_streams) streams_.used_on(region, native_stream);
   });
@@ -210,7 +206,7 @@ void Runtime::settle_touch_locked(Scope& scope, bool failed) {
 void Runtime::seen(const uint64_t* addresses, size_t count) {
   std::lock_guard lock(core_.mutex());
   for (size_t i = 0; i < count; ++i) {
-    const RegionId region = region_of_locked(addresses[i]);
+    const RegionId region = core_.region_of_locked(addresses[i]);
     if (region.valid()) core_->mark_seen(region);
   }
 }
@@ -259,7 +255,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   std::erase_if(scope.sticky, [](const Scope::Sticky& sticky) { return sticky.closes_left == 0; });
   scope.touched = !scope.sticky.empty();
   if (!status.ok()) return status;
-  if (!options_.paranoid || closed_) {
+  if (!options_.paranoid || core_.closed_locked()) {
     if (core_->wants_planning()) core_.wake_locked();
     return Status::success();
   }
@@ -281,7 +277,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
 Status Runtime::touch(Scope& scope, uint64_t address, uint32_t keep) {
   std::lock_guard lock(core_.mutex());
   if (Status refusal = core_.refusal_locked(); !refusal.ok()) return refusal;
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return Status::success();
   // A raw pointer may be written through, so the lower copies go.
   const Use use{region, 0, core_->memory().region(region).bytes_asked - 1, AccessMode::kWrite};
@@ -307,7 +303,7 @@ void Runtime::deallocate(uint64_t address) {
   std::vector<uint64_t> streams;
   {
     std::lock_guard lock(core_.mutex());
-    const RegionId region = region_of_locked(address);
+    const RegionId region = core_.region_of_locked(address);
     if (!region.valid() || core_.refuses_locked()) return;
     streams = streams_.region_freed(region);
   }
@@ -316,7 +312,7 @@ void Runtime::deallocate(uint64_t address) {
     if (tiers_.backend->record_fence(stream, &fence).ok()) fences.push_back(fence);
   }
   std::lock_guard lock(core_.mutex());
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid() || !core_.alive_locked()) return;
   if (awaited_.contains(region)) {
     awaited_.put_off(region, std::move(fences));
@@ -344,14 +340,14 @@ void Runtime::free_region_locked(RegionId region, const std::vector<Fence>& fenc
     drop_touches_locked(region);
     core_->free_region(region, fences);
     if (source_registry_.region_gone(region)) core_.wake_locked();
-    if (closed_) release_when_closed_locked();
+    if (core_.closed_locked()) release_when_closed_locked();
   });
 }
 
 void Runtime::record_stream(uint64_t address, uint64_t native_stream) {
   const StreamId stream = tiers_.backend->stream_id(native_stream);
   std::lock_guard lock(core_.mutex());
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid() || tiers_.backend->info().synchronous_streams) return;
   core_->note_stream_use(region, stream);
   streams_.used_on(region, native_stream);
@@ -359,7 +355,7 @@ void Runtime::record_stream(uint64_t address, uint64_t native_stream) {
 
 uint64_t Runtime::region_bytes(uint64_t address, uint64_t* region_base) {
   std::lock_guard lock(core_.mutex());
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return 0;
   if (region_base != nullptr) *region_base = api_.range_base + core_->memory().region(region).offset;
   return core_->memory().region(region).bytes_asked;

@@ -1,18 +1,19 @@
-// Files that regions have as their source: opening, handing to allocations, letting go.
+#include "engine/runtime_sources.h"
+
 #include <algorithm>
 #include <cstring>
-
-#include "engine/runtime.h"
 
 namespace tierpage {
 
 // Reads pass through the staging ring, which there is not yet without an NVMe tier: it is taken out of the RAM budget.
-Status Runtime::open_sources() {
+Status RuntimeSources::open() {
   bool has_ring;
   {
     std::lock_guard lock(core_.mutex());
     if (core_.ended_locked()) return core_.end_locked();
-    if (closed_) return Status::error(StatusCode::kUnavailable, "paging is disabled: nothing can be backed by a file");
+    if (core_.closed_locked()) {
+      return Status::error(StatusCode::kUnavailable, "paging is disabled: nothing can be backed by a file");
+    }
     if (tiers_.sources) return Status::success();
     has_ring = tiers_.ring != nullptr;
     if (!has_ring) {
@@ -45,26 +46,26 @@ Status Runtime::open_sources() {
   return status;
 }
 
-Status Runtime::add_source(int descriptor, const std::string& name, uint64_t* place) {
+Status RuntimeSources::add(int descriptor, const std::string& name, uint64_t* place) {
   if (g_runtimes.forked()) {
     return Status::error(StatusCode::kUnavailable, "a forked child cannot page; start it with \"spawn\"");
   }
   std::lock_guard closing(close_mutex_);  // one opens, and nobody closes meanwhile
-  Status status = open_sources();
+  Status status = open();
   // Without mutex_: opening a file may take long. close_mutex_ keeps tiers_.sources where it is.
   if (status.ok()) status = tiers_.sources->add(descriptor, name, place);
   if (!status.ok()) return status;
   std::lock_guard lock(core_.mutex());
-  source_registry_.opened(*place);
+  registry_.opened(*place);
   return status;
 }
 
-void Runtime::let_source_go(uint64_t place) {
+void RuntimeSources::let_go(uint64_t place) {
   std::lock_guard lock(core_.mutex());
-  if (source_registry_.let_go(place)) core_.wake_locked();
+  if (registry_.let_go(place)) core_.wake_locked();
 }
 
-Status Runtime::read_source(uint64_t offset, uint64_t bytes, std::byte* buffer) {
+Status RuntimeSources::read(uint64_t offset, uint64_t bytes, std::byte* buffer) {
   std::shared_ptr<SourceFiles> sources;
   {
     std::lock_guard lock(core_.mutex());
@@ -75,10 +76,11 @@ Status Runtime::read_source(uint64_t offset, uint64_t bytes, std::byte* buffer) 
   return sources->read_now(offset, bytes, buffer);
 }
 
-uint64_t Runtime::read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer, uint64_t* page_end) {
+uint64_t RuntimeSources::read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer,
+                                   uint64_t* page_end) {
   *page_end = first + bytes;
   std::unique_lock lock(core_.mutex());
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid() || !core_.refusal_locked().ok()) return 0;
   const auto pages = core_->memory().region(region).pages;
   const uint64_t wanted = core_->memory().region(region).offset + first;
@@ -106,10 +108,10 @@ uint64_t Runtime::read_host(uint64_t address, uint64_t first, uint64_t bytes, st
   return count;
 }
 
-std::vector<Runtime::SourcedRun> Runtime::sourced_runs(uint64_t address) {
-  std::vector<SourcedRun> runs;
+std::vector<RuntimeSources::Run> RuntimeSources::runs_of(uint64_t address) {
+  std::vector<Run> runs;
   std::lock_guard lock(core_.mutex());
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return runs;
   for (const PageId id : core_->memory().region(region).pages) {
     const Page& page = core_->memory().pages[id];

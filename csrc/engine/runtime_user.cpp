@@ -85,7 +85,7 @@ Status Runtime::pin(const std::vector<uint64_t>& addresses, SlotId* handle) {
   SlotId slot;
   Status status = core_.events_locked([&] {
     for (const uint64_t address : addresses) {
-      const RegionId region = region_of_locked(address);
+      const RegionId region = core_.region_of_locked(address);
       if (!region.valid()) continue;
       core_->mark_seen(region);
       // Who asks for a pin means to use raw pointers, perhaps to write: no lower copy may stay behind.
@@ -120,7 +120,7 @@ uint64_t Runtime::prefetch(const std::vector<uint64_t>& addresses) {
   uint64_t bytes = 0;
   (void)core_.change_locked([&] {
     for (const uint64_t address : addresses) {
-      const RegionId region = region_of_locked(address);
+      const RegionId region = core_.region_of_locked(address);
       if (region.valid()) bytes += core_->prefetch(region);
     }
   });
@@ -164,7 +164,7 @@ uint64_t Runtime::evict(const std::vector<uint64_t>& addresses) {
   std::vector<RegionId> regions;
   const Status status = core_.change_locked([&] {
     for (const uint64_t address : addresses) {
-      const RegionId region = region_of_locked(address);
+      const RegionId region = core_.region_of_locked(address);
       if (!region.valid()) continue;
       bytes += core_->evict(region);
       regions.push_back(region);
@@ -214,7 +214,9 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
     return Status::error(StatusCode::kInvalidArgument, "nvme_budget cannot change while enabled: the spill file was "
                                                        "allocated in full; disable and enable again");
   }
-  if (closed_) return Status::error(StatusCode::kUnavailable, "paging is disabled: there is no budget to change");
+  if (core_.closed_locked()) {
+    return Status::error(StatusCode::kUnavailable, "paging is disabled: there is no budget to change");
+  }
   if (tier == Tier::kDevice) device_budget_.set(bytes);
   const uint64_t host = bytes > tiers_.ring_bytes ? bytes - tiers_.ring_bytes : 0;
   const Status status = core_.change_locked([&] {
@@ -226,7 +228,7 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
 
 void Runtime::set_native_reserved(uint64_t bytes) {
   std::lock_guard lock(core_.mutex());
-  if (core_.ended_locked() || closed_) return;
+  if (core_.ended_locked() || core_.closed_locked()) return;
   device_budget_.native_reserved(bytes);
   core_->note_native_reserved(bytes);
   if (core_->memory().capacity(Tier::kDevice) == device_budget_.for_pages()) return;
@@ -238,7 +240,7 @@ void Runtime::set_native_reserved(uint64_t bytes) {
 
 uint64_t Runtime::make_room(uint64_t bytes) {
   std::unique_lock lock(core_.mutex());
-  if (core_.ended_locked() || closed_) return 0;
+  if (core_.ended_locked() || core_.closed_locked()) return 0;
   device_budget_.native_expected(bytes);
   const uint64_t before = core_->memory().device_held_bytes();
   const Status status = core_.change_locked([&] {
@@ -266,7 +268,7 @@ uint64_t Runtime::list_run_bytes_max() {
 // program allocates meanwhile.
 bool Runtime::may_defer(uint64_t kept_bytes) {
   std::lock_guard lock(core_.mutex());
-  if (core_.ended_locked() || closed_) return false;
+  if (core_.ended_locked() || core_.closed_locked()) return false;
   const uint64_t device = core_->memory().capacity(Tier::kDevice);
   const uint64_t lower = core_->memory().capacity(Tier::kHost) + core_->memory().capacity(Tier::kNvme);
   const uint64_t peak = core_->stats().live_bytes.peak;
@@ -276,7 +278,7 @@ bool Runtime::may_defer(uint64_t kept_bytes) {
 bool Runtime::held(const uint64_t* regions, size_t count) {
   std::lock_guard lock(core_.mutex());
   return std::any_of(regions, regions + count, [this](uint64_t address) {
-    const RegionId region = region_of_locked(address);
+    const RegionId region = core_.region_of_locked(address);
     if (!region.valid() || core_->memory().region(region).held) return true;
     const auto pages = core_->memory().region(region).pages;
     return std::any_of(pages.begin(), pages.end(), [this](PageId id) { return core_->memory().pages[id].pins > 0; });
@@ -317,10 +319,10 @@ Status Runtime::close() {
   if (g_runtimes.forked()) return Status::success();  // the parent's; and its close_mutex_ may be held by nobody here
   std::lock_guard closing(close_mutex_);
   std::unique_lock lock(core_.mutex());
-  if (closed_) return Status::success();
+  if (core_.closed_locked()) return Status::success();
   open_.store(false);
   if (core_.ended_locked()) {  // nothing can be brought up; at least nobody comes in any more
-    closed_ = true;
+    core_.close_locked();
     g_runtimes.deactivate(this);
     return Status::success();
   }
@@ -342,10 +344,10 @@ Status Runtime::close() {
     core_.hand_over_locked();
     return status;
   }
-  closed_ = true;
+  core_.close_locked();
   g_runtimes.deactivate(this);
   status = core_.events_locked([&] { release_when_closed_locked(); });
-  (void)wait_until(lock, 10'000, "tierpage.disable", [&] { return lower_tiers_closed_; });
+  (void)wait_until(lock, 10'000, "tierpage.disable", [&] { return pager_thread_.lower_tiers_closed_locked(); });
   return status;
 }
 
@@ -363,7 +365,7 @@ void Runtime::shutdown() {
   g_runtimes.deactivate(this);
   if (g_runtimes.forked()) return;  // the thread is the parent's
   std::lock_guard closing(close_mutex_);
-  if (thread_.joinable()) thread_.join();
+  pager_thread_.join();
 }
 
 }  // namespace tierpage

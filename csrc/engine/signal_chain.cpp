@@ -13,6 +13,7 @@ namespace {
 
 // Of those that were found there. Never deleted, because a handler may be reading one.
 std::atomic<const struct sigaction*> g_previous{nullptr};
+std::atomic<FaultHandler> g_ours{nullptr};
 std::atomic_flag g_changing;  // not a mutex: a child that is forked meanwhile only never changes it again
 
 bool same(const struct sigaction& a, const struct sigaction& b) {
@@ -70,6 +71,13 @@ bool came_back(const siginfo_t* info, const char* frame) {
 }  // namespace
 
 void put_on_top(FaultHandler handler) {
+  g_ours.store(handler, std::memory_order_relaxed);
+  stay_on_top();
+}
+
+void stay_on_top() {
+  const FaultHandler handler = g_ours.load(std::memory_order_relaxed);
+  if (handler == nullptr) return;
   struct sigaction now = {};
   if (sigaction(SIGSEGV, nullptr, &now) != 0 || is(now, handler) || g_changing.test_and_set()) return;
   struct sigaction ours = {};

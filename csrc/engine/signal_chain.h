@@ -10,9 +10,10 @@ namespace tierpage {
 
 using FaultHandler = void (*)(int, siginfo_t*, void*);
 
-// Puts `handler` above whatever is there now. Again and again: two system calls where somebody came between, else one.
-// Any thread; there is one such handler in a process.
+// Puts `handler` above whatever is there now. Any thread; there is one such handler in a process.
 void put_on_top(FaultHandler handler);
+// Puts it there again, once it was; one system call as a rule, two where somebody came between.
+void stay_on_top();
 
 // To whom was there before, at last to the default action: the end of the process.
 void pass_on(int number, siginfo_t* info, void* context);

@@ -64,10 +64,10 @@ class PyRuntime {
 
 py::dict config_of(const PyRuntime& self) {
   const RuntimeOptions& options = self.runtime().options();
-  const PagerConfig& pager = self.runtime().pager_config();
+  const PagerConfig& pager = self.runtime().reports().pager_config();
   py::dict config;
-  config["device_name"] = self.runtime().device_name();
-  config["storage"] = self.runtime().storage_description();
+  config["device_name"] = self.runtime().reports().device_name();
+  config["storage"] = self.runtime().reports().storage_description();
   config["verify"] = name_of(options.verify);
   config["encrypt"] = options.encrypt;
   config["device_budget_bytes"] = options.device_bytes_max;
@@ -120,7 +120,7 @@ void put_core(py::dict& out, const Stats& stats) {
 }
 
 py::dict stats_of(const PyRuntime& self) {
-  const Runtime::Snapshot snapshot = self.runtime().snapshot();
+  const RuntimeReports::Snapshot snapshot = self.runtime().reports().snapshot();
   py::dict out;
   put_core(out, snapshot.stats);
   for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {
@@ -145,7 +145,7 @@ py::list addresses_info(const PyRuntime& self, const std::vector<uint64_t>& addr
   py::list rows;
   for (const uint64_t address : addresses) {
     py::dict row;
-    const Runtime::Placement place = self.runtime().placement(address);
+    const RuntimeReports::Placement place = self.runtime().reports().placement(address);
     if (place.bytes > 0) {
       row["bytes"] = place.bytes;
       row["device"] = place.device;
@@ -164,7 +164,7 @@ uint64_t add_source(const PyRuntime& self, int descriptor, const std::string& na
   Status status;
   {
     py::gil_scoped_release release;
-    status = self.runtime().add_source(descriptor, name, &place);
+    status = self.runtime().sources().add(descriptor, name, &place);
   }
   check(status);
   return place;
@@ -177,7 +177,7 @@ void read_source(const PyRuntime& self, uint64_t offset, const py::buffer& targe
   {
     py::gil_scoped_release release;
     const auto bytes = static_cast<uint64_t>(info.size * info.itemsize);
-    if (bytes > 0) status = self.runtime().read_source(offset, bytes, static_cast<std::byte*>(info.ptr));
+    if (bytes > 0) status = self.runtime().sources().read(offset, bytes, static_cast<std::byte*>(info.ptr));
   }
   check(status);
 }
@@ -189,14 +189,14 @@ py::tuple read_host(const PyRuntime& self, uint64_t address, uint64_t first, con
   {
     py::gil_scoped_release release;
     const auto bytes = static_cast<uint64_t>(info.size * info.itemsize);
-    copied = self.runtime().read_host(address, first, bytes, static_cast<std::byte*>(info.ptr), &page_end);
+    copied = self.runtime().sources().read_host(address, first, bytes, static_cast<std::byte*>(info.ptr), &page_end);
   }
   return py::make_tuple(copied, page_end);
 }
 
 py::list sourced_runs(const PyRuntime& self, uint64_t address) {
   py::list rows;
-  for (const Runtime::SourcedRun& run : self.runtime().sourced_runs(address)) {
+  for (const RuntimeSources::Run& run : self.runtime().sources().runs_of(address)) {
     rows.append(py::make_tuple(run.first, run.source.offset, run.source.bytes));
   }
   return rows;
@@ -233,10 +233,10 @@ PYBIND11_MODULE(_C, module) {
       .def("engine_api", &PyRuntime::engine_api, "Address of the tp_engine_api table.")
       .def("config", &config_of)
       .def("stats", &stats_of)
-      .def("reset_peaks", [](const PyRuntime& self) { self.runtime().reset_peaks(); })
+      .def("reset_peaks", [](const PyRuntime& self) { self.runtime().reports().reset_peaks(); })
       .def("addresses_info", &addresses_info, py::arg("addresses"))
       .def("add_source", &add_source, py::arg("descriptor"), py::arg("name"), "The place of its first byte.")
-      .def("let_source_go", [](const PyRuntime& self, uint64_t place) { self.runtime().let_source_go(place); },
+      .def("let_source_go", [](const PyRuntime& self, uint64_t place) { self.runtime().sources().let_go(place); },
            py::arg("place"))
       .def("read_source", &read_source, py::arg("offset"), py::arg("target"))
       .def("read_host", &read_host, py::arg("address"), py::arg("first"), py::arg("target"),
@@ -266,12 +266,12 @@ PYBIND11_MODULE(_C, module) {
            "Bytes in each tier and on their way, oldest first.")
       .def("stalled_most", [](const PyRuntime& self) { return stalled_most_rows(self.runtime()); },
            "Operators and tags that waited longest.")
-      .def("reset_stalled_most", [](const PyRuntime& self) { self.runtime().reset_stalled_most(); })
+      .def("reset_stalled_most", [](const PyRuntime& self) { self.runtime().reports().reset_stalled_most(); })
       .def("close", &close_runtime)
       .def("shutdown", [](const PyRuntime& self) { self.runtime().shutdown(); }, Release())
-      .def("alive_bytes", [](const PyRuntime& self) { return self.runtime().live_bytes(); })
-      .def("missed_accesses", [](const PyRuntime& self) { return self.runtime().missed_accesses(); })
-      .def("take_notices", [](const PyRuntime& self) { return self.runtime().take_notices(); });
+      .def("alive_bytes", [](const PyRuntime& self) { return self.runtime().reports().live_bytes(); })
+      .def("missed_accesses", [](const PyRuntime& self) { return self.runtime().reports().missed_accesses(); })
+      .def("take_notices", [](const PyRuntime& self) { return self.runtime().reports().take_notices(); });
   module.def("probe_device", &probe_device, py::arg("kind"), py::arg("index"));
   module.def("measure_links", &measure_links, py::arg("device"), py::arg("device_index") = 0,
              py::arg("nvme_path") = std::vector<std::string>(), "GB/s of each link, measured for about two seconds.");

@@ -97,7 +97,7 @@ void put_writes(py::dict& out, const WriteEconomy& writes) {
   out["budget_seconds.nvme_write"] = writes.period_seconds();
 }
 
-void put_plan(py::dict& out, const Runtime::Snapshot& snapshot) {
+void put_plan(py::dict& out, const RuntimeReports::Snapshot& snapshot) {
   const PlanReport& plan = snapshot.plan;
   if (plan.period_uses == 0) return;
   out["plan.period_uses"] = plan.period_uses;
@@ -120,7 +120,7 @@ void put_plan(py::dict& out, const Runtime::Snapshot& snapshot) {
 
 py::list event_rows(Runtime& runtime) {
   py::list rows;
-  for (const Event& event : runtime.log().snapshot()) {
+  for (const Event& event : runtime.reports().log().snapshot()) {
     rows.append(py::make_tuple(name_of(event.kind), event.start_ns, event.duration_ns, event.bytes, event.page));
   }
   return rows;
@@ -128,13 +128,13 @@ py::list event_rows(Runtime& runtime) {
 
 py::list stall_rows(Runtime& runtime) {
   py::list rows;
-  for (const Stall& stall : runtime.stalls()) rows.append(row_of(stall));
+  for (const Stall& stall : runtime.reports().stalls()) rows.append(row_of(stall));
   return rows;
 }
 
 py::list level_rows(Runtime& runtime) {
   py::list rows;
-  for (const Levels& levels : runtime.levels()) {
+  for (const Levels& levels : runtime.reports().levels()) {
     py::dict row;
     row["at_ns"] = levels.at_ns;
     for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) row[name_of(tier)] = levels.resident_bytes[index_of(tier)];
@@ -146,7 +146,7 @@ py::list level_rows(Runtime& runtime) {
 }
 
 py::dict stalled_most_rows(Runtime& runtime) {
-  const Runtime::StalledMost most = runtime.stalled_most();
+  const RuntimeReports::StalledMost most = runtime.reports().stalled_most();
   py::list operators, tags;
   for (const StalledName& known : most.operators) operators.append(row_of(known));
   for (const StalledName& known : most.tags) tags.append(row_of(known));

@@ -12,7 +12,7 @@ void put_links(pybind11::dict& out, const LinkUses& links, const std::string& pr
 void put_stuck(pybind11::dict& out, const StuckTransfers& stuck);
 void put_writes(pybind11::dict& out, const WriteEconomy& writes);
 // The residency plan in force and the last recurrence under it; nothing where there is no plan.
-void put_plan(pybind11::dict& out, const Runtime::Snapshot& snapshot);
+void put_plan(pybind11::dict& out, const RuntimeReports::Snapshot& snapshot);
 
 pybind11::list event_rows(Runtime& runtime);
 pybind11::list stall_rows(Runtime& runtime);

@@ -100,7 +100,7 @@ TEST_F(EngineTest, TheSettingReachesTheStore) {
     options.nvme_bytes_max = kMiB;
     options.verify = verify;
     Engine engine(options);
-    const std::string storage = engine->storage_description();
+    const std::string storage = engine->reports().storage_description();
     const bool reads = verify != Verify::kOff;
     EXPECT_NE(storage.find(reads ? "reads checked" : "reads not checked"), std::string::npos) << storage;
     EXPECT_EQ(storage.find("writes read back") != std::string::npos, verify == Verify::kFull) << storage;

@@ -19,7 +19,7 @@ class Engagement : public EngineTest {
     ASSERT_EQ(caller.begin({writes(region)}), TP_OK) << caller.error();
     ASSERT_EQ(caller.close(stream), TP_OK);
   }
-  bool engaged() { return (*engine)->snapshot().engaged; }
+  bool engaged() { return (*engine)->reports().snapshot().engaged; }
 
   RuntimeOptions options_ = small_options();
   CommandedBackend* backend = nullptr;
@@ -33,7 +33,7 @@ TEST_F(Engagement, OperatorsRecordNothingWhileAllFits) {
   for (int i = 0; i < 1000; ++i) operate(caller, regions[static_cast<size_t>(i) % 4], static_cast<uint64_t>(i) % 3);
   EXPECT_EQ(backend->fences_recorded, 0u);
   EXPECT_FALSE(engaged());
-  EXPECT_EQ((*engine)->snapshot().stats.engagements, 0u);
+  EXPECT_EQ((*engine)->reports().snapshot().stats.engagements, 0u);
 }
 
 TEST_F(Engagement, NoPageLeavesBeforeTheWorkThatUsedItEnds) {
@@ -134,7 +134,7 @@ TEST_F(Engagement, ComesAndGoesAmongThreads) {
     std::this_thread::sleep_for(std::chrono::milliseconds(3));
     ASSERT_TRUE((*engine)->set_budget(Tier::kDevice, 256 * kKiB).ok());
     (void)eventually([&] { return !engaged(); }, 2);
-    engagements = (*engine)->snapshot().stats.engagements;
+    engagements = (*engine)->reports().snapshot().stats.engagements;
   }
   stop = true;
   for (std::thread& thread : threads) thread.join();

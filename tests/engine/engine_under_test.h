@@ -197,7 +197,7 @@ class Engine {
   Runtime& operator*() const { return *runtime_; }
   Runtime* operator->() const { return runtime_; }
   const tp_engine_api& api() const { return *runtime_->api(); }
-  uint64_t now(Gauge Stats::* gauge) const { return (runtime_->snapshot().stats.*gauge).current; }
+  uint64_t now(Gauge Stats::* gauge) const { return (runtime_->reports().snapshot().stats.*gauge).current; }
 
  private:
   Runtime* runtime_ = nullptr;

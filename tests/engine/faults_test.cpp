@@ -26,7 +26,7 @@ class Faults : public EngineTest {
     engine_ = std::make_unique<Engine>(options, std::move(parts));
   }
   Engine& engine() { return *engine_; }
-  Runtime::Placement where(const Region& region) { return (*engine_)->placement(region.address); }
+  RuntimeReports::Placement where(const Region& region) { return (*engine_)->reports().placement(region.address); }
 
   FaultyStore* store_ = nullptr;
   CommandedBackend* backend_ = nullptr;

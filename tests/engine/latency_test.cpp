@@ -74,11 +74,11 @@ TEST_F(Latency, OperatorsThatFit) {
     return runs[10];
   };
   const int64_t fits = measured();
-  EXPECT_FALSE(engine->snapshot().engaged);
+  EXPECT_FALSE(engine->reports().snapshot().engaged);
   const Region fifth = caller.make(16 * kKiB, 5);
   engine->evict({fifth.address});
   const int64_t engaged = measured();
-  EXPECT_TRUE(engine->snapshot().engaged);
+  EXPECT_TRUE(engine->reports().snapshot().engaged);
   std::printf("operator of 4 regions: %lld ns while all fits, %lld ns engaged\n", static_cast<long long>(fits),
               static_cast<long long>(engaged));
 }

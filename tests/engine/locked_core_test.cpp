@@ -12,6 +12,8 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
+constexpr uint64_t kRangeBase = 1 << 20;
+
 PagerConfig small_config() {
   PagerConfig config;
   config.granule_bytes = 4 * kKiB;
@@ -24,7 +26,7 @@ PagerConfig small_config() {
 
 class LockedCoreTest : public ::testing::Test {
  protected:
-  LockedCoreTest() { core_.open(std::make_unique<Pager>(small_config())); }
+  LockedCoreTest() { core_.open(std::make_unique<Pager>(small_config()), kRangeBase); }
 
   tierpage::Watchdog watchdog_{30, 600};
   HostGrowth host_growth_;
@@ -113,6 +115,31 @@ TEST_F(LockedCoreTest, AWaitForTheLockIsCounted) {
   other.join();
   // 0 where the machine was so busy that the thread came late: the lock was free then.
   EXPECT_LE(asked_ns, steady_ns());
+}
+
+TEST_F(LockedCoreTest, ARegionIsFoundByAnyOfItsAddressesWhileItLives) {
+  const std::lock_guard lock(core_.mutex());
+  EXPECT_FALSE(core_.region_of_locked(kRangeBase).valid());
+  const SlotId slot = core_->add_slot();
+  (void)core_.change_locked([&] { core_->allocate(slot, {.bytes = 4 * kKiB}); });
+  std::vector<Action> actions;
+  core_->take_actions(actions);
+  for (const Action& action : actions) {
+    if (action.kind == ActionKind::kMap) core_->transfer_done(action.transfer, {});
+  }
+  const RegionId region = core_->allocated(slot);
+  ASSERT_TRUE(region.valid());
+  const uint64_t address = kRangeBase + core_->memory().region(region).offset;
+  EXPECT_EQ(core_.region_of_locked(address), region);
+  EXPECT_EQ(core_.region_of_locked(address + 4 * kKiB - 1), region);
+  EXPECT_FALSE(core_.region_of_locked(kRangeBase - 1).valid());
+}
+
+TEST_F(LockedCoreTest, WhatIsClosedStillServesWaits) {
+  const std::lock_guard lock(core_.mutex());
+  EXPECT_FALSE(core_.closed_locked());
+  core_.close_locked();
+  EXPECT_TRUE(core_.closed_locked() && !core_.ended_locked() && !core_.refuses_locked());
 }
 
 }  // namespace

@@ -45,15 +45,15 @@ TEST_F(Progress, AReadThatDoesNotComeBackIsReportedOnceWithItsPageAndGoesOn) {
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
   engine()->evict({region.address});
-  (void)engine()->take_notices();
+  (void)engine()->reports().take_notices();
   store_->on_operation(StoreOperation::kRead, 1, StoreFault::hold());
   std::thread user([&] { Caller(engine()).expect_intact(region); });
-  ASSERT_TRUE(eventually([&] { return engine()->snapshot().stuck.count == 1; }));
-  const StuckTransfers stuck = engine()->snapshot().stuck;
+  ASSERT_TRUE(eventually([&] { return engine()->reports().snapshot().stuck.count == 1; }));
+  const StuckTransfers stuck = engine()->reports().snapshot().stuck;
   EXPECT_EQ(stuck.bytes, 64 * kKiB);
   EXPECT_GE(stuck.oldest_ns, 300'000'000);
   std::this_thread::sleep_for(milliseconds(1500));  // a second look
-  const std::string notices = engine()->take_notices();
+  const std::string notices = engine()->reports().take_notices();
   for (const char* part : {"page ", "of 65536 bytes, nvme to device, has made no progress for ", "disk read of 65536 bytes",
                            "1 transfers under way", "disk requests 1"}) {
     EXPECT_NE(notices.find(part), std::string::npos) << notices;
@@ -61,7 +61,7 @@ TEST_F(Progress, AReadThatDoesNotComeBackIsReportedOnceWithItsPageAndGoesOn) {
   EXPECT_EQ(std::count(notices.begin(), notices.end(), '\n'), 1) << notices;
   store_->release();
   user.join();
-  EXPECT_TRUE(eventually([&] { return engine()->snapshot().stuck.count == 0; }));
+  EXPECT_TRUE(eventually([&] { return engine()->reports().snapshot().stuck.count == 0; }));
 }
 
 TEST_F(Progress, NothingIsReportedOfADiskThatAnswersOrWhereNobodyWantsIt) {
@@ -77,8 +77,8 @@ TEST_F(Progress, NothingIsReportedOfADiskThatAnswersOrWhereNobodyWantsIt) {
     });
     caller.expect_intact(region);
     disk.join();
-    EXPECT_EQ(engine()->snapshot().stuck.count, 0u);
-    EXPECT_EQ(engine()->take_notices(), "");
+    EXPECT_EQ(engine()->reports().snapshot().stuck.count, 0u);
+    EXPECT_EQ(engine()->reports().take_notices(), "");
   }
 }
 
@@ -94,11 +94,11 @@ TEST_F(Progress, ADriverThatDoesNotComeBackIsReportedToWhoeverAsks) {
   const Region region = caller.make(64 * kKiB, 1);
   engine->evict({region.address});
   std::this_thread::sleep_for(milliseconds(1500));
-  EXPECT_EQ(engine->take_notices(), "");  // at rest it comes by once a second
+  EXPECT_EQ(engine->reports().take_notices(), "");  // at rest it comes by once a second
   commanded->map_delay_ms = 3500;
   std::thread waiting([&] { Caller(engine).expect_intact(region); });
   std::string notices;
-  EXPECT_TRUE(eventually([&] { return !(notices = engine->take_notices()).empty(); }));
+  EXPECT_TRUE(eventually([&] { return !(notices = engine->reports().take_notices()).empty(); }));
   waiting.join();
   EXPECT_NE(notices.find("has not come back from a call of the device's driver for 2 s"), std::string::npos) << notices;
 }
@@ -137,10 +137,10 @@ TEST_F(Progress, AnEvictionToAHangingDiskCanBeStoppedAndLosesNothing) {
     EXPECT_EQ(engine()->evict({region.address}), 64 * kKiB);
     EXPECT_LT(std::chrono::steady_clock::now() - begin, milliseconds(2000));
   }
-  EXPECT_EQ(engine()->placement(region.address).device, 64 * kKiB);
+  EXPECT_EQ(engine()->reports().placement(region.address).device, 64 * kKiB);
   caller.expect_intact(region);  // readers join a write-back
   store_->release();
-  EXPECT_TRUE(eventually([&] { return engine()->placement(region.address).nvme == 64 * kKiB; }));
+  EXPECT_TRUE(eventually([&] { return engine()->reports().placement(region.address).nvme == 64 * kKiB; }));
   caller.expect_intact(region);
 }
 

@@ -21,20 +21,20 @@ TEST_F(RawAccess, AMissedReadOrWriteIsServedAndTheRegionStays) {
   Caller caller(engine);
   Region region = caller.make(128 * kKiB, 1);
   engine->evict({region.address});
-  ASSERT_EQ(engine->placement(region.address).device, 0u);
+  ASSERT_EQ(engine->reports().placement(region.address).device, 0u);
   errno = 77;
   EXPECT_TRUE(intact(region));
   EXPECT_EQ(errno, 77);
-  EXPECT_EQ(engine->missed_accesses(), 1u);
+  EXPECT_EQ(engine->reports().missed_accesses(), 1u);
   EXPECT_EQ(engine->evict({region.address}), 0u);  // the pointer may have been kept
   Region written = caller.make(64 * kKiB, 2);
   engine->evict({written.address});
   fill(written, 3);
-  EXPECT_EQ(engine->missed_accesses(), 2u);
+  EXPECT_EQ(engine->reports().missed_accesses(), 2u);
   caller.expect_intact(written);
   caller.free(region);
   caller.free(written);
-  EXPECT_EQ(engine->live_bytes(), 0u);
+  EXPECT_EQ(engine->reports().live_bytes(), 0u);
 }
 
 TEST_F(RawAccess, ManyThreadsMissAtOnce) {
@@ -75,7 +75,7 @@ TEST_F(RawAccess, ParanoidModeReportsTheMissedAccess) {
   Caller caller(engine);
   const Region announced = caller.make(32 * kKiB, 1);
   const Region missed = caller.make(32 * kKiB, 2);
-  ASSERT_EQ(engine->placement(missed.address).device, 0u);
+  ASSERT_EQ(engine->reports().placement(missed.address).device, 0u);
   caller.open();
   ASSERT_EQ(caller.begin({reads(announced)}), TP_OK);
   EXPECT_TRUE(intact(missed));
@@ -126,7 +126,7 @@ TEST_F(RawAccess, ATouchLastsAsManyScopesAsItSays) {
   }
   EXPECT_EQ(engine->evict({region.address}), 0u);
   EXPECT_TRUE(intact(region));
-  EXPECT_EQ(engine->missed_accesses(), 0u);
+  EXPECT_EQ(engine->reports().missed_accesses(), 0u);
 }
 
 TEST_F(RawAccess, ATouchThatFailsLeavesNothingBehind) {
@@ -182,7 +182,7 @@ class Fences : public EngineTest {
     EXPECT_TRUE(intact(region));
     backend_->hold_fences = false;
     evicting.join();
-    EXPECT_EQ((*engine_)->placement(region.address).device, 0u);
+    EXPECT_EQ((*engine_)->reports().placement(region.address).device, 0u);
   }
   CommandedBackend* backend_ = nullptr;
   std::unique_ptr<Engine> engine_;

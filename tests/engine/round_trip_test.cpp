@@ -190,8 +190,8 @@ TEST_P(RoundTrip, EveryByteReadIsTheLastOneWritten) {
     for (uint64_t i = 0; !over; ++i) {
       EXPECT_TRUE(engine->set_budget(Tier::kDevice, (160 + i % 4 * 32) * kKiB).ok());
       EXPECT_TRUE(engine->set_budget(Tier::kHost, shape.host_bytes - i % 3 * 64 * kKiB).ok());
-      (void)engine->snapshot();
-      (void)engine->placement(shared[i % shared.size()].address);
+      (void)engine->reports().snapshot();
+      (void)engine->reports().placement(shared[i % shared.size()].address);
       std::this_thread::sleep_for(std::chrono::milliseconds(3));
     }
   });
@@ -202,14 +202,14 @@ TEST_P(RoundTrip, EveryByteReadIsTheLastOneWritten) {
   for (std::thread& thread : threads) thread.join();
   over = true;
   shrinker.join();
-  const Stats stats = engine->snapshot().stats;
+  const Stats stats = engine->reports().snapshot().stats;
   EXPECT_GT(stats.unmaps, 0u) << "the budgets were not tight enough to test anything";
   if (shape.lower != Lower::kHostOnly) {
     EXPECT_GT(stats.write_back_bytes_device_to_nvme + stats.write_back_bytes_host_to_nvme, 0u);
     EXPECT_GT(stats.fetch_bytes_nvme_to_device + stats.fetch_bytes_nvme_to_host, 0u);
   }
   for (const Region& region : shared) owner.free(region);
-  EXPECT_EQ(engine->live_bytes(), 0u);
+  EXPECT_EQ(engine->reports().live_bytes(), 0u);
   const Status closed = engine->close();
   EXPECT_TRUE(closed.ok()) << closed.message;
 }

@@ -52,7 +52,7 @@ class Sources : public EngineTest {
  protected:
   static uint64_t add(Engine& engine, const Checkpoint& file) {
     uint64_t place = 0;
-    const Status status = engine->add_source(file.descriptor(), file.path(), &place);
+    const Status status = engine->sources().add(file.descriptor(), file.path(), &place);
     EXPECT_TRUE(status.ok()) << status.message;
     return place;
   }
@@ -113,8 +113,8 @@ TEST_P(SourcesIn, EveryByteIsTheFilesUntilItIsWritten) {
     tensors.push_back(make(engine, caller, place, offset, bytes));
     offset += bytes;
   }
-  EXPECT_EQ(engine->snapshot().stats.source_bytes_read, 0u);
-  EXPECT_EQ(engine->snapshot().stats.resident_bytes[0].peak, 0u);
+  EXPECT_EQ(engine->reports().snapshot().stats.source_bytes_read, 0u);
+  EXPECT_EQ(engine->reports().snapshot().stats.resident_bytes[0].peak, 0u);
   std::vector<bool> written(tensors.size());
   std::vector<Region> shadows(tensors.size());
   for (int i = 0; i < 300; ++i) {
@@ -135,7 +135,7 @@ TEST_P(SourcesIn, EveryByteIsTheFilesUntilItIsWritten) {
     ASSERT_EQ(caller.close(), TP_OK);
     written[index] = true;
   }
-  const Stats stats = engine->snapshot().stats;
+  const Stats stats = engine->reports().snapshot().stats;
   EXPECT_GT(stats.source_bytes_read, 0u);
   EXPECT_TRUE(file.untouched());
   for (const Sourced& tensor : tensors) caller.free(tensor.region);
@@ -182,7 +182,7 @@ TEST_F(Sources, FrozenContentIsDroppedAndNeverWritten) {
   for (int round = 0; round < 3; ++round) {
     for (const Sourced& tensor : tensors) expect_equal(caller, tensor, file);
   }
-  const Stats stats = engine->snapshot().stats;
+  const Stats stats = engine->reports().snapshot().stats;
   EXPECT_EQ(stats.write_back_bytes_device_to_nvme + stats.write_back_bytes_host_to_nvme, 0u);
   EXPECT_GT(stats.drop_bytes_device, 0u);
   EXPECT_EQ(stats.resident_bytes[2].peak, 0u);
@@ -222,7 +222,7 @@ TEST_F(Sources, AFileIsClosedWithItsLastRegion) {
   const uint64_t place = add(engine, file);
   const Sourced tensor = make(engine, caller, place, kHeader, 50'000);
   EXPECT_EQ(open_files(), 1);
-  engine->let_source_go(place);
+  engine->sources().let_go(place);
   expect_equal(caller, tensor, file);
   engine->evict({tensor.region.address});
   expect_equal(caller, tensor, file);
@@ -242,7 +242,7 @@ TEST_F(Sources, ClosingBringsEverythingUp) {
   ASSERT_TRUE(engine->close().ok());
   for (const Sourced& tensor : tensors) EXPECT_TRUE(equals(tensor, file));
   uint64_t other = 0;
-  EXPECT_EQ(engine->add_source(file.descriptor(), "late", &other).code, StatusCode::kUnavailable);
+  EXPECT_EQ(engine->sources().add(file.descriptor(), "late", &other).code, StatusCode::kUnavailable);
 }
 
 TEST_F(Sources, NoOperatorAndNoClosedEngineMakesATensorBackedByAFile) {
@@ -256,7 +256,7 @@ TEST_F(Sources, NoOperatorAndNoClosedEngineMakesATensorBackedByAFile) {
   EXPECT_NE(caller.error().find("running operator"), std::string::npos) << caller.error();
   EXPECT_EQ(caller.close(), TP_OK);
   ASSERT_EQ(caller.allocate(50'000, &region), TP_OK);
-  EXPECT_EQ(engine->placement(region.address).source, 0u);
+  EXPECT_EQ(engine->reports().placement(region.address).source, 0u);
   ASSERT_TRUE(engine->close().ok());
   EXPECT_EQ(caller.allocate(50'000, &region, place + kHeader), TP_UNAVAILABLE);
   EXPECT_NE(caller.error().find("disabled"), std::string::npos) << caller.error();
@@ -268,19 +268,19 @@ TEST_F(Sources, RunsTellWhatIsStillTheFiles) {
   Caller caller(engine);
   const uint64_t place = add(engine, file);
   const Sourced tensor = make(engine, caller, place, kHeader, 200'000);  // pages of 64, 64, 64 and 4 KiB
-  auto runs = engine->sourced_runs(tensor.region.address);
+  auto runs = engine->sources().runs_of(tensor.region.address);
   ASSERT_EQ(runs.size(), 1u);
   EXPECT_EQ(runs[0].source.bytes, 200'000u);
   EXPECT_EQ(runs[0].source.offset, place + kHeader);
   caller.open();
   ASSERT_EQ(caller.begin({{tensor.region.address + 100'000, 1, TP_READ | TP_WRITE, 0}}), TP_OK);
   ASSERT_EQ(caller.close(), TP_OK);
-  runs = engine->sourced_runs(tensor.region.address);
+  runs = engine->sources().runs_of(tensor.region.address);
   ASSERT_EQ(runs.size(), 2u);
   EXPECT_EQ(runs[0].source.bytes, 65536u);
   EXPECT_EQ(runs[1].first, 131072u);
   std::vector<std::byte> read(runs[1].source.bytes);
-  ASSERT_TRUE(engine->read_source(runs[1].source.offset, read.size(), read.data()).ok());
+  ASSERT_TRUE(engine->sources().read(runs[1].source.offset, read.size(), read.data()).ok());
   EXPECT_EQ(std::memcmp(read.data(), file.at(kHeader + 131072), read.size()), 0);
 }
 
@@ -303,7 +303,7 @@ TEST_F(Sources, WhatRamHoldsIsReadWhileThreadsGoOn) {
     const Region& region = regions[static_cast<size_t>(round) % regions.size()];
     const uint64_t first = static_cast<uint64_t>(round) * 997 % 100'000;
     uint64_t end = 0;
-    const uint64_t count = engine->read_host(region.address, first, 50'000, buffer.data(), &end);
+    const uint64_t count = engine->sources().read_host(region.address, first, 50'000, buffer.data(), &end);
     EXPECT_TRUE(end > first && end <= first + 50'000);
     EXPECT_TRUE(count == 0 || count == end - first);
     read += count;
@@ -325,7 +325,7 @@ TEST_F(Sources, TooLittleRamForTheRingIsSaid) {
   options.host_bytes_max = kRingBytes - 4096;
   Engine engine(options);
   uint64_t place = 0;
-  const Status status = engine->add_source(file.descriptor(), "weights", &place);
+  const Status status = engine->sources().add(file.descriptor(), "weights", &place);
   EXPECT_EQ(status.code, StatusCode::kInvalidArgument);
   EXPECT_NE(status.message.find("Raise host_budget"), std::string::npos) << status.message;
 }

@@ -52,7 +52,7 @@ class Stalls : public EngineTest {
     expect_equation(stats());
   }
   Engine& engine() { return *engine_; }
-  StallStats stats() { return engine()->snapshot().stalls; }
+  StallStats stats() { return engine()->reports().snapshot().stalls; }
   void after_delay(std::function<void()> then) {
     std::this_thread::sleep_for(std::chrono::milliseconds(kDelayMs));
     then();
@@ -84,7 +84,7 @@ class Stalls : public EngineTest {
     }
   }
   Stall last() {
-    const std::vector<Stall> stalls = engine()->stalls();
+    const std::vector<Stall> stalls = engine()->reports().stalls();
     return stalls.empty() ? Stall{} : stalls.back();
   }
 
@@ -121,7 +121,7 @@ TEST_F(Stalls, APageThatIsOnItsWayAlreadyIsACopyWait) {
   engine()->evict({region.address});
   backend_->hold_copies = true;
   EXPECT_EQ(engine()->prefetch({region.address}), 64 * kKiB);
-  ASSERT_TRUE(eventually([&] { return engine()->levels().back().arriving_bytes == 64 * kKiB; }));
+  ASSERT_TRUE(eventually([&] { return engine()->reports().levels().back().arriving_bytes == 64 * kKiB; }));
   const CauseTimes times = waited([&] { caller.expect_intact(region); }, [&] { backend_->release_copies(); });
   expect_cause(times, StallCause::kCopyWait);
   EXPECT_EQ(of(times, StallCause::kFault), 0u);
@@ -178,7 +178,7 @@ TEST_F(Stalls, AWriterWaitsForThePageThatIsCopiedDown) {
   const Region region = caller.make(64 * kKiB, 1);
   backend_->hold_copies = true;
   std::thread evicting([&] { engine()->evict({region.address}); });
-  ASSERT_TRUE(eventually([&] { return engine()->levels().back().leaving_bytes == 64 * kKiB; }));
+  ASSERT_TRUE(eventually([&] { return engine()->reports().levels().back().leaving_bytes == 64 * kKiB; }));
   std::this_thread::sleep_for(std::chrono::milliseconds(20));  // the copy has begun
   std::thread releasing([&] { after_delay([&] { backend_->release_copies(); }); });
   caller.open();
@@ -186,7 +186,7 @@ TEST_F(Stalls, AWriterWaitsForThePageThatIsCopiedDown) {
   EXPECT_EQ(caller.close(), TP_OK);
   releasing.join();
   evicting.join();
-  const std::vector<Stall> stalls = engine()->stalls();
+  const std::vector<Stall> stalls = engine()->reports().stalls();
   const auto own = std::find_if(stalls.begin(), stalls.end(),
                                 [](const Stall& stall) { return std::string(stall.details.name) == kOperator; });
   ASSERT_NE(own, stalls.end());
@@ -209,7 +209,7 @@ TEST_F(Stalls, TheTimeUntilTheBusyPagerThreadTurnsToARequestIsOurOwn) {
   engine()->evict({region.address});
   backend_->map_delay_ms = 2 * kDelayMs;
   std::thread other([&] { (void)Caller(engine()).make(16 * kKiB, 2); });  // its mapping keeps the thread
-  ASSERT_TRUE(eventually([&] { return engine()->levels().back().arriving_bytes == 16 * kKiB; }));
+  ASSERT_TRUE(eventually([&] { return engine()->reports().levels().back().arriving_bytes == 16 * kKiB; }));
   std::this_thread::sleep_for(std::chrono::milliseconds(10));
   backend_->map_delay_ms = 0;
   const StallStats before = stats();
@@ -227,7 +227,7 @@ TEST_F(Stalls, AWaitOnTheLockCountsAsOurOwn) {
   std::vector<std::thread> threads;
   for (int t = 0; t < 3; ++t) {
     threads.emplace_back([&] {
-      while (!over) (void)engine()->levels();  // copies thousands of rows, partly under the lock
+      while (!over) (void)engine()->reports().levels();  // copies thousands of rows, partly under the lock
     });
   }
   const StallStats before = stats();
@@ -324,13 +324,13 @@ TEST_F(Stalls, TheEquationHoldsAmongThreadsThatPageThroughThreeTiers) {
   EXPECT_GT(end.waits, 100u);
   EXPECT_LE(end.total_ns, 3 * wall);
   uint64_t recorded = 0;
-  for (const Stall& stall : engine()->stalls()) {
+  for (const Stall& stall : engine()->reports().stalls()) {
     EXPECT_EQ(sum_of(stall.ns), static_cast<uint64_t>(stall.duration_ns));
     recorded += static_cast<uint64_t>(stall.duration_ns);
   }
   EXPECT_LE(recorded, end.total_ns);
   EXPECT_GE(recorded, end.total_ns / 2);  // the rest were too short to record
-  const LinkUses links = engine()->snapshot().links;
+  const LinkUses links = engine()->reports().snapshot().links;
   for (const LinkUse& use : links) {
     EXPECT_GT(use.bytes, 0u);
     EXPECT_GT(use.busy_ns, 0u);
@@ -345,11 +345,11 @@ TEST_F(Stalls, ARecurrenceIsHeldAgainstThePlan) {
   Caller caller(engine());
   std::vector<Region> regions;
   for (uint64_t i = 0; i < 10; ++i) regions.push_back(caller.make(64 * kKiB, i));
-  const auto measured = [&] { return engine()->snapshot().recurrence.uses > 0; };
+  const auto measured = [&] { return engine()->reports().snapshot().recurrence.uses > 0; };
   for (int pass = 0; pass < 200 && !measured(); ++pass) {
     for (const Region& region : regions) caller.expect_intact(region);
   }
-  const Runtime::Snapshot snapshot = engine()->snapshot();
+  const RuntimeReports::Snapshot snapshot = engine()->reports().snapshot();
   ASSERT_GT(snapshot.recurrence.uses, 0u);
   EXPECT_EQ(snapshot.plan.period_uses % regions.size(), 0u);
   EXPECT_EQ(snapshot.plan.whole_bytes, regions.size() * 64 * kKiB);
@@ -359,7 +359,7 @@ TEST_F(Stalls, ARecurrenceIsHeldAgainstThePlan) {
   EXPECT_GT(snapshot.recurrence.elapsed_ns, 0u);
   EXPECT_EQ(sum_of(snapshot.recurrence.stalled_by_cause_ns), snapshot.recurrence.stalled_ns);
   uint64_t predicted = 0;
-  for (const Stall& stall : engine()->stalls()) predicted += stall.details.predicted_bytes;
+  for (const Stall& stall : engine()->reports().stalls()) predicted += stall.details.predicted_bytes;
   EXPECT_GT(predicted, 0u);
 }
 

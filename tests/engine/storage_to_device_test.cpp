@@ -115,7 +115,8 @@ TEST_F(KvikioEngine, PagesComeBackThroughRamAndStraight) {
     wanted.verify = to_device ? Verify::kOff : Verify::kRead;
     wanted.nvme_path = {directory_.path()};
     Engine engine(wanted);
-    EXPECT_NE(engine->storage_description().find("kvikio 26.10"), std::string::npos) << engine->storage_description();
+    const std::string description = engine->reports().storage_description();
+    EXPECT_NE(description.find("kvikio 26.10"), std::string::npos) << description;
     Caller caller(engine);
     std::vector<Region> regions;
     for (uint32_t seed = 1; seed <= 12; ++seed) regions.push_back(caller.make(64 * kKiB, seed));

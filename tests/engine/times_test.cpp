@@ -34,12 +34,12 @@ TEST_F(Times, AreWantedUntilThePlanIsTimed) {
   for (uint64_t i = 0; i < 16; ++i) regions.push_back(caller.make(2 * kMiB, i));
   bool wanted = false;
   double share = 0;
-  const auto timed = [&] { return wanted && engine->snapshot().plan.seconds > 0 && wanted_now(engine) == 0; };
+  const auto timed = [&] { return wanted && engine->reports().snapshot().plan.seconds > 0 && wanted_now(engine) == 0; };
   for (int pass = 0; pass < 200 && !timed(); ++pass) {
     for (const Region& region : regions) operate(engine, caller, region);
     wanted = wanted || wanted_now(engine) != 0;
   }
-  const PlanReport plan = engine->snapshot().plan;
+  const PlanReport plan = engine->reports().snapshot().plan;
   share = plan.timed_share;
   EXPECT_TRUE(wanted);
   EXPECT_GT(share, 0.9);

@@ -140,7 +140,7 @@ TEST_F(Waits, AWaitCanBeCancelledAndTheScopeGoesOn) {
   EXPECT_EQ(caller.close(), TP_OK);
   backend_->release_copies();
   caller.expect_intact(region);
-  EXPECT_EQ(engine()->live_bytes(), 64 * kKiB);
+  EXPECT_EQ(engine()->reports().live_bytes(), 64 * kKiB);
 }
 
 TEST_F(Waits, AThreadMayEndWhileItsTouchWaits) {
@@ -172,7 +172,7 @@ TEST_F(Waits, PagesThatAreAwaitedMayGoAwayButAreNotLost) {
   pinning.join();
   EXPECT_TRUE(pinned.ok()) << pinned.message;
   if (pinned.ok()) engine()->unpin(handle);
-  EXPECT_EQ(engine()->live_bytes(), 0u);
+  EXPECT_EQ(engine()->reports().live_bytes(), 0u);
   caller.expect_intact(caller.make(256 * kKiB, 2));
 }
 
@@ -184,11 +184,11 @@ TEST_F(Waits, SmallerBudgetsAreHonouredAndLargerOnesUsed) {
   for (const uint64_t budget : {64 * kKiB, 256 * kKiB, 32 * kKiB, 512 * kKiB}) {
     ASSERT_TRUE(engine()->set_budget(Tier::kDevice, budget).ok());
     EXPECT_TRUE(eventually([&] {
-      return engine()->snapshot().stats.resident_bytes[index_of(Tier::kDevice)].current <= budget;
+      return engine()->reports().snapshot().stats.resident_bytes[index_of(Tier::kDevice)].current <= budget;
     }));
     for (const Region& region : regions) caller.expect_intact(region);
   }
-  EXPECT_EQ(engine()->snapshot().stats.resident_bytes[index_of(Tier::kDevice)].current, 256 * kKiB);
+  EXPECT_EQ(engine()->reports().snapshot().stats.resident_bytes[index_of(Tier::kDevice)].current, 256 * kKiB);
   EXPECT_FALSE(engine()->set_budget(Tier::kNvme, kMiB).ok());
 }
 
@@ -199,7 +199,7 @@ TEST_F(Waits, RoomForTheFrameworksOwnAllocator) {
   for (uint64_t i = 0; i < 4; ++i) regions.push_back(caller.make(64 * kKiB, i));
   EXPECT_GE(engine().api().make_room(100 * kKiB), 100 * kKiB);
   engine().api().set_native_reserved(128 * kKiB);
-  EXPECT_LE(engine()->snapshot().stats.resident_bytes[index_of(Tier::kDevice)].current, 128 * kKiB);
+  EXPECT_LE(engine()->reports().snapshot().stats.resident_bytes[index_of(Tier::kDevice)].current, 128 * kKiB);
   for (const Region& region : regions) caller.expect_intact(region);
   engine().api().set_native_reserved(0);
   for (const Region& region : regions) caller.expect_intact(region);
@@ -219,7 +219,7 @@ TEST_F(Waits, CloseBringsEverythingBack) {
   const Status closed = engine()->close();
   ASSERT_TRUE(closed.ok()) << closed.message;
   EXPECT_TRUE(engine()->close().ok());
-  EXPECT_EQ(engine()->snapshot().host_locked_bytes, 0u);
+  EXPECT_EQ(engine()->reports().snapshot().host_locked_bytes, 0u);
   for (Region& region : regions) {
     EXPECT_TRUE(intact(region));  // without an operator: they are plain memory now
     fill(region, region.seed + 100);
@@ -237,7 +237,7 @@ TEST_F(Waits, CloseBringsEverythingBack) {
   caller.free(late);
   for (const Region& region : regions) caller.free(region);
   EXPECT_TRUE(eventually([&] {
-    return engine()->snapshot().stats.resident_bytes[index_of(Tier::kDevice)].current == 0;
+    return engine()->reports().snapshot().stats.resident_bytes[index_of(Tier::kDevice)].current == 0;
   }));
 }
 
@@ -274,7 +274,7 @@ TEST_F(Waits, CloseAmongThreadsThatGoOn) {
     EXPECT_TRUE(closed.ok()) << closed.message;
     over = true;
     for (std::thread& thread : threads) thread.join();
-    EXPECT_EQ(engine()->live_bytes(), 0u);
+    EXPECT_EQ(engine()->reports().live_bytes(), 0u);
   }
 }
 
@@ -299,7 +299,7 @@ TEST_F(Waits, EnableAndDisableInTurn) {
   }
   for (const Region& region : kept) EXPECT_TRUE(intact(region));
   for (const Region& region : kept) engines.back()->api().deallocate(region.address);  // each finds its own runtime
-  for (const auto& engine : engines) EXPECT_EQ((*engine)->live_bytes(), 0u);
+  for (const auto& engine : engines) EXPECT_EQ((*engine)->reports().live_bytes(), 0u);
   // A thread's first scope between two runtimes is not null.
   tp_scope* scope = engines.back()->api().scope_create();
   ASSERT_NE(scope, nullptr);
@@ -374,7 +374,7 @@ TEST_F(Waits, DeathReleasesEveryWaiterWithTheFirstCause) {
   EXPECT_EQ(engine()->evict({resident_.address}) + engine()->prefetch({below_.address}), 0u);
   EXPECT_EQ(engine()->set_budget(Tier::kDevice, kMiB).code, StatusCode::kPagerDead);
   EXPECT_EQ(engine().api().make_room(kMiB), 0u);
-  EXPECT_NE(engine()->take_notices().find("injected: no unmap"), std::string::npos);
+  EXPECT_NE(engine()->reports().take_notices().find("injected: no unmap"), std::string::npos);
   EXPECT_TRUE(engine()->close().ok());
   EXPECT_EQ(engine().api().wants(64 * kKiB), 0);
 }
@@ -433,8 +433,8 @@ int in_child(Engine& engine, Caller& caller, const Region& region) {
   if (engine->pin({region.address}, &handle).code != StatusCode::kUnavailable) return 17;
   if (engine->evict({region.address}) + engine->prefetch({region.address}) + engine->pause("x") != 0) return 18;
   if (engine->set_budget(Tier::kDevice, kMiB).code != StatusCode::kUnavailable) return 19;
-  (void)engine->snapshot();
-  (void)engine->take_notices();
+  (void)engine->reports().snapshot();
+  (void)engine->reports().take_notices();
   tp_scope* scope = engine.api().scope_create();
   if (scope != nullptr) engine.api().scope_destroy(scope);
   if (!engine->close().ok()) return 20;

@@ -38,8 +38,8 @@ std::string notices_of(uint64_t drive_bytes, uint64_t write_bytes_max) {
     write_down(*engine, caller, region);
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
-  EXPECT_GT((*engine)->snapshot().writes.total(), 10 * 64 * kKiB);
-  return (*engine)->take_notices();
+  EXPECT_GT((*engine)->reports().snapshot().writes.total(), 10 * 64 * kKiB);
+  return (*engine)->reports().take_notices();
 }
 
 size_t count(const std::string& text, const std::string& part) {

@@ -1,9 +1,8 @@
-// What the user can know of a running pager: a look changes nothing but peaks.
-#include "engine/runtime.h"
+#include "engine/runtime_reports.h"
 
 namespace tierpage {
 
-Runtime::Snapshot Runtime::snapshot() {
+RuntimeReports::Snapshot RuntimeReports::snapshot() {
   std::lock_guard lock(core_.mutex());
   Snapshot snapshot{};
   snapshot.stats = core_->stats();
@@ -27,7 +26,7 @@ Runtime::Snapshot Runtime::snapshot() {
   return snapshot;
 }
 
-void Runtime::reset_peaks() {
+void RuntimeReports::reset_peaks() {
   std::lock_guard lock(core_.mutex());
   Stats& stats = core_->stats();
   for (Gauge& gauge : stats.resident_bytes) gauge.reset_peak();
@@ -36,10 +35,10 @@ void Runtime::reset_peaks() {
   accounts_.ledger().reset_max();
 }
 
-Runtime::Placement Runtime::placement(uint64_t address) {
+RuntimeReports::Placement RuntimeReports::placement(uint64_t address) {
   std::lock_guard lock(core_.mutex());
   Placement placement;
-  const RegionId region = region_of_locked(address);
+  const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return placement;
   placement.bytes = core_->memory().region(region).bytes_asked;
   for (const PageId id : core_->memory().region(region).pages) {
@@ -53,19 +52,19 @@ Runtime::Placement Runtime::placement(uint64_t address) {
   return placement;
 }
 
-uint64_t Runtime::live_bytes() {
+uint64_t RuntimeReports::live_bytes() {
   std::lock_guard lock(core_.mutex());
   return core_->stats().live_bytes.current;
 }
 
-std::string Runtime::take_notices() {
+std::string RuntimeReports::take_notices() {
   std::lock_guard lock(core_.mutex());
   if (!core_.ended_locked()) watchdog_.look_at_pager_thread(steady_ns(), [this] { return core_->memory().tier_table(); });
   return watchdog_.take_notices();
 }
 
 // The rows without mutex_: there may be many.
-std::vector<Levels> Runtime::levels() {
+std::vector<Levels> RuntimeReports::levels() {
   std::vector<Levels> rows = accounts_.levels();
   if (!accounts_.keeps_rows()) return rows;
   std::lock_guard lock(core_.mutex());
@@ -73,12 +72,12 @@ std::vector<Levels> Runtime::levels() {
   return rows;
 }
 
-Runtime::StalledMost Runtime::stalled_most() {
+RuntimeReports::StalledMost RuntimeReports::stalled_most() {
   std::lock_guard lock(core_.mutex());
   return {accounts_.ledger().operators().longest_first(), accounts_.ledger().tags().longest_first()};
 }
 
-void Runtime::reset_stalled_most() {
+void RuntimeReports::reset_stalled_most() {
   std::lock_guard lock(core_.mutex());
   accounts_.ledger().reset_names();
 }

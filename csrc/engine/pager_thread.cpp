@@ -1,17 +1,19 @@
-// The pager thread: completions in, actions out.
-//
 // One round, in this order:
 //   1. under mutex_: completions of the last poll become events, plan() runs, actions are taken; then waiters are
 //      woken;
 //   2. without it: actions are executed in order, then everything that can complete is polled;
 //   3. if nothing happened: sleep until a caller, a disk worker or the grower wakes it, at most one second.
 // A wake between 2 and 3 is not lost: it is noted under the lock and looked for before sleeping.
+#include "engine/pager_thread.h"
+
 #include <sys/prctl.h>
 
-#include <algorithm>
 #include <chrono>
+#include <exception>
+#include <string>
 
-#include "engine/runtime.h"
+#include "engine/signal_chain.h"
+#include "tiers/quiet_thread.h"
 
 namespace tierpage {
 namespace {
@@ -25,15 +27,27 @@ constexpr size_t kPagesLookedAtMax = 256;  // of a request; larger ones are look
 
 thread_local bool t_pager_thread = false;
 
+void PagerThread::open(EventLog& log, bool store_reaches_device, int64_t now_ns) {
+  last_tick_ns_ = now_ns;
+  transfers_ = std::make_unique<TransferEngine>(*tiers_.backend, tiers_.arena.get(), tiers_.store.get(),
+                                                tiers_.ring.get(), log, store_reaches_device);
+}
+
+Status PagerThread::start() { return start_quiet_thread("tierpage", [this] { run(); }, &thread_); }
+
+void PagerThread::join() {
+  if (thread_.joinable()) thread_.join();
+}
+
 // On the grower's thread.
-void Runtime::arena_grew() {
+void PagerThread::arena_grew() {
   std::lock_guard lock(core_.mutex());
   if (!tiers_.arena) return;
   host_growth_.attempted(tiers_.arena->ready_bytes());
   core_.wake_locked();
 }
 
-void Runtime::tell_host_space_locked() {
+void PagerThread::tell_host_space_locked() {
   if (!tiers_.arena || !host_growth_.take_news()) return;
   core_->host_space_ready(host_growth_.ready_bytes(), host_growth_.failed());
   if (const std::string complaint = host_growth_.take_complaint(tiers_.arena->status()); !complaint.empty()) {
@@ -41,7 +55,7 @@ void Runtime::tell_host_space_locked() {
   }
 }
 
-void Runtime::request_host_space_locked() {
+void PagerThread::request_host_space_locked() {
   if (!tiers_.arena) return;
   const uint64_t bytes = host_growth_.take_request({core_->memory().used(Tier::kHost), core_->host_space_wanted(),
                                                     tiers_.config.device_bytes_max, tiers_.config.host_bytes_max});
@@ -49,7 +63,7 @@ void Runtime::request_host_space_locked() {
 }
 
 // By the clock and not only when idle: a busy pager must also try again what had been given up.
-void Runtime::once_a_second_locked() {
+void PagerThread::once_a_second_locked() {
   const int64_t now = steady_ns();
   if (now - last_tick_ns_ < kTickNs) return;
   last_tick_ns_ = now;
@@ -64,7 +78,7 @@ void Runtime::once_a_second_locked() {
 
 // Where transfers come home: what the executor has done becomes events of the core, in order of time, so that each wait
 // is charged as it went.
-void Runtime::apply_locked(const Finished& finished) {
+void PagerThread::apply_locked(const Finished& finished) {
   StallLedger& ledger = accounts_.ledger();
   const bool waits = ledger.waits();
   const auto look = [&](int64_t now_ns) {
@@ -99,12 +113,12 @@ void Runtime::apply_locked(const Finished& finished) {
 }
 
 // The rate of the link as it was lately, and whether callers should time operators.
-void Runtime::note_rates_locked() {
+void PagerThread::note_rates_locked() {
   if (const double rate = accounts_.take_fetch_rate(); rate > 0) core_->set_fetch_rate(rate);
   __atomic_store_n(&wants_times_, core_->wants_times() ? 1 : 0, __ATOMIC_RELAXED);
 }
 
-void Runtime::keep_accounts_locked() {
+void PagerThread::keep_accounts_locked() {
   if (accounts_.ledger().waits()) {
     accounts_.ledger().look(steady_ns(), [this](SlotId slot, StallCause) { return core_->waiting_for(slot); });
   }
@@ -114,7 +128,7 @@ void Runtime::keep_accounts_locked() {
   accounts_.end_recurrence(plan, accounts_.since_open(*core_, steady_ns()));
 }
 
-bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions) {
+bool PagerThread::round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions) {
   core_.begin_round_locked();
   watchdog_.pager_thread_is_back(steady_ns());
   apply_locked(finished);
@@ -127,7 +141,7 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   if (core_->wants_planning()) core_->plan();
   note_rates_locked();
   request_host_space_locked();
-  if (closed_) core_->release_free_frames();
+  if (core_.closed_locked()) core_->release_free_frames();
   keep_accounts_locked();
   actions.clear();
   core_->take_actions(actions);
@@ -139,10 +153,10 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
   std::vector<uint64_t> unused_sources;
   if (actions.empty() && transfers_->idle()) unused_sources = source_registry_.take_unused();
   const bool waiters_may_go = core_.waiters_may_go_locked();
-  if (closed_ && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
+  if (core_.closed_locked() && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
   SourceFiles* const sources = tiers_.sources.get();  // only this thread takes it away
   lock.unlock();
-  keep_fault_handler();  // pages may become inaccessible in this round
+  stay_on_top();  // pages may become inaccessible in this round
   if (waiters_may_go) core_.wake_waiters();  // not under the lock that they would wait for next
   for (const uint64_t place : unused_sources) {
     if (sources != nullptr) sources->remove(place);
@@ -162,7 +176,7 @@ bool Runtime::round(std::unique_lock<std::mutex>& lock, Finished& finished, std:
 
 // After close() nothing goes down any more: RAM, disk space and threads are given back. Their destructors wait for
 // threads that may be calling wake(), so they run without the lock.
-void Runtime::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
+void PagerThread::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
   if (core_->memory().used(Tier::kHost) > 0 || core_->memory().used(Tier::kNvme) > 0) return;
   transfers_->detach_lower_tiers();
   std::unique_ptr<HostArena> arena = std::move(tiers_.arena);
@@ -179,7 +193,7 @@ void Runtime::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
   core_.wake_other_waiters_locked();
 }
 
-void Runtime::idle_wait(std::unique_lock<std::mutex>& lock, bool acted) {
+void PagerThread::idle_wait(std::unique_lock<std::mutex>& lock, bool acted) {
   if (acted || core_.wanted_locked()) return;
   if (transfers_->idle() && accounts_.levels_due(true)) accounts_.note_levels(levels_of(*core_));
   // Device completions announce themselves to nobody: look again soon.
@@ -187,7 +201,7 @@ void Runtime::idle_wait(std::unique_lock<std::mutex>& lock, bool acted) {
   core_.sleep(lock, patience);
 }
 
-void Runtime::run() {
+void PagerThread::run() {
   t_pager_thread = true;
   // Or each look at the device would come 50 us late: the system's default tolerance for timers.
   (void)prctl(PR_SET_TIMERSLACK, 1'000UL);

@@ -1,0 +1,86 @@
+// The pager thread: completions in, actions out. The only one that creates, maps, unmaps, copies or touches the disk.
+//
+// Owns the thread and the transfers; borrows the parts that it works on, which are guarded by the core's lock and must
+// outlive it. It applies completions and plans under that lock, executes and polls outside of it. It ends when the core
+// was stopped or is dead. Once the core is closed it gives the lower tiers back, as soon as they are empty.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "engine/accounts.h"
+#include "engine/event_log.h"
+#include "engine/host_growth.h"
+#include "engine/locked_core.h"
+#include "engine/source_registry.h"
+#include "engine/stream_ledger.h"
+#include "engine/tier_set.h"
+#include "engine/transfer_engine.h"
+#include "engine/watchdog.h"
+
+namespace tierpage {
+
+// Whether this is a pager's own thread. The fault handler asks.
+extern thread_local bool t_pager_thread;
+
+class PagerThread {
+ public:
+  struct Parts {
+    LockedCore& core;
+    TierSet& tiers;
+    Accounts& accounts;
+    Watchdog& watchdog;
+    HostGrowth& host_growth;
+    const StreamLedger& streams;
+    SourceRegistry& source_registry;
+  };
+  explicit PagerThread(const Parts& parts)
+      : core_(parts.core),
+        tiers_(parts.tiers),
+        accounts_(parts.accounts),
+        watchdog_(parts.watchdog),
+        host_growth_(parts.host_growth),
+        streams_(parts.streams),
+        source_registry_(parts.source_registry) {}
+
+  void open(EventLog& log, bool store_reaches_device, int64_t now_ns);  // when core and tiers are there
+  Status start();
+  void join();  // after LockedCore::stop(); without the lock, and not in a forked child
+
+  void arena_grew();  // on the grower's thread
+  bool lower_tiers_closed_locked() const { return lower_tiers_closed_; }
+  // Whether callers should time operators: a hint, read without the lock.
+  bool wants_times() const { return __atomic_load_n(&wants_times_, __ATOMIC_RELAXED) != 0; }
+  const int32_t* wants_times_flag() const { return &wants_times_; }
+
+ private:
+  void run();
+  bool round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions);
+  void apply_locked(const Finished& finished);
+  void note_rates_locked();
+  void keep_accounts_locked();
+  void idle_wait(std::unique_lock<std::mutex>& lock, bool acted);
+  void tell_host_space_locked();
+  void request_host_space_locked();
+  void once_a_second_locked();
+  void close_lower_tiers(std::unique_lock<std::mutex>& lock);
+
+  LockedCore& core_;
+  TierSet& tiers_;  // its pointers change under the lock
+  Accounts& accounts_;
+  Watchdog& watchdog_;
+  HostGrowth& host_growth_;
+  const StreamLedger& streams_;
+  SourceRegistry& source_registry_;
+
+  std::unique_ptr<TransferEngine> transfers_;  // of this thread alone
+  bool lower_tiers_closed_ = false;            // guarded by the core's lock
+  int64_t last_tick_ns_ = 0;
+  int32_t wants_times_ = 0;  // read by callers without the lock; written with __atomic_store_n
+  std::thread thread_;
+};
+
+}  // namespace tierpage

@@ -1,0 +1,85 @@
+// What the user can know of a running pager: a look changes nothing but peaks and names, where they are reset.
+//
+// Borrows all that it looks at. Takes the core's lock, but for the rows of logs, which have locks of their own, and for
+// what never changes after the runtime opened; callers hold no lock.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/accounts.h"
+#include "engine/event_log.h"
+#include "engine/locked_core.h"
+#include "engine/tier_set.h"
+#include "engine/watchdog.h"
+
+namespace tierpage {
+
+class RuntimeReports {
+ public:
+  struct Parts {
+    LockedCore& core;
+    const TierSet& tiers;
+    Accounts& accounts;
+    Watchdog& watchdog;
+    const EventLog& log;
+    const std::atomic<uint64_t>& missed_accesses;
+  };
+  explicit RuntimeReports(const Parts& parts)
+      : core_(parts.core),
+        tiers_(parts.tiers),
+        accounts_(parts.accounts),
+        watchdog_(parts.watchdog),
+        log_(parts.log),
+        missed_accesses_(parts.missed_accesses) {}
+
+  struct Snapshot {
+    Stats stats;
+    StallStats stalls;
+    uint64_t budget_bytes[kTierCount];
+    uint64_t dirty_bytes;
+    std::string policy;
+    uint64_t predicted_uses, mispredicted_uses;
+    uint64_t host_locked_bytes;
+    uint64_t elapsed_ns;               // since the runtime opened
+    LinkUses links;
+    bool engaged;                      // pages leave, or did so lately
+    StuckTransfers stuck;
+    WriteEconomy writes;               // to the NVMe tier
+    PlanReport plan;
+    RecurrenceTotals recurrence;       // the last whole one under that plan
+  };
+  Snapshot snapshot();
+  void reset_peaks();
+  struct Placement {
+    uint64_t bytes = 0, device = 0, host = 0, nvme = 0, source = 0, pinned = 0;
+  };
+  Placement placement(uint64_t address);
+  const EventLog& log() const { return log_; }
+  // Ended waits with their causes, oldest first; `start_ns` is on the time base of the log.
+  std::vector<Stall> stalls() const { return accounts_.stalls(); }
+  std::vector<Levels> levels();  // oldest first; the last one is of now
+  struct StalledMost {
+    std::vector<StalledName> operators, tags;  // longest first, at most kStalledNamesMax each
+  };
+  StalledMost stalled_most();
+  void reset_stalled_most();
+  std::string device_name() const { return tiers_.backend->info().name; }
+  std::string storage_description() const { return tiers_.description; }
+  const PagerConfig& pager_config() const { return tiers_.config; }
+  uint64_t missed_accesses() const { return missed_accesses_.load(); }
+  uint64_t live_bytes();
+  std::string take_notices();  // lines for the log, oldest first
+
+ private:
+  LockedCore& core_;
+  const TierSet& tiers_;
+  Accounts& accounts_;
+  Watchdog& watchdog_;
+  const EventLog& log_;
+  const std::atomic<uint64_t>& missed_accesses_;
+};
+
+}  // namespace tierpage

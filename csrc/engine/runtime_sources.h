@@ -1,0 +1,62 @@
+// Files that regions have as their source: opening, reading, letting go; and what RAM holds of a region, for who saves
+// it.
+//
+// Borrows the tiers, among which the open files stand, and counts uses in the registry. Takes the core's lock, and
+// before it close_mutex while a file is opened: one opens, and nobody closes meanwhile. Callers hold neither. Files are
+// opened and read without the core's lock.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "engine/locked_core.h"
+#include "engine/runtime_options.h"
+#include "engine/source_registry.h"
+#include "engine/tier_set.h"
+
+namespace tierpage {
+
+class RuntimeSources {
+ public:
+  struct Parts {
+    LockedCore& core;
+    TierSet& tiers;
+    SourceRegistry& registry;
+    std::mutex& close_mutex;
+    const RuntimeOptions& options;
+  };
+  explicit RuntimeSources(const Parts& parts)
+      : core_(parts.core),
+        tiers_(parts.tiers),
+        registry_(parts.registry),
+        close_mutex_(parts.close_mutex),
+        options_(parts.options) {}
+
+  // A file is open until it was let go and no region has it as its source any more.
+  Status add(int descriptor, const std::string& name, uint64_t* place);
+  void let_go(uint64_t place);
+  Status read(uint64_t offset, uint64_t bytes, std::byte* buffer);
+  // Copies what RAM holds of a region's bytes from `first` on, at most to the end of the page there: the number of
+  // bytes. 0: that page has no copy in RAM at rest, *page_end tells where the next one begins.
+  uint64_t read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer, uint64_t* page_end);
+  // Bytes of a region whose content is still the source's: first byte in the region, place, bytes; merged.
+  struct Run {
+    uint64_t first = 0;
+    Source source;
+  };
+  std::vector<Run> runs_of(uint64_t address);
+
+ private:
+  Status open();
+
+  LockedCore& core_;
+  TierSet& tiers_;
+  SourceRegistry& registry_;
+  std::mutex& close_mutex_;
+  const RuntimeOptions& options_;
+};
+
+}  // namespace tierpage

@@ -1,0 +1,77 @@
+// Files as sources, opened over the parts of a runtime.
+#include "engine/runtime_sources.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "parts_under_test.h"
+
+namespace tierpage::testing {
+namespace {
+
+class RuntimeSourcesTest : public PartsTest {
+ protected:
+  RuntimeSourcesTest() : file_(std::tmpfile()) {
+    EXPECT_NE(file_, nullptr);
+    EXPECT_EQ(std::fwrite(kContent, 1, sizeof(kContent), file_), sizeof(kContent));
+    EXPECT_EQ(std::fflush(file_), 0);
+  }
+  ~RuntimeSourcesTest() override { std::fclose(file_); }
+  int descriptor() const { return fileno(file_); }
+  uint64_t host_capacity() {
+    const std::lock_guard lock(core_.mutex());
+    return core_->memory().capacity(Tier::kHost);
+  }
+
+  static constexpr char kContent[] = "what lies in the file";
+  std::FILE* file_;
+  std::mutex close_mutex_;
+  RuntimeSources sources_{{core_, tiers_, registry_, close_mutex_, options_}};
+};
+
+TEST_F(RuntimeSourcesTest, TheFirstFileTakesTheRingOutOfTheRamBudget) {
+  const uint64_t before = host_capacity();
+  EXPECT_EQ(tiers_.ring, nullptr);
+  uint64_t place = 0, other = 0;
+  const Status status = sources_.add(descriptor(), "first", &place);
+  ASSERT_TRUE(status.ok()) << status.message;
+  ASSERT_TRUE(sources_.add(descriptor(), "second", &other).ok());
+  EXPECT_NE(place, other);
+  EXPECT_NE(tiers_.ring, nullptr);
+  EXPECT_EQ(host_capacity(), before - kRingBytes);
+  std::vector<std::byte> read(sizeof(kContent));
+  ASSERT_TRUE(sources_.read(other, read.size(), read.data()).ok());
+  EXPECT_EQ(std::memcmp(read.data(), kContent, read.size()), 0);
+}
+
+TEST_F(RuntimeSourcesTest, AFileIsNeededUntilItIsLetGo) {
+  uint64_t place = 0;
+  ASSERT_TRUE(sources_.add(descriptor(), "file", &place).ok());
+  const auto unused = [this] {
+    const std::lock_guard lock(core_.mutex());
+    return registry_.take_unused();
+  };
+  EXPECT_TRUE(unused().empty());
+  sources_.let_go(place);
+  EXPECT_EQ(unused(), std::vector<uint64_t>{place});
+}
+
+TEST_F(RuntimeSourcesTest, WhatIsClosedOrNeverOpenedIsRefused) {
+  std::byte byte{};
+  EXPECT_EQ(sources_.read(0, 1, &byte).code, StatusCode::kUnavailable);
+  EXPECT_TRUE(sources_.runs_of(reinterpret_cast<uint64_t>(tiers_.backend->base())).empty());
+  uint64_t end = 0;
+  EXPECT_EQ(sources_.read_host(reinterpret_cast<uint64_t>(tiers_.backend->base()), 0, 1, &byte, &end), 0u);
+  {
+    const std::lock_guard lock(core_.mutex());
+    core_.close_locked();
+  }
+  uint64_t place = 0;
+  EXPECT_EQ(sources_.add(descriptor(), "late", &place).code, StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace tierpage::testing
