@@ -126,6 +126,7 @@ py::dict stats_of(const PyRuntime& self) {
   for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {
     out[py::str(std::string("budget_bytes.") + name_of(tier))] = snapshot.budget_bytes[index_of(tier)];
   }
+  out["ready_bytes.host"] = snapshot.host_ready_bytes;
   out["locked_bytes.host"] = snapshot.host_locked_bytes;
   out["engaged"] = snapshot.engaged ? 1 : 0;
   out["dirty_bytes.current"] = snapshot.dirty_bytes;

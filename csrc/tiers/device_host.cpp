@@ -23,7 +23,6 @@ namespace tierpage {
 namespace {
 
 constexpr uint64_t kFileGrowth = kGiB;             // the file is sparse: growing it costs no memory
-constexpr uint64_t kFreeMargin = 128 * kMiB;       // left to the rest of the process, so that the OOM killer stays away
 constexpr uint64_t kMemoryCheckInterval = 32 * kMiB;  // reading /proc costs tens of microseconds: not per frame
 
 Status system_status(StatusCode code, const std::string& what, int error) {
@@ -165,12 +164,12 @@ Status HostBackend::check_memory(uint64_t bytes) {
     available_bytes_ = host_memory_info().free_bytes;
     created_since_ = 0;
   }
-  if (available_bytes_ != 0 && created_since_ + bytes + kFreeMargin > available_bytes_) {
+  if (available_bytes_ != 0 && created_since_ + bytes + kFreeMemoryMargin > available_bytes_) {
     const uint64_t available = available_bytes_ - std::min(available_bytes_, created_since_);
     created_since_ = kMemoryCheckInterval;  // look again next time: something may have been freed
     return Status::error(StatusCode::kOutOfMemory,
                          "the host device has no room for a frame of " + format_bytes(bytes) + ": " +
-                             format_bytes(available) + " of RAM are available, of which " + format_bytes(kFreeMargin) +
+                             format_bytes(available) + " of RAM are available, of which " + format_bytes(kFreeMemoryMargin) +
                              " stay free, and frames hold " + format_bytes(frames_.total_bytes()));
   }
   created_since_ += bytes;
