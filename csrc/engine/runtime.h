@@ -130,14 +130,15 @@ class Runtime {
   // An access that nothing announced (signal handler, host device): brings the region up and holds it.
   bool resolve_missed_access(uint64_t address);
 
-  // User's side (bindings). All block without the GIL. What waits ends with kInterrupted, or early where it returns no
-  // status, once t_stop_asked says so; nothing is lost then and the call may be made again.
+  // User's side (bindings). All block without the GIL. What waits ends with kInterrupted once t_stop_asked says so;
+  // nothing is lost then and the call may be made again.
   Status pin(const std::vector<uint64_t>& addresses, SlotId* handle);
   void unpin(SlotId handle);
   uint64_t prefetch(const std::vector<uint64_t>& addresses);
-  uint64_t evict(const std::vector<uint64_t>& addresses);
+  // Both wait until what was told to leave has left; *bytes is how much that was, also where the wait failed.
+  Status evict(const std::vector<uint64_t>& addresses, uint64_t* bytes);
+  Status pause(const std::string& tag, uint64_t* bytes);
   void set_tag(const std::string& tag);   // this thread; empty: leave
-  uint64_t pause(const std::string& tag);
   uint64_t resume(const std::string& tag);
   Status set_budget(Tier tier, uint64_t bytes);
   Status close();

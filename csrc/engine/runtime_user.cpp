@@ -16,16 +16,18 @@ Status stopped(const char* name) {
 using WaitEnd = LockedCore::WaitEnd;
 constexpr auto kForEver = std::chrono::hours(24 * 365);  // a clock may not hold more
 
-// Of these regions only: what other threads go on evicting must not keep a waiter here.
-bool pages_leave(const Pager& pager, const std::vector<RegionId>& regions) {
+// Of these regions only: what other threads go on evicting must not keep a waiter here. Counts up to `enough`.
+uint64_t bytes_that_leave(const Pager& pager, const std::vector<RegionId>& regions, uint64_t enough) {
+  uint64_t bytes = 0;
   for (const RegionId region : regions) {
     if (!pager.memory().live(region)) continue;
     for (const PageId id : pager.memory().region(region).pages) {
       const Page& page = pager.memory().pages[id];
-      if (page.evict_asked && (page.leaving || page.movement == Movement::kUnmap)) return true;
+      if (page.evict_asked && (page.leaving || page.movement == Movement::kUnmap)) bytes += page.bytes;
+      if (bytes >= enough) return bytes;
     }
   }
-  return false;
+  return bytes;
 }
 
 std::vector<RegionId> regions_of_tag(const Pager& pager, TagId tag) {
@@ -144,56 +146,60 @@ bool Runtime::wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, con
   return core_.alive_locked() && done();
 }
 
+// As long as it takes, if only something leaves from time to time: much may have to go to a slow disk.
 Status Runtime::wait_for_evictions(std::unique_lock<std::mutex>& lock, const std::vector<RegionId>& regions,
                                    const char* name) {
   constexpr int timeout_ms = 60'000;
-  bool stopped_early = false;
-  if (wait_until(lock, timeout_ms, name, [&] { return !pages_leave(*core_, regions); }, &stopped_early)) {
-    return Status::success();
+  const auto all_left = [&] { return bytes_that_leave(*core_, regions, 1) == 0; };
+  for (uint64_t before = UINT64_MAX, now = 0;; before = now) {
+    now = bytes_that_leave(*core_, regions, UINT64_MAX);
+    if (now >= before) break;
+    bool stopped_early = false;
+    if (wait_until(lock, timeout_ms, name, all_left, &stopped_early)) return Status::success();
+    if (stopped_early) return stopped(name);
+    if (core_.ended_locked()) return core_.end_locked();
   }
-  if (stopped_early) return stopped(name);
-  if (core_.ended_locked()) return core_.end_locked();
-  return Status::error(StatusCode::kInternal, "eviction did not finish within " + std::to_string(timeout_ms) +
+  return Status::error(StatusCode::kInternal, "nothing left the device within " + std::to_string(timeout_ms) +
                                                   " ms: " + core_->memory().tier_table());
 }
 
-uint64_t Runtime::evict(const std::vector<uint64_t>& addresses) {
+Status Runtime::evict(const std::vector<uint64_t>& addresses, uint64_t* bytes) {
+  *bytes = 0;
   std::unique_lock lock(core_.mutex());
-  if (core_.ended_locked()) return 0;
-  uint64_t bytes = 0;
+  if (core_.ended_locked()) return core_.end_locked();
   std::vector<RegionId> regions;
   const Status status = core_.change_locked([&] {
     for (const uint64_t address : addresses) {
       const RegionId region = core_.region_of_locked(address);
       if (!region.valid()) continue;
-      bytes += core_->evict(region);
+      *bytes += core_->evict(region);
       regions.push_back(region);
     }
     core_->plan();
   });
-  if (status.ok()) (void)wait_for_evictions(lock, regions, "tierpage.evict");
-  return bytes;
+  return status.ok() ? wait_for_evictions(lock, regions, "tierpage.evict") : status;
 }
 
 // Everything of the tag leaves the device tier and the frames' memory goes back to the device.
-uint64_t Runtime::pause(const std::string& tag) {
+Status Runtime::pause(const std::string& tag, uint64_t* bytes) {
+  *bytes = 0;
   std::unique_lock lock(core_.mutex());
+  if (core_.ended_locked()) return core_.end_locked();
   const TagId id = tags_.find(tag);
-  if (id == 0 || core_.ended_locked()) return 0;
-  uint64_t bytes = 0;
+  if (id == 0) return Status::success();
   const std::vector<RegionId> regions = regions_of_tag(*core_, id);
   Status status = core_.change_locked([&] {
-    for (const RegionId region : regions) bytes += core_->evict(region);
+    for (const RegionId region : regions) *bytes += core_->evict(region);
     core_->plan();
   });
   if (status.ok()) status = wait_for_evictions(lock, regions, "tierpage.pause");
-  if (core_.ended_locked()) return bytes;
-  (void)core_.change_locked([&] {
+  if (core_.ended_locked()) return core_.end_locked();
+  const Status released = core_.change_locked([&] {
     core_->drop_cached_regions();
     core_->plan();
     core_->release_free_frames();
   });
-  return bytes;
+  return status.ok() ? released : status;
 }
 
 uint64_t Runtime::resume(const std::string& tag) {
@@ -280,7 +286,7 @@ bool Runtime::held(const uint64_t* regions, size_t count) {
   return std::any_of(regions, regions + count, [this](uint64_t address) {
     const RegionId region = core_.region_of_locked(address);
     if (!region.valid() || core_->memory().region(region).held) return true;
-    const auto pages = core_->memory().region(region).pages;
+    const auto& pages = core_->memory().region(region).pages;
     return std::any_of(pages.begin(), pages.end(), [this](PageId id) { return core_->memory().pages[id].pins > 0; });
   });
 }

@@ -211,6 +211,18 @@ uint32_t pin(const PyRuntime& self, const std::vector<uint64_t>& addresses) {
   return handle.value;
 }
 
+uint64_t evict_regions(const PyRuntime& self, const std::vector<uint64_t>& addresses) {
+  uint64_t bytes = 0;
+  check(interruptible([&] { return self.runtime().evict(addresses, &bytes); }));
+  return bytes;
+}
+
+uint64_t pause_tag(const PyRuntime& self, const std::string& tag) {
+  uint64_t bytes = 0;
+  check(interruptible([&] { return self.runtime().pause(tag, &bytes); }));
+  return bytes;
+}
+
 void set_budget(const PyRuntime& self, const std::string& tier, uint64_t bytes) {
   check(self.runtime().set_budget(tier_named(tier), bytes));
 }
@@ -251,15 +263,11 @@ PYBIND11_MODULE(_C, module) {
            py::arg("handle"))
       .def("prefetch", [](const PyRuntime& self, const Addresses& addresses) { return self.runtime().prefetch(addresses); },
            py::arg("addresses"), Release())
-      .def("evict", [](const PyRuntime& self, const Addresses& addresses) {
-             return interruptible([&] { return self.runtime().evict(addresses); });
-           }, py::arg("addresses"))
+      .def("evict", &evict_regions, py::arg("addresses"))
       .def("set_tag", [](const PyRuntime& self, const std::optional<std::string>& tag) {
              self.runtime().set_tag(tag.value_or(""));
            }, py::arg("tag"))
-      .def("pause", [](const PyRuntime& self, const std::string& tag) {
-             return interruptible([&] { return self.runtime().pause(tag); });
-           }, py::arg("tag"))
+      .def("pause", &pause_tag, py::arg("tag"))
       .def("resume", [](const PyRuntime& self, const std::string& tag) { return self.runtime().resume(tag); },
            py::arg("tag"), Release())
       .def("set_budget", &set_budget, py::arg("tier"), py::arg("bytes"))

@@ -244,7 +244,8 @@ def pause(tag: str) -> int:
     A tag that no living tensor carries gives 0: all of them may have died, or been too small to be paged.
 
     Raises:
-        TierpageError while tierpage is off. ConfigError: the tag is no text, or empty.
+        TierpageError while tierpage is off. ConfigError: the tag is no text, or empty. PagerDeadError: an earlier failure
+        stopped the pager, or one that came meanwhile. InternalError: none of them left for a minute.
     """
     session = current()
     session.library.run_deferred(0)
@@ -256,7 +257,7 @@ def resume(tag: str) -> int:
     """Hint: the tensors made inside ``paged(tag)`` are needed soon, after :func:`pause` or without it.
 
     Returns the bytes that are not in device memory and begin to move, as far as they fit; never waits. 0 for a tag that no
-    living tensor carries. Raises as :func:`pause`.
+    living tensor carries. Raises TierpageError while tierpage is off, ConfigError where the tag is no text, or empty.
     """
     with native.translated():
         return int(current().runtime.resume(_tag(tag)))
@@ -298,7 +299,10 @@ def prefetch(*things: Any) -> int:
 
 
 def evict(*things: Any) -> int:
-    """Hint: these tensors are not needed for long. Returns the bytes that began to move; pinned ones stay."""
+    """Hint: these tensors are not needed for long. Waits until they have left, and returns the bytes; pinned ones stay.
+
+    Raises PagerDeadError and InternalError as :func:`pause`. Does nothing while tierpage is off.
+    """
     return _hint("evict", things)
 
 

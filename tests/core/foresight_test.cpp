@@ -39,6 +39,8 @@ TEST_F(ACycle, IsPlannedOnceItIsKnownAndNotBefore) {
   use(foresight, kKeys);
   EXPECT_FALSE(foresight.catch_up_and_plan(kDeviceBytes, 0));
   EXPECT_FALSE(foresight.plan().valid());
+  EXPECT_TRUE(foresight.stays_until_age(keys_[0], 1));
+  EXPECT_FALSE(foresight.stays(keys_[0]) || foresight.written(keys_[0]) || foresight.rewritten_each_time(keys_[0]));
   use(foresight, 4 * kKeys);
   EXPECT_FALSE(foresight.known()) << "a look reads nothing";
   EXPECT_TRUE(foresight.catch_up_and_plan(kDeviceBytes, 0));

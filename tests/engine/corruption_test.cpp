@@ -56,7 +56,7 @@ TEST_F(Corruption, IsTheErrorOfTheOperatorThatNeedsThePageAndOfNoOther) {
   Caller caller(engine()), other(engine());
   const Region bad = caller.make(32 * kKiB, 1);
   const Region good = caller.make(32 * kKiB, 2);
-  EXPECT_EQ(engine()->evict({bad.address, good.address}), 64 * kKiB);
+  EXPECT_EQ(engine().evict({bad.address, good.address}), 64 * kKiB);
   reads_to_spoil = 1 << 20;
   caller.open();
   EXPECT_EQ(caller.begin({reads(bad)}), TP_CORRUPT_PAGE);
@@ -74,7 +74,7 @@ TEST_F(Corruption, OneBadTransferIsReadAgain) {
   start(true);
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   reads_to_spoil = 1;
   caller.expect_intact(region);
   EXPECT_EQ(reads_spoiled, 1);
@@ -84,7 +84,7 @@ TEST_F(Corruption, GoesUnseenWhenReadsAreNotChecked) {
   start(false);
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   reads_to_spoil = 1;
   caller.open();
   EXPECT_EQ(caller.begin({reads(region)}), TP_OK);
@@ -106,7 +106,7 @@ TEST_F(EngineTest, TheSettingReachesTheStore) {
     EXPECT_EQ(storage.find("writes read back") != std::string::npos, verify == Verify::kFull) << storage;
     Caller caller(engine);
     const Region region = caller.make(64 * kKiB, 1);
-    engine->evict({region.address});
+    engine.evict({region.address});
     caller.expect_intact(region);
   }
 }

@@ -64,7 +64,7 @@ TEST_F(Engagement, AnOperatorThatRunsAtTheSwitchHasAFenceOfItsOwn) {
   const Region a = caller.make(64 * kKiB, 1), b = caller.make(64 * kKiB, 2);
   other.open();
   ASSERT_EQ(other.begin({writes(a)}), TP_OK);
-  EXPECT_EQ((*engine)->evict({b.address}), 64 * kKiB);
+  EXPECT_EQ(engine->evict({b.address}), 64 * kKiB);
   const uint64_t before = backend->fences_recorded;
   ASSERT_EQ(other.close(7), TP_OK);
   EXPECT_EQ(backend->fences_recorded, before + 1);
@@ -85,7 +85,7 @@ TEST_F(Engagement, CapturedWorkIsHeldAsBefore) {
   backend->captures = true;
   operate(caller, region, 0);
   backend->captures = false;
-  EXPECT_EQ((*engine)->evict({region.address}), 0u);
+  EXPECT_EQ(engine->evict({region.address}), 0u);
 }
 
 TEST_F(Engagement, AFenceThatIsRefusedFailsWhoeverNeedsItsPages) {
@@ -103,7 +103,7 @@ TEST_F(Engagement, AFenceThatIsRefusedFailsWhoeverNeedsItsPages) {
 TEST_F(Engagement, EndsAfterAWhileInWhichNothingLeft) {
   Caller caller(*engine);
   const Region a = caller.make(64 * kKiB, 1);
-  (*engine)->evict({a.address});
+  engine->evict({a.address});
   EXPECT_TRUE(engaged());
   EXPECT_TRUE(eventually([&] {
     operate(caller, a, 0);

@@ -197,6 +197,19 @@ class Engine {
   Runtime& operator*() const { return *runtime_; }
   Runtime* operator->() const { return runtime_; }
   const tp_engine_api& api() const { return *runtime_->api(); }
+  // The bytes that left; that they did is expected.
+  uint64_t evict(const std::vector<uint64_t>& addresses) const {
+    uint64_t bytes = 0;
+    const Status status = runtime_->evict(addresses, &bytes);
+    EXPECT_TRUE(status.ok()) << status.message;
+    return bytes;
+  }
+  uint64_t pause(const std::string& tag) const {
+    uint64_t bytes = 0;
+    const Status status = runtime_->pause(tag, &bytes);
+    EXPECT_TRUE(status.ok()) << status.message;
+    return bytes;
+  }
   uint64_t now(Gauge Stats::* gauge) const { return (runtime_->reports().snapshot().stats.*gauge).current; }
 
  private:

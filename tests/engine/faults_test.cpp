@@ -38,7 +38,7 @@ TEST_F(Faults, AFailedReadIsTheErrorOfTheOperatorThatNeedsThePageAndOfNoOther) {
   Caller caller(engine()), other(engine());
   const Region bad = caller.make(32 * kKiB, 1);
   const Region good = caller.make(32 * kKiB, 2);
-  EXPECT_EQ(engine()->evict({bad.address, good.address}), 64 * kKiB);
+  EXPECT_EQ(engine().evict({bad.address, good.address}), 64 * kKiB);
   EXPECT_EQ(where(bad).nvme, 32 * kKiB);
   EXPECT_EQ(where(bad).device, 0u);
   store_->on_operation(StoreOperation::kRead, 1, StoreFault::fail());
@@ -54,7 +54,7 @@ TEST_F(Faults, ARefusedRequestIsAnErrorToo) {
   start();
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   store_->on_next_call(StoreFault::refuse());
   caller.open();
   EXPECT_EQ(caller.begin({reads(region)}), TP_STORAGE_ERROR);
@@ -87,12 +87,12 @@ TEST_F(Faults, EvictReturnsWhenItsWritesFail) {
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
   store_->by_seed(1, 1.0, StoreFault::fail());
-  engine()->evict({region.address});
+  engine().evict({region.address});
   EXPECT_EQ(where(region).device, 64 * kKiB);
   store_->stop_faults();
   // After a failure writes that no operator waits for are tried again about once a second.
   EXPECT_TRUE(eventually([&] {
-    engine()->evict({region.address});
+    engine().evict({region.address});
     return where(region).device == 0;
   }));
   caller.expect_intact(region);
@@ -186,7 +186,7 @@ TEST_F(Faults, AMapThatFailsIsTheOperatorsErrorAndTheFrameIsNotLost) {
   start();
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   backend_->fail_map = 1;
   caller.open();
   EXPECT_EQ(caller.begin({reads(region)}), TP_UNAVAILABLE);
@@ -194,7 +194,7 @@ TEST_F(Faults, AMapThatFailsIsTheOperatorsErrorAndTheFrameIsNotLost) {
   backend_->fail_map = 0;
   for (int i = 0; i < 5; ++i) {
     caller.expect_intact(region);
-    engine()->evict({region.address});
+    engine().evict({region.address});
   }
   const Region whole = caller.make(256 * kKiB, 3);  // all frames are still there
   caller.expect_intact(whole);

@@ -23,7 +23,7 @@ class Latency : public EngineTest {
     std::vector<int64_t> faults, evictions;
     for (int i = 0; i < 300; ++i) {
       const int64_t start = steady_ns();
-      engine->evict({region.address});
+      engine.evict({region.address});
       const int64_t evicted = steady_ns();
       caller.open();
       ASSERT_EQ(caller.begin({reads(region)}), TP_OK);
@@ -76,7 +76,7 @@ TEST_F(Latency, OperatorsThatFit) {
   const int64_t fits = measured();
   EXPECT_FALSE(engine->reports().snapshot().engaged);
   const Region fifth = caller.make(16 * kKiB, 5);
-  engine->evict({fifth.address});
+  engine.evict({fifth.address});
   const int64_t engaged = measured();
   EXPECT_TRUE(engine->reports().snapshot().engaged);
   std::printf("operator of 4 regions: %lld ns while all fits, %lld ns engaged\n", static_cast<long long>(fits),

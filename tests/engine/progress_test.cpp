@@ -1,4 +1,4 @@
-// Disks that hang: what is reported, who waits on, and that a waiting thread can be stopped.
+// Disks that hang: what is reported, who waits on, that a waiting thread can be stopped, and that it is told so.
 #include "engine_under_test.h"
 #include "tiers/faulty_store.h"
 
@@ -44,7 +44,7 @@ TEST_F(Progress, AReadThatDoesNotComeBackIsReportedOnceWithItsPageAndGoesOn) {
   start(0.3);
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   (void)engine()->reports().take_notices();
   store_->on_operation(StoreOperation::kRead, 1, StoreFault::hold());
   std::thread user([&] { Caller(engine()).expect_intact(region); });
@@ -69,7 +69,7 @@ TEST_F(Progress, NothingIsReportedOfADiskThatAnswersOrWhereNobodyWantsIt) {
     start(seconds);
     Caller caller(engine());
     const Region region = caller.make(64 * kKiB, 1);
-    engine()->evict({region.address});
+    engine().evict({region.address});
     store_->on_operation(StoreOperation::kRead, 1, StoreFault::hold());
     std::thread disk([this] {
       std::this_thread::sleep_for(milliseconds(1300));
@@ -92,7 +92,7 @@ TEST_F(Progress, ADriverThatDoesNotComeBackIsReportedToWhoeverAsks) {
   Engine engine(options, std::move(parts));
   Caller caller(engine);
   const Region region = caller.make(64 * kKiB, 1);
-  engine->evict({region.address});
+  engine.evict({region.address});
   std::this_thread::sleep_for(milliseconds(1500));
   EXPECT_EQ(engine->reports().take_notices(), "");  // at rest it comes by once a second
   commanded->map_delay_ms = 3500;
@@ -107,7 +107,7 @@ TEST_F(Progress, AWaitForAHangingReadEndsAtOnceWhenItIsCancelledAndThePageIsGood
   start(30);
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1), other = caller.make(64 * kKiB, 2);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   store_->on_operation(StoreOperation::kRead, 1, StoreFault::hold());
   {
     const Stopping stopping;
@@ -134,7 +134,9 @@ TEST_F(Progress, AnEvictionToAHangingDiskCanBeStoppedAndLosesNothing) {
   {
     const Stopping stopping;
     const auto begin = std::chrono::steady_clock::now();
-    EXPECT_EQ(engine()->evict({region.address}), 64 * kKiB);
+    uint64_t bytes = 0;
+    EXPECT_EQ(engine()->evict({region.address}, &bytes).code, StatusCode::kInterrupted);
+    EXPECT_EQ(bytes, 64 * kKiB);  // began to leave
     EXPECT_LT(std::chrono::steady_clock::now() - begin, milliseconds(2000));
   }
   EXPECT_EQ(engine()->reports().placement(region.address).device, 64 * kKiB);
@@ -142,6 +144,34 @@ TEST_F(Progress, AnEvictionToAHangingDiskCanBeStoppedAndLosesNothing) {
   store_->release();
   EXPECT_TRUE(eventually([&] { return engine()->reports().placement(region.address).nvme == 64 * kKiB; }));
   caller.expect_intact(region);
+}
+
+TEST_F(Progress, WhoWaitsForPagesToLeaveIsToldThatTheyWillNot) {
+  start(30);
+  Caller caller(engine());
+  const Region evicted = caller.make(64 * kKiB, 1);
+  engine()->set_tag("paused");
+  (void)caller.make(64 * kKiB, 2);
+  engine()->set_tag("");
+  store_->by_seed(1, 1.0, StoreFault::hold());
+  uint64_t bytes = 0, more = 0;
+  {
+    const Stopping stopping;
+    EXPECT_EQ(engine()->pause("paused", &more).code, StatusCode::kInterrupted);
+    EXPECT_EQ(more, 64 * kKiB);
+  }
+  Status statuses[2];
+  std::thread evicting([&] { statuses[0] = engine()->evict({evicted.address}, &bytes); });
+  std::thread pausing([&] { statuses[1] = engine()->pause("paused", &more); });
+  std::this_thread::sleep_for(milliseconds(50));  // both wait by now; both will
+  (void)engine()->die(Status::error(StatusCode::kInternal, "injected: nothing leaves any more"));
+  evicting.join();
+  pausing.join();
+  for (const Status& status : statuses) {
+    EXPECT_EQ(status.code, StatusCode::kPagerDead);
+    EXPECT_NE(status.message.find("injected: nothing leaves any more"), std::string::npos) << status.message;
+  }
+  store_->release();
 }
 
 }  // namespace

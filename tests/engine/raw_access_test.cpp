@@ -20,15 +20,15 @@ TEST_F(RawAccess, AMissedReadOrWriteIsServedAndTheRegionStays) {
   Engine engine(small_options());
   Caller caller(engine);
   Region region = caller.make(128 * kKiB, 1);
-  engine->evict({region.address});
+  engine.evict({region.address});
   ASSERT_EQ(engine->reports().placement(region.address).device, 0u);
   errno = 77;
   EXPECT_TRUE(intact(region));
   EXPECT_EQ(errno, 77);
   EXPECT_EQ(engine->reports().missed_accesses(), 1u);
-  EXPECT_EQ(engine->evict({region.address}), 0u);  // the pointer may have been kept
+  EXPECT_EQ(engine.evict({region.address}), 0u);  // the pointer may have been kept
   Region written = caller.make(64 * kKiB, 2);
-  engine->evict({written.address});
+  engine.evict({written.address});
   fill(written, 3);
   EXPECT_EQ(engine->reports().missed_accesses(), 2u);
   caller.expect_intact(written);
@@ -42,7 +42,7 @@ TEST_F(RawAccess, ManyThreadsMissAtOnce) {
   Caller caller(engine);
   std::vector<Region> regions;
   for (uint64_t i = 0; i < 8; ++i) regions.push_back(caller.make(32 * kKiB, i));
-  for (const Region& region : regions) engine->evict({region.address});
+  for (const Region& region : regions) engine.evict({region.address});
   std::vector<std::thread> threads;
   for (size_t t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
@@ -60,7 +60,7 @@ TEST_F(RawAccess, DISABLED_ManyThreadsMissTheSameRegionAtOnce) {
   Caller caller(engine);
   for (uint64_t round = 0; round < 100; ++round) {
     const Region region = caller.make(64 * kKiB, round);
-    engine->evict({region.address});
+    engine.evict({region.address});
     std::vector<std::thread> threads;
     for (int t = 0; t < 4; ++t) threads.emplace_back([&] { EXPECT_TRUE(intact(region)); });
     for (std::thread& thread : threads) thread.join();
@@ -111,20 +111,20 @@ TEST_F(RawAccess, ATouchLastsAsManyScopesAsItSays) {
   Engine engine(small_options());
   Caller caller(engine);
   const Region region = caller.make(64 * kKiB, 1);
-  engine->evict({region.address});
+  engine.evict({region.address});
   EXPECT_EQ(caller.touch(region, 2), TP_OK);
   for (int i = 0; i < 2; ++i) {
-    EXPECT_EQ(engine->evict({region.address}), 0u);
+    EXPECT_EQ(engine.evict({region.address}), 0u);
     caller.open();
     EXPECT_EQ(caller.close(), TP_OK);
   }
-  EXPECT_EQ(engine->evict({region.address}), 64 * kKiB);
+  EXPECT_EQ(engine.evict({region.address}), 64 * kKiB);
   EXPECT_EQ(caller.touch(region, 0), TP_OK);
   for (int i = 0; i < 3; ++i) {
     caller.open();
     EXPECT_EQ(caller.close(), TP_OK);
   }
-  EXPECT_EQ(engine->evict({region.address}), 0u);
+  EXPECT_EQ(engine.evict({region.address}), 0u);
   EXPECT_TRUE(intact(region));
   EXPECT_EQ(engine->reports().missed_accesses(), 0u);
 }
@@ -133,7 +133,7 @@ TEST_F(RawAccess, ATouchThatFailsLeavesNothingBehind) {
   Engine engine(small_options());
   Caller caller(engine);
   const Region region = caller.make(128 * kKiB, 1);
-  engine->evict({region.address});
+  engine.evict({region.address});
   ASSERT_TRUE(engine->set_budget(Tier::kDevice, 64 * kKiB).ok());
   for (int i = 0; i < 3; ++i) {
     EXPECT_EQ(caller.touch(region, 5), TP_OUT_OF_MEMORY);
@@ -143,7 +143,7 @@ TEST_F(RawAccess, ATouchThatFailsLeavesNothingBehind) {
   }
   ASSERT_TRUE(engine->set_budget(Tier::kDevice, 256 * kKiB).ok());
   caller.expect_intact(region);
-  EXPECT_EQ(engine->evict({region.address}), 128 * kKiB);
+  EXPECT_EQ(engine.evict({region.address}), 128 * kKiB);
 }
 
 TEST_F(RawAccess, ATouchInsideAnOperatorThatHoldsEverythingFailsInsteadOfWaitingForItself) {
@@ -173,7 +173,7 @@ class Fences : public EngineTest {
     const uint64_t unmaps = backend_->unmaps;
     std::atomic<bool> evicted{false};
     std::thread evicting([&] {
-      (*engine_)->evict({region.address});
+      engine_->evict({region.address});
       evicted = true;
     });
     std::this_thread::sleep_for(std::chrono::milliseconds(40));
@@ -219,7 +219,7 @@ TEST_F(Fences, AnEvictionThatIsOvertakenByAnOperatorEnds) {
   ASSERT_EQ(caller.close(), TP_OK);
   std::atomic<bool> ended{false};
   std::thread evicting([&] {
-    (*engine_)->evict({region.address});
+    engine_->evict({region.address});
     ended = true;
   });
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -235,13 +235,13 @@ TEST_F(Fences, AnEvictionThatIsOvertakenByAnOperatorEnds) {
 TEST_F(Fences, WithoutAFenceThePagesStayForGood) {
   Caller caller(*engine_);
   const Region region = caller.make(64 * kKiB, 1);
-  EXPECT_EQ((*engine_)->evict({region.address}), 64 * kKiB);  // from here on each operator has a fence of its own
+  EXPECT_EQ(engine_->evict({region.address}), 64 * kKiB);  // from here on each operator has a fence of its own
   backend_->fence_fails = true;
   caller.open();
   ASSERT_EQ(caller.begin({reads(region)}), TP_OK);
   EXPECT_EQ(caller.close(), TP_OK);
   backend_->fence_fails = false;
-  EXPECT_EQ((*engine_)->evict({region.address}), 0u);
+  EXPECT_EQ(engine_->evict({region.address}), 0u);
 }
 
 TEST_F(Fences, FreedMemoryOfAnotherStreamIsReusedOnlyAfterItsFence) {

@@ -41,7 +41,7 @@ class Program {
         case 2: allocate_outside(); break;
         case 3: case 4: case 5: use_some(); break;
         case 6: free_one(); break;
-        case 7: engine_->evict(addresses_of(own_, 2, random_)); break;
+        case 7: engine_.evict(addresses_of(own_, 2, random_)); break;
         case 8: engine_->prefetch(addresses_of(own_, 2, random_)); break;
         case 9: pin_some(); break;
         case 10: touch_one(); break;
@@ -147,7 +147,7 @@ class Program {
     switch (random_() % 4) {
       case 0: engine_->set_tag(tag); break;
       case 1: engine_->set_tag(""); break;
-      case 2: engine_->pause(tag); break;
+      case 2: engine_.pause(tag); break;
       case 3: engine_->resume(tag); break;
     }
   }

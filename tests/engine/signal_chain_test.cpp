@@ -63,7 +63,7 @@ class SignalChain : public EngineTest {
     Engine engine(small_options());
     Caller caller(engine);
     const Region region = caller.make(128 * kKiB, 1);
-    engine->evict({region.address});
+    engine.evict({region.address});
     change();
     EXPECT_TRUE(intact(region));
     EXPECT_EQ(engine->reports().missed_accesses(), 1u);
@@ -113,7 +113,7 @@ TEST_F(SignalChain, ThePagerPutsOursBackBeforePagesGo) {
   Caller caller(engine);
   const Region region = caller.make(128 * kKiB, 1);
   install(report_and_send_again);
-  engine->evict({region.address});
+  engine.evict({region.address});
   EXPECT_TRUE(intact(region));
   EXPECT_EQ(g_reports, 0);
 }

@@ -126,7 +126,7 @@ TEST_P(SourcesIn, EveryByteIsTheFilesUntilItIsWritten) {
       expect_equal(caller, tensor, file);
     }
     if (random() % 10 == 0) engine->prefetch({tensors[random() % tensors.size()].region.address});
-    if (random() % 10 == 0) engine->evict({tensor.region.address});
+    if (random() % 10 == 0) engine.evict({tensor.region.address});
     if (random() % 8 != 0 || static_cast<size_t>(std::count(written.begin(), written.end(), true)) >= GetParam().written_max) continue;
     caller.open();
     ASSERT_EQ(caller.begin({writes(tensor.region)}), TP_OK) << caller.error();
@@ -224,7 +224,7 @@ TEST_F(Sources, AFileIsClosedWithItsLastRegion) {
   EXPECT_EQ(open_files(), 1);
   engine->sources().let_go(place);
   expect_equal(caller, tensor, file);
-  engine->evict({tensor.region.address});
+  engine.evict({tensor.region.address});
   expect_equal(caller, tensor, file);
   EXPECT_EQ(open_files(), 1);
   caller.free(tensor.region);
@@ -294,7 +294,7 @@ TEST_F(Sources, WhatRamHoldsIsReadWhileThreadsGoOn) {
     Caller second(engine);
     for (uint64_t round = 0; !over; ++round) {
       second.expect_intact(regions[round % regions.size()]);
-      engine->evict({regions[(round + 3) % regions.size()].address});
+      engine.evict({regions[(round + 3) % regions.size()].address});
     }
   });
   uint64_t read = 0;

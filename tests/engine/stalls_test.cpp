@@ -98,7 +98,7 @@ TEST_F(Stalls, APageThatNobodyAskedForBeforeIsAFault) {
   engine()->set_tag("weights");
   const Region region = caller.make(128 * kKiB, 1);
   engine()->set_tag("");
-  engine()->evict({region.address});
+  engine().evict({region.address});
   backend_->hold_copies = true;
   const CauseTimes times = waited([&] { caller.expect_intact(region); }, [&] { backend_->release_copies(); });
   expect_cause(times, StallCause::kFault);
@@ -118,7 +118,7 @@ TEST_F(Stalls, APageThatIsOnItsWayAlreadyIsACopyWait) {
   start();
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   backend_->hold_copies = true;
   EXPECT_EQ(engine()->prefetch({region.address}), 64 * kKiB);
   ASSERT_TRUE(eventually([&] { return engine()->reports().levels().back().arriving_bytes == 64 * kKiB; }));
@@ -141,7 +141,7 @@ TEST_F(Stalls, MappingWhileNothingOfTheRequestIsCopiedIsAMapAndTheCopyIsAFault) 
   start();
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   backend_->map_delay_ms = kDelayMs;
   backend_->hold_copies = true;
   const CauseTimes times = waited([&] { caller.expect_intact(region); },
@@ -174,10 +174,10 @@ TEST_F(Stalls, AnUnfinishedKernelOfAVictimIsAnEvictionWait) {
 TEST_F(Stalls, AWriterWaitsForThePageThatIsCopiedDown) {
   start();
   Caller caller(engine());
-  engine()->evict({caller.make(64 * kKiB, 2).address});  // the RAM tier is ready from here on
+  engine().evict({caller.make(64 * kKiB, 2).address});  // the RAM tier is ready from here on
   const Region region = caller.make(64 * kKiB, 1);
   backend_->hold_copies = true;
-  std::thread evicting([&] { engine()->evict({region.address}); });
+  std::thread evicting([&] { engine().evict({region.address}); });
   ASSERT_TRUE(eventually([&] { return engine()->reports().levels().back().leaving_bytes == 64 * kKiB; }));
   std::this_thread::sleep_for(std::chrono::milliseconds(20));  // the copy has begun
   std::thread releasing([&] { after_delay([&] { backend_->release_copies(); }); });
@@ -197,7 +197,7 @@ TEST_F(Stalls, ASlowDiskIsAFaultFromItsReadToTheEndOfItsCopy) {
   FaultyStore* store = start_over_disk();
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   store->on_operation(StoreOperation::kRead, 1, StoreFault::hold());
   expect_cause(waited([&] { caller.expect_intact(region); }, [&] { store->release(); }), StallCause::kFault);
 }
@@ -206,7 +206,7 @@ TEST_F(Stalls, TheTimeUntilTheBusyPagerThreadTurnsToARequestIsOurOwn) {
   start();
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   backend_->map_delay_ms = 2 * kDelayMs;
   std::thread other([&] { (void)Caller(engine()).make(16 * kKiB, 2); });  // its mapping keeps the thread
   ASSERT_TRUE(eventually([&] { return engine()->reports().levels().back().arriving_bytes == 16 * kKiB; }));
@@ -244,7 +244,7 @@ TEST_F(Stalls, ACancelledWaitCountsUntilThen) {
   start();
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   backend_->hold_copies = true;
   const CauseTimes times = waited(
       [&] {
@@ -265,7 +265,7 @@ TEST_F(Stalls, PinsAndEvictionsThatTheUserWaitsForAreCounted) {
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
   backend_->hold_copies = true;
-  expect_cause(waited([&] { engine()->evict({region.address}); }, [&] { backend_->release_copies(); }),
+  expect_cause(waited([&] { engine().evict({region.address}); }, [&] { backend_->release_copies(); }),
                StallCause::kEvictionWait);
   EXPECT_STREQ(last().details.name, "tierpage.evict");
   backend_->hold_copies = true;
@@ -281,7 +281,7 @@ TEST_F(Stalls, AWaitThatEndsInAnErrorCountsToo) {
   FaultyStore* store = start_over_disk();
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   store->on_operation(StoreOperation::kRead, 1, StoreFault::fail());
   const StallStats before = stats();
   caller.open();

@@ -28,7 +28,7 @@ class Waits : public EngineTest {
     below_ = caller.make(64 * kKiB, 1);
     resident_ = caller.make(64 * kKiB, 2);
     leaving_ = caller.make(64 * kKiB, 3);
-    engine()->evict({below_.address});
+    engine().evict({below_.address});
     backend_->hold_copies = true;
     const auto add = [this](auto body) { threads_.emplace_back(body); };
     codes_.assign(6, TP_WAIT);
@@ -51,8 +51,10 @@ class Waits : public EngineTest {
       messages_[2] = status.message;
     });
     add([this] {
-      engine()->evict({leaving_.address});
-      codes_[3] = TP_OK;
+      uint64_t bytes = 0;
+      const Status status = engine()->evict({leaving_.address}, &bytes);
+      codes_[3] = static_cast<int32_t>(status.code);
+      messages_[3] = status.message;
     });
     add([this] {
       Caller waiter(engine());
@@ -121,7 +123,7 @@ TEST_F(Waits, AWaitCanBeCancelledAndTheScopeGoesOn) {
   start();
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   backend_->hold_copies = true;
   caller.open();
   ASSERT_EQ(caller.begin_now({reads(region)}), TP_WAIT);
@@ -147,7 +149,7 @@ TEST_F(Waits, AThreadMayEndWhileItsTouchWaits) {
   start();
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   backend_->hold_copies = true;
   {
     Caller other(engine());
@@ -161,7 +163,7 @@ TEST_F(Waits, PagesThatAreAwaitedMayGoAwayButAreNotLost) {
   start();
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   backend_->hold_copies = true;
   SlotId handle;
   Status pinned;
@@ -223,7 +225,7 @@ TEST_F(Waits, CloseBringsEverythingBack) {
   for (Region& region : regions) {
     EXPECT_TRUE(intact(region));  // without an operator: they are plain memory now
     fill(region, region.seed + 100);
-    EXPECT_EQ(engine()->evict({region.address}), 0u);
+    EXPECT_EQ(engine().evict({region.address}), 0u);
     EXPECT_TRUE(intact(region));
   }
   EXPECT_EQ(engine().api().wants(64 * kKiB), 0);
@@ -233,7 +235,7 @@ TEST_F(Waits, CloseBringsEverythingBack) {
   ASSERT_EQ(caller.allocate(64 * kKiB, &late), TP_OK);
   fill(late, 1);
   caller.expect_intact(late);
-  EXPECT_EQ(engine()->evict({late.address}), 0u);
+  EXPECT_EQ(engine().evict({late.address}), 0u);
   caller.free(late);
   for (const Region& region : regions) caller.free(region);
   EXPECT_TRUE(eventually([&] {
@@ -326,7 +328,8 @@ TEST_F(Waits, ShutdownReleasesEveryWaiter) {
   EXPECT_EQ(caller.close(), TP_OK);
   caller.free(resident_);
   caller.free(below_);
-  EXPECT_EQ(engine()->evict({leaving_.address}), 0u);
+  uint64_t bytes = 0;
+  EXPECT_EQ(engine()->evict({leaving_.address}, &bytes).code, StatusCode::kUnavailable);
   EXPECT_TRUE(engine()->close().ok());
   engine()->shutdown();
 }
@@ -371,7 +374,10 @@ TEST_F(Waits, DeathReleasesEveryWaiterWithTheFirstCause) {
   EXPECT_EQ(caller.close(), TP_OK);
   caller.cancel();
   caller.free(leaving_);
-  EXPECT_EQ(engine()->evict({resident_.address}) + engine()->prefetch({below_.address}), 0u);
+  uint64_t bytes = 0;
+  EXPECT_EQ(engine()->evict({resident_.address}, &bytes).code, StatusCode::kPagerDead);
+  EXPECT_EQ(engine()->pause("x", &bytes).code, StatusCode::kPagerDead);
+  EXPECT_EQ(bytes + engine()->prefetch({below_.address}), 0u);
   EXPECT_EQ(engine()->set_budget(Tier::kDevice, kMiB).code, StatusCode::kPagerDead);
   EXPECT_EQ(engine().api().make_room(kMiB), 0u);
   EXPECT_NE(engine()->reports().take_notices().find("injected: no unmap"), std::string::npos);
@@ -384,7 +390,7 @@ TEST_F(Waits, DeathDuringClose) {
   Caller caller(engine());
   for (uint64_t i = 0; i < 8; ++i) (void)caller.make(64 * kKiB, i);
   Region below = caller.make(64 * kKiB, 9);
-  engine()->evict({below.address});
+  engine().evict({below.address});
   backend_->hold_copies = true;
   Status closed;
   std::thread closing([&] { closed = engine()->close(); });
@@ -401,7 +407,7 @@ TEST_F(Waits, ABrokenInvariantInACallerIsACodeAndEndsThePagerOnly) {
   start();
   Caller caller(engine());
   const Region region = caller.make(64 * kKiB, 1);
-  engine()->evict({region.address});
+  engine().evict({region.address});
   backend_->hold_copies = true;
   std::thread waiting([&] {
     Caller other(engine());
@@ -431,7 +437,10 @@ int in_child(Engine& engine, Caller& caller, const Region& region) {
   if (engine.api().region_bytes(region.address, nullptr) != region.bytes) return 16;
   SlotId handle;
   if (engine->pin({region.address}, &handle).code != StatusCode::kUnavailable) return 17;
-  if (engine->evict({region.address}) + engine->prefetch({region.address}) + engine->pause("x") != 0) return 18;
+  uint64_t bytes = 0;
+  if (engine->evict({region.address}, &bytes).code != StatusCode::kUnavailable) return 18;
+  if (engine->pause("x", &bytes).code != StatusCode::kUnavailable) return 21;
+  if (bytes + engine->prefetch({region.address}) + engine->resume("x") != 0) return 22;
   if (engine->set_budget(Tier::kDevice, kMiB).code != StatusCode::kUnavailable) return 19;
   (void)engine->reports().snapshot();
   (void)engine->reports().take_notices();
@@ -452,7 +461,7 @@ TEST_F(Waits, AForkedChildIsRefusedAndNeverHangs) {
     const Region own = other.make(64 * kKiB, 2);
     while (!over) {
       other.expect_intact(own);
-      engine()->evict({own.address});
+      engine().evict({own.address});
     }
   });
   for (int i = 0; i < 6; ++i) {

@@ -10,7 +10,7 @@ void write_down(Engine& engine, Caller& caller, const Region& region) {
   caller.open();
   EXPECT_EQ(caller.begin({writes(region)}), TP_OK) << caller.error();
   EXPECT_EQ(caller.close(), TP_OK);
-  EXPECT_EQ(engine->evict({region.address}), 64 * kKiB);
+  EXPECT_EQ(engine.evict({region.address}), 64 * kKiB);
 }
 
 std::unique_ptr<Engine> engine_over_drive(uint64_t drive_bytes, uint64_t write_bytes_max) {

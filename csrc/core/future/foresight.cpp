@@ -80,7 +80,7 @@ uint64_t Foresight::age(KeyId key) const {
 
 bool Foresight::stays(KeyId key) const {
   const uint64_t last = trace_.last_use(key);
-  return last != Trace::kNever && plan_.keeps(last);
+  return plan_.valid() && last != Trace::kNever && plan_.keeps(last);
 }
 
 bool Foresight::stays_until_age(KeyId key, uint64_t age) const {
@@ -91,12 +91,12 @@ bool Foresight::stays_until_age(KeyId key, uint64_t age) const {
 
 bool Foresight::written(KeyId key) const {
   const uint64_t last = trace_.last_use(key);
-  return last != Trace::kNever && plan_.writes(last);
+  return plan_.valid() && last != Trace::kNever && plan_.writes(last);
 }
 
 bool Foresight::rewritten_each_time(KeyId key) const {
   const uint64_t last = trace_.last_use(key);
-  return last != Trace::kNever && plan_.rewrites(last);
+  return plan_.valid() && last != Trace::kNever && plan_.rewrites(last);
 }
 
 void Foresight::check_invariants() const {
