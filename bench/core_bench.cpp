@@ -164,15 +164,17 @@ void measure_planner(size_t pages, PolicyKind policy, bool smoke) {
   double total = 0;
   for (const double ns : plans) total += ns;
   const Stats& stats = pager.stats();
-  std::printf("{\"bench\": \"plan\", \"pages\": %zu, \"policy\": \"%s\", \"plans\": %zu, \"mean_us\": %.1f, "
-              "\"median_us\": %.1f, \"p99_us\": %.1f, \"fetched_pages\": %llu, \"hash\": %llu}\n",
-              pages, pager.policy_in_force(), plans.size(), total / static_cast<double>(plans.size()) / 1e3,
-              median(plans) / 1e3, [&] {
-                std::sort(plans.begin(), plans.end());
-                return plans[plans.size() * 99 / 100] / 1e3;
-              }(),
-              static_cast<unsigned long long>(stats.fetch_bytes_host_to_device / (2 * kMiB)),
-              note_decisions("plan " + std::to_string(pages) + " " + pager.policy_in_force(), instant));
+  std::printf(
+      "{\"bench\": \"plan\", \"pages\": %zu, \"policy\": \"%s\", \"plans\": %zu, \"mean_us\": %.1f, "
+      "\"median_us\": %.1f, \"p99_us\": %.1f, \"fetched_pages\": %llu, \"hash\": %llu}\n",
+      pages, pager.policy_in_force(), plans.size(), total / static_cast<double>(plans.size()) / 1e3,
+      median(plans) / 1e3,
+      [&] {
+        std::sort(plans.begin(), plans.end());
+        return plans[plans.size() * 99 / 100] / 1e3;
+      }(),
+      static_cast<unsigned long long>(stats.fetch_bytes_host_to_device / (2 * kMiB)),
+      note_decisions("plan " + std::to_string(pages) + " " + pager.policy_in_force(), instant));
   std::fflush(stdout);
 }
 

@@ -44,16 +44,18 @@ double rate(Checksum checksum, const std::vector<uint64_t>& memory, uint64_t uni
 void row(const char* way, Checksum checksum, uint64_t memory_bytes, uint64_t unit_bytes, int repeats) {
   std::vector<uint64_t> memory(memory_bytes / sizeof(uint64_t));
   for (size_t i = 0; i < memory.size(); ++i) memory[i] = i * 0x9e3779b97f4a7c15u;
-  const int rounds = static_cast<int>(std::max<uint64_t>(1, 64 * kMiB * static_cast<uint64_t>(repeats) / memory_bytes / 5));
+  const int rounds =
+      static_cast<int>(std::max<uint64_t>(1, 64 * kMiB * static_cast<uint64_t>(repeats) / memory_bytes / 5));
   uint32_t seen = 0;
   (void)rate(checksum, memory, unit_bytes, 1, &seen);
   std::vector<double> rates;
   for (int repeat = 0; repeat < repeats; ++repeat) rates.push_back(rate(checksum, memory, unit_bytes, rounds, &seen));
   std::sort(rates.begin(), rates.end());
-  printf("{\"bench\": \"crc\", \"way\": \"%s\", \"unit_kib\": %llu, \"memory_mib\": %.2f, \"gb_per_second\": %.3f, "
-         "\"slowest\": %.3f, \"fastest\": %.3f, \"checksum\": \"%08x\"}\n",
-         way, static_cast<unsigned long long>(unit_bytes / kKiB), static_cast<double>(memory_bytes) / kMiB,
-         rates[rates.size() / 2], rates.front(), rates.back(), seen);
+  printf(
+      "{\"bench\": \"crc\", \"way\": \"%s\", \"unit_kib\": %llu, \"memory_mib\": %.2f, \"gb_per_second\": %.3f, "
+      "\"slowest\": %.3f, \"fastest\": %.3f, \"checksum\": \"%08x\"}\n",
+      way, static_cast<unsigned long long>(unit_bytes / kKiB), static_cast<double>(memory_bytes) / kMiB,
+      rates[rates.size() / 2], rates.front(), rates.back(), seen);
 }
 
 void cipher_row(const char* way, bool encrypting, const PageCipher& cipher, uint64_t piece_bytes, int repeats) {
@@ -70,9 +72,10 @@ void cipher_row(const char* way, bool encrypting, const PageCipher& cipher, uint
     rates.push_back(static_cast<double>(piece_bytes) * rounds / (seconds_of_thread() - start) / 1e9);
   }
   std::sort(rates.begin(), rates.end());
-  printf("{\"bench\": \"cipher\", \"way\": \"%s\", \"piece_kib\": %llu, \"gb_per_second\": %.3f, \"slowest\": %.3f, "
-         "\"fastest\": %.3f}\n",
-         way, static_cast<unsigned long long>(piece_bytes / kKiB), rates[rates.size() / 2], rates.front(), rates.back());
+  printf(
+      "{\"bench\": \"cipher\", \"way\": \"%s\", \"piece_kib\": %llu, \"gb_per_second\": %.3f, \"slowest\": %.3f, "
+      "\"fastest\": %.3f}\n",
+      way, static_cast<unsigned long long>(piece_bytes / kKiB), rates[rates.size() / 2], rates.front(), rates.back());
 }
 
 int run(int repeats, uint64_t large) {

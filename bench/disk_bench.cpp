@@ -189,7 +189,8 @@ int run(const Plan& plan) {
   uint64_t expected = 0;
   uint64_t seen = 0;
   const uint64_t largest = plan.request_bytes.back();
-  runner.seconds(in_order(StoreOperation::kWrite, largest), largest, plan.depths.back(), fill, nullptr, &expected);  // also warms up
+  runner.seconds(in_order(StoreOperation::kWrite, largest), largest, plan.depths.back(), fill, nullptr,
+                 &expected);  // also warms up
   runner.seconds(in_order(StoreOperation::kRead, largest), largest, plan.depths.back(), nullptr, add_up, &seen);
   const std::string mode = store->description().find(", direct,") != std::string::npos ? "direct" : "buffered";
   for (StoreOperation operation : {StoreOperation::kWrite, StoreOperation::kRead}) {
@@ -198,18 +199,20 @@ int run(const Plan& plan) {
         std::vector<double> rates;
         const double processor_start = processor_seconds();
         for (int repeat = 0; repeat < plan.repeats; ++repeat) {
-          const double seconds = runner.seconds(in_order(operation, request_bytes), request_bytes, depth, nullptr, nullptr, nullptr);
+          const double seconds =
+              runner.seconds(in_order(operation, request_bytes), request_bytes, depth, nullptr, nullptr, nullptr);
           rates.push_back(static_cast<double>(plan.total) / seconds / 1e9);
         }
         const double processor = processor_seconds() - processor_start;
         std::sort(rates.begin(), rates.end());
-        printf("{\"bench\": \"disk\", \"operation\": \"%s\", \"request_mib\": %llu, \"depth\": %llu, \"mode\": \"%s\", "
-               "\"store\": \"%s\", \"verify\": \"%s\", \"gb_per_second\": %.3f, \"slowest\": %.3f, \"fastest\": %.3f, "
-               "\"processor_seconds_per_gb\": %.4f}\n",
-               operation == StoreOperation::kRead ? "read" : "write",
-               static_cast<unsigned long long>(request_bytes / kMiB), static_cast<unsigned long long>(depth),
-               mode.c_str(), plan.extension.empty() ? "system" : storage_extension()->name, plan.mode.c_str(), rates[rates.size() / 2], rates.front(), rates.back(),
-               processor / (static_cast<double>(plan.total) / 1e9 * plan.repeats));
+        printf(
+            "{\"bench\": \"disk\", \"operation\": \"%s\", \"request_mib\": %llu, \"depth\": %llu, \"mode\": \"%s\", "
+            "\"store\": \"%s\", \"verify\": \"%s\", \"gb_per_second\": %.3f, \"slowest\": %.3f, \"fastest\": %.3f, "
+            "\"processor_seconds_per_gb\": %.4f}\n",
+            operation == StoreOperation::kRead ? "read" : "write",
+            static_cast<unsigned long long>(request_bytes / kMiB), static_cast<unsigned long long>(depth), mode.c_str(),
+            plan.extension.empty() ? "system" : storage_extension()->name, plan.mode.c_str(), rates[rates.size() / 2],
+            rates.front(), rates.back(), processor / (static_cast<double>(plan.total) / 1e9 * plan.repeats));
         fflush(stdout);
       }
     }
@@ -257,7 +260,8 @@ void plain_pass(int descriptor, std::byte* memory, const std::string& what, uint
         const ssize_t moved = target.operation == StoreOperation::kRead
                                   ? pread(descriptor, buffer, request_bytes, offset)
                                   : pwrite(descriptor, buffer, request_bytes, offset);
-        if (moved != static_cast<ssize_t>(request_bytes)) give_up(Status::error(StatusCode::kStorageError, "a plain call failed"));
+        if (moved != static_cast<ssize_t>(request_bytes))
+          give_up(Status::error(StatusCode::kStorageError, "a plain call failed"));
       }
     });
   }
@@ -270,17 +274,22 @@ void plain_pass(int descriptor, std::byte* memory, const std::string& what, uint
 int plain_file(const Plan& plan) {
   const int descriptor = open(plan.directories.front().c_str(), O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
   const bool taken = descriptor >= 0 && posix_fallocate(descriptor, 0, static_cast<off_t>(plan.total)) == 0;
-  if (!taken) give_up(Status::error(StatusCode::kStorageError, "no file for the plain test in " + plan.directories.front()));
+  if (!taken)
+    give_up(Status::error(StatusCode::kStorageError, "no file for the plain test in " + plan.directories.front()));
   return descriptor;
 }
 
-void print_against(const std::string& what, const std::string& who, const Measured& measured, double best_plain, uint64_t total) {
+void print_against(const std::string& what, const std::string& who, const Measured& measured, double best_plain,
+                   uint64_t total) {
   const double gigabytes = static_cast<double>(total) / 1e9 * static_cast<double>(measured.rates.size());
-  printf("{\"bench\": \"disk_against_plain\", \"what\": \"%s\", \"who\": \"%s\", \"gb_per_second\": %.3f, \"slowest\": %.3f, "
-         "\"fastest\": %.3f, \"of_plain\": %.3f, \"processor_seconds_per_gb\": %.4f}\n",
-         what.c_str(), who.c_str(), median(measured.rates), *std::min_element(measured.rates.begin(), measured.rates.end()),
-         *std::max_element(measured.rates.begin(), measured.rates.end()), median(measured.rates) / best_plain,
-         measured.processor / gigabytes);
+  printf(
+      "{\"bench\": \"disk_against_plain\", \"what\": \"%s\", \"who\": \"%s\", \"gb_per_second\": %.3f, \"slowest\": "
+      "%.3f, "
+      "\"fastest\": %.3f, \"of_plain\": %.3f, \"processor_seconds_per_gb\": %.4f}\n",
+      what.c_str(), who.c_str(), median(measured.rates),
+      *std::min_element(measured.rates.begin(), measured.rates.end()),
+      *std::max_element(measured.rates.begin(), measured.rates.end()), median(measured.rates) / best_plain,
+      measured.processor / gigabytes);
   fflush(stdout);
 }
 
@@ -317,7 +326,8 @@ int run_against_plain(const Plan& plan) {
     }
     double best = 0;
     for (const Measured& each : plain) best = std::max(best, median(each.rates));
-    for (size_t i = 0; i < plain.size(); ++i) print_against(what, "plain, " + std::to_string(thread_counts[i]) + " threads", plain[i], best, plan.total);
+    for (size_t i = 0; i < plain.size(); ++i)
+      print_against(what, "plain, " + std::to_string(thread_counts[i]) + " threads", plain[i], best, plan.total);
     for (size_t i = 0; i < modes.size(); ++i) print_against(what, "store, " + modes[i], store[i], best, plan.total);
   }
   close(descriptor);
@@ -379,8 +389,9 @@ int main(int argc, char** argv) {
   if (!plain && argc > 4) plan.mode = argv[4];
   const bool known = plan.mode == "read" || plan.mode == "full" || plan.mode == "off" || plan.mode == "encrypt";
   if (argc <= first || argc > 5 || plan.total == 0 || plan.repeats < 1 || !known) {
-    fprintf(stderr, "usage: disk_bench [--store EXTENSION] DIRECTORY[,DIRECTORY] [MIB, at least 32] [REPEATS] "
-                    "[read|full|off|encrypt] | --plain DIRECTORY [MIB] [REPEATS] | --smoke\n");
+    fprintf(stderr,
+            "usage: disk_bench [--store EXTENSION] DIRECTORY[,DIRECTORY] [MIB, at least 32] [REPEATS] "
+            "[read|full|off|encrypt] | --plain DIRECTORY [MIB] [REPEATS] | --smoke\n");
     return 2;
   }
   plan.directories = split(argv[first]);

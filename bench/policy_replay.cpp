@@ -16,9 +16,9 @@
 #include <utility>
 #include <vector>
 
-#include "estimate/prediction_report.h"
 #include "estimate/machine.h"
 #include "estimate/page_replay.h"
+#include "estimate/prediction_report.h"
 
 using namespace tierpage;
 using namespace tierpage::estimate;
@@ -65,7 +65,8 @@ std::string smoke_program() {
 
 Window window_of(const Program& program, const Arguments& arguments, uint32_t step_count) {
   uint32_t per_loop = 0;
-  for (size_t i = program.loop_begin; i < program.lines.size(); ++i) per_loop += program.lines[i].kind == LineKind::kSynchronize;
+  for (size_t i = program.loop_begin; i < program.lines.size(); ++i)
+    per_loop += program.lines[i].kind == LineKind::kSynchronize;
   if (per_loop == 0) {
     const uint32_t last = step_count > 2 * arguments.tail ? step_count - arguments.tail : step_count;
     return {step_count / 2, last, static_cast<double>(last - step_count / 2)};
@@ -79,7 +80,8 @@ Row mean(std::string name, const std::vector<Moved>& steps, const Window& window
   Moved sum;
   for (uint32_t i = window.first; i < window.last; ++i) sum += steps[i];
   return {std::move(name), static_cast<double>(sum.fetched_bytes) / window.recurrences,
-          static_cast<double>(sum.written_bytes) / window.recurrences, static_cast<double>(sum.faults) / window.recurrences};
+          static_cast<double>(sum.written_bytes) / window.recurrences,
+          static_cast<double>(sum.faults) / window.recurrences};
 }
 
 Status run_core(const Program& program, ReplayOptions options, PolicyKind policy, const Window& window, Row* row) {
@@ -90,7 +92,8 @@ Status run_core(const Program& program, ReplayOptions options, PolicyKind policy
   double seconds = 0;
   for (uint32_t i = 0; i < reports.size(); ++i) {
     const StepReport& report = reports[i];
-    steps.push_back({report.to_device_bytes + report.disk_read_bytes, report.to_host_bytes + report.disk_write_bytes, report.faults});
+    steps.push_back({report.to_device_bytes + report.disk_read_bytes, report.to_host_bytes + report.disk_write_bytes,
+                     report.faults});
     if (i >= window.first && i < window.last) seconds += report.seconds;
   }
   *row = mean(policy == PolicyKind::kClock ? "clock" : "min, predicted", steps, window);
@@ -98,7 +101,8 @@ Status run_core(const Program& program, ReplayOptions options, PolicyKind policy
   return Status::success();
 }
 
-Status run_pages(const UseString& string, const PageReplayOptions& options, const char* name, const Window& window, Row* row) {
+Status run_pages(const UseString& string, const PageReplayOptions& options, const char* name, const Window& window,
+                 Row* row) {
   std::vector<Moved> steps;
   if (Status status = replay_pages(string, options, &steps); !status.ok()) return status;
   *row = mean(name, steps, window);
@@ -125,8 +129,9 @@ Status run_all(const Program& program, const Arguments& arguments, const UseStri
   if (!status.ok()) return status;
   *best = (*rows)[3].total() < (*rows)[4].total() ? 3 : 4;
   if (program.loop_begin < program.lines.size()) {
-    const Moved plan = interval_plan(string, pager.device_bytes_max, window.first,
-                                     window.first + static_cast<uint32_t>((window.last - window.first) / window.recurrences));
+    const Moved plan =
+        interval_plan(string, pager.device_bytes_max, window.first,
+                      window.first + static_cast<uint32_t>((window.last - window.first) / window.recurrences));
     rows->push_back({"oracle, plan", static_cast<double>(plan.fetched_bytes), static_cast<double>(plan.written_bytes)});
     if (rows->back().total() < (*rows)[*best].total()) *best = rows->size() - 1;
   }
@@ -169,9 +174,10 @@ void print(const std::vector<Row>& rows, size_t best, const Lookout& lookout) {
                 row.fetched_bytes / 1e9, row.written_bytes / 1e9, row.faults, base > 0 ? row.total() / base : 1.0);
     if (row.seconds > 0) std::printf("  %8.4f s", row.seconds);
     if (i == 1) {
-      std::printf("  predicted %.1f %%, %llu uses ahead %.1f %%, outages %zu, longest %.3f steps, without what was new %.3f",
-                  100 * lookout.predicted, static_cast<unsigned long long>(kForesightUses), 100 * lookout.foreseen, lookout.outages,
-                  lookout.outage_steps_max, lookout.recovery_steps_max);
+      std::printf(
+          "  predicted %.1f %%, %llu uses ahead %.1f %%, outages %zu, longest %.3f steps, without what was new %.3f",
+          100 * lookout.predicted, static_cast<unsigned long long>(kForesightUses), 100 * lookout.foreseen,
+          lookout.outages, lookout.outage_steps_max, lookout.recovery_steps_max);
     }
     std::printf("%s\n", i == best ? "  (the oracle)" : "");
   }
@@ -181,15 +187,17 @@ void print_json(const std::vector<Row>& rows, size_t best, const Lookout& lookou
   for (size_t i = 0; i < rows.size(); ++i) {
     const Row& row = rows[i];
     const double base = rows[best].total();
-    std::printf("{\"policy\": \"%s\", \"fetched_bytes\": %.0f, \"written_bytes\": %.0f, \"faults\": %.1f, "
-                "\"bytes_ratio\": %.4f, \"is_oracle\": %s",
-                row.policy.c_str(), row.fetched_bytes, row.written_bytes, row.faults, base > 0 ? row.total() / base : 1.0,
-                i == best ? "true" : "false");
+    std::printf(
+        "{\"policy\": \"%s\", \"fetched_bytes\": %.0f, \"written_bytes\": %.0f, \"faults\": %.1f, "
+        "\"bytes_ratio\": %.4f, \"is_oracle\": %s",
+        row.policy.c_str(), row.fetched_bytes, row.written_bytes, row.faults, base > 0 ? row.total() / base : 1.0,
+        i == best ? "true" : "false");
     if (row.seconds > 0) std::printf(", \"seconds\": %.6f", row.seconds);
     if (i == 1) {
-      std::printf(", \"predicted_share\": %.5f, \"foreseen_share\": %.5f, \"outages\": %zu, "
-                  "\"outage_steps_max\": %.4f, \"recovery_steps_max\": %.4f",
-                  lookout.predicted, lookout.foreseen, lookout.outages, lookout.outage_steps_max, lookout.recovery_steps_max);
+      std::printf(
+          ", \"predicted_share\": %.5f, \"foreseen_share\": %.5f, \"outages\": %zu, "
+          "\"outage_steps_max\": %.4f, \"recovery_steps_max\": %.4f",
+          lookout.predicted, lookout.foreseen, lookout.outages, lookout.outage_steps_max, lookout.recovery_steps_max);
     }
     std::printf("}\n");
   }

@@ -36,16 +36,18 @@ double gib(const char* text) { return std::atof(text) * static_cast<double>(kGiB
 double gigabytes(uint64_t bytes) { return static_cast<double>(bytes) / 1e9; }
 
 void print(size_t index, const StepReport& step) {
-  const double uses = static_cast<double>(step.uses), pages = static_cast<double>(step.pages_ahead + step.pages_on_demand);
-  std::printf("%3zu  %8.4f s  compute %.4f  fault %.4f  allocate %.4f  up %6.2f GB (%.4f s)  down %6.2f GB (%.4f s)  "
-              "disk %.2f/%.2f GB  faults %llu  maps %llu  created %llu  predicted %.1f %% of uses  ahead %.1f %% of pages\n",
-              index, step.seconds, step.compute_seconds, step.fault_seconds, step.allocate_seconds,
-              gigabytes(step.to_device_bytes), step.to_device_busy_seconds, gigabytes(step.to_host_bytes),
-              step.to_host_busy_seconds, gigabytes(step.disk_read_bytes), gigabytes(step.disk_write_bytes),
-              static_cast<unsigned long long>(step.faults), static_cast<unsigned long long>(step.maps),
-              static_cast<unsigned long long>(step.frames_created),
-              uses > 0 ? 100 * static_cast<double>(step.uses_predicted) / uses : 0.0,
-              pages > 0 ? 100 * static_cast<double>(step.pages_ahead) / pages : 0.0);
+  const double uses = static_cast<double>(step.uses),
+               pages = static_cast<double>(step.pages_ahead + step.pages_on_demand);
+  std::printf(
+      "%3zu  %8.4f s  compute %.4f  fault %.4f  allocate %.4f  up %6.2f GB (%.4f s)  down %6.2f GB (%.4f s)  "
+      "disk %.2f/%.2f GB  faults %llu  maps %llu  created %llu  predicted %.1f %% of uses  ahead %.1f %% of pages\n",
+      index, step.seconds, step.compute_seconds, step.fault_seconds, step.allocate_seconds,
+      gigabytes(step.to_device_bytes), step.to_device_busy_seconds, gigabytes(step.to_host_bytes),
+      step.to_host_busy_seconds, gigabytes(step.disk_read_bytes), gigabytes(step.disk_write_bytes),
+      static_cast<unsigned long long>(step.faults), static_cast<unsigned long long>(step.maps),
+      static_cast<unsigned long long>(step.frames_created),
+      uses > 0 ? 100 * static_cast<double>(step.uses_predicted) / uses : 0.0,
+      pages > 0 ? 100 * static_cast<double>(step.pages_ahead) / pages : 0.0);
 }
 
 }  // namespace
@@ -71,7 +73,8 @@ int main(int argc, char** argv) {
     else if (word == "--ahead-us") options.rates.ahead_us_max = std::atof(value), ++i;
     else if (word == "--page-mib") options.pager.frame_bytes_max = static_cast<uint64_t>(std::atoi(value)) * kMiB, ++i;
     else if (word == "--loops") options.loops = std::atoi(value), ++i;
-    else if (word == "--policy") options.pager.policy = value == std::string_view("clock") ? PolicyKind::kClock : PolicyKind::kAuto, ++i;
+    else if (word == "--policy")
+      options.pager.policy = value == std::string_view("clock") ? PolicyKind::kClock : PolicyKind::kAuto, ++i;
     else path = word;
   }
   options.pager.range_bytes = kGiB * 2048;
@@ -90,10 +93,12 @@ int main(int argc, char** argv) {
   for (size_t i = 0; i < reports.size(); ++i) print(i, reports[i]);
   if (status.ok() && program.loop_begin < program.lines.size()) {
     const StepReport& last = reports.back();
-    const bool both = std::min(last.to_device_bytes, last.to_host_bytes) * 10 > std::max(last.to_device_bytes, last.to_host_bytes);
+    const bool both =
+        std::min(last.to_device_bytes, last.to_host_bytes) * 10 > std::max(last.to_device_bytes, last.to_host_bytes);
     const double duplex = both ? options.rates.duplex_factor : 1.0;
-    const PhaseBound bound = bound_by_phases(program, options.pager.device_bytes_max, options.rates.host_to_device * duplex,
-                                             options.rates.device_to_host * duplex);
+    const PhaseBound bound =
+        bound_by_phases(program, options.pager.device_bytes_max, options.rates.host_to_device * duplex,
+                        options.rates.device_to_host * duplex);
     std::printf("bound by phases %.4f s (compute alone %.4f): the last step took %.2f times that\n", bound.seconds,
                 bound.compute_seconds, last.seconds / bound.seconds);
   }

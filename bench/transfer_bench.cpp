@@ -60,10 +60,10 @@ class Bench {
 
  private:
   void row(const char* what, uint64_t bytes, double value, const char* unit) {
-    std::printf("{\"bench\": \"%s\", \"device\": \"%s\", \"bytes\": %llu, \"median\": %.4g, \"unit\": \"%s\", "
-                "\"runs\": %d}\n",
-                what, device_.info().name.c_str(), static_cast<unsigned long long>(bytes), value, unit,
-                settings_.runs());
+    std::printf(
+        "{\"bench\": \"%s\", \"device\": \"%s\", \"bytes\": %llu, \"median\": %.4g, \"unit\": \"%s\", "
+        "\"runs\": %d}\n",
+        what, device_.info().name.c_str(), static_cast<unsigned long long>(bytes), value, unit, settings_.runs());
     std::fflush(stdout);
   }
 

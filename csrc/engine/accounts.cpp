@@ -5,7 +5,7 @@
 namespace tierpage {
 namespace {
 
-constexpr int64_t kRecordedNsMin = 10'000;    // shorter waits are counted, but make no slice in the trace
+constexpr int64_t kRecordedNsMin = 10'000;  // shorter waits are counted, but make no slice in the trace
 constexpr int64_t kLevelsApartNs = 500'000;
 constexpr uint64_t kRateBytesMin = kGiB / 4;  // fewer say little
 
@@ -56,8 +56,7 @@ Levels levels_of(const Pager& pager) {
 }
 
 Accounts::Accounts(uint64_t trace_events_max)
-    : keeps_rows_(trace_events_max > 0),
-      stall_log_(share_of(trace_events_max, 16)),
+    : keeps_rows_(trace_events_max > 0), stall_log_(share_of(trace_events_max, 16)),
       level_log_(share_of(trace_events_max, 4)) {}
 
 void Accounts::stall_ends(SlotId slot, int64_t now_ns) {

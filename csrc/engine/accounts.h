@@ -35,8 +35,8 @@ struct PlanReport {
   uint64_t whole_bytes = 0;  // capacity with which nothing would move
   uint64_t fetched_bytes = 0;
   uint64_t written_bytes = 0;
-  double seconds = 0;         // of a recurrence, if all goes by the plan; 0: operators' times are not known
-  double timed_share = 0;     // of operators whose time is known
+  double seconds = 0;      // of a recurrence, if all goes by the plan; 0: operators' times are not known
+  double timed_share = 0;  // of operators whose time is known
 };
 
 PlanReport report_of(const ResidencyPlan& plan);

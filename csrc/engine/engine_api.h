@@ -69,7 +69,7 @@ typedef struct tp_engine_api {
   uint64_t range_bytes;
   uint64_t min_paged_bytes;
   uint64_t granule_bytes;  // a power of two: regions begin at multiples of it and take whole ones
-  int32_t device_type;   // 0: CPU tensors, 1: CUDA tensors
+  int32_t device_type;     // 0: CPU tensors, 1: CUDA tensors
   int32_t device_index;
 
   // Scopes. One per thread, made on first use, destroyed at thread end (from a thread-local destructor).

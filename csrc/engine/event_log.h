@@ -13,8 +13,16 @@
 namespace tierpage {
 
 enum class EventKind : uint8_t {
-  kHostToDevice, kDeviceToHost, kNvmeToDevice, kDeviceToNvme, kHostToNvme, kNvmeToHost,
-  kMap, kUnmap, kCreate, kRelease,  // the latter two of frames
+  kHostToDevice,
+  kDeviceToHost,
+  kNvmeToDevice,
+  kDeviceToNvme,
+  kHostToNvme,
+  kNvmeToHost,
+  kMap,
+  kUnmap,
+  kCreate,
+  kRelease,  // the latter two of frames
 };
 const char* name_of(EventKind kind);
 

@@ -16,10 +16,10 @@ namespace tierpage {
 class HostGrowth {
  public:
   struct Need {
-    uint64_t used_bytes = 0;        // of the RAM tier
-    uint64_t wanted_bytes = 0;      // that the core waits for; 0: it waits for none
+    uint64_t used_bytes = 0;    // of the RAM tier
+    uint64_t wanted_bytes = 0;  // that the core waits for; 0: it waits for none
     uint64_t device_bytes_max = 0;
-    uint64_t host_bytes_max = 0;    // of now
+    uint64_t host_bytes_max = 0;  // of now
   };
 
   // After each attempt of the grower.

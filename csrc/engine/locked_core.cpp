@@ -30,7 +30,8 @@ void LockedCore::die_locked(const Status& cause) {
     dead_ = Status::error(StatusCode::kPagerDead,
                           "the pager stopped because of an earlier failure: " + cause.message +
                               ". Tensors that are paged out cannot be used any more; save what is resident and "
-                              "restart the process.", cause.system_error);
+                              "restart the process.",
+                          cause.system_error);
     watchdog_.say(dead_.message);
   }
   wake_waiters();

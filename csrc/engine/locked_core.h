@@ -87,8 +87,8 @@ class LockedCore {
   bool alive_locked() const { return dead_.ok(); }
   bool stopped_locked() const { return stop_; }
   const Status& dead_locked() const { return dead_; }
-  bool refuses_locked() const { return !dead_.ok() || g_runtimes.forked(); }  // nothing can be asked for
-  Status refusal_locked() const;                                              // why; ok if it can
+  bool refuses_locked() const { return !dead_.ok() || g_runtimes.forked(); }         // nothing can be asked for
+  Status refusal_locked() const;                                                     // why; ok if it can
   bool ended_locked() const { return !dead_.ok() || stop_ || g_runtimes.forked(); }  // nobody serves a wait any more
   Status end_locked() const;                                                         // why
   Status abandon_wait_locked(SlotId slot);  // it waits, and nobody will serve it: why

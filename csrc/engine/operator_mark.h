@@ -28,7 +28,7 @@ class OperatorMark {
     started_ns_ = 0;
   }
   bool on(uint64_t native_stream) const { return stream_ == native_stream; }
-  uint64_t take() { return std::exchange(mark_, 0); }  // 0: there is none
+  uint64_t take() { return std::exchange(mark_, 0); }                // 0: there is none
   int64_t take_start_ns() { return std::exchange(started_ns_, 0); }  // 0: the same
 
  private:

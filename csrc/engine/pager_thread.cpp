@@ -33,7 +33,9 @@ void PagerThread::open(EventLog& log, bool store_reaches_device, int64_t now_ns)
                                                 tiers_.ring.get(), log, store_reaches_device);
 }
 
-Status PagerThread::start() { return start_quiet_thread("tierpage", [this] { run(); }, &thread_); }
+Status PagerThread::start() {
+  return start_quiet_thread("tierpage", [this] { run(); }, &thread_);
+}
 
 void PagerThread::join() {
   if (thread_.joinable()) thread_.join();
@@ -57,9 +59,9 @@ void PagerThread::tell_host_space_locked() {
 
 void PagerThread::request_host_space_locked() {
   if (!tiers_.arena) return;
-  const uint64_t bytes = host_growth_.take_request({core_->memory().used(Tier::kHost), core_->host_space_wanted(),
-                                                    tiers_.config.device_bytes_max,
-                                                    core_->memory().capacity(Tier::kHost)});
+  const uint64_t bytes =
+      host_growth_.take_request({core_->memory().used(Tier::kHost), core_->host_space_wanted(),
+                                 tiers_.config.device_bytes_max, core_->memory().capacity(Tier::kHost)});
   if (bytes > 0) tiers_.arena->request(bytes);
 }
 
@@ -168,7 +170,7 @@ bool PagerThread::round(std::unique_lock<std::mutex>& lock, Finished& finished, 
   if (core_.closed_locked() && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
   SourceFiles* const sources = tiers_.sources.get();  // only this thread takes it away
   lock.unlock();
-  stay_on_top();  // pages may become inaccessible in this round
+  stay_on_top();                             // pages may become inaccessible in this round
   if (waiters_may_go) core_.wake_waiters();  // not under the lock that they would wait for next
   for (const uint64_t place : unused_sources) {
     if (sources != nullptr) sources->remove(place);

@@ -38,13 +38,8 @@ class PagerThread {
     SourceRegistry& source_registry;
   };
   explicit PagerThread(const Parts& parts)
-      : core_(parts.core),
-        tiers_(parts.tiers),
-        accounts_(parts.accounts),
-        watchdog_(parts.watchdog),
-        host_growth_(parts.host_growth),
-        streams_(parts.streams),
-        source_registry_(parts.source_registry) {}
+      : core_(parts.core), tiers_(parts.tiers), accounts_(parts.accounts), watchdog_(parts.watchdog),
+        host_growth_(parts.host_growth), streams_(parts.streams), source_registry_(parts.source_registry) {}
 
   void open(EventLog& log, bool store_reaches_device, int64_t now_ns);  // when core and tiers are there
   Status start();

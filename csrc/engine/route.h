@@ -28,8 +28,8 @@ namespace tierpage {
 struct RouteLimits {
   uint64_t piece_bytes_up = 0;
   uint64_t piece_bytes_down = 0;
-  uint64_t slot_bytes = 0;         // of the staging ring, 0: there is none
-  uint64_t slot_alignment = 1;     // of what is read from sources
+  uint64_t slot_bytes = 0;      // of the staging ring, 0: there is none
+  uint64_t slot_alignment = 1;  // of what is read from sources
   bool store_reaches_device = false;
 };
 

@@ -6,11 +6,8 @@
 namespace tierpage {
 
 Runtime::Runtime(const RuntimeOptions& options)
-    : options_(options),
-      tiers_(options_),
-      log_(options.trace_events_max),
-      watchdog_(options.stall_report_seconds, options.endurance_seconds),
-      accounts_(options.trace_events_max) {}
+    : options_(options), tiers_(options_), log_(options.trace_events_max),
+      watchdog_(options.stall_report_seconds, options.endurance_seconds), accounts_(options.trace_events_max) {}
 
 Status Runtime::create(const RuntimeOptions& options, Runtime** result, RuntimeParts parts) {
   std::unique_ptr<Runtime> runtime(new Runtime(options));

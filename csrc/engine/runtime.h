@@ -71,26 +71,26 @@ class Runtime;
 struct Scope {
   Runtime* runtime = nullptr;
   SlotId slot;
-  SlotId waiting_slot;          // the slot that wait() is about; usually `slot`
+  SlotId waiting_slot;  // the slot that wait() is about; usually `slot`
   bool open = false;
-  bool pinned = false;          // something was pinned or allocated since it opened
+  bool pinned = false;  // something was pinned or allocated since it opened
   bool waiting_allocation = false;
-  bool touched = false;         // sticky may hold something; of this thread alone
+  bool touched = false;           // sticky may hold something; of this thread alone
   bool blocked_by_touch = false;  // its own pins cannot end before a touch is served: see touch()
   OperatorMark mark;              // when the open operator began to work, while its time is wanted
   struct KnownStream {
     bool known = false;
     uint64_t native = 0;
     StreamId id = 0;
-  } stream;                       // that this thread's operators ended on last, if that may owe fences
+  } stream;  // that this thread's operators ended on last, if that may owe fences
   std::string error;
   struct Sticky {
     SlotId slot;
     uint32_t closes_left = 0;
     RegionId region;
   };
-  std::vector<Sticky> sticky;   // touches that last some more operators
-  std::vector<Use> uses;        // scratch
+  std::vector<Sticky> sticky;  // touches that last some more operators
+  std::vector<Use> uses;       // scratch
 };
 
 class Runtime {
@@ -138,7 +138,7 @@ class Runtime {
   // Both wait until what was told to leave has left; *bytes is how much that was, also where the wait failed.
   Status evict(const std::vector<uint64_t>& addresses, uint64_t* bytes);
   Status pause(const std::string& tag, uint64_t* bytes);
-  void set_tag(const std::string& tag);   // this thread; empty: leave
+  void set_tag(const std::string& tag);  // this thread; empty: leave
   uint64_t resume(const std::string& tag);
   Status set_budget(Tier tier, uint64_t bytes);
   Status close();
@@ -177,20 +177,20 @@ class Runtime {
 
   RuntimeOptions options_;
   tp_engine_api api_{};
-  TierSet tiers_;                          // pointers change under the lock
+  TierSet tiers_;  // pointers change under the lock
   EventLog log_;
 
-  std::mutex close_mutex_;                 // one close or shutdown at a time; taken before mutex_
+  std::mutex close_mutex_;  // one close or shutdown at a time; taken before mutex_
   // Guarded by the core's lock (mutex_), as is the core itself:
-  Watchdog watchdog_;                      // and its notices
+  Watchdog watchdog_;  // and its notices
   HostGrowth host_growth_;
   LockedCore core_{watchdog_, host_growth_};
-  Accounts accounts_;                      // its rows may be read without
-  int64_t enqueued_ns_ = 0;                // when the request in hand could not be served; 0: it was, so far
+  Accounts accounts_;        // its rows may be read without
+  int64_t enqueued_ns_ = 0;  // when the request in hand could not be served; 0: it was, so far
   DeviceBudget device_budget_;
   StreamLedger streams_;
   TagNames tags_;
-  std::unordered_set<uint32_t> pins_;      // slots of pin()
+  std::unordered_set<uint32_t> pins_;  // slots of pin()
   AwaitedRegions awaited_;
   std::vector<Scope*> scopes_;
   SourceRegistry source_registry_;

@@ -60,15 +60,16 @@ void Runtime::open_scope(Scope& scope) {
 Status Runtime::begin(Scope& scope, const tp_operator& op, const tp_access* accesses, size_t count) {
   int64_t asked_ns = 0;
   const std::unique_lock lock = core_.lock_counted(asked_ns);
-  if (core_.refuses_locked()) [[unlikely]] return core_.refusal_locked();
+  if (core_.refuses_locked()) [[unlikely]]
+    return core_.refusal_locked();
   scope.uses.clear();
   for (size_t i = 0; i < count; ++i) {
     const RegionId region = core_.region_of_locked(accesses[i].address);
     if (!region.valid()) continue;
     const uint64_t first = accesses[i].address - api_.range_base - core_->memory().region(region).offset;
     const uint64_t last = first + (accesses[i].bytes > 0 ? accesses[i].bytes : 1) - 1;
-    scope.uses.push_back({region, first, last,
-                          (accesses[i].mode & TP_WRITE) != 0 ? AccessMode::kWrite : AccessMode::kRead});
+    scope.uses.push_back(
+        {region, first, last, (accesses[i].mode & TP_WRITE) != 0 ? AccessMode::kWrite : AccessMode::kRead});
     core_->mark_seen(region);
   }
   if (scope.uses.empty()) return Status::success();
@@ -82,7 +83,8 @@ Status Runtime::begin(Scope& scope, const tp_operator& op, const tp_access* acce
 // After an event of this scope's slot: granted, waiting (the thread is told to work), or the failure.
 Status Runtime::outcome_locked(Scope& scope, const char* name, int64_t asked_ns) {
   core_.hand_over_locked();
-  if ((enqueued_ns_ | asked_ns) != 0) [[unlikely]] count_request_locked(scope.waiting_slot, name, asked_ns);
+  if ((enqueued_ns_ | asked_ns) != 0) [[unlikely]]
+    count_request_locked(scope.waiting_slot, name, asked_ns);
   const Outcome outcome = core_->outcome(scope.waiting_slot);
   if (outcome == Outcome::kGranted) return Status::success();
   if (outcome == Outcome::kFailed) return core_->failure(scope.waiting_slot);
@@ -118,8 +120,9 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   if (bytes == 0) return Status::error(StatusCode::kInvalidArgument, "an allocation of 0 bytes has no pages");
   const bool sourced = place != TP_NO_SOURCE;
   if (sourced && (scope.open || core_.closed_locked())) {
-    return Status::error(StatusCode::kUnavailable, scope.open ? "a running operator cannot make a tensor backed by a file"
-                                                              : "paging is disabled: nothing can be backed by a file");
+    return Status::error(StatusCode::kUnavailable, scope.open
+                                                       ? "a running operator cannot make a tensor backed by a file"
+                                                       : "paging is disabled: nothing can be backed by a file");
   }
   AllocateRequest request;
   request.bytes = bytes;
@@ -220,10 +223,10 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   }
   // With synchronous streams other threads may end touches (drop_touches_locked): the list is read under the lock only.
   const bool synchronous = tiers_.backend->info().synchronous_streams;
-  const bool lets_go = !synchronous && (scope.pinned || std::any_of(scope.sticky.begin(), scope.sticky.end(),
-                                                                    [](const Scope::Sticky& sticky) {
-                                                                      return sticky.closes_left <= 1;
-                                                                    }));
+  const bool lets_go =
+      !synchronous &&
+      (scope.pinned || std::any_of(scope.sticky.begin(), scope.sticky.end(),
+                                   [](const Scope::Sticky& sticky) { return sticky.closes_left <= 1; }));
   if (!lets_go && !synchronous) scope.mark.drop(*tiers_.backend);
   Fence fence;
   // Before the pins are let go: whoever evicts afterwards sees the fence.
@@ -265,9 +268,10 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   });
   if (status.ok()) status = wait_for_evictions(lock, core_->memory().live_regions(), "paranoid mode");
   if (const uint64_t missed = missed_accesses_.exchange(0); missed > 0) {
-    return Status::error(StatusCode::kInternal,
-                         std::to_string(missed) + " accesses to paged memory were announced by no operator (paranoid "
-                         "mode); the last one at offset " + std::to_string(missed_address_.load()) + " of the range");
+    return Status::error(StatusCode::kInternal, std::to_string(missed) +
+                                                    " accesses to paged memory were announced by no operator (paranoid "
+                                                    "mode); the last one at offset " +
+                                                    std::to_string(missed_address_.load()) + " of the range");
   }
   return status;
 }

@@ -43,7 +43,7 @@ struct RuntimeOptions {
   uint64_t nvme_bytes_max = 0;
   std::vector<std::string> nvme_path;  // several: one for each drive, striped; empty: two tiers only
   uint64_t min_paged_bytes = kMiB;
-  uint64_t granule_bytes = 0;        // 0: the backend's default
+  uint64_t granule_bytes = 0;  // 0: the backend's default
   uint64_t frame_bytes_max = 0;
   uint64_t range_bytes = 0;
   bool scope_explicit = false;
@@ -55,9 +55,9 @@ struct RuntimeOptions {
   int io_workers = 8;
   bool direct_io = true;
   StorageWay storage = StorageWay::kDirect;
-  uint64_t nvme_write_bytes_max = 0;        // that should be written to the NVMe tier in each period
-  uint64_t nvme_write_period_seconds = 0;   // 0: no such bound
-  double stall_report_seconds = 30;  // a transfer without progress for so long is reported; 0: never
+  uint64_t nvme_write_bytes_max = 0;       // that should be written to the NVMe tier in each period
+  uint64_t nvme_write_period_seconds = 0;  // 0: no such bound
+  double stall_report_seconds = 30;        // a transfer without progress for so long is reported; 0: never
   Verify verify = Verify::kRead;
   uint64_t endurance_seconds = 600;  // after which a program's pace of writing is judged
   bool encrypt = false;              // what lies on the disk

@@ -60,7 +60,8 @@ uint64_t RuntimeReports::live_bytes() {
 
 std::string RuntimeReports::take_notices() {
   std::lock_guard lock(core_.mutex());
-  if (!core_.ended_locked()) watchdog_.look_at_pager_thread(steady_ns(), [this] { return core_->memory().tier_table(); });
+  if (!core_.ended_locked())
+    watchdog_.look_at_pager_thread(steady_ns(), [this] { return core_->memory().tier_table(); });
   return watchdog_.take_notices();
 }
 

@@ -28,11 +28,7 @@ class RuntimeReports {
     const std::atomic<uint64_t>& missed_accesses;
   };
   explicit RuntimeReports(const Parts& parts)
-      : core_(parts.core),
-        tiers_(parts.tiers),
-        accounts_(parts.accounts),
-        watchdog_(parts.watchdog),
-        log_(parts.log),
+      : core_(parts.core), tiers_(parts.tiers), accounts_(parts.accounts), watchdog_(parts.watchdog), log_(parts.log),
         missed_accesses_(parts.missed_accesses) {}
 
   struct Snapshot {
@@ -42,15 +38,15 @@ class RuntimeReports {
     uint64_t dirty_bytes;
     std::string policy;
     uint64_t predicted_uses, mispredicted_uses;
-    uint64_t host_ready_bytes;         // of RAM, taken from the system; with what nothing lies in yet
+    uint64_t host_ready_bytes;  // of RAM, taken from the system; with what nothing lies in yet
     uint64_t host_locked_bytes;
-    uint64_t elapsed_ns;               // since the runtime opened
+    uint64_t elapsed_ns;  // since the runtime opened
     LinkUses links;
-    bool engaged;                      // pages leave, or did so lately
+    bool engaged;  // pages leave, or did so lately
     StuckTransfers stuck;
-    WriteEconomy writes;               // to the NVMe tier
+    WriteEconomy writes;  // to the NVMe tier
     PlanReport plan;
-    RecurrenceTotals recurrence;       // the last whole one under that plan
+    RecurrenceTotals recurrence;  // the last whole one under that plan
   };
   Snapshot snapshot();
   void reset_peaks();

@@ -31,12 +31,8 @@ class RuntimeSources {
     Watchdog& watchdog;
   };
   explicit RuntimeSources(const Parts& parts)
-      : core_(parts.core),
-        tiers_(parts.tiers),
-        registry_(parts.registry),
-        close_mutex_(parts.close_mutex),
-        options_(parts.options),
-        watchdog_(parts.watchdog) {}
+      : core_(parts.core), tiers_(parts.tiers), registry_(parts.registry), close_mutex_(parts.close_mutex),
+        options_(parts.options), watchdog_(parts.watchdog) {}
 
   // A file is open until it was let go and no region has it as its source any more.
   Status add(int descriptor, const std::string& name, const SourceFiles::Version* known, uint64_t* place);

@@ -64,8 +64,9 @@ Status Runtime::fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, 
   if (!status.ok()) return status;
   core_.hand_over_locked();
   if (enqueued_ns_ != 0) count_request_locked(slot, name, 0);
-  const WaitEnd end = core_.wait_or_stop(lock, std::chrono::steady_clock::now() + kForEver,
-                                   [&] { return core_.ended_locked() || core_->outcome(slot) != Outcome::kWait; });
+  const WaitEnd end = core_.wait_or_stop(lock, std::chrono::steady_clock::now() + kForEver, [&] {
+    return core_.ended_locked() || core_->outcome(slot) != Outcome::kWait;
+  });
   accounts_.stall_ends(slot, steady_ns());
   if (!core_.alive_locked()) return core_.dead_locked();
   const Outcome outcome = core_->outcome(slot);
@@ -217,8 +218,9 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
   std::lock_guard lock(core_.mutex());
   if (core_.ended_locked()) return core_.end_locked();
   if (tier == Tier::kNvme) {
-    return Status::error(StatusCode::kInvalidArgument, "nvme_budget cannot change while enabled: the spill file was "
-                                                       "allocated in full; disable and enable again");
+    return Status::error(StatusCode::kInvalidArgument,
+                         "nvme_budget cannot change while enabled: the spill file was "
+                         "allocated in full; disable and enable again");
   }
   if (core_.closed_locked()) {
     return Status::error(StatusCode::kUnavailable, "paging is disabled: there is no budget to change");
@@ -309,12 +311,12 @@ Status Runtime::bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot) {
     if (missing > free) {
       return Status::error(StatusCode::kOutOfMemory,
                            "cannot disable: " + mebibytes(live) + " of tensors are alive, " + mebibytes(held) +
-                               " are held on the device and only " + mebibytes(free) + " more are free there. Delete "
+                               " are held on the device and only " + mebibytes(free) +
+                               " more are free there. Delete "
                                "tensors (or move them with .cpu()) first; paging stays enabled.");
     }
-    const Status raised = core_.events_locked([&] {
-      core_->set_capacity(Tier::kDevice, std::max(live + held, device_budget_.for_pages()));
-    });
+    const Status raised = core_.events_locked(
+        [&] { core_->set_capacity(Tier::kDevice, std::max(live + held, device_budget_.for_pages())); });
     if (!raised.ok()) return raised;
     if (Status status = fetch_blocking(lock, slot, uses, "tierpage.disable"); !status.ok()) return status;
   }

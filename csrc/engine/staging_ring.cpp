@@ -26,7 +26,8 @@ Status StagingRing::open(const std::function<Status(void*, uint64_t)>& lock, std
   if (memory == MAP_FAILED) {
     return Status::error(StatusCode::kOutOfMemory,
                          "cannot map " + std::to_string(mapping_bytes_) + " bytes for staging: " +
-                             std::strerror(errno) + ". Lower staging_slots or staging_slot_bytes.", errno);
+                             std::strerror(errno) + ". Lower staging_slots or staging_slot_bytes.",
+                         errno);
   }
   mapping_ = static_cast<std::byte*>(memory);
   base_ = reinterpret_cast<std::byte*>(round_up(reinterpret_cast<uint64_t>(mapping_), kHugePage));

@@ -27,7 +27,7 @@ class StagingRing {
   // Maps and touches the memory, then locks it; a ring that cannot be locked still works, and notice() says so.
   Status open(const std::function<Status(void*, uint64_t)>& lock, std::function<void(void*)> unlock);
   const std::string& notice() const { return notice_; }  // for the user; else empty
-  int take();  // slot index, or -1
+  int take();                                            // slot index, or -1
   void give_back(int slot);
   std::byte* memory(int slot) const { return base_ + static_cast<uint64_t>(slot) * slot_bytes_; }
   uint64_t slot_bytes() const { return slot_bytes_; }

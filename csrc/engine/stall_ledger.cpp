@@ -72,8 +72,8 @@ void StallLedger::describe(SlotId slot, const WaitDetails& details, const char* 
 }
 
 bool StallLedger::end(SlotId slot, int64_t now_ns, Stall* stall) {
-  const auto wait = std::find_if(open_.begin(), open_.end(),
-                                 [slot](const Open& open) { return open.stall.thread == slot.value; });
+  const auto wait =
+      std::find_if(open_.begin(), open_.end(), [slot](const Open& open) { return open.stall.thread == slot.value; });
   if (wait == open_.end()) return false;
   now_ns = std::max(now_ns, wait->looked_ns);
   charge(*wait, now_ns, StallCause::kHost);

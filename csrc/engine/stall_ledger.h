@@ -20,8 +20,8 @@
 #include <string_view>
 #include <vector>
 
-#include "core/pager/pager.h"
 #include "core/model/stall_cause.h"
+#include "core/pager/pager.h"
 
 namespace tierpage {
 
@@ -31,7 +31,7 @@ using CauseTimes = std::array<uint64_t, kStallCauseCount>;  // nanoseconds by in
 
 struct StallStats {
   CauseTimes ns{};
-  CauseTimes count{};        // waits in which the cause had a part
+  CauseTimes count{};  // waits in which the cause had a part
   uint64_t total_ns = 0;
   uint64_t waits = 0;
   uint64_t allocate_ns = 0;  // of total_ns: in allocations
@@ -41,18 +41,18 @@ struct StallStats {
 // One wait that has ended.
 struct Stall {
   WaitDetails details;
-  const char* tag = "";       // lives as long as the runtime
-  uint32_t thread = 0;        // the slot that waited
-  int64_t start_ns = 0;       // of the owner's clock
+  const char* tag = "";  // lives as long as the runtime
+  uint32_t thread = 0;   // the slot that waited
+  int64_t start_ns = 0;  // of the owner's clock
   int64_t duration_ns = 0;
   CauseTimes ns{};
 };
 
 struct StalledName {
   const char* name = "";
-  CauseTimes ns{};            // since it is in
+  CauseTimes ns{};  // since it is in
   uint64_t count = 0;
-  uint64_t bytes = 0;         // waited for
+  uint64_t bytes = 0;  // waited for
   uint64_t predicted_bytes = 0;
   uint64_t unknown_ns = 0;
   uint64_t known_ns() const;

@@ -101,7 +101,8 @@ Status Probe::move_all(BlockStore& store, Way way, StoreOperation operation) {
     }
   };
   for (uint64_t offset = 0; offset < kProbeBytes && failed.ok(); offset += kPieceBytes) {
-    count(copies && !reading ? submit_copy(CopyDirection::kToHost, offset) : submit_disk(store, way, operation, offset));
+    count(copies && !reading ? submit_copy(CopyDirection::kToHost, offset)
+                             : submit_disk(store, way, operation, offset));
   }
   std::vector<StoreCompletion> from_disk;
   std::vector<CopyCompletion> copied;
@@ -149,8 +150,9 @@ Status Probe::prove(BlockStore& store) {
   if (status.ok()) status = copy_all(CopyDirection::kToHost);
   for (uint64_t i = 0; status.ok() && i < kProbeBytes / 8; ++i) {
     if (words[i] != word(i)) {
-      status = Status::error(StatusCode::kCorruptPage, "the storage extension brought other bytes back than it took, at byte " +
-                                                           std::to_string(8 * i) + " of " + std::to_string(kProbeBytes));
+      status = Status::error(StatusCode::kCorruptPage,
+                             "the storage extension brought other bytes back than it took, at byte " +
+                                 std::to_string(8 * i) + " of " + std::to_string(kProbeBytes));
     }
   }
   return status;

@@ -46,14 +46,16 @@ Status TierSet::size_ring(uint64_t* bytes) {
       options_.staging_slot_bytes % kAlignment != 0) {
     return Status::error(StatusCode::kInvalidArgument,
                          std::to_string(options_.staging_slots) + " staging_slots of " +
-                             std::to_string(options_.staging_slot_bytes) + " bytes cannot carry pages to the NVMe "
+                             std::to_string(options_.staging_slot_bytes) +
+                             " bytes cannot carry pages to the NVMe "
                              "tier. Give at least one slot, of a multiple of 4096 bytes.");
   }
   const uint64_t wanted = options_.staging_slot_bytes * options_.staging_slots;
   if (wanted > options_.host_bytes_max) {
     return Status::error(StatusCode::kInvalidArgument,
                          "host_budget is " + std::to_string(options_.host_bytes_max) + " bytes, less than the " +
-                             std::to_string(wanted) + " bytes of staging buffers that reading from disk needs. "
+                             std::to_string(wanted) +
+                             " bytes of staging buffers that reading from disk needs. "
                              "Raise host_budget, or lower staging_slots or staging_slot_bytes.");
   }
   *bytes = wanted;
@@ -86,9 +88,10 @@ Status TierSet::check_storage_extension() const {
     return Status::error(StatusCode::kInvalidArgument, "only a storage extension reaches the memory of a GPU");
   }
   if (reaches_device(options_.storage) && (options_.verify != Verify::kOff || options_.encrypt)) {
-    return Status::error(StatusCode::kInvalidArgument, "pages that pass no RAM can be neither checked nor encrypted: "
-                                                       "give verify=\"off\" and encrypt=False with a store that "
-                                                       "reaches the device");
+    return Status::error(StatusCode::kInvalidArgument,
+                         "pages that pass no RAM can be neither checked nor encrypted: "
+                         "give verify=\"off\" and encrypt=False with a store that "
+                         "reaches the device");
   }
   return Status::success();
 }
@@ -133,7 +136,7 @@ Status TierSet::open_ring(std::unique_ptr<StagingRing>* opened) {
   *opened = std::make_unique<StagingRing>(options_.staging_slot_bytes, options_.staging_slots);
   if (!options_.cuda) return (*opened)->open({}, {});
   return (*opened)->open([this](void* memory, uint64_t bytes) { return backend->lock_host(memory, bytes); },
-                       [this](void* memory) { backend->unlock_host(memory); });
+                         [this](void* memory) { backend->unlock_host(memory); });
 }
 
 }  // namespace tierpage

@@ -36,8 +36,8 @@ class TierSet {
   std::unique_ptr<StagingRing> ring;
   std::shared_ptr<SourceFiles> sources;  // made with the first source
   PagerConfig config;
-  std::string description = "none";      // of the store
-  uint64_t ring_bytes = 0;               // of the host budget; 0: there is no ring
+  std::string description = "none";  // of the store
+  uint64_t ring_bytes = 0;           // of the host budget; 0: there is no ring
 
  private:
   Status open_backend();

@@ -29,11 +29,7 @@ constexpr size_t kDiskRequestsMax = 16;
 
 TransferEngine::TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingRing* ring,
                                EventLog& log, bool store_reaches_device)
-    : backend_(backend),
-      arena_(arena),
-      store_(store),
-      ring_(ring),
-      log_(log),
+    : backend_(backend), arena_(arena), store_(store), ring_(ring), log_(log),
       store_reaches_device_(store_reaches_device) {}
 
 void TransferEngine::detach_lower_tiers() {
@@ -90,18 +86,14 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
       log_.add({EventKind::kRelease, 0, start, realtime_ns() - start, 0});
       return;
     }
-    case ActionKind::kWatchFence:
-      watched_.push_back(action.fence);
-      return;
+    case ActionKind::kWatchFence: watched_.push_back(action.fence); return;
     case ActionKind::kRecordFence: {
       Fence fence;
       const bool recorded = backend_.record_fence(action.native_stream, &fence).ok();
       finished.recorded.push_back({action.fence.stream, fence, !recorded});
       return;
     }
-    case ActionKind::kMap:
-      execute_map(action, finished);
-      return;
+    case ActionKind::kMap: execute_map(action, finished); return;
     case ActionKind::kUnmap: {
       const int64_t start = realtime_ns();
       Status status = backend_.unmap(action.frame, action.device_offset);

@@ -51,7 +51,7 @@ struct Finished {
     bool refused;
   };
   std::vector<Fence> fences;
-  std::vector<Recorded> recorded;  // fences that the pager asked for
+  std::vector<Recorded> recorded;            // fences that the pager asked for
   std::vector<DeviceBackend::OpTime> times;  // of operators, by position in the trace
   bool empty() const { return transfers.empty() && fences.empty() && recorded.empty(); }
   void clear() {
@@ -66,10 +66,10 @@ struct Finished {
 // Transfers of which some piece is with the device or the disk and has not come back for long.
 struct StuckTransfers {
   size_t count = 0;
-  uint64_t bytes = 0;       // of their pages
-  int64_t oldest_ns = 0;    // for how long the oldest piece has been away
+  uint64_t bytes = 0;     // of their pages
+  int64_t oldest_ns = 0;  // for how long the oldest piece has been away
   TransferId oldest;
-  std::string text;         // which page, which way, which piece
+  std::string text;  // which page, which way, which piece
 };
 
 class TransferEngine {
@@ -103,8 +103,8 @@ class TransferEngine {
   };
   struct Piece {
     Flight* flight = nullptr;
-    uint8_t hop = 0;        // of the flight's route: under way, or awaited
-    int slot = -1;          // of the ring
+    uint8_t hop = 0;  // of the flight's route: under way, or awaited
+    int slot = -1;    // of the ring
     Part part;
     void* host = nullptr;   // what the disk or the copy sees beside DEVICE and NVMe
     int64_t issued_ns = 0;  // since when it is with the device or the disk; 0: it waits here
@@ -144,7 +144,7 @@ class TransferEngine {
   std::deque<uint32_t> waiting_in_slot_;      // for their copy to the device: the second hop, the slot is filled
   size_t submitted_[2] = {0, 0};              // device copies under way, by CopyDirection
   size_t disk_requests_ = 0;
-  bool pump_again_ = false;              // a piece became ready for its second hop without an event
+  bool pump_again_ = false;  // a piece became ready for its second hop without an event
   LinkMeter meter_;
   std::vector<Fence> watched_;
   std::vector<CopyCompletion> copy_completions_;

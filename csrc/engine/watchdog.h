@@ -46,15 +46,15 @@ class Watchdog {
  private:
   double stall_report_seconds_;
   uint64_t endurance_seconds_;
-  uint64_t drive_bytes_ = 0;         // of the NVMe tier's drives, 0: not known
+  uint64_t drive_bytes_ = 0;  // of the NVMe tier's drives, 0: not known
   int64_t last_progress_ns_ = 0;
-  int64_t round_ns_ = 0;             // when the pager thread was back last; 0: it has not begun
+  int64_t round_ns_ = 0;  // when the pager thread was back last; 0: it has not begun
   StuckTransfers stuck_;
   std::string notices_;
   // What was said already:
-  TransferId stuck_said_;            // the oldest of the transfers that hang
-  bool waits_said_ = false;          // of the wait that goes on
-  int64_t pager_thread_said_ = 0;    // the round that it had not come back from
+  TransferId stuck_said_;          // the oldest of the transfers that hang
+  bool waits_said_ = false;        // of the wait that goes on
+  int64_t pager_thread_said_ = 0;  // the round that it had not come back from
   bool write_budget_said_ = false;
   bool endurance_said_ = false;
 };

@@ -79,19 +79,16 @@ class Machine {
  private:
   struct Totals {
     double time = 0, compute = 0, fault = 0, allocate = 0, up_busy = 0, down_busy = 0;
-    uint64_t up = 0, down = 0, disk_read = 0, disk_write = 0, faults = 0, maps = 0, created = 0, uses = 0, predicted = 0, ahead = 0, on_demand = 0;
+    uint64_t up = 0, down = 0, disk_read = 0, disk_write = 0, faults = 0, maps = 0, created = 0, uses = 0,
+             predicted = 0, ahead = 0, on_demand = 0;
   };
 
   // --- the program thread ----------------------------------------------------------------------------------------
   void run_line(const ProgramLine& line, std::vector<StepReport>* reports) {
     if (!failure_.ok()) return;
     switch (line.kind) {
-      case LineKind::kAllocate:
-        allocate(line.fresh[0], false);
-        break;
-      case LineKind::kFree:
-        pager_.free_region(regions_[line.freed], {});
-        break;
+      case LineKind::kAllocate: allocate(line.fresh[0], false); break;
+      case LineKind::kFree: pager_.free_region(regions_[line.freed], {}); break;
       case LineKind::kOperator:
         if (line.group_ends.size() > 1) run_list(line);
         else run_operator(line, 0, line.uses.size(), line.microseconds);
@@ -120,7 +117,8 @@ class Machine {
     kernels_end_ = std::max(kernels_end_, now_) + microseconds;
     totals_.compute += microseconds;
     kernel_ends_.push_back(kernels_end_);
-    if (options_.timed && pager_.wants_times()) timed_.push_back({kernels_end_, pager_.op_position(slot_), microseconds});
+    if (options_.timed && pager_.wants_times())
+      timed_.push_back({kernels_end_, pager_.op_position(slot_), microseconds});
     pager_.end_op(slot_, Fence{0, kernel_ends_.size()});
     for (const ProgramAllocation& fresh : line.fresh) pager_.mark_seen(regions_[fresh.id]);
     double resume = now_ + rates_.launch_us;
@@ -148,7 +146,8 @@ class Machine {
       run += bytes;
       begin = line.group_ends[group];
     }
-    run_operator(line, first, line.uses.size(), line.microseconds * static_cast<double>(run) / static_cast<double>(total));
+    run_operator(line, first, line.uses.size(),
+                 line.microseconds * static_cast<double>(run) / static_cast<double>(total));
   }
 
   uint64_t bytes_of(uint32_t id) const {
@@ -182,7 +181,8 @@ class Machine {
 
   // --- the clock -------------------------------------------------------------------------------------------------
   void wake_pager(double when) {
-    if (pager_.has_actions() || pager_.wants_planning()) round_at_ = std::min(round_at_, std::max(when, pager_free_at_));
+    if (pager_.has_actions() || pager_.wants_planning())
+      round_at_ = std::min(round_at_, std::max(when, pager_free_at_));
   }
 
   void advance_to(double time) {
@@ -220,7 +220,8 @@ class Machine {
   // Times of operators that have ended, as far as the pager asked for them.
   void tell_times() {
     for (; !timed_.empty() && timed_.front().end <= now_; timed_.pop_front()) {
-      if (timed_.front().position != Trace::kNever) pager_.op_timed(timed_.front().position, timed_.front().microseconds);
+      if (timed_.front().position != Trace::kNever)
+        pager_.op_timed(timed_.front().position, timed_.front().microseconds);
     }
   }
 
@@ -269,8 +270,7 @@ class Machine {
   // Copies are given to the links at once although the pager thread gets to them a little later: microseconds.
   double execute(const Action& action, double time) {
     switch (action.kind) {
-      case ActionKind::kReleaseFrame:
-        return time + rates_.unmap_us;
+      case ActionKind::kReleaseFrame: return time + rates_.unmap_us;
       case ActionKind::kWatchFence: {
         const double end = kernel_ends_[action.fence.sequence - 1];
         const auto place = std::find_if(fence_watches_.begin(), fence_watches_.end(),
@@ -285,9 +285,7 @@ class Machine {
         totals_.created += action.create_frame;
         finished_.push_back(action.transfer);
         return time + map_us(action);
-      case ActionKind::kUnmap:
-        finished_.push_back(action.transfer);
-        return time + rates_.unmap_us;
+      case ActionKind::kUnmap: finished_.push_back(action.transfer); return time + rates_.unmap_us;
       case ActionKind::kFetch:
         ++totals_.maps;
         totals_.created += action.create_frame;
@@ -366,8 +364,8 @@ class Machine {
   std::vector<RegionId> regions_;  // by the program's id
   Status failure_;
   double now_ = 0;
-  double kernels_end_ = 0;               // when the last launched kernel ends
-  std::vector<double> kernel_ends_;      // by sequence - 1
+  double kernels_end_ = 0;           // when the last launched kernel ends
+  std::vector<double> kernel_ends_;  // by sequence - 1
   struct Timed {
     double end = 0;
     uint64_t position = 0;  // in the pager's trace
@@ -378,7 +376,7 @@ class Machine {
   bool disk_reads_ = true;
   std::deque<std::pair<double, Fence>> fence_watches_;  // by time
   std::vector<Fence> finished_fences_;
-  std::vector<TransferId> finished_;     // seen at the pager thread's next round
+  std::vector<TransferId> finished_;  // seen at the pager thread's next round
   double round_at_ = kNever;
   double pager_free_at_ = 0;
   Totals totals_, step_start_;

@@ -22,26 +22,27 @@ namespace tierpage::estimate {
 struct MachineRates {
   double host_to_device = 55.2e9;
   double device_to_host = 55.0e9;
-  double duplex_factor = 0.86;      // of each direction's rate while both are busy
+  double duplex_factor = 0.86;  // of each direction's rate while both are busy
   double disk_read = 3.5e9;
   double disk_write = 2.5e9;
-  double map_us = 100;              // map and set access, one frame; some wait for a piece on its way down (bench/notes/2026-11-lab-book.md)
+  double map_us =
+      100;  // map and set access, one frame; some wait for a piece on its way down (bench/notes/2026-11-lab-book.md)
   double unmap_us = 40;
-  double create_us = 25;            // the memory of a frame, and giving back another's
-  double submit_us = 12;            // to hand one piece of a copy to the device
-  double launch_us = 7;             // program thread, per operator
-  double wake_us = 40;              // from the grant to the waiting thread's next instruction
-  double look_us = 15;              // until the pager thread sees a completion
+  double create_us = 25;  // the memory of a frame, and giving back another's
+  double submit_us = 12;  // to hand one piece of a copy to the device
+  double launch_us = 7;   // program thread, per operator
+  double wake_us = 40;    // from the grant to the waiting thread's next instruction
+  double look_us = 15;    // until the pager thread sees a completion
   uint32_t launches_ahead_max = 1000;
-  double ahead_us_max = 1e9;        // work queued before the program thread waits for the kernels
+  double ahead_us_max = 1e9;  // work queued before the program thread waits for the kernels
   uint64_t piece_bytes = kLimitOfModel.piece_bytes;
 };
 
 struct StepReport {
   double seconds = 0;
-  double compute_seconds = 0;     // kernels alone
-  double fault_seconds = 0;       // the program thread waited for pages
-  double allocate_seconds = 0;    // ... for room
+  double compute_seconds = 0;   // kernels alone
+  double fault_seconds = 0;     // the program thread waited for pages
+  double allocate_seconds = 0;  // ... for room
   double to_device_busy_seconds = 0;
   double to_host_busy_seconds = 0;
   uint64_t to_device_bytes = 0;
@@ -63,7 +64,7 @@ struct ReplayOptions {
   MachineRates rates;
   uint64_t list_run_bytes_max = 0;  // 0: a sixteenth of the device budget, as in engine/runtime.h
   int loops = 4;                    // how often the repeating step runs
-  bool timed = true;              // the pager learns how long operators take
+  bool timed = true;                // the pager learns how long operators take
   bool check = false;               // check_invariants after every round of the pager thread
 };
 

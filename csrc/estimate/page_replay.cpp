@@ -16,9 +16,9 @@ struct PageRow {
   uint64_t bytes = 0;
   uint32_t life = 0;
   bool resident = false;
-  bool dirty = false;  // the only copy
-  uint8_t list = 0;    // of the victims' lists, while it is in one
-  uint32_t rank = 0;   // its place there
+  bool dirty = false;          // the only copy
+  uint8_t list = 0;            // of the victims' lists, while it is in one
+  uint32_t rank = 0;           // its place there
   uint32_t busy = kNoRequest;  // the request that holds it
 };
 
@@ -80,7 +80,8 @@ class PageReplay {
     moved_.faults += fault;
     used_bytes_ += arriving;
     while (used_bytes_ > options_.device_bytes) {
-      if (!evict_one()) return Status::error(StatusCode::kOutOfMemory, "request " + std::to_string(now_) + " does not fit the device");
+      if (!evict_one())
+        return Status::error(StatusCode::kOutOfMemory, "request " + std::to_string(now_) + " does not fit the device");
     }
     for (uint32_t u = request.begin; u < request.end; ++u) touch(string_.uses[u]);
     for (uint32_t u = request.begin; u < request.end; ++u) let_go(string_.uses[u]);
@@ -154,9 +155,9 @@ class PageReplay {
   const UseString& string_;
   const PageReplayOptions& options_;
   std::vector<PageRow> pages_;
-  std::vector<uint32_t> first_page_;  // by life, and one past the last
+  std::vector<uint32_t> first_page_;                           // by life, and one past the last
   std::set<std::pair<uint32_t, uint32_t>> lists_[kListCount];  // (rank, page)
-  uint32_t now_ = 0;  // the request
+  uint32_t now_ = 0;                                           // the request
   uint64_t used_bytes_ = 0;
   Moved moved_;
 };

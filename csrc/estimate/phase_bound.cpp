@@ -13,9 +13,9 @@ namespace {
 struct Touch {
   uint32_t content = 0;  // an allocation; it keeps its number over a recurrence, and another one has another
   uint64_t bytes = 0;
-  bool reads = false;    // what was there before is needed
+  bool reads = false;  // what was there before is needed
   bool writes = false;
-  bool last = false;     // nothing uses it afterwards
+  bool last = false;  // nothing uses it afterwards
 };
 
 struct Line {
@@ -34,7 +34,8 @@ std::vector<Line> unrolled(const Program& program) {
   uint32_t next = 0;
   const auto run = [&](const ProgramLine& source) {
     Line line{source.kind == LineKind::kOperator ? source.microseconds : 0, {}};
-    for (const ProgramUse& use : source.uses) line.touches.push_back({content[use.id], bytes[use.id], true, use.write, false});
+    for (const ProgramUse& use : source.uses)
+      line.touches.push_back({content[use.id], bytes[use.id], true, use.write, false});
     for (const ProgramAllocation& fresh : source.fresh) {
       content[fresh.id] = next++;
       bytes[fresh.id] = fresh.bytes;
@@ -85,7 +86,8 @@ class Stretch {
 
 }  // namespace
 
-PhaseBound bound_by_phases(const Program& program, uint64_t capacity_bytes, double up_rate, double down_rate, int cuts) {
+PhaseBound bound_by_phases(const Program& program, uint64_t capacity_bytes, double up_rate, double down_rate,
+                           int cuts) {
   const std::vector<Line> lines = unrolled(program);
   const size_t lap = lines.size() / kLaps;
   if (lap == 0) return {};

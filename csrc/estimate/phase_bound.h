@@ -22,6 +22,7 @@ struct PhaseBound {
 };
 
 // `program` has a loop. Rates in bytes a second.
-PhaseBound bound_by_phases(const Program& program, uint64_t capacity_bytes, double up_rate, double down_rate, int cuts = 160);
+PhaseBound bound_by_phases(const Program& program, uint64_t capacity_bytes, double up_rate, double down_rate,
+                           int cuts = 160);
 
 }  // namespace tierpage::estimate

@@ -80,6 +80,8 @@ class Watch {
 
 }  // namespace
 
-PredictionReport look_ahead(const UseString& string, uint64_t trace_uses_max) { return Watch(string, trace_uses_max).run(); }
+PredictionReport look_ahead(const UseString& string, uint64_t trace_uses_max) {
+  return Watch(string, trace_uses_max).run();
+}
 
 }  // namespace tierpage::estimate

@@ -16,7 +16,8 @@ class Reader {
 
   Status read(std::istream& text) {
     std::string line;
-    if (!std::getline(text, line) || line != "tierpage-program 1") return error("the first line is not \"tierpage-program 1\"");
+    if (!std::getline(text, line) || line != "tierpage-program 1")
+      return error("the first line is not \"tierpage-program 1\"");
     program_.loop_begin = ~size_t{0};
     while (std::getline(text, line)) {
       ++number_;
@@ -86,7 +87,8 @@ class Reader {
     line.kind = LineKind::kOperator;
     std::string name, word;
     words >> name >> line.microseconds;
-    if (words.fail() || !(line.microseconds >= 0) || line.microseconds > 1e9) return error("name and microseconds expected");
+    if (words.fail() || !(line.microseconds >= 0) || line.microseconds > 1e9)
+      return error("name and microseconds expected");
     line.name = names_.try_emplace(name, static_cast<uint32_t>(program_.names.size())).first->second;
     if (line.name == program_.names.size()) program_.names.push_back(name);
     while (words >> word) {

@@ -34,7 +34,7 @@ enum class LineKind : uint8_t { kAllocate, kOperator, kFree, kSynchronize };
 
 struct ProgramLine {
   LineKind kind = LineKind::kSynchronize;
-  uint32_t name = 0;                     // index in Program::names
+  uint32_t name = 0;  // index in Program::names
   double microseconds = 0;
   std::vector<ProgramUse> uses;
   std::vector<ProgramAllocation> fresh;  // kAllocate: the one; kOperator: inside

@@ -37,9 +37,7 @@ class Writer {
         string_.requests.back().life = life;
         break;
       }
-      case LineKind::kOperator:
-        write_operator(line);
-        break;
+      case LineKind::kOperator: write_operator(line); break;
       case LineKind::kSynchronize:
         close(RequestKind::kStepEnd, 0);
         ++string_.step_count;
@@ -111,7 +109,8 @@ UseString write_out(const Program& program, const ReplayOptions& options) {
 Status repeat_last_steps(Program* program, size_t steps) {
   const auto error = [](const char* what) { return Status::error(StatusCode::kInvalidArgument, what); };
   if (program->loop_begin != program->lines.size()) return error("the program has a loop already");
-  if (program->lines.empty() || program->lines.back().kind != LineKind::kSynchronize) return error("the program does not end with a step");
+  if (program->lines.empty() || program->lines.back().kind != LineKind::kSynchronize)
+    return error("the program does not end with a step");
   size_t begin = program->lines.size(), ends = 0;
   while (begin > 0 && ends <= steps) ends += program->lines[--begin].kind == LineKind::kSynchronize;
   if (ends <= steps) return error("the program has too few steps");

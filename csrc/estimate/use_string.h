@@ -20,7 +20,7 @@ inline constexpr uint32_t kNoRequest = ~0u;
 struct RegionUse {
   uint32_t life = 0;
   bool write = false;
-  bool fresh = false;  // allocated here: written, and nothing to fetch
+  bool fresh = false;          // allocated here: written, and nothing to fetch
   uint32_t next = kNoRequest;  // the request that uses the life next
 };
 
@@ -31,12 +31,12 @@ struct Request {
   uint32_t name = 0;   // of the operator
   uint32_t begin = 0;  // its uses: [begin, end)
   uint32_t end = 0;
-  uint32_t life = 0;   // kFree
+  uint32_t life = 0;  // kFree
 };
 
 struct Life {
-  uint64_t bytes = 0;            // in whole granules
-  uint32_t freed = kNoRequest;   // the request that frees it
+  uint64_t bytes = 0;           // in whole granules
+  uint32_t freed = kNoRequest;  // the request that frees it
 };
 
 struct UseString {

@@ -68,7 +68,8 @@ auto guarded(Call&& call) -> decltype(call()) {
 kvikio::ThreadPool& pool() {
   static kvikio::ThreadPool& threads = *[] {
     SignalsBlocked signals_blocked;
-    return new kvikio::ThreadPool(kPoolThreads, kvikio::make_thread_pool_init_task("tp-kvikio"));  // to the end of the process
+    return new kvikio::ThreadPool(kPoolThreads,
+                                  kvikio::make_thread_pool_init_task("tp-kvikio"));  // to the end of the process
   }();
   return threads;
 }
@@ -115,8 +116,8 @@ int32_t look_for_peer_to_peer() {
     if ((properties.nvfs.dcontrolflags >> CU_FILE_ALLOW_COMPAT_MODE & 1) != 0) {
       return fail(EBUSY, "the program has opened cuFile with its fall-back to RAM allowed, so nothing can be proved");
     }
-    const bool through_module = properties.nvfs.major_version > 0 &&
-                                (properties.nvfs.dstatusflags >> CU_FILE_NVME_SUPPORTED & 1) != 0;
+    const bool through_module =
+        properties.nvfs.major_version > 0 && (properties.nvfs.dstatusflags >> CU_FILE_NVME_SUPPORTED & 1) != 0;
     const bool through_kernel = (properties.fflags >> kPeerToPeerFlag & 1) != 0;
     if (!through_module && !through_kernel) {
       return fail(ENODEV, "cuFile reports neither NVMe support of nvidia-fs nor PCI peer-to-peer of the kernel");
@@ -184,8 +185,16 @@ const char* error_message() { return t_error_message.c_str(); }
 extern "C" __attribute__((visibility("default"))) const tp_storage_api* tierpage_storage_api(void) {
   using namespace tierpage;
   static const tp_storage_api api{
-      TIERPAGE_STORAGE_API_VERSION, sizeof(tp_storage_api), "kvikio " KvikIO_VERSION, &check, &check_peer_to_peer,
-      &open_file, &close_file, &read_file, &write_file, &error_message,
+      TIERPAGE_STORAGE_API_VERSION,
+      sizeof(tp_storage_api),
+      "kvikio " KvikIO_VERSION,
+      &check,
+      &check_peer_to_peer,
+      &open_file,
+      &close_file,
+      &read_file,
+      &write_file,
+      &error_message,
   };
   return &api;
 }

@@ -231,6 +231,16 @@ void close_runtime(const PyRuntime& self) {
   check(interruptible([&] { return self.runtime().close(); }));
 }
 
+void define_functions(py::module_& module) {
+  module.def("probe_device", &probe_device, py::arg("kind"), py::arg("index"));
+  module.def("measure_links", &measure_links, py::arg("device"), py::arg("device_index") = 0,
+             py::arg("nvme_path") = std::vector<std::string>(), "GB/s of each link, measured for about two seconds.");
+  module.def(
+      "option_words", &option_words,
+      "Options of a Runtime, all of which must be given, and the words that each may be; none where it is a value.");
+  module.def("status_codes", &status_codes, "Names in tierpage.errors and numbers of what an EngineError may carry.");
+}
+
 }  // namespace
 }  // namespace tierpage
 
@@ -240,8 +250,8 @@ PYBIND11_MODULE(_C, module) {
   using Release = py::call_guard<py::gil_scoped_release>;
   module.doc() = "tierpage's engine: one Runtime per enable(). Not public; use the tierpage package.";
   module.attr("__version__") = TIERPAGE_VERSION;
-  PyObject* error = PyErr_NewExceptionWithDoc(
-      "tierpage._C.EngineError", "args: (code, message, system_error)", PyExc_RuntimeError, nullptr);
+  PyObject* error = PyErr_NewExceptionWithDoc("tierpage._C.EngineError", "args: (code, message, system_error)",
+                                              PyExc_RuntimeError, nullptr);
   module.attr("EngineError") = py::reinterpret_steal<py::object>(error);
   py::class_<PyRuntime>(module, "Runtime", "A running pager; lives as long as the process.")
       .def(py::init<const py::dict&>(), py::arg("options"), "From a dict with exactly the keys of option_words().")
@@ -252,43 +262,52 @@ PYBIND11_MODULE(_C, module) {
       .def("addresses_info", &addresses_info, py::arg("addresses"))
       .def("add_source", &add_source, py::arg("descriptor"), py::arg("name"), py::arg("bytes"), py::arg("modified_ns"),
            "The place of its first byte. StorageError where the file is not of that size and time any more.")
-      .def("let_source_go", [](const PyRuntime& self, uint64_t place) { self.runtime().sources().let_go(place); },
-           py::arg("place"))
+      .def(
+          "let_source_go", [](const PyRuntime& self, uint64_t place) { self.runtime().sources().let_go(place); },
+          py::arg("place"))
       .def("read_source", &read_source, py::arg("offset"), py::arg("target"))
       .def("read_host", &read_host, py::arg("address"), py::arg("first"), py::arg("target"),
            "(bytes copied from RAM, 0 where it has none of that page; where that page ends)")
-      .def("sourced_runs", &sourced_runs, py::arg("address"), "(first byte in the region, place, bytes) of what is still the source's.")
+      .def("sourced_runs", &sourced_runs, py::arg("address"),
+           "(first byte in the region, place, bytes) of what is still the source's.")
       .def("pin", &pin, py::arg("addresses"))
-      .def("unpin", [](const PyRuntime& self, uint32_t handle) { self.runtime().unpin(SlotId(handle)); },
-           py::arg("handle"))
-      .def("prefetch", [](const PyRuntime& self, const Addresses& addresses) { return self.runtime().prefetch(addresses); },
-           py::arg("addresses"), Release())
+      .def(
+          "unpin", [](const PyRuntime& self, uint32_t handle) { self.runtime().unpin(SlotId(handle)); },
+          py::arg("handle"))
+      .def(
+          "prefetch",
+          [](const PyRuntime& self, const Addresses& addresses) { return self.runtime().prefetch(addresses); },
+          py::arg("addresses"), Release())
       .def("evict", &evict_regions, py::arg("addresses"))
-      .def("set_tag", [](const PyRuntime& self, const std::optional<std::string>& tag) {
-             self.runtime().set_tag(tag.value_or(""));
-           }, py::arg("tag"))
+      .def(
+          "set_tag",
+          [](const PyRuntime& self, const std::optional<std::string>& tag) {
+            self.runtime().set_tag(tag.value_or(""));
+          },
+          py::arg("tag"))
       .def("pause", &pause_tag, py::arg("tag"))
-      .def("resume", [](const PyRuntime& self, const std::string& tag) { return self.runtime().resume(tag); },
-           py::arg("tag"), Release())
+      .def(
+          "resume", [](const PyRuntime& self, const std::string& tag) { return self.runtime().resume(tag); },
+          py::arg("tag"), Release())
       .def("set_budget", &set_budget, py::arg("tier"), py::arg("bytes"))
-      .def("events", [](const PyRuntime& self) { return event_rows(self.runtime()); },
-           "(kind, start_ns, duration_ns, bytes, page) of movements, oldest first.")
-      .def("stalls", [](const PyRuntime& self) { return stall_rows(self.runtime()); }, "Ended waits, oldest first.")
-      .def("levels", [](const PyRuntime& self) { return level_rows(self.runtime()); },
-           "Bytes in each tier and on their way, oldest first.")
-      .def("stalled_most", [](const PyRuntime& self) { return stalled_most_rows(self.runtime()); },
-           "Operators and tags that waited longest.")
+      .def(
+          "events", [](const PyRuntime& self) { return event_rows(self.runtime()); },
+          "(kind, start_ns, duration_ns, bytes, page) of movements, oldest first.")
+      .def(
+          "stalls", [](const PyRuntime& self) { return stall_rows(self.runtime()); }, "Ended waits, oldest first.")
+      .def(
+          "levels", [](const PyRuntime& self) { return level_rows(self.runtime()); },
+          "Bytes in each tier and on their way, oldest first.")
+      .def(
+          "stalled_most", [](const PyRuntime& self) { return stalled_most_rows(self.runtime()); },
+          "Operators and tags that waited longest.")
       .def("reset_stalled_most", [](const PyRuntime& self) { self.runtime().reports().reset_stalled_most(); })
       .def("close", &close_runtime)
-      .def("shutdown", [](const PyRuntime& self) { self.runtime().shutdown(); }, Release())
+      .def(
+          "shutdown", [](const PyRuntime& self) { self.runtime().shutdown(); }, Release())
       .def("alive_bytes", [](const PyRuntime& self) { return self.runtime().reports().live_bytes(); })
       .def("missed_accesses", [](const PyRuntime& self) { return self.runtime().reports().missed_accesses(); })
       .def("take_notices", [](const PyRuntime& self) { return self.runtime().reports().take_notices(); });
-  module.def("probe_device", &probe_device, py::arg("kind"), py::arg("index"));
-  module.def("measure_links", &measure_links, py::arg("device"), py::arg("device_index") = 0,
-             py::arg("nvme_path") = std::vector<std::string>(), "GB/s of each link, measured for about two seconds.");
-  module.def("option_words", &option_words,
-             "Options of a Runtime, all of which must be given, and the words that each may be; none where it is a value.");
-  module.def("status_codes", &status_codes, "Names in tierpage.errors and numbers of what an EngineError may carry.");
+  define_functions(module);
   define_storage(module);
 }

@@ -36,7 +36,8 @@ constexpr bool agree() {
   }
   return true;
 }
-static_assert(agree(), "StatusCode (core/model/status.h) and tp_code (engine/engine_api.h) differ, or leave a number out");
+static_assert(agree(),
+              "StatusCode (core/model/status.h) and tp_code (engine/engine_api.h) differ, or leave a number out");
 static_assert(std::size(kCodes) == TP_INTERNAL + 1, "the last code is missing in this list");
 
 }  // namespace

@@ -10,8 +10,8 @@
 namespace tierpage {
 
 // Each raises EngineError (kInvalidArgument) that names the text and those that are known.
-Tier tier_named(const std::string& text);       // "device", "host", "nvme"
-bool is_cuda(const std::string& device);        // "cpu" or "cuda"
+Tier tier_named(const std::string& text);  // "device", "host", "nvme"
+bool is_cuda(const std::string& device);   // "cpu" or "cuda"
 
 const char* name_of(Verify verify);
 

@@ -59,7 +59,8 @@ void measure_device(DeviceBackend& backend, void* host, py::dict& out) {
 bool run_all(BlockStore& store, StoreOperation operation, std::byte* memory, uint64_t bytes) {
   constexpr uint64_t kRequest = 4 * kMiB;
   for (uint64_t offset = 0; offset < bytes; offset += kRequest) {
-    if (!store.submit({offset, operation, offset, std::min(kRequest, bytes - offset), memory + offset}).ok()) return false;
+    if (!store.submit({offset, operation, offset, std::min(kRequest, bytes - offset), memory + offset}).ok())
+      return false;
   }
   std::vector<StoreCompletion> done;
   while (store.poll(done) > 0) pause_briefly();
@@ -129,14 +130,16 @@ py::dict measure_links(const std::string& device, int index, const std::vector<s
   const auto lock = [&](void* address, uint64_t bytes) { return backend->lock_host(address, bytes); };
   const auto unlock = [&](void* address) { backend->unlock_host(address); };
   const bool lockable = cuda && status.ok();
-  if (!memory.open(lockable ? std::function<Status(void*, uint64_t)>(lock) : nullptr,
-                   lockable ? std::function<void(void*)>(unlock) : nullptr).ok()) {
+  if (!memory
+           .open(lockable ? std::function<Status(void*, uint64_t)>(lock) : nullptr,
+                 lockable ? std::function<void(void*)>(unlock) : nullptr)
+           .ok()) {
     return out;
   }
   out["memory_copy"] = 2 * best_rate(kProbeBytes, [&] {
-    std::memcpy(memory.memory(1), memory.memory(0), kProbeBytes);
-    return true;
-  });
+                         std::memcpy(memory.memory(1), memory.memory(0), kProbeBytes);
+                         return true;
+                       });
   if (status.ok()) measure_device(*backend, memory.memory(0), out);
   if (!paths.empty()) measure_disk(paths, memory.memory(0), 2 * kProbeBytes, out);
   return out;

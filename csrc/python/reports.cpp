@@ -137,7 +137,8 @@ py::list level_rows(Runtime& runtime) {
   for (const Levels& levels : runtime.reports().levels()) {
     py::dict row;
     row["at_ns"] = levels.at_ns;
-    for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) row[name_of(tier)] = levels.resident_bytes[index_of(tier)];
+    for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme})
+      row[name_of(tier)] = levels.resident_bytes[index_of(tier)];
     row["arriving"] = levels.arriving_bytes;
     row["leaving"] = levels.leaving_bytes;
     rows.append(row);

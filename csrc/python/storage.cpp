@@ -48,7 +48,8 @@ py::dict compare(const std::string& kind, int index, const std::string& director
 
 void define_storage(py::module_& module) {
   using Release = py::call_guard<py::gil_scoped_release>;
-  module.def("load_storage_extension", &load, py::arg("path"), Release(), "Why it cannot be used; empty: it is loaded.");
+  module.def("load_storage_extension", &load, py::arg("path"), Release(),
+             "Why it cannot be used; empty: it is loaded.");
   module.def("storage_peer_to_peer", &peer_to_peer, Release(),
              "Why drives cannot reach device memory by themselves; empty: they may.");
   module.def("compare_storage", &compare, py::arg("kind"), py::arg("index"), py::arg("directory"),

@@ -41,9 +41,9 @@ struct StoreCompletion {
 
 class BlockStore {
  public:
-  virtual ~BlockStore() = default;  // waits for running requests, drops queued ones, gives the space back
+  virtual ~BlockStore() = default;              // waits for running requests, drops queued ones, gives the space back
   virtual std::string description() const = 0;  // one line: kind, directory, direct or buffered
-  virtual std::string notice() const { return {}; }  // what a person should be told once, empty: nothing
+  virtual std::string notice() const { return {}; }   // what a person should be told once, empty: nothing
   virtual uint64_t drive_bytes() const { return 0; }  // size of the drives behind it, 0: not known
   virtual uint64_t capacity_bytes() const = 0;
   virtual uint64_t alignment_bytes() const = 0;  // power of two, at most 4096 in practice
@@ -59,14 +59,14 @@ class BlockStore {
 
 struct DirectStoreOptions {
   std::vector<std::string> directories;  // one, or one for each drive: offsets are striped over them
-  uint64_t capacity_bytes = 0;      // taken in full at the start, in equal parts; kStorageFull if there is no room
-  int worker_count = 8;             // for each directory
-  uint64_t stripe_bytes = 4 * kMiB;  // a power of two; one directory has no stripes
+  uint64_t capacity_bytes = 0;           // taken in full at the start, in equal parts; kStorageFull if there is no room
+  int worker_count = 8;                  // for each directory
+  uint64_t stripe_bytes = 4 * kMiB;      // a power of two; one directory has no stripes
   uint64_t request_bytes_max = 4 * kMiB;  // larger requests are cut inside and run side by side
-  bool direct = true;               // false: buffered on purpose. true falls back where O_DIRECT is refused
-  bool verify = true;               // reads are checked against the CRC32C that the write left in RAM
-  bool verify_writes = false;       // each write is read back and compared; one that differs is made once more
-  bool encrypt = false;             // what lies on the disk, with a key that only this process has (tiers/page_cipher.h)
+  bool direct = true;                     // false: buffered on purpose. true falls back where O_DIRECT is refused
+  bool verify = true;                     // reads are checked against the CRC32C that the write left in RAM
+  bool verify_writes = false;             // each write is read back and compared; one that differs is made once more
+  bool encrypt = false;  // what lies on the disk, with a key that only this process has (tiers/page_cipher.h)
   // What is written and read as a whole, and so checked: a power of two, at least 4096. Requests that cover a unit in
   // part are right, but that unit is not checked until it is written whole again.
   uint64_t verify_unit_bytes = 64 * kKiB;

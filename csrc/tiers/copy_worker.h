@@ -18,7 +18,7 @@ class CopyWorker {
  public:
   CopyWorker() = default;
   Status start(const char* name);  // once, before all else
-  ~CopyWorker();  // finishes what was submitted: the callers' buffers must not be touched afterwards
+  ~CopyWorker();                   // finishes what was submitted: the callers' buffers must not be touched afterwards
   CopyWorker(const CopyWorker&) = delete;
   CopyWorker& operator=(const CopyWorker&) = delete;
 

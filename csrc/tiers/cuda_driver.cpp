@@ -35,17 +35,16 @@ Status load_symbols(CudaDriver* table) {
   auto resolve = [&](const char* symbol, void** function) {
     CUdriverProcAddressQueryResult found = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
     // 2. Legacy default stream: handle 0 must mean the stream that the framework means by it.
-    const CUresult result =
-        get(symbol, function, kCudaInterfaceVersion, CU_GET_PROC_ADDRESS_LEGACY_STREAM, &found);
+    const CUresult result = get(symbol, function, kCudaInterfaceVersion, CU_GET_PROC_ADDRESS_LEGACY_STREAM, &found);
     return result == CUDA_SUCCESS && found == CU_GET_PROC_ADDRESS_SUCCESS && *function != nullptr;
   };
-#define TIERPAGE_CUDA_RESOLVE(field, symbol)                                   \
-  {                                                                            \
-    void* function = nullptr;                                                  \
-    if (!resolve(#symbol, &function)) {                                        \
-      return unavailable("libcuda.so.1 lacks " #symbol " at interface 12.0");  \
-    }                                                                          \
-    table->field = reinterpret_cast<decltype(table->field)>(function);         \
+#define TIERPAGE_CUDA_RESOLVE(field, symbol)                                  \
+  {                                                                           \
+    void* function = nullptr;                                                 \
+    if (!resolve(#symbol, &function)) {                                       \
+      return unavailable("libcuda.so.1 lacks " #symbol " at interface 12.0"); \
+    }                                                                         \
+    table->field = reinterpret_cast<decltype(table->field)>(function);        \
   }
   TIERPAGE_CUDA_CALLS(TIERPAGE_CUDA_RESOLVE)
 #undef TIERPAGE_CUDA_RESOLVE
@@ -55,8 +54,7 @@ Status load_symbols(CudaDriver* table) {
 StatusCode code_of(CUresult result) {
   if (cuda_context_lost(result)) return StatusCode::kPagerDead;
   switch (result) {
-    case CUDA_ERROR_OUT_OF_MEMORY:
-      return StatusCode::kOutOfMemory;
+    case CUDA_ERROR_OUT_OF_MEMORY: return StatusCode::kOutOfMemory;
     case CUDA_ERROR_NOT_INITIALIZED:
     case CUDA_ERROR_DEINITIALIZED:
     case CUDA_ERROR_STUB_LIBRARY:
@@ -68,10 +66,8 @@ StatusCode code_of(CUresult result) {
     case CUDA_ERROR_OPERATING_SYSTEM:
     case CUDA_ERROR_SYSTEM_NOT_READY:
     case CUDA_ERROR_SYSTEM_DRIVER_MISMATCH:
-    case CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE:
-      return StatusCode::kUnavailable;
-    default:
-      return StatusCode::kInternal;
+    case CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE: return StatusCode::kUnavailable;
+    default: return StatusCode::kInternal;
   }
 }
 
@@ -101,10 +97,8 @@ bool cuda_context_lost(CUresult result) {
     case CUDA_ERROR_INVALID_ADDRESS_SPACE:
     case CUDA_ERROR_INVALID_PC:
     case CUDA_ERROR_LAUNCH_FAILED:
-    case CUDA_ERROR_EXTERNAL_DEVICE:
-      return true;
-    default:
-      return false;
+    case CUDA_ERROR_EXTERNAL_DEVICE: return true;
+    default: return false;
   }
 }
 
@@ -119,13 +113,14 @@ Status cuda_status(const CudaDriver& driver, CUresult result, const char* call, 
   const char* text = nullptr;
   if (driver.get_error_name == nullptr || driver.get_error_name(result, &name) != CUDA_SUCCESS) name = nullptr;
   if (driver.get_error_string == nullptr || driver.get_error_string(result, &text) != CUDA_SUCCESS) text = nullptr;
-  std::string message = std::string(call) + " failed: " +
-                        (name != nullptr ? std::string(name) : "CUDA error " + std::to_string(result));
+  std::string message =
+      std::string(call) + " failed: " + (name != nullptr ? std::string(name) : "CUDA error " + std::to_string(result));
   if (text != nullptr) message += std::string(" (") + text + ")";
   if (!details.empty()) message += "; " + details;
   if (cuda_context_lost(result)) {
-    message += "; the device's context is lost, usually by an earlier kernel: restart the process "
-               "(CUDA_LAUNCH_BLOCKING=1 or compute-sanitizer finds the kernel)";
+    message +=
+        "; the device's context is lost, usually by an earlier kernel: restart the process "
+        "(CUDA_LAUNCH_BLOCKING=1 or compute-sanitizer finds the kernel)";
   }
   return Status::error(code_of(result), std::move(message), static_cast<int32_t>(result));
 }
@@ -148,8 +143,6 @@ CudaContextGuard::~CudaContextGuard() {
   if (pushed_) (void)driver_.ctx_pop_current(&popped);
 }
 
-Status CudaContextGuard::status() const {
-  return cuda_status(driver_, result_, "making the device's context current");
-}
+Status CudaContextGuard::status() const { return cuda_status(driver_, result_, "making the device's context current"); }
 
 }  // namespace tierpage

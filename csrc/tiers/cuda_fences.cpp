@@ -67,7 +67,9 @@ uint64_t CudaFences::mark_start(uint64_t native_stream) {
   CudaContextGuard guard(driver_, context_);
   const auto native = reinterpret_cast<CUstream>(native_stream);
   CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
-  if (!guard.ok() || driver_.stream_is_capturing(native, &capture) != CUDA_SUCCESS || capture != CU_STREAM_CAPTURE_STATUS_NONE) return 0;
+  if (!guard.ok() || driver_.stream_is_capturing(native, &capture) != CUDA_SUCCESS ||
+      capture != CU_STREAM_CAPTURE_STATUS_NONE)
+    return 0;
   UniqueLock lock(mutex_);
   CUevent event = nullptr;
   if (!take_event(true, &event).ok()) return 0;
@@ -131,7 +133,8 @@ Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, u
     lock.unlock();
     return refuse(Status::error(
         StatusCode::kUnavailable,
-        "the stream is being captured into a CUDA graph, so no fence can be recorded on it: an event would become part of "
+        "the stream is being captured into a CUDA graph, so no fence can be recorded on it: an event would become part "
+        "of "
         "the graph. Pages that a graph uses must stay resident while it exists; keep them with tierpage.pin"));
   }
   CUevent event = nullptr;
@@ -170,7 +173,8 @@ bool CudaFences::capturing(uint64_t native_stream) const {
   if (native_stream == 0) return false;
   CudaContextGuard guard(driver_, context_);
   CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
-  return !guard.ok() || driver_.stream_is_capturing(reinterpret_cast<CUstream>(native_stream), &capture) != CUDA_SUCCESS ||
+  return !guard.ok() ||
+         driver_.stream_is_capturing(reinterpret_cast<CUstream>(native_stream), &capture) != CUDA_SUCCESS ||
          capture != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 

@@ -32,27 +32,27 @@ struct DriverFacts {
   std::string driver_version;      // newest CUDA that the driver knows: "13.0"
   std::string compute_capability;  // "9.0"
   bool virtual_memory_management = false;
-  bool host_mapping = false;       // RAM can be mapped at addresses of the device
-  bool rdma_capable = false;       // frames can be reached by other devices
-  int host_numa_node = -1;         // nearest to the device; -1: unknown
+  bool host_mapping = false;  // RAM can be mapped at addresses of the device
+  bool rdma_capable = false;  // frames can be reached by other devices
+  int host_numa_node = -1;    // nearest to the device; -1: unknown
   int copy_engines = 0;
 };
 
 struct DeviceInfo {
-  std::string name;               // "host" or "cuda:0 NVIDIA H200"
-  uint64_t granule_bytes = 0;     // smallest frame; every frame is granule * 2^n
-  uint64_t frame_bytes_max = 0;   // largest frame
+  std::string name;                  // "host" or "cuda:0 NVIDIA H200"
+  uint64_t granule_bytes = 0;        // smallest frame; every frame is granule * 2^n
+  uint64_t frame_bytes_max = 0;      // largest frame
   bool synchronous_streams = false;  // true: an operator's work has finished when the operator returns (host)
-  bool must_poll = false;         // true: completions of copies are only seen by polling (CUDA)
+  bool must_poll = false;            // true: completions of copies are only seen by polling (CUDA)
   std::optional<DriverFacts> facts;  // none: there is no driver (host)
 };
 
 enum class CopyDirection : uint8_t { kToDevice = 0, kToHost = 1 };
 
 struct CopyRequest {
-  uint64_t cookie = 0;            // handed back on completion
+  uint64_t cookie = 0;  // handed back on completion
   CopyDirection direction = CopyDirection::kToDevice;
-  uint64_t device_offset = 0;     // in the range
+  uint64_t device_offset = 0;  // in the range
   void* host = nullptr;
   uint64_t bytes = 0;
 };
@@ -123,16 +123,17 @@ class DeviceBackend {
 
 struct HostBackendOptions {
   uint64_t range_bytes = 64 * kGiB;
-  uint64_t granule_bytes = 64 * kKiB;   // multiple of the system page
+  uint64_t granule_bytes = 64 * kKiB;  // multiple of the system page
   uint64_t frame_bytes_max = 4 * kMiB;
-  bool asynchronous_copies = false;     // true: one worker thread per direction; false: submit_copy copies at once
+  bool asynchronous_copies = false;  // true: one worker thread per direction; false: submit_copy copies at once
 };
 
 struct CudaBackendOptions {
   int device_index = 0;
-  uint64_t range_bytes = 0;             // 0: sixteen times the device's memory
-  uint64_t granule_bytes = 0;           // 0: the driver's granularity (2 MiB)
-  uint64_t frame_bytes_max = 32 * kMiB;  // measured: smaller ones keep the pager thread busy, larger fit each other less often
+  uint64_t range_bytes = 0;    // 0: sixteen times the device's memory
+  uint64_t granule_bytes = 0;  // 0: the driver's granularity (2 MiB)
+  uint64_t frame_bytes_max =
+      32 * kMiB;  // measured: smaller ones keep the pager thread busy, larger fit each other less often
 };
 
 // Both return kUnavailable with cause and remedy where the machine lacks what they need; neither throws.

@@ -101,8 +101,8 @@ Status CudaBackend::open_device(int device_index) {
   }
   if (device_index < 0 || device_index >= count) {
     return Status::error(StatusCode::kInvalidArgument, "cuda:" + std::to_string(device_index) +
-                                                           " does not exist: the driver sees " +
-                                                           std::to_string(count) + " device(s)");
+                                                           " does not exist: the driver sees " + std::to_string(count) +
+                                                           " device(s)");
   }
   if (CUresult result = driver_.device_get(&device_, device_index); result != CUDA_SUCCESS) {
     return status_of(result, "cuDeviceGet");
@@ -111,12 +111,13 @@ Status CudaBackend::open_device(int device_index) {
   (void)driver_.device_get_name(name, sizeof(name) - 1, device_);
   info_.name = "cuda:" + std::to_string(device_index) + " " + name;
   int supported = 0;
-  CUresult result = driver_.device_get_attribute(
-      &supported, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, device_);
+  CUresult result =
+      driver_.device_get_attribute(&supported, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, device_);
   if (result != CUDA_SUCCESS || supported == 0) {
     return Status::error(StatusCode::kUnavailable,
-                         info_.name + " has no virtual memory management, which tierpage needs (WSL 1, vGPU without "
-                                      "it, or a very old device); use device=\"cpu\"",
+                         info_.name +
+                             " has no virtual memory management, which tierpage needs (WSL 1, vGPU without "
+                             "it, or a very old device); use device=\"cpu\"",
                          static_cast<int32_t>(result));
   }
   info_.facts = read_driver_facts(driver_, device_);
@@ -165,8 +166,8 @@ Status CudaBackend::open_memory(const CudaBackendOptions& options) {
   access_.location = properties_.location;
   access_.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
   size_t granularity = 0;
-  const CUresult result = driver_.mem_get_allocation_granularity(&granularity, &properties_,
-                                                                 CU_MEM_ALLOC_GRANULARITY_MINIMUM);
+  const CUresult result =
+      driver_.mem_get_allocation_granularity(&granularity, &properties_, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
   if (result != CUDA_SUCCESS) return status_of(result, "cuMemGetAllocationGranularity");
   const uint64_t granule = options.granule_bytes == 0 ? granularity : options.granule_bytes;
   const uint64_t largest = options.frame_bytes_max;

@@ -22,7 +22,7 @@ namespace tierpage {
 
 namespace {
 
-constexpr uint64_t kFileGrowth = kGiB;             // the file is sparse: growing it costs no memory
+constexpr uint64_t kFileGrowth = kGiB;                // the file is sparse: growing it costs no memory
 constexpr uint64_t kMemoryCheckInterval = 32 * kMiB;  // reading /proc costs tens of microseconds: not per frame
 
 Status system_status(StatusCode code, const std::string& what, int error) {
@@ -32,8 +32,9 @@ Status system_status(StatusCode code, const std::string& what, int error) {
 Status mapping_status(const std::string& what, int error) {
   if (error != ENOMEM) return system_status(StatusCode::kUnavailable, what, error);
   return Status::error(StatusCode::kUnavailable,
-                       what + ": the kernel refused one more mapping (ENOMEM). Each mapped frame can need one of the "
-                              "process's vm.max_map_count mappings; raise it with: sysctl vm.max_map_count=1048576",
+                       what +
+                           ": the kernel refused one more mapping (ENOMEM). Each mapped frame can need one of the "
+                           "process's vm.max_map_count mappings; raise it with: sysctl vm.max_map_count=1048576",
                        error);
 }
 
@@ -89,11 +90,11 @@ class HostBackend final : public DeviceBackend {
   FrameTable frames_;
 
   // Slots: a slot's size never changes; a free one is a hole that costs nothing.
-  uint64_t file_bytes_ = 0;  // length of the file
-  uint64_t file_used_ = 0;   // where the next new slot goes
+  uint64_t file_bytes_ = 0;                                         // length of the file
+  uint64_t file_used_ = 0;                                          // where the next new slot goes
   std::unordered_map<uint64_t, std::vector<uint64_t>> free_slots_;  // by size
 
-  uint64_t available_bytes_ = 0;   // at the last look
+  uint64_t available_bytes_ = 0;                   // at the last look
   uint64_t created_since_ = kMemoryCheckInterval;  // bytes of frames made since then; the first creation looks
 
   std::unique_ptr<CopyWorker> workers_[2];  // by direction; none when copies are made inline
@@ -169,8 +170,9 @@ Status HostBackend::check_memory(uint64_t bytes) {
     created_since_ = kMemoryCheckInterval;  // look again next time: something may have been freed
     return Status::error(StatusCode::kOutOfMemory,
                          "the host device has no room for a frame of " + format_bytes(bytes) + ": " +
-                             format_bytes(available) + " of RAM are available, of which " + format_bytes(kFreeMemoryMargin) +
-                             " stay free, and frames hold " + format_bytes(frames_.total_bytes()));
+                             format_bytes(available) + " of RAM are available, of which " +
+                             format_bytes(kFreeMemoryMargin) + " stay free, and frames hold " +
+                             format_bytes(frames_.total_bytes()));
   }
   created_since_ += bytes;
   return Status::success();

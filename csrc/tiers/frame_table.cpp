@@ -69,8 +69,8 @@ Status FrameTable::check_map(FrameId frame, uint64_t offset) const {
   const bool hits_next = next != mapped_.end() && next->first < offset + record->bytes;
   const bool hits_previous = next != mapped_.begin() && std::prev(next)->first + std::prev(next)->second > offset;
   if (hits_next || hits_previous) {
-    return misuse("map: part of the range at offset " + std::to_string(offset) + " for " +
-                  format_bytes(record->bytes) + " is already mapped");
+    return misuse("map: part of the range at offset " + std::to_string(offset) + " for " + format_bytes(record->bytes) +
+                  " is already mapped");
   }
   return Status::success();
 }

@@ -30,7 +30,7 @@ namespace {
 constexpr uint64_t kSmallPage = 4096;
 constexpr uint64_t kHugePage = 2 * kMiB;
 constexpr int kTouchThreadsDefault = 8;
-constexpr uint64_t kScarcePiece = 32 * kMiB;   // where less than a piece is left; a lock each, so not smaller
+constexpr uint64_t kScarcePiece = 32 * kMiB;  // where less than a piece is left; a lock each, so not smaller
 
 // A reserved address range, aligned to a huge page.
 class Reservation {
@@ -120,10 +120,10 @@ class GrowingArena final : public HostArena {
   void (*wake_)(void*) TP_GUARDED_BY(mutex_) = nullptr;
   void* wake_context_ TP_GUARDED_BY(mutex_) = nullptr;
 
-  std::atomic<bool> stopping_{false};  // set under mutex_, also read while touching
-  std::atomic<uint64_t> ready_bytes_{0};   // both written under mutex_
+  std::atomic<bool> stopping_{false};     // set under mutex_, also read while touching
+  std::atomic<uint64_t> ready_bytes_{0};  // both written under mutex_
   std::atomic<uint64_t> locked_bytes_{0};
-  bool locking_given_up_ = false;      // grower thread only
+  bool locking_given_up_ = false;  // grower thread only
   std::thread grower_;
 };
 
@@ -285,11 +285,14 @@ Status GrowingArena::measure(Piece* piece) const {
     piece->bytes = room / kScarcePiece * kScarcePiece;
     return Status::success();
   }
-  return Status::error(StatusCode::kOutOfMemory,
-                       "it stays at " + format_bytes(piece->begin) + " of " + format_bytes(options_.capacity_bytes) +
-                           ", because " + format_bytes(memory.free_bytes) + " of RAM are available (the machine's, or "
-                           "its control group's), of which " + format_bytes(kFreeMemoryMargin) + " stay free. It grows when "
-                           "more is free. Lower host_budget to what the machine can spare");
+  return Status::error(StatusCode::kOutOfMemory, "it stays at " + format_bytes(piece->begin) + " of " +
+                                                     format_bytes(options_.capacity_bytes) + ", because " +
+                                                     format_bytes(memory.free_bytes) +
+                                                     " of RAM are available (the machine's, or "
+                                                     "its control group's), of which " +
+                                                     format_bytes(kFreeMemoryMargin) +
+                                                     " stay free. It grows when "
+                                                     "more is free. Lower host_budget to what the machine can spare");
 }
 
 Status GrowingArena::make_accessible(const Piece& piece) {

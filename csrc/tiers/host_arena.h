@@ -22,9 +22,9 @@
 namespace tierpage {
 
 struct HostArenaOptions {
-  uint64_t capacity_bytes = 0;            // exact budget, multiple of piece granularity is not required
-  uint64_t piece_bytes = 256 * kMiB;      // grown and locked piece by piece, at most 1 GiB each
-  int touch_threads = 0;                  // 0: min(8, cores)
+  uint64_t capacity_bytes = 0;        // exact budget, multiple of piece granularity is not required
+  uint64_t piece_bytes = 256 * kMiB;  // grown and locked piece by piece, at most 1 GiB each
+  int touch_threads = 0;              // 0: min(8, cores)
   // Locks one piece; empty: no locking (host device). Called from the grower thread and from grow_to.
   std::function<Status(void*, uint64_t)> lock;
   std::function<void(void*)> unlock;

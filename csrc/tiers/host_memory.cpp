@@ -32,8 +32,8 @@ std::optional<uint64_t> read_field(const std::string& path, const std::string& k
 }
 
 struct Controller {
-  std::string mount;    // where the hierarchy is mounted
-  std::string limit;    // file names
+  std::string mount;  // where the hierarchy is mounted
+  std::string limit;  // file names
   std::string usage;
   std::string reclaimable;  // key in memory.stat
 };

@@ -11,8 +11,8 @@ CUresult LockedRanges::register_pieces(uint64_t address, uint64_t bytes) {
   for (uint64_t done = 0; done < bytes; done += kPieceBytes) {
     const uint64_t piece = std::min(kPieceBytes, bytes - done);
     // Portable: the framework's other devices in this process copy from it as fast.
-    const CUresult result = driver_.mem_host_register(reinterpret_cast<void*>(address + done), piece,
-                                                      CU_MEMHOSTREGISTER_PORTABLE);
+    const CUresult result =
+        driver_.mem_host_register(reinterpret_cast<void*>(address + done), piece, CU_MEMHOSTREGISTER_PORTABLE);
     if (result != CUDA_SUCCESS) {
       unregister_pieces(address, done);
       return result;
@@ -33,8 +33,9 @@ Status LockedRanges::lock(void* host, uint64_t bytes) {
   const CUresult result = register_pieces(address, bytes);
   if (result != CUDA_SUCCESS) {
     Status status = cuda_status(driver_, result, "cuMemHostRegister",
-                                format_bytes(bytes) + " of RAM stay unlocked, so copies of them are slower; see "
-                                                      "ulimit -l and the container's memory limit");
+                                format_bytes(bytes) +
+                                    " of RAM stay unlocked, so copies of them are slower; see "
+                                    "ulimit -l and the container's memory limit");
     // Not the device's memory has run out but what the system lets the driver lock.
     if (status.code == StatusCode::kOutOfMemory) status.code = StatusCode::kUnavailable;
     return status;

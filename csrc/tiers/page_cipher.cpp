@@ -24,9 +24,11 @@ struct CipherLibrary {
   void* (*context_new)();
   void (*context_free)(void* context);
   const void* (*aes_256_xts)();
-  int (*encrypt_init)(void* context, const void* cipher, void* engine, const unsigned char* key, const unsigned char* tweak);
+  int (*encrypt_init)(void* context, const void* cipher, void* engine, const unsigned char* key,
+                      const unsigned char* tweak);
   int (*encrypt_update)(void* context, unsigned char* out, int* out_bytes, const unsigned char* in, int in_bytes);
-  int (*decrypt_init)(void* context, const void* cipher, void* engine, const unsigned char* key, const unsigned char* tweak);
+  int (*decrypt_init)(void* context, const void* cipher, void* engine, const unsigned char* key,
+                      const unsigned char* tweak);
   int (*decrypt_update)(void* context, unsigned char* out, int* out_bytes, const unsigned char* in, int in_bytes);
   std::string problem;  // empty: all of it is there
 };
@@ -57,7 +59,8 @@ CipherLibrary open_library() {
   find(handle, "EVP_EncryptUpdate", library.encrypt_update, library.problem);
   find(handle, "EVP_DecryptInit_ex", library.decrypt_init, library.problem);
   find(handle, "EVP_DecryptUpdate", library.decrypt_update, library.problem);
-  if (library.problem.empty() && library.init_crypto(kInitNoAtExit, nullptr) != 1) library.problem = "it cannot be initialised";
+  if (library.problem.empty() && library.init_crypto(kInitNoAtExit, nullptr) != 1)
+    library.problem = "it cannot be initialised";
   return library;  // the handle stays open for the life of the process
 }
 
@@ -68,7 +71,8 @@ const CipherLibrary& cipher_library() {
 
 Status unavailable(const std::string& why, int system_error = 0) {
   return Status::error(StatusCode::kUnavailable,
-                       "encrypt=True cannot work: " + why + "; install OpenSSL 3 (libssl3 or openssl-libs), or leave encrypt out",
+                       "encrypt=True cannot work: " + why +
+                           "; install OpenSSL 3 (libssl3 or openssl-libs), or leave encrypt out",
                        system_error);
 }
 
@@ -137,8 +141,9 @@ Status PageCipher::run(bool encrypting, uint64_t offset, uint64_t bytes, const s
   }
   if (context != nullptr) library_->context_free(context);
   if (good) return Status::success();
-  return Status::error(StatusCode::kStorageError, std::string("libcrypto failed to ") + (encrypting ? "encrypt " : "decrypt ") +
-                                                      std::to_string(bytes) + " bytes");
+  return Status::error(StatusCode::kStorageError, std::string("libcrypto failed to ") +
+                                                      (encrypting ? "encrypt " : "decrypt ") + std::to_string(bytes) +
+                                                      " bytes");
 }
 
 }  // namespace tierpage

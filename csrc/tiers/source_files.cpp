@@ -71,7 +71,7 @@ struct SourceFiles::File {
   bool direct = false;
   std::string name;
   std::string mode;
-  struct stat info {};
+  struct stat info{};
 
   ~File() {
     if (descriptor >= 0) close(descriptor);
@@ -80,11 +80,13 @@ struct SourceFiles::File {
   Status unchanged() const;
   Status changed(const std::string& what) const;
   Status failure(uint64_t offset, uint64_t bytes, const std::string& reason, int system_error) const {
-    return Status::error(StatusCode::kStorageError,
-                         "read of " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) + " of " +
-                             quoted(name) + " failed: " + reason +
-                             ".\nLikely cause: the disk, or the connection to it.\nRemedy: see the kernel log for the disk; "
-                             "copy the file to another one and load it from there", system_error);
+    return Status::error(
+        StatusCode::kStorageError,
+        "read of " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) + " of " + quoted(name) +
+            " failed: " + reason +
+            ".\nLikely cause: the disk, or the connection to it.\nRemedy: see the kernel log for the disk; "
+            "copy the file to another one and load it from there",
+        system_error);
   }
 };
 
@@ -107,7 +109,8 @@ Status SourceFiles::File::unchanged() const {
     what = "it was written to " + std::to_string((nanoseconds(now.st_mtim) - nanoseconds(info.st_mtim)) / 1'000'000) +
            " ms after the version that was loaded";
   } else if (now.st_dev != info.st_dev || now.st_ino != info.st_ino) {
-    what = "it is another file (inode " + std::to_string(now.st_ino) + " instead of " + std::to_string(info.st_ino) + ")";
+    what =
+        "it is another file (inode " + std::to_string(now.st_ino) + " instead of " + std::to_string(info.st_ino) + ")";
   } else {
     return Status::success();
   }
@@ -115,12 +118,9 @@ Status SourceFiles::File::unchanged() const {
 }
 
 SourceFiles::SourceFiles(const SourceFilesOptions& options, const IoTable& table)
-    : options_(options),
-      table_(table),
-      workers_({kFilesMax << kPlaceBits, 1, kPieceBytesMax},
-               [this](StoreOperation, uint64_t offset, uint64_t bytes, std::byte* buffer) {
-                 return read(offset, bytes, buffer);
-               }) {}
+    : options_(options), table_(table), workers_({kFilesMax << kPlaceBits, 1, kPieceBytesMax},
+                                                 [this](StoreOperation, uint64_t offset, uint64_t bytes,
+                                                        std::byte* buffer) { return read(offset, bytes, buffer); }) {}
 
 SourceFiles::~SourceFiles() = default;
 
@@ -142,14 +142,15 @@ Status SourceFiles::add(int descriptor, const std::string& name, const Version* 
   int refused = options_.direct ? std::min(file->descriptor, 0) * -1 : 0;
   if (options_.direct && refused == 0) refused = probe_direct(table_, file->descriptor);
   file->direct = options_.direct && refused == 0;
-  file->mode = file->direct       ? "direct"
+  file->mode = file->direct      ? "direct"
                : options_.direct ? "buffered, because O_DIRECT is refused: " + describe_system_error(refused)
                                  : "buffered as asked";
   if (!file->direct) {
     if (file->descriptor >= 0) close(file->descriptor);
     file->descriptor = open_again(descriptor, 0);
     if (file->descriptor < 0) file->descriptor = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
-    if (file->descriptor < 0) return Status::error(StatusCode::kStorageError, quoted(name) + ": " + describe_system_error(errno), errno);
+    if (file->descriptor < 0)
+      return Status::error(StatusCode::kStorageError, quoted(name) + ": " + describe_system_error(errno), errno);
     (void)posix_fadvise(file->descriptor, 0, 0, POSIX_FADV_RANDOM);
   }
   file->info = given;
@@ -161,7 +162,8 @@ Status SourceFiles::add(int descriptor, const std::string& name, const Version* 
   const LockGuard lock(mutex_);
   uint64_t number = 0;
   while (files_.contains(number)) ++number;
-  if (number >= kFilesMax) return Status::error(StatusCode::kInvalidArgument, "65536 checkpoint files are open already");
+  if (number >= kFilesMax)
+    return Status::error(StatusCode::kInvalidArgument, "65536 checkpoint files are open already");
   files_.emplace(number, std::move(file));
   *place = number << kPlaceBits;
   return Status::success();
@@ -227,7 +229,8 @@ Status SourceFiles::read(uint64_t offset, uint64_t bytes, std::byte* buffer) con
   Status status = file->unchanged();
   if (!status.ok()) return status;
   const bool fits = ((in_file | bytes | reinterpret_cast<uintptr_t>(buffer)) & (kAlignment - 1)) == 0;
-  status = !file->direct || fits ? read_blocks(*file, in_file, bytes, buffer) : read_through_copy(*file, in_file, bytes, buffer);
+  status = !file->direct || fits ? read_blocks(*file, in_file, bytes, buffer)
+                                 : read_through_copy(*file, in_file, bytes, buffer);
   // A change is the better explanation of whatever went wrong meanwhile.
   const Status after = file->unchanged();
   return after.ok() ? status : after;
@@ -262,7 +265,8 @@ Status SourceFiles::read_blocks(const File& file, uint64_t offset, uint64_t byte
       if (error == EINTR) continue;
       return file.failure(offset, bytes, describe_system_error(error), error);
     }
-    if (count == 0) return file.failure(offset, bytes, "the file ends after " + std::to_string(offset + done) + " bytes", 0);
+    if (count == 0)
+      return file.failure(offset, bytes, "the file ends after " + std::to_string(offset + done) + " bytes", 0);
     const auto moved = static_cast<uint64_t>(count);
     if (done + moved >= there) break;
     // Direct calls must go on at an aligned offset, so an odd rest is moved once more.
@@ -273,7 +277,8 @@ Status SourceFiles::read_blocks(const File& file, uint64_t offset, uint64_t byte
   }
   memset(buffer + there, 0, bytes - there);
   // What was read once is not worth the RAM of the page cache; only advice.
-  if (!file.direct) (void)posix_fadvise(file.descriptor, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
+  if (!file.direct)
+    (void)posix_fadvise(file.descriptor, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
   return Status::success();
 }
 

@@ -73,7 +73,7 @@ class SourceFiles {
   const IoTable table_;
   mutable Mutex mutex_;  // guards files_ alone; never held while something is read
   std::map<uint64_t, std::shared_ptr<const File>> files_ TP_GUARDED_BY(mutex_);  // by number
-  StoreWorkers workers_;  // last: its threads use the rest
+  StoreWorkers workers_;                                                         // last: its threads use the rest
 };
 
 }  // namespace tierpage

@@ -81,7 +81,8 @@ Status check_directory(int directory_descriptor, const std::string& directory) {
   const bool shared = (info.st_mode & S_ISVTX) != 0;
   if (!shared && info.st_uid != geteuid() && geteuid() != 0) {
     return refuse(directory, "belongs to user " + std::to_string(info.st_uid) +
-                                 ", who may rename or remove files in it, and you are user " + std::to_string(geteuid()) +
+                                 ", who may rename or remove files in it, and you are user " +
+                                 std::to_string(geteuid()) +
                                  "; give a directory of your own, or one with the sticky bit (chmod +t)");
   }
   return Status::success();
@@ -165,14 +166,9 @@ std::string describe_failure(const IoTable& table, int system_error) {
 }
 
 SpillFile::SpillFile(SpillFile&& other) noexcept
-    : descriptor_(std::exchange(other.descriptor_, -1)),
-      closing_(other.closing_),
-      owner_process_(other.owner_process_),
-      capacity_bytes_(other.capacity_bytes_),
-      alignment_bytes_(other.alignment_bytes_),
-      direct_(other.direct_),
-      mode_(std::move(other.mode_)),
-      directory_(std::move(other.directory_)) {}
+    : descriptor_(std::exchange(other.descriptor_, -1)), closing_(other.closing_), owner_process_(other.owner_process_),
+      capacity_bytes_(other.capacity_bytes_), alignment_bytes_(other.alignment_bytes_), direct_(other.direct_),
+      mode_(std::move(other.mode_)), directory_(std::move(other.directory_)) {}
 
 SpillFile::~SpillFile() {
   if (descriptor_ < 0) return;
@@ -229,9 +225,10 @@ Status SpillFile::take_space(const std::string& directory) {
                          EFBIG);
   }
   auto full = [&](uint64_t free_bytes, int error) {
-    return Status::error(StatusCode::kStorageFull, what + ": " + std::to_string(free_bytes) + " bytes are free: " +
-                                                       describe_system_error(error) +
-                                                       "; lower the capacity or give another directory", error);
+    return Status::error(StatusCode::kStorageFull,
+                         what + ": " + std::to_string(free_bytes) + " bytes are free: " + describe_system_error(error) +
+                             "; lower the capacity or give another directory",
+                         error);
   };
   // Known to fail: do not fill the disk first, others write to it too. Some file systems report no sizes at all.
   struct statvfs space;
@@ -264,12 +261,14 @@ Status SpillFile::choose_mode(bool want_direct, const IoTable& table) {
     return Status::success();
   }
   if (error != EINVAL && error != EOPNOTSUPP) {
-    return Status::error(storage_code_of(error), "the first transfer to the spill file in '" + directory_ + "' failed: " +
-                                                     describe_failure(table, error), error);
+    return Status::error(storage_code_of(error),
+                         "the first transfer to the spill file in '" + directory_ +
+                             "' failed: " + describe_failure(table, error),
+                         error);
   }
   if (fcntl(descriptor_, F_SETFL, flags) != 0) {
-    return Status::error(StatusCode::kStorageError, "cannot switch the spill file to buffered: " +
-                                                        describe_system_error(errno), errno);
+    return Status::error(StatusCode::kStorageError,
+                         "cannot switch the spill file to buffered: " + describe_system_error(errno), errno);
   }
   mode_ = "buffered, because the file system refuses O_DIRECT: " + describe_system_error(error);
   return Status::success();

@@ -35,12 +35,12 @@ class SpillFiles {
   Place place(uint64_t offset) const;
   const std::vector<SpillFile>& files() const { return files_; }
   uint64_t capacity_bytes() const { return capacity_bytes_; }
-  uint64_t alignment_bytes() const { return alignment_bytes_; }  // the largest of the files'
+  uint64_t alignment_bytes() const { return alignment_bytes_; }                    // the largest of the files'
   uint64_t stripe_bytes() const { return files_.size() > 1 ? stripe_bytes_ : 0; }  // 0: one file, nothing is striped
-  bool direct() const;          // every one
+  bool direct() const;                                                             // every one
   std::string description() const;  // "spill file in /a, direct", "2 spill files in /a and /b, ..."
-  std::string notice() const;   // what fell back to buffered I/O and why, empty: nothing did
-  uint64_t drive_bytes() const;  // size of the file systems, each counted once
+  std::string notice() const;       // what fell back to buffered I/O and why, empty: nothing did
+  uint64_t drive_bytes() const;     // size of the file systems, each counted once
 
  private:
   std::vector<SpillFile> files_;

@@ -68,8 +68,7 @@ Status leave_page_cache(StoreOperation operation, const SpillFiles::Place& at, u
   const auto begin = static_cast<off_t>(at.offset);
   const auto length = static_cast<off_t>(bytes);
   if (operation == StoreOperation::kWrite) {
-    constexpr unsigned kWriteAndWait =
-        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    constexpr unsigned kWriteAndWait = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
     int result;
     do {
       result = sync_file_range(at.file->descriptor(), begin, length, kWriteAndWait);
@@ -103,21 +102,19 @@ class DirectStore final : public BlockStore {
  public:
   DirectStore(const DirectStoreOptions& options, const IoTable& table, SpillFiles files, UnitChecksums checksums,
               std::unique_ptr<PageCipher> cipher)
-      : table_(table),
-        files_(std::move(files)),
-        checksums_(std::move(checksums)),
-        cipher_(std::move(cipher)),
+      : table_(table), files_(std::move(files)), checksums_(std::move(checksums)), cipher_(std::move(cipher)),
         description_(files_.description() + ", " + std::to_string(thread_count(options)) + " threads, " +
                      (!checksums_.enabled()  ? "reads not checked"
                       : crc32c_in_hardware() ? "reads checked"
                                              : "reads checked (slowly: the processor has no CRC32C instruction)") +
-                     (options.verify_writes ? ", writes read back" : "") + (cipher_ ? ", encrypted (AES-256-XTS)" : "")),
-        verify_writes_(options.verify_writes),
-        piece_bytes_max_(options.request_bytes_max),
+                     (options.verify_writes ? ", writes read back" : "") +
+                     (cipher_ ? ", encrypted (AES-256-XTS)" : "")),
+        verify_writes_(options.verify_writes), piece_bytes_max_(options.request_bytes_max),
         workers_({files_.capacity_bytes(), files_.alignment_bytes(), options.request_bytes_max, files_.stripe_bytes()},
                  [this](StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) {
                    if (operation == StoreOperation::kWrite) {
-                     return checksums_.enabled() ? write_recorded(offset, bytes, buffer) : write_kept(offset, bytes, buffer);
+                     return checksums_.enabled() ? write_recorded(offset, bytes, buffer)
+                                                 : write_kept(offset, bytes, buffer);
                    }
                    return checksums_.enabled() ? read_checked(offset, bytes, buffer)
                                                : move_piece(operation, offset, bytes, buffer);
@@ -152,7 +149,7 @@ class DirectStore final : public BlockStore {
 
   const IoTable table_;
   const SpillFiles files_;
-  UnitChecksums checksums_;  // by worker threads, each for the units of its piece
+  UnitChecksums checksums_;                         // by worker threads, each for the units of its piece
   const std::unique_ptr<const PageCipher> cipher_;  // null: nothing is encrypted
   const std::string description_;
   const bool verify_writes_;
@@ -164,7 +161,8 @@ Status DirectStore::write_kept(uint64_t offset, uint64_t bytes, std::byte* buffe
   Status status = move_piece(StoreOperation::kWrite, offset, bytes, buffer);
   if (!verify_writes_ || !status.ok()) return status;
   std::byte* const seen = worker_memory(piece_bytes_max_, files_.alignment_bytes());
-  if (seen == nullptr) return failure(StoreOperation::kWrite, files_.place(offset), bytes, bytes, ENOMEM, "no memory to compare it");
+  if (seen == nullptr)
+    return failure(StoreOperation::kWrite, files_.place(offset), bytes, bytes, ENOMEM, "no memory to compare it");
   for (int attempt = 0;; ++attempt) {
     status = move_piece(StoreOperation::kRead, offset, bytes, seen);
     if (!status.ok() || memcmp(seen, buffer, bytes) == 0) return status;
@@ -174,7 +172,8 @@ Status DirectStore::write_kept(uint64_t offset, uint64_t bytes, std::byte* buffe
   }
   const auto first = static_cast<uint64_t>(std::mismatch(seen, seen + bytes, buffer).first - seen);
   return failure(StoreOperation::kWrite, files_.place(offset), bytes, bytes, EIO,
-                 "it does not read back as it was written, twice; the first wrong byte is at " + name_of(files_.place(offset + first)));
+                 "it does not read back as it was written, twice; the first wrong byte is at " +
+                     name_of(files_.place(offset + first)));
 }
 
 Status DirectStore::write_recorded(uint64_t offset, uint64_t bytes, std::byte* buffer) {
@@ -207,9 +206,9 @@ Status DirectStore::corruption(const UnitChecksums::Mismatch& first, const UnitC
   char sums[96];
   snprintf(sums, sizeof sums, "CRC32C 0x%08x instead of 0x%08x, and 0x%08x when read again", first.found,
            first.expected, second.found);
-  return Status::error(StatusCode::kCorruptPage,
-                       "the " + std::to_string(second.bytes) + " bytes at " + name_of(files_.place(second.offset)) +
-                           " are not what was written there: " + sums);
+  return Status::error(StatusCode::kCorruptPage, "the " + std::to_string(second.bytes) + " bytes at " +
+                                                     name_of(files_.place(second.offset)) +
+                                                     " are not what was written there: " + sums);
 }
 
 Status DirectStore::move_piece(StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) const {
@@ -264,9 +263,9 @@ Status DirectStore::move_at(StoreOperation operation, const SpillFiles::Place& a
 
 Status check_options(const DirectStoreOptions& options) {
   if (options.worker_count < kWorkerCountMin || options.worker_count > kWorkerCountMax) {
-    return Status::error(StatusCode::kInvalidArgument,
-                         "worker_count " + std::to_string(options.worker_count) + ": give " +
-                             std::to_string(kWorkerCountMin) + " to " + std::to_string(kWorkerCountMax));
+    return Status::error(StatusCode::kInvalidArgument, "worker_count " + std::to_string(options.worker_count) +
+                                                           ": give " + std::to_string(kWorkerCountMin) + " to " +
+                                                           std::to_string(kWorkerCountMax));
   }
   if (options.request_bytes_max == 0 || options.request_bytes_max > kGiB) {
     return Status::error(StatusCode::kInvalidArgument, "request_bytes_max " +
@@ -275,8 +274,8 @@ Status check_options(const DirectStoreOptions& options) {
   }
   const uint64_t unit = options.verify_unit_bytes;
   if (options.verify && (!std::has_single_bit(unit) || unit < 4 * kKiB || unit > kGiB)) {
-    return Status::error(StatusCode::kInvalidArgument, "verify_unit_bytes " + std::to_string(unit) +
-                                                           ": give a power of two from 4096 to 1073741824");
+    return Status::error(StatusCode::kInvalidArgument,
+                         "verify_unit_bytes " + std::to_string(unit) + ": give a power of two from 4096 to 1073741824");
   }
   return Status::success();
 }
@@ -312,7 +311,8 @@ Status make_direct_store(const DirectStoreOptions& options, const IoTable& table
   if (options.encrypt) {
     if (status = PageCipher::make(&cipher); !status.ok()) return status;
   }
-  auto made = std::make_unique<DirectStore>(effective, table, std::move(files), std::move(checksums), std::move(cipher));
+  auto made =
+      std::make_unique<DirectStore>(effective, table, std::move(files), std::move(checksums), std::move(cipher));
   status = made->start(DirectStore::thread_count(options));
   if (status.ok()) *store = std::move(made);
   return status;

@@ -20,8 +20,7 @@ constexpr uint64_t kPieceBytesMax = 4 * kMiB;
 class MemoryStore final : public BlockStore {
  public:
   MemoryStore(std::byte* memory, uint64_t capacity_bytes)
-      : memory_(memory, capacity_bytes),
-        capacity_bytes_(capacity_bytes),
+      : memory_(memory, capacity_bytes), capacity_bytes_(capacity_bytes),
         workers_({capacity_bytes, kAlignment, kPieceBytesMax},
                  [this](StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer) {
                    if (operation == StoreOperation::kRead) {
@@ -67,8 +66,9 @@ Status make_memory_store(uint64_t capacity_bytes, std::unique_ptr<BlockStore>* s
   const uint64_t rounded = round_up(capacity_bytes, kAlignment);
   void* memory = mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
-    return Status::error(StatusCode::kStorageFull, "memory store of " + std::to_string(rounded) +
-                                                       " bytes: " + describe_system_error(errno), errno);
+    return Status::error(StatusCode::kStorageFull,
+                         "memory store of " + std::to_string(rounded) + " bytes: " + describe_system_error(errno),
+                         errno);
   }
   auto made = std::make_unique<MemoryStore>(static_cast<std::byte*>(memory), rounded);
   Status status = made->start();

@@ -36,10 +36,8 @@ UnitChecksums::~UnitChecksums() {
 }
 
 UnitChecksums::UnitChecksums(UnitChecksums&& other) noexcept
-    : table_(std::exchange(other.table_, nullptr)),
-      table_bytes_(other.table_bytes_),
-      capacity_bytes_(other.capacity_bytes_),
-      unit_bytes_(other.unit_bytes_) {}
+    : table_(std::exchange(other.table_, nullptr)), table_bytes_(other.table_bytes_),
+      capacity_bytes_(other.capacity_bytes_), unit_bytes_(other.unit_bytes_) {}
 
 Status UnitChecksums::open(uint64_t capacity_bytes, uint64_t unit_bytes) {
   const uint64_t units = round_up(capacity_bytes, unit_bytes) / unit_bytes;

@@ -127,8 +127,9 @@ bool defer_list(const OperatorCall& call) {
 
   // Now: what refuses the arguments does so where the program called.
   run_rest(call, chosen, length);
-  const auto shared = std::make_shared<const DeferredCall>(DeferredCall{
-      call.op, &call.info, call.keys, c10::impl::tls_local_dispatch_key_set(), call.engine, stream, native});
+  const auto shared = std::make_shared<const DeferredCall>(DeferredCall{call.op, &call.info, call.keys,
+                                                                        c10::impl::tls_local_dispatch_key_set(),
+                                                                        call.engine, stream, native});
   auto next = arguments->begin();
   for (const auto& [index, regions] : chosen) {
     arm(call, index);

@@ -30,14 +30,14 @@ enum Counter : int32_t {
 
 // What one thread knows. Only its own thread writes it; others read the counters.
 struct ThreadState {
-  const tp_engine_api* engine = nullptr;  // whose `scope` is; changes only between operators (see above)
-  tp_scope* scope = nullptr;              // made on first use
-  int32_t depth = 0;          // nesting of intercepted operators
-  bool scope_open = false;    // depth > 0 and the engine was told
-  bool fresh_region = false;  // this scope allocated, so results have to be announced
-  bool waiting = false;       // inside wait(): a signal handler may run operators on top of it
-  std::vector<tp_access> accesses;    // of the operator that begins now
-  std::vector<uint64_t> addresses;    // of its results
+  const tp_engine_api* engine = nullptr;               // whose `scope` is; changes only between operators (see above)
+  tp_scope* scope = nullptr;                           // made on first use
+  int32_t depth = 0;                                   // nesting of intercepted operators
+  bool scope_open = false;                             // depth > 0 and the engine was told
+  bool fresh_region = false;                           // this scope allocated, so results have to be announced
+  bool waiting = false;                                // inside wait(): a signal handler may run operators on top of it
+  std::vector<tp_access> accesses;                     // of the operator that begins now
+  std::vector<uint64_t> addresses;                     // of its results
   std::vector<std::pair<uint64_t, uint64_t>> touches;  // the newest: address, bytes (raw_access.h)
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages;  // to arm at the close (raw_access.h)
   std::atomic<uint64_t> counters[kCounterCount] = {};

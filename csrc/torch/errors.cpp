@@ -25,7 +25,8 @@ void set_error_types(PyObject* const* error_types) {
 
 PyObject* error_type(int32_t code) {
   PyObject* error_class = nullptr;
-  if (code >= 0 && code < kErrorTypeCount) error_class = error_classes[static_cast<size_t>(code)].load(std::memory_order_acquire);
+  if (code >= 0 && code < kErrorTypeCount)
+    error_class = error_classes[static_cast<size_t>(code)].load(std::memory_order_acquire);
   return error_class != nullptr ? error_class : PyExc_RuntimeError;
 }
 

@@ -61,14 +61,16 @@ TIERPAGE_EXPORT int32_t tierpage_torch_install(void) {
 TIERPAGE_EXPORT int32_t tierpage_torch_attach(const tp_engine_api* engine, PyObject* const* error_types) {
   return guarded([&] {
     if (engine == nullptr || engine->version != TIERPAGE_ENGINE_API_VERSION || engine->size < sizeof(tp_engine_api)) {
-      return fail(TP_INVALID_ARGUMENT, "the engine and the torch library of tierpage are of different versions; "
-                                       "install tierpage again");
+      return fail(TP_INVALID_ARGUMENT,
+                  "the engine and the torch library of tierpage are of different versions; "
+                  "install tierpage again");
     }
     if (engine->device_type == 0) {
       tierpage::install_cpu_allocator();
     } else if (!tierpage::install_cuda_allocator()) {
-      return fail(TP_UNAVAILABLE, "this torch was built without CUDA (libc10_cuda is not loaded); install a CUDA "
-                                  "build of torch, or enable tierpage with device=\"cpu\"");
+      return fail(TP_UNAVAILABLE,
+                  "this torch was built without CUDA (libc10_cuda is not loaded); install a CUDA "
+                  "build of torch, or enable tierpage with device=\"cpu\"");
     }
     tierpage::install_interceptors();
     tierpage::register_pending();

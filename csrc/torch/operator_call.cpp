@@ -12,9 +12,7 @@ int32_t OperatorFrame::close_scope() {
   return state_.engine->scope_close(state_.scope, native_stream(*state_.engine));
 }
 
-void OperatorFrame::raise_close(int32_t code) {
-  throw PagerError(code, state_.engine->error_message(state_.scope));
-}
+void OperatorFrame::raise_close(int32_t code) { throw PagerError(code, state_.engine->error_message(state_.scope)); }
 
 uint64_t collect_arguments(const OperatorCall& call, const tp_engine_api& engine, bool note_storages) {
   const c10::IValue* values = call.arguments();

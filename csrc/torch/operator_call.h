@@ -85,7 +85,8 @@ inline void announce(const OperatorInfo& info, ThreadState& state, const AccessT
   if (C10_UNLIKELY(tail.count() != 0)) announce_paged(info, state, tail);
 }
 inline void note_launch(ThreadState& state, const tp_engine_api& engine, const OperatorFrame& frame) {
-  if (C10_UNLIKELY(__atomic_load_n(engine.wants_times, __ATOMIC_RELAXED) != 0) && state.scope_open && frame.outermost()) {
+  if (C10_UNLIKELY(__atomic_load_n(engine.wants_times, __ATOMIC_RELAXED) != 0) && state.scope_open &&
+      frame.outermost()) {
     engine.launching(state.scope, native_stream(engine));
   }
 }

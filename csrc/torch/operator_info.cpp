@@ -24,8 +24,8 @@ uint64_t stable_hash(std::string_view text) {
 // Operators of aten that name tensors but read and write none of their bytes. _unsafe_view is a view whose schema does not
 // say so; each matrix product of more than two dimensions ends with it.
 constexpr std::array<std::string_view, 9> kMetadataOnly = {
-    "aten::record_stream", "aten::is_same_size",    "aten::_has_same_storage_numel", "aten::_version",
-    "aten::is_set_to",     "aten::set_data",        "aten::_use_cudnn_ctc_loss",     "aten::_is_zerotensor",
+    "aten::record_stream", "aten::is_same_size", "aten::_has_same_storage_numel", "aten::_version",
+    "aten::is_set_to",     "aten::set_data",     "aten::_use_cudnn_ctc_loss",     "aten::_is_zerotensor",
     "aten::_unsafe_view"};
 
 // Schema says "view", the kernel copies.
@@ -41,8 +41,8 @@ bool contains(const std::array<std::string_view, count>& names, std::string_view
 }
 
 bool touches_whole_storage(std::string_view name) {
-  return contains(kWholeStorage, name) || name.starts_with("aten::as_strided") ||
-         name.starts_with("aten::resize") || name.starts_with("aten::set_.");
+  return contains(kWholeStorage, name) || name.starts_with("aten::as_strided") || name.starts_with("aten::resize") ||
+         name.starts_with("aten::set_.");
 }
 
 bool is_written(const c10::Argument& argument) {
@@ -67,10 +67,16 @@ bool is_pure_view(const c10::OperatorHandle& op, const std::string& name) {
 bool decomposes_unless_nested(const c10::OperatorHandle& op) {
   using c10::DispatchKey;
   if (!op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) return false;
-  constexpr std::array kOwnKernels = {
-      DispatchKey::CompositeExplicitAutograd, DispatchKey::CompositeExplicitAutogradNonFunctional,
-      DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::SparseCPU, DispatchKey::SparseCUDA,
-      DispatchKey::SparseCsrCPU, DispatchKey::SparseCsrCUDA, DispatchKey::QuantizedCPU, DispatchKey::QuantizedCUDA};
+  constexpr std::array kOwnKernels = {DispatchKey::CompositeExplicitAutograd,
+                                      DispatchKey::CompositeExplicitAutogradNonFunctional,
+                                      DispatchKey::CPU,
+                                      DispatchKey::CUDA,
+                                      DispatchKey::SparseCPU,
+                                      DispatchKey::SparseCUDA,
+                                      DispatchKey::SparseCsrCPU,
+                                      DispatchKey::SparseCsrCUDA,
+                                      DispatchKey::QuantizedCPU,
+                                      DispatchKey::QuantizedCUDA};
   return std::none_of(kOwnKernels.begin(), kOwnKernels.end(),
                       [&](DispatchKey key) { return op.hasKernelForDispatchKey(key); });
 }
@@ -82,12 +88,9 @@ bool has_nested_kernel(const c10::OperatorHandle& op) {
 
 std::optional<ArgumentKind> kind_of(const c10::Type& type) {
   switch (type.kind()) {
-    case c10::TypeKind::TensorType:
-      return ArgumentKind::kTensor;
-    case c10::TypeKind::StorageType:
-      return ArgumentKind::kStorage;
-    case c10::TypeKind::OptionalType:
-      return kind_of(*type.containedType(0));
+    case c10::TypeKind::TensorType: return ArgumentKind::kTensor;
+    case c10::TypeKind::StorageType: return ArgumentKind::kStorage;
+    case c10::TypeKind::OptionalType: return kind_of(*type.containedType(0));
     case c10::TypeKind::ListType: {
       const auto element = kind_of(*type.containedType(0));
       if (!element.has_value() || *element == ArgumentKind::kPlainList) return ArgumentKind::kPlainList;
@@ -98,10 +101,8 @@ std::optional<ArgumentKind> kind_of(const c10::Type& type) {
     case c10::TypeKind::AnyTupleType:
     case c10::TypeKind::TupleType:
     case c10::TypeKind::DictType:
-    case c10::TypeKind::UnionType:
-      return ArgumentKind::kAny;
-    default:
-      return std::nullopt;
+    case c10::TypeKind::UnionType: return ArgumentKind::kAny;
+    default: return std::nullopt;
   }
 }
 
@@ -157,7 +158,8 @@ std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
   const c10::FunctionSchema& schema = op.schema();
   const std::string& name = schema.name();
   const bool decomposes = decomposes_unless_nested(op);
-  if (contains(kMetadataOnly, name) || (decomposes && !has_nested_kernel(op)) || is_pure_view(op, name)) return std::nullopt;
+  if (contains(kMetadataOnly, name) || (decomposes && !has_nested_kernel(op)) || is_pure_view(op, name))
+    return std::nullopt;
 
   OperatorInfo info;
   info.name = name;
@@ -325,7 +327,8 @@ void collect_result(ThreadState& state, const tp_engine_api& engine, const c10::
   collect_addresses(state, engine, value, note_storages);
 }
 
-void collect_result(ThreadState& state, const tp_engine_api& engine, const c10::TensorImpl& tensor, bool note_storages) {
+void collect_result(ThreadState& state, const tp_engine_api& engine, const c10::TensorImpl& tensor,
+                    bool note_storages) {
   collect_addresses(state, engine, tensor, note_storages);
 }
 

@@ -16,10 +16,10 @@
 namespace tierpage {
 
 enum class ArgumentKind : uint8_t {
-  kTensor,   // Tensor, Tensor?
-  kList,     // lists of tensors, of optional tensors, lists of lists
-  kAny,      // may hold tensors anywhere inside
-  kStorage,  // a bare storage
+  kTensor,    // Tensor, Tensor?
+  kList,      // lists of tensors, of optional tensors, lists of lists
+  kAny,       // may hold tensors anywhere inside
+  kStorage,   // a bare storage
   kPlainList  // a list without tensors; matters only for splitting
 };
 
@@ -41,14 +41,15 @@ struct OperatorInfo {
   int32_t read_if_none_index = -1;
   // Above us it is made of operators that we see one by one, unless an argument is a nested tensor, which has a kernel.
   bool decomposes_unless_nested = false;
-  bool splittable;                       // a result for an index depends on that index alone (list_ops.h)
-  uint32_t fresh_lists = 0;              // of splittable operators: results that are new lists
-  std::vector<ArgumentInfo> arguments;   // those that can hold tensors
+  bool splittable;                           // a result for an index depends on that index alone (list_ops.h)
+  uint32_t fresh_lists = 0;                  // of splittable operators: results that are new lists
+  std::vector<ArgumentInfo> arguments;       // those that can hold tensors
   std::vector<ArgumentInfo> list_arguments;  // of splittable operators: every list, in order
 
   ArgumentInfo as_called(const ArgumentInfo& argument, const c10::IValue* values) const {
     ArgumentInfo actual = argument;
-    if (static_cast<int32_t>(argument.index) == read_index && values[read_if_none_index].isNone()) actual.mode = TP_READ;
+    if (static_cast<int32_t>(argument.index) == read_index && values[read_if_none_index].isNone())
+      actual.mode = TP_READ;
     return actual;
   }
 };

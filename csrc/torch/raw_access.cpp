@@ -15,8 +15,8 @@ std::atomic<bool> materializer_wanted{true};
 
 namespace {
 
-constexpr uint32_t kKeepScopes = 64;    // pointers are fetched one after another and used somewhat later
-constexpr uint32_t kKeepTouches = 16;   // the pointers of one launch: they stay whatever their size
+constexpr uint32_t kKeepScopes = 64;   // pointers are fetched one after another and used somewhat later
+constexpr uint32_t kKeepTouches = 16;  // the pointers of one launch: they stay whatever their size
 const tp_operator kRawAccess{"tierpage::raw_access", 0x7261775f61636365ull};
 
 // Somebody who asks for the pointers of a whole model looks at each and drops it. So that they do not fill the device,

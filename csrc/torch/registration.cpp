@@ -65,8 +65,9 @@ void register_operator(const c10::OperatorHandle& op) {
   if (!kernel.has_value()) {
     kernel = c10::KernelFunction::makeFromBoxedFunctor(std::make_unique<Interceptor>(kept, entry.retired));
   }
-  entry.handle = std::make_unique<c10::RegistrationHandleRAII>(c10::Dispatcher::singleton().registerImpl(
-      op.operator_name(), c10::DispatchKey::BackendSelect, *std::move(kernel), std::nullopt, nullptr, "tierpage"));
+  entry.handle = std::make_unique<c10::RegistrationHandleRAII>(
+      c10::Dispatcher::singleton().registerImpl(op.operator_name(), c10::DispatchKey::BackendSelect, *std::move(kernel),
+                                                std::nullopt, nullptr, "tierpage"));
   const std::lock_guard<std::mutex> lock(queue().mutex);
   queue().registered.emplace(op.operator_name(), std::move(entry));
 }

@@ -104,14 +104,15 @@ struct TypedArguments {
   }
 
   template <size_t... indices>
-  static void collect(const OperatorInfo& info, ThreadState& state, const tp_engine_api& engine, std::index_sequence<indices...>,
-                      const std::remove_reference_t<Arguments>&... arguments) {
+  static void collect(const OperatorInfo& info, ThreadState& state, const tp_engine_api& engine,
+                      std::index_sequence<indices...>, const std::remove_reference_t<Arguments>&... arguments) {
     (collect_one<indices>(info, state, engine, arguments), ...);
   }
 
  private:
   template <size_t index, class Argument>
-  static void collect_one(const OperatorInfo& info, ThreadState& state, const tp_engine_api& engine, const Argument& argument) {
+  static void collect_one(const OperatorInfo& info, ThreadState& state, const tp_engine_api& engine,
+                          const Argument& argument) {
     if constexpr (kHoldsTensors[index]) {
       Tensors<std::remove_cv_t<Argument>>::each(argument, [&](const c10::TensorImpl& tensor) {
         if (!may_be_paged(engine, tensor)) return;
@@ -150,7 +151,8 @@ class TypedInterceptor<Result(Arguments...)> final : public c10::OperatorKernel 
   Result operator()(c10::DispatchKeySet keys, Arguments... arguments) {
     const c10::DispatchKeySet keys_below = below(keys);
     const tp_engine_api* attached = engine_now();
-    if (attached == nullptr || C10_UNLIKELY(retired_->load(std::memory_order_relaxed)) || decomposes(*info_, keys_below)) {
+    if (attached == nullptr || C10_UNLIKELY(retired_->load(std::memory_order_relaxed)) ||
+        decomposes(*info_, keys_below)) {
       return op_.redispatch(keys_below, std::forward<Arguments>(arguments)...);
     }
     ThreadState& state = thread_state();
@@ -158,7 +160,8 @@ class TypedInterceptor<Result(Arguments...)> final : public c10::OperatorKernel 
     if (C10_UNLIKELY(takes_slow_way(state, *engine))) {
       const Handle op = op_;  // register_pending may free this object, and boxed_ with it
       const c10::BoxedKernel boxed = boxed_;
-      return c10::impl::BoxedKernelWrapper<Result(Arguments...)>::call(boxed, op, keys, std::forward<Arguments>(arguments)...);
+      return c10::impl::BoxedKernelWrapper<Result(Arguments...)>::call(boxed, op, keys,
+                                                                       std::forward<Arguments>(arguments)...);
     }
     state.count(kOperatorsSeen);
     OperatorFrame frame(state, engine);

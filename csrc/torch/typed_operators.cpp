@@ -17,11 +17,13 @@ using Retired = std::shared_ptr<const std::atomic<bool>>;
 using Make = std::optional<c10::KernelFunction> (*)(const c10::OperatorHandle&, const OperatorInfo*, const Retired&);
 
 template <class Schema>
-std::optional<c10::KernelFunction> make(const c10::OperatorHandle& op, const OperatorInfo* info, const Retired& retired) {
+std::optional<c10::KernelFunction> make(const c10::OperatorHandle& op, const OperatorInfo* info,
+                                        const Retired& retired) {
   using Kernel = TypedInterceptor<Schema>;
   if (!Kernel::Typed::fits(*info)) return std::nullopt;
   try {
-    auto kernel = std::make_unique<Kernel>(op.typed<Schema>(), info, retired);  // throws where a kernel's signature differs
+    auto kernel =
+        std::make_unique<Kernel>(op.typed<Schema>(), info, retired);  // throws where a kernel's signature differs
     return c10::KernelFunction::makeFromUnboxedFunctor<false, Kernel>(std::move(kernel));
   } catch (const c10::Error&) {
     return std::nullopt;
@@ -53,10 +55,10 @@ Table make_table() {
   // Two tensors, or a tensor and a number.
   table.merge(table_of<op::add_Tensor, op::add__Tensor, op::add_out, op::sub_Tensor, op::sub__Tensor, op::sub_out,
                        op::mul_Tensor, op::mul__Tensor, op::mul_out, op::div_Tensor, op::div__Tensor, op::div_out,
-                       op::add_Scalar, op::add__Scalar, op::sub_Scalar, op::sub__Scalar, op::mul_Scalar, op::mul__Scalar,
-                       op::div_Scalar, op::div__Scalar, op::rsub_Scalar, op::pow_Tensor_Scalar, op::pow_Tensor_Tensor,
-                       op::maximum, op::minimum, op::addcmul, op::addcmul_, op::addcdiv, op::addcdiv_, op::lerp_Scalar,
-                       op::lerp__Scalar>());
+                       op::add_Scalar, op::add__Scalar, op::sub_Scalar, op::sub__Scalar, op::mul_Scalar,
+                       op::mul__Scalar, op::div_Scalar, op::div__Scalar, op::rsub_Scalar, op::pow_Tensor_Scalar,
+                       op::pow_Tensor_Tensor, op::maximum, op::minimum, op::addcmul, op::addcmul_, op::addcdiv,
+                       op::addcdiv_, op::lerp_Scalar, op::lerp__Scalar>());
   // Comparisons and choices.
   table.merge(table_of<op::eq_Tensor, op::eq_Scalar, op::ne_Tensor, op::ne_Scalar, op::lt_Tensor, op::lt_Scalar,
                        op::le_Tensor, op::le_Scalar, op::gt_Tensor, op::gt_Scalar, op::ge_Tensor, op::ge_Scalar,
@@ -76,18 +78,17 @@ Table make_table() {
                        op::nll_loss_forward>());
   // Copies, and what picks or joins parts.
   table.merge(table_of<op::copy_, op::_to_copy, op::clone, op::cat, op::stack, op::index_Tensor, op::index_select,
-                       op::index_put_, op::index_copy_, op::embedding, op::gather, op::slice_scatter, op::tril, op::triu,
-                       op::repeat, op::empty_like, op::zeros_like, op::ones_like, op::full_like, op::new_empty,
-                       op::new_zeros, op::_local_scalar_dense, op::constant_pad_nd>());
+                       op::index_put_, op::index_copy_, op::embedding, op::gather, op::slice_scatter, op::tril,
+                       op::triu, op::repeat, op::empty_like, op::zeros_like, op::ones_like, op::full_like,
+                       op::new_empty, op::new_zeros, op::_local_scalar_dense, op::constant_pad_nd>());
   // Backward passes.
-  table.merge(table_of<op::threshold_backward, op::gelu_backward, op::silu_backward, op::sigmoid_backward,
-                       op::tanh_backward, op::_softmax_backward_data, op::_log_softmax_backward_data,
-                       op::native_layer_norm_backward, op::native_dropout_backward, op::embedding_dense_backward,
-                       op::nll_loss_backward, op::_scaled_dot_product_flash_attention_backward,
-                       op::_scaled_dot_product_efficient_attention_backward,
-                       op::_scaled_dot_product_flash_attention_for_cpu_backward, op::slice_backward, op::select_backward,
-                       op::native_batch_norm_backward, op::cudnn_batch_norm_backward,
-                       op::max_pool2d_with_indices_backward>());
+  table.merge(
+      table_of<op::threshold_backward, op::gelu_backward, op::silu_backward, op::sigmoid_backward, op::tanh_backward,
+               op::_softmax_backward_data, op::_log_softmax_backward_data, op::native_layer_norm_backward,
+               op::native_dropout_backward, op::embedding_dense_backward, op::nll_loss_backward,
+               op::_scaled_dot_product_flash_attention_backward, op::_scaled_dot_product_efficient_attention_backward,
+               op::_scaled_dot_product_flash_attention_for_cpu_backward, op::slice_backward, op::select_backward,
+               op::native_batch_norm_backward, op::cudnn_batch_norm_backward, op::max_pool2d_with_indices_backward>());
   return table;
 }
 

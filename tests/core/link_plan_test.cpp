@@ -29,7 +29,8 @@ struct Planned {
 Planned plan(const RecordedProgram& program, const std::vector<bool>& keep, uint64_t capacity_bytes) {
   Planned planned;
   planned.fetches = program.fetches(keep);
-  planned.links = plan_links(program.recurrence(), program.loads(keep), capacity_bytes, kRate, planned.fetches, program.writes(keep));
+  planned.links = plan_links(program.recurrence(), program.loads(keep), capacity_bytes, kRate, planned.fetches,
+                             program.writes(keep));
   return planned;
 }
 
@@ -139,9 +140,11 @@ RecordedProgram random_program(std::mt19937& random) {
 }
 
 // What lies in each bucket: the loads, and fetches from their arrival until their use.
-std::vector<uint64_t> occupied(const RecordedProgram& program, std::vector<uint64_t> loads, const std::vector<PlannedFetch>& fetches) {
+std::vector<uint64_t> occupied(const RecordedProgram& program, std::vector<uint64_t> loads,
+                               const std::vector<PlannedFetch>& fetches) {
   for (const PlannedFetch& fetch : fetches) {
-    for (uint64_t at = fetch.arrives; at < fetch.length; ++at) loads[(fetch.slot + at) % program.period()] += fetch.bytes;
+    for (uint64_t at = fetch.arrives; at < fetch.length; ++at)
+      loads[(fetch.slot + at) % program.period()] += fetch.bytes;
   }
   return loads;
 }
@@ -166,7 +169,8 @@ TEST(LinkPlan, HoldsItsInvariantAndItsBoundsOnRandomPrograms) {
     for (size_t bucket = 0; bucket < held.size(); ++bucket) {
       ASSERT_LE(held[bucket], std::max(tight, loads[bucket])) << "round " << round << ", bucket " << bucket;
     }
-    const double fetched = bytes_of(planned.fetches), written = bytes_of(program.writes(keep)), kernels = program.kernel_seconds();
+    const double fetched = bytes_of(planned.fetches), written = bytes_of(program.writes(keep)),
+                 kernels = program.kernel_seconds();
     ASSERT_GE(planned.links.seconds, kernels - kEpsilon) << "round " << round;
     ASSERT_LE(planned.links.seconds, kernels + (fetched + written) / kRate / 1e6 + kEpsilon) << "round " << round;
   }
@@ -235,9 +239,10 @@ TEST(TimedResidencyPlan, WantsContentFromItsArrivalOn) {
     const ResidencyPlan plan = program.plan(128 + random() % 512, kRate);
     if (!plan.timed()) continue;
     const auto later = static_cast<uint64_t>(round % 3) * program.period();  // any number of recurrences
-    std::map<uint64_t, uint64_t> arrivals;  // by use: slot of the arrival
+    std::map<uint64_t, uint64_t> arrivals;                                   // by use: slot of the arrival
     for (const ResidencyPlan::Early& early : plan.early()) arrivals[early.use] = early.arrives;
-    EXPECT_TRUE(std::is_sorted(plan.early().begin(), plan.early().end(), [](const auto& a, const auto& b) { return a.use < b.use; }));
+    EXPECT_TRUE(std::is_sorted(plan.early().begin(), plan.early().end(),
+                               [](const auto& a, const auto& b) { return a.use < b.use; }));
     early_count += arrivals.size();
     for (uint64_t slot = 0; slot < program.period(); ++slot) {
       const uint64_t position = program.begin() + slot + later;

@@ -17,10 +17,13 @@ TEST(Look, TheNameOfThePolicyMakesNoPlan) {
       ASSERT_EQ(world.pager.outcome(slot), Outcome::kGranted);
       world.end(slot);
       world.complete_all();
-      const uint64_t uses_read = world.pager.foresight().predictor().predicted_uses() + world.pager.foresight().predictor().mispredicted_uses();
+      const uint64_t uses_read = world.pager.foresight().predictor().predicted_uses() +
+                                 world.pager.foresight().predictor().mispredicted_uses();
       const bool planned = world.pager.foresight().plan().valid();
       world.pager.policy_in_force();
-      EXPECT_EQ(world.pager.foresight().predictor().predicted_uses() + world.pager.foresight().predictor().mispredicted_uses(), uses_read);
+      EXPECT_EQ(world.pager.foresight().predictor().predicted_uses() +
+                    world.pager.foresight().predictor().mispredicted_uses(),
+                uses_read);
       EXPECT_EQ(world.pager.foresight().plan().valid(), planned);
     }
     EXPECT_EQ(world.pager.foresight().predictor().matched(), device_pages == 4);

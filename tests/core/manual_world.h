@@ -68,7 +68,8 @@ class ManualWorld {
   }
   Outcome begin(SlotId slot, std::initializer_list<std::pair<RegionId, AccessMode>> uses) {
     std::vector<Use> list;
-    for (const auto& [region, mode] : uses) list.push_back({region, 0, pager.memory().region(region).bytes_asked - 1, mode});
+    for (const auto& [region, mode] : uses)
+      list.push_back({region, 0, pager.memory().region(region).bytes_asked - 1, mode});
     pager.begin_op(slot, 1, "op", list);
     settle();
     return pager.outcome(slot);

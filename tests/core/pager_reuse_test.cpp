@@ -131,7 +131,8 @@ TEST(PagerAhead, LeavesAloneWhatThePlanKeeps) {
   for (size_t turn = 0; turn < 24 * 60; ++turn) {
     const size_t now = turn % regions.size();
     std::vector<bool> there;
-    for (const RegionId region : regions) there.push_back(world.page(region).is_valid(Tier::kDevice) && !world.page(region).leaving);
+    for (const RegionId region : regions)
+      there.push_back(world.page(region).is_valid(Tier::kDevice) && !world.page(region).leaving);
     const uint64_t planned_at = world.pager.foresight().plan().begin();
     world.begin(slot, {{regions[now], AccessMode::kRead}});
     world.complete_all();

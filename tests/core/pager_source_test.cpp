@@ -31,7 +31,8 @@ TEST(PagerSource, NothingIsMappedOrMovedBeforeItIsUsed) {
   const RegionId a = make_sourced(world, 8 * kPage);  // more than the device holds
   EXPECT_TRUE(world.actions.empty());
   EXPECT_EQ(world.pager.memory().used(Tier::kDevice), 0u);
-  for (const PageId page : world.pager.memory().region(a).pages) EXPECT_EQ(world.pager.memory().pages[page].state(), PageState::kBelow);
+  for (const PageId page : world.pager.memory().region(a).pages)
+    EXPECT_EQ(world.pager.memory().pages[page].state(), PageState::kBelow);
   world.pager.free_region(a, {});
   world.settle();
   EXPECT_TRUE(world.actions.empty());

@@ -202,7 +202,8 @@ WrittenAhead write_in_each_pass(bool seen, bool held) {
     for (const RegionId weight : turn) {
       use(weight, AccessMode::kRead);
       const Page& page = world.page(written);
-      result.copied_down = result.copied_down || (page.is_valid(Tier::kHost) && page.is_valid(Tier::kDevice) && !page.leaving);
+      result.copied_down =
+          result.copied_down || (page.is_valid(Tier::kHost) && page.is_valid(Tier::kDevice) && !page.leaving);
       result.moved = result.moved || !page.is_valid(Tier::kDevice);
     }
   }
@@ -210,9 +211,7 @@ WrittenAhead write_in_each_pass(bool seen, bool held) {
   return result;
 }
 
-TEST(Pager, WhatIsPlannedToBeWrittenGoesDownAheadOfNeed) {
-  EXPECT_TRUE(write_in_each_pass(true, false).copied_down);
-}
+TEST(Pager, WhatIsPlannedToBeWrittenGoesDownAheadOfNeed) { EXPECT_TRUE(write_in_each_pass(true, false).copied_down); }
 
 // Its memory may be written without an operator that says so: a copy below would be taken for its content later on.
 TEST(Pager, Interleaving8WhatMayBeWrittenUnannouncedIsNeverCopiedDown) {
@@ -299,11 +298,10 @@ uint64_t optimum_per_pass(uint64_t budget, const std::vector<int>& cycle, int re
 }
 
 TEST(Policy, MinFetchesTheOptimumOnCyclicTraces) {
-  const std::vector<std::vector<int>> cycles = {
-      {0, 1, 2, 3, 4, 5},
-      {0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0},
-      {0, 1, 0, 2, 0, 3, 0, 4, 1, 5},
-      {0, 1, 2, 0, 1, 3, 4, 5, 3}};
+  const std::vector<std::vector<int>> cycles = {{0, 1, 2, 3, 4, 5},
+                                                {0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0},
+                                                {0, 1, 0, 2, 0, 3, 0, 4, 1, 5},
+                                                {0, 1, 2, 0, 1, 3, 4, 5, 3}};
   for (const auto& cycle : cycles) {
     for (const uint64_t budget : {2u, 3u, 4u}) {
       const uint64_t optimum = optimum_per_pass(budget, cycle, 6);
@@ -344,9 +342,9 @@ TEST(Policy, OfWhatLeavesTheOldestGoesFirstAndTheWantedSizeCanBeChosen) {
   });
   min.begin(pages, [](PageId) { return true; });
   EXPECT_TRUE(min.leaves_ahead());
-  EXPECT_EQ(min.next(), PageId(199));                        // the oldest of those that leave
-  EXPECT_EQ(min.next_leaving(2 * kPage, 0), PageId(195));    // the oldest of that size
-  EXPECT_FALSE(min.next_leaving(2 * kPage, 5000).valid());   // all are used sooner than that
+  EXPECT_EQ(min.next(), PageId(199));                       // the oldest of those that leave
+  EXPECT_EQ(min.next_leaving(2 * kPage, 0), PageId(195));   // the oldest of that size
+  EXPECT_FALSE(min.next_leaving(2 * kPage, 5000).valid());  // all are used sooner than that
   EXPECT_FALSE(min.next_leaving(8 * kPage, 0).valid());
   std::set<PageId> seen = {PageId(199), PageId(195)};
   bool staying = false;

@@ -310,8 +310,12 @@ TEST(Requests, AWaitIsDescribedByWhatLacksMost) {
   const RegionId above = world.make();
   world.memory.region(below[3]).tag = 9;
   const SlotId slot = world.requests.add_slot();
-  ASSERT_EQ(world.begin(slot, {{above, kRead}, {below[0], kRead}, {below[1], kRead}, {below[2], kRead},
-                               {below[3], kRead}, {below[4], kRead}}),
+  ASSERT_EQ(world.begin(slot, {{above, kRead},
+                               {below[0], kRead},
+                               {below[1], kRead},
+                               {below[2], kRead},
+                               {below[3], kRead},
+                               {below[4], kRead}}),
             Outcome::kWait);
   const WaitDetails details = world.requests.describe_wait(slot);
   EXPECT_STREQ(details.name, "an operator");

@@ -256,7 +256,8 @@ TEST(ResidencyPlan, ExactForCyclicScans) {
     for (int key = 0; key < keys; ++key) steps.push_back({key}), sizes[key] = 1;
     const Recorded recorded(steps, sizes);
     for (uint64_t capacity = 1; capacity <= static_cast<uint64_t>(keys); ++capacity) {
-      ASSERT_EQ(recorded.plan(capacity).fetched_bytes(), fewest_fetched(steps, sizes, capacity)) << keys << " keys, " << capacity;
+      ASSERT_EQ(recorded.plan(capacity).fetched_bytes(), fewest_fetched(steps, sizes, capacity))
+          << keys << " keys, " << capacity;
     }
   }
 }

@@ -164,7 +164,8 @@ TEST(WriteEconomy, MostlyReadPagesEndUpOnNvmeAndTheOthersInRam) {
     for (const RegionId region : frozen) use(world, slot, region, kRead);
     for (const RegionId region : states) use(world, slot, region, kWrite);
   }
-  EXPECT_LE(world.pager.writes().total(), (6 + 3) * kPage);  // the frozen ones once, and what had no better place at first
+  EXPECT_LE(world.pager.writes().total(),
+            (6 + 3) * kPage);  // the frozen ones once, and what had no better place at first
 }
 
 TEST(WriteEconomy, ASmallerRamBudgetSpillsMostlyReadPagesFirst) {

@@ -224,7 +224,9 @@ struct Region {
   uint64_t word_count() const { return bytes / sizeof(uint64_t); }
 };
 
-inline uint64_t word_at(uint64_t seed, uint64_t index) { return (seed + 1) * 0x9e3779b97f4a7c15ull ^ index * 0xff51afd7ed558ccdull; }
+inline uint64_t word_at(uint64_t seed, uint64_t index) {
+  return (seed + 1) * 0x9e3779b97f4a7c15ull ^ index * 0xff51afd7ed558ccdull;
+}
 
 // A few words of every small page: what is misplaced is misplaced by pages at least.
 inline constexpr uint64_t kWordStep = 61;

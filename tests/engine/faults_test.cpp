@@ -67,8 +67,8 @@ TEST_F(Faults, WritesThatFailLoseNothingAndOnlyWhoNeedsRoomIsTold) {
   Caller caller(engine());
   std::vector<Region> regions;
   for (uint64_t i = 0; i < 4; ++i) regions.push_back(caller.make(64 * kKiB, i));  // the device is full
-  for (const auto& [code, expected] : {std::pair{StatusCode::kStorageError, TP_STORAGE_ERROR},
-                                       std::pair{StatusCode::kStorageFull, TP_STORAGE_FULL}}) {
+  for (const auto& [code, expected] :
+       {std::pair{StatusCode::kStorageError, TP_STORAGE_ERROR}, std::pair{StatusCode::kStorageFull, TP_STORAGE_FULL}}) {
     store_->by_seed(1, 1.0, StoreFault::fail(Status::error(code, "injected: no write", 28)));
     for (const Region& region : regions) caller.expect_intact(region);  // resident: no disk, no error
     Region more;

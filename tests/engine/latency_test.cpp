@@ -13,8 +13,8 @@ class Latency : public EngineTest {
     RuntimeOptions options = small_options();
     options.prefetch = false;  // it would bring back what was evicted
     RuntimeParts parts;
-    auto backend = std::make_unique<CommandedBackend>(host_backend(options, asynchronous_copies), false,
-                                                      poll_delay_rounds > 0);
+    auto backend =
+        std::make_unique<CommandedBackend>(host_backend(options, asynchronous_copies), false, poll_delay_rounds > 0);
     backend->poll_delay_rounds = poll_delay_rounds;
     parts.backend = std::move(backend);
     Engine engine(options, std::move(parts));
@@ -32,7 +32,7 @@ class Latency : public EngineTest {
       ASSERT_EQ(caller.close(), TP_OK);
     }
     std::sort(faults.begin(), faults.end());
-    std::sort(evictions.begin() , evictions.end());
+    std::sort(evictions.begin(), evictions.end());
     const auto us = [](int64_t ns) { return static_cast<double>(ns) / 1000; };
     std::printf("%-22s fault of 64 KiB: median %6.1f us, least %6.1f, 90 %% %6.1f;  evict: median %6.1f us\n", what,
                 us(faults[150]), us(faults[0]), us(faults[270]), us(evictions[150]));

@@ -106,7 +106,9 @@ TEST_F(LockedCoreTest, AWaitEndsWhenItsTimeIsOverOrItsThreadIsAskedToStop) {
 
 TEST_F(LockedCoreTest, AWaitForTheLockIsCounted) {
   int64_t asked_ns = 0;
-  { const std::unique_lock lock = core_.lock_counted(asked_ns); }
+  {
+    const std::unique_lock lock = core_.lock_counted(asked_ns);
+  }
   EXPECT_EQ(asked_ns, 0);
   std::unique_lock held(core_.mutex());
   std::thread other([&] { const std::unique_lock lock = core_.lock_counted(asked_ns); });

@@ -54,8 +54,8 @@ TEST_F(Progress, AReadThatDoesNotComeBackIsReportedOnceWithItsPageAndGoesOn) {
   EXPECT_GE(stuck.oldest_ns, 300'000'000);
   std::this_thread::sleep_for(milliseconds(1500));  // a second look
   const std::string notices = engine()->reports().take_notices();
-  for (const char* part : {"page ", "of 65536 bytes, nvme to device, has made no progress for ", "disk read of 65536 bytes",
-                           "1 transfers under way", "disk requests 1"}) {
+  for (const char* part : {"page ", "of 65536 bytes, nvme to device, has made no progress for ",
+                           "disk read of 65536 bytes", "1 transfers under way", "disk requests 1"}) {
     EXPECT_NE(notices.find(part), std::string::npos) << notices;
   }
   EXPECT_EQ(std::count(notices.begin(), notices.end(), '\n'), 1) << notices;

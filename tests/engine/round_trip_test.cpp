@@ -24,7 +24,8 @@ class RoundTrip : public EngineTest, public ::testing::WithParamInterface<Shape>
 
 std::vector<uint64_t> addresses_of(const std::vector<Region>& regions, size_t count, std::mt19937& random) {
   std::vector<uint64_t> addresses;
-  for (size_t i = 0; i < count && !regions.empty(); ++i) addresses.push_back(regions[random() % regions.size()].address);
+  for (size_t i = 0; i < count && !regions.empty(); ++i)
+    addresses.push_back(regions[random() % regions.size()].address);
   return addresses;
 }
 
@@ -37,9 +38,12 @@ class Program {
   void run(int rounds) {
     for (int i = 0; i < rounds && !::testing::Test::HasFailure(); ++i) {
       switch (random_() % 12) {
-        case 0: case 1: allocate_inside(); break;
+        case 0:
+        case 1: allocate_inside(); break;
         case 2: allocate_outside(); break;
-        case 3: case 4: case 5: use_some(); break;
+        case 3:
+        case 4:
+        case 5: use_some(); break;
         case 6: free_one(); break;
         case 7: engine_.evict(addresses_of(own_, 2, random_)); break;
         case 8: engine_->prefetch(addresses_of(own_, 2, random_)); break;
@@ -177,8 +181,8 @@ TEST_P(RoundTrip, EveryByteReadIsTheLastOneWritten) {
     faulty->by_seed(7, 0.1, StoreFault::delay(1));
     parts.store = std::move(faulty);
   }
-  auto backend = std::make_unique<CommandedBackend>(host_backend(options, shape.asynchronous_copies), shape.polled,
-                                                    shape.polled);
+  auto backend =
+      std::make_unique<CommandedBackend>(host_backend(options, shape.asynchronous_copies), shape.polled, shape.polled);
   if (shape.polled) backend->poll_delay_rounds = 3;
   parts.backend = std::move(backend);
   Engine engine(options, std::move(parts));
@@ -220,11 +224,20 @@ const Shape kShapes[] = {
     {.name = "copies_by_worker_threads", .asynchronous_copies = true},
     {.name = "polled_copies_and_fences", .polled = true},
     {.name = "three_tiers_direct", .lower = Lower::kDirect, .host_bytes = kRingBytes + 256 * kKiB},
-    {.name = "three_tiers_slow_store", .lower = Lower::kMemory, .asynchronous_copies = true,
+    {.name = "three_tiers_slow_store",
+     .lower = Lower::kMemory,
+     .asynchronous_copies = true,
      .host_bytes = kRingBytes + 192 * kKiB},
-    {.name = "no_ram_but_the_ring", .lower = Lower::kMemory, .polled = true, .host_bytes = kRingBytes + 128 * kKiB, .rounds = 300},
+    {.name = "no_ram_but_the_ring",
+     .lower = Lower::kMemory,
+     .polled = true,
+     .host_bytes = kRingBytes + 128 * kKiB,
+     .rounds = 300},
     {.name = "paranoid", .paranoid = true, .rounds = 150},
-    {.name = "paranoid_three_tiers", .lower = Lower::kMemory, .paranoid = true, .host_bytes = kRingBytes + 192 * kKiB,
+    {.name = "paranoid_three_tiers",
+     .lower = Lower::kMemory,
+     .paranoid = true,
+     .host_bytes = kRingBytes + 192 * kKiB,
      .rounds = 150},
 };
 INSTANTIATE_TEST_SUITE_P(Shapes, RoundTrip, ::testing::ValuesIn(kShapes),

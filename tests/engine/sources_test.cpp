@@ -62,7 +62,8 @@ class Sources : public EngineTest {
     return made;
   }
   static bool equals(const Sourced& tensor, const Checkpoint& file) {
-    return std::memcmp(reinterpret_cast<void*>(tensor.region.address), file.at(tensor.offset), tensor.region.bytes) == 0;
+    return std::memcmp(reinterpret_cast<void*>(tensor.region.address), file.at(tensor.offset), tensor.region.bytes) ==
+           0;
   }
   static void expect_equal(Caller& caller, const Sourced& tensor, const Checkpoint& file) {
     caller.open();
@@ -127,7 +128,9 @@ TEST_P(SourcesIn, EveryByteIsTheFilesUntilItIsWritten) {
     }
     if (random() % 10 == 0) engine->prefetch({tensors[random() % tensors.size()].region.address});
     if (random() % 10 == 0) engine.evict({tensor.region.address});
-    if (random() % 8 != 0 || static_cast<size_t>(std::count(written.begin(), written.end(), true)) >= GetParam().written_max) continue;
+    if (random() % 8 != 0 ||
+        static_cast<size_t>(std::count(written.begin(), written.end(), true)) >= GetParam().written_max)
+      continue;
     caller.open();
     ASSERT_EQ(caller.begin({writes(tensor.region)}), TP_OK) << caller.error();
     shadows[index] = {tensor.region.address & ~uint64_t{7}, tensor.region.bytes / 8 * 8, 0};
@@ -141,14 +144,13 @@ TEST_P(SourcesIn, EveryByteIsTheFilesUntilItIsWritten) {
   for (const Sourced& tensor : tensors) caller.free(tensor.region);
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, SourcesIn,
-                         ::testing::Values(Shape{"two_tiers"}, Shape{"no_ram", false, false, false, true, kRingBytes, 0},
-                                           Shape{"hardly_any_ram", false, false, false, true, kRingBytes + 256 * kKiB, 1},
-                                           Shape{"three_tiers", true, true},
-                                           Shape{"little_ram", true, false, false, true, 512 * kKiB},
-                                           Shape{"paranoid", true, false, true},
-                                           Shape{"buffered", false, true, false, false}),
-                         [](const auto& shape) { return std::string(shape.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, SourcesIn,
+    ::testing::Values(Shape{"two_tiers"}, Shape{"no_ram", false, false, false, true, kRingBytes, 0},
+                      Shape{"hardly_any_ram", false, false, false, true, kRingBytes + 256 * kKiB, 1},
+                      Shape{"three_tiers", true, true}, Shape{"little_ram", true, false, false, true, 512 * kKiB},
+                      Shape{"paranoid", true, false, true}, Shape{"buffered", false, true, false, false}),
+    [](const auto& shape) { return std::string(shape.param.name); });
 
 TEST_F(Sources, WhatLiesBeyondTheTensorIsZero) {
   const Checkpoint file(kMiB);
@@ -193,7 +195,8 @@ TEST_F(Sources, AChangedFileIsAnErrorOfTheOperator) {
   Engine engine(small_options());
   Caller caller(engine);
   const uint64_t place = add(engine, file);
-  const Sourced used = make(engine, caller, place, kHeader, 50'000), unused = make(engine, caller, place, kHeader + 50'000, 50'000);
+  const Sourced used = make(engine, caller, place, kHeader, 50'000),
+                unused = make(engine, caller, place, kHeader + 50'000, 50'000);
   expect_equal(caller, used, file);
   ASSERT_EQ(pwrite(file.descriptor(), "x", 1, 77), 1);
   caller.open();

@@ -144,8 +144,8 @@ TEST_F(Stalls, MappingWhileNothingOfTheRequestIsCopiedIsAMapAndTheCopyIsAFault) 
   engine().evict({region.address});
   backend_->map_delay_ms = kDelayMs;
   backend_->hold_copies = true;
-  const CauseTimes times = waited([&] { caller.expect_intact(region); },
-                                  [&] { after_delay([&] { backend_->release_copies(); }); });
+  const CauseTimes times =
+      waited([&] { caller.expect_intact(region); }, [&] { after_delay([&] { backend_->release_copies(); }); });
   EXPECT_GE(of(times, StallCause::kMap), kDelayNs - kEarlyNs);
   EXPECT_GE(of(times, StallCause::kFault), kDelayNs / 2);
 }
@@ -164,10 +164,11 @@ TEST_F(Stalls, AnUnfinishedKernelOfAVictimIsAnEvictionWait) {
   Caller caller(engine());
   backend_->hold_fences = true;
   for (uint64_t i = 0; i < 4; ++i) (void)caller.make(64 * kKiB, i);
-  const CauseTimes times = waited([&] { (void)caller.make(64 * kKiB, 5); }, [&] {
-    backend_->hold_fences = false;
-    engine()->prefetch({});
-  });
+  const CauseTimes times = waited([&] { (void)caller.make(64 * kKiB, 5); },
+                                  [&] {
+                                    backend_->hold_fences = false;
+                                    engine()->prefetch({});
+                                  });
   expect_cause(times, StallCause::kEvictionWait);
 }
 

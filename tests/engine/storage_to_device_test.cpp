@@ -58,7 +58,8 @@ TEST_F(StorageToDevice, PagesPassNoStagingBuffer) {
   calls_inside = calls_outside = 0;
   Caller caller(engine);
   std::vector<Region> regions;
-  for (uint32_t seed = 1; seed <= 12; ++seed) regions.push_back(caller.make(64 * kKiB, seed));  // three times the budget
+  for (uint32_t seed = 1; seed <= 12; ++seed)
+    regions.push_back(caller.make(64 * kKiB, seed));  // three times the budget
   for (int round = 0; round < 3; ++round) {
     for (const Region& region : regions) caller.expect_intact(region);
   }
@@ -132,7 +133,8 @@ TEST_F(KvikioEngine, TheComparisonMovesAndProvesBytesBothWays) {
   StorageRates rates;
   const Status status = compare_storage(*backend, directory_.path(), false, &rates);
   ASSERT_TRUE(status.ok()) << status.message;
-  for (const double rate : {rates.through_memory_read, rates.through_memory_write, rates.extension_read, rates.extension_write}) {
+  for (const double rate :
+       {rates.through_memory_read, rates.through_memory_write, rates.extension_read, rates.extension_write}) {
     EXPECT_GT(rate, 0.001);
     EXPECT_LT(rate, 1000.0);
   }

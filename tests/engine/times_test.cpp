@@ -17,7 +17,9 @@ class Times : public EngineTest {
     options.staging_slot_bytes = 2 * kMiB;
     return options;
   }
-  static int32_t wanted_now(const Engine& engine) { return __atomic_load_n(engine.api().wants_times, __ATOMIC_RELAXED); }
+  static int32_t wanted_now(const Engine& engine) {
+    return __atomic_load_n(engine.api().wants_times, __ATOMIC_RELAXED);
+  }
   static void operate(Engine& engine, Caller& caller, const Region& region) {
     caller.open();
     ASSERT_EQ(caller.begin({reads(region)}), TP_OK) << caller.error();

@@ -238,9 +238,8 @@ TEST_F(Waits, CloseBringsEverythingBack) {
   EXPECT_EQ(engine().evict({late.address}), 0u);
   caller.free(late);
   for (const Region& region : regions) caller.free(region);
-  EXPECT_TRUE(eventually([&] {
-    return engine()->reports().snapshot().stats.resident_bytes[index_of(Tier::kDevice)].current == 0;
-  }));
+  EXPECT_TRUE(eventually(
+      [&] { return engine()->reports().snapshot().stats.resident_bytes[index_of(Tier::kDevice)].current == 0; }));
 }
 
 TEST_F(Waits, CloseAmongThreadsThatGoOn) {

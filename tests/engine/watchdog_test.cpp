@@ -34,8 +34,9 @@ class WatchdogTest : public ::testing::Test {
 
 TEST_F(WatchdogTest, ATransferThatHangsIsSaidOnceAndTheNextOneAgain) {
   look(stuck_transfer(1), true, 31);
-  EXPECT_EQ(dog_.take_notices(), "page 7 hangs (all is full). Who needs the page waits on; see the kernel log for the "
-                                 "disk, or interrupt the program.\n");
+  EXPECT_EQ(dog_.take_notices(),
+            "page 7 hangs (all is full). Who needs the page waits on; see the kernel log for the "
+            "disk, or interrupt the program.\n");
   EXPECT_EQ(dog_.stuck().count, 1u);
   look(stuck_transfer(1), true, 32);
   EXPECT_EQ(dog_.take_notices(), "");
@@ -70,8 +71,9 @@ TEST_F(WatchdogTest, APagerThreadThatDoesNotComeBackIsSaidOnceForEachTime) {
   dog_.look_at_pager_thread(33 * kSecond, describe_);
   EXPECT_EQ(dog_.take_notices(), "");
   dog_.look_at_pager_thread(34 * kSecond, describe_);
-  EXPECT_EQ(dog_.take_notices(), "the pager thread has not come back from a call of the device's driver for 33 s: "
-                                 "all is full\n");
+  EXPECT_EQ(dog_.take_notices(),
+            "the pager thread has not come back from a call of the device's driver for 33 s: "
+            "all is full\n");
   dog_.look_at_pager_thread(60 * kSecond, describe_);
   EXPECT_EQ(dog_.take_notices(), "");
   dog_.pager_thread_is_back(61 * kSecond);
@@ -94,7 +96,8 @@ TEST_F(WatchdogTest, WritesOverTheBudgetAndAPaceThatWearsOutAreSaidOnceEach) {
   dog_.look_at_writes(writes, 599);
   std::string notices = dog_.take_notices();
   EXPECT_NE(notices.find("2.00 GB were written to the NVMe tier in the last 24.0 hours, the budget is 1.00 GB"),
-            std::string::npos) << notices;
+            std::string::npos)
+      << notices;
   EXPECT_EQ(std::count(notices.begin(), notices.end(), '\n'), 1);
   dog_.look_at_writes(writes, 600);
   EXPECT_EQ(dog_.take_notices(), "");  // a drive of unknown size is not judged
@@ -102,7 +105,8 @@ TEST_F(WatchdogTest, WritesOverTheBudgetAndAPaceThatWearsOutAreSaidOnceEach) {
   dog_.look_at_writes(writes, 600);
   notices = dog_.take_notices();
   EXPECT_NE(notices.find("a typical drive of 1 GB reaches its rated endurance (600 times its size) in 2 days"),
-            std::string::npos) << notices;
+            std::string::npos)
+      << notices;
   dog_.look_at_writes(writes, 601);
   EXPECT_EQ(dog_.take_notices(), "");
 }

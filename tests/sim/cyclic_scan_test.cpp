@@ -66,7 +66,8 @@ ReplayOptions options_of(const Scan& scan) {
 
 void check(const Scan& scan) {
   SCOPED_TRACE(std::to_string(scan.regions) + " x " + std::to_string(scan.region_bytes / kMiB) + " MiB in " +
-               std::to_string(scan.budget_bytes / kMiB) + " MiB, pages to " + std::to_string(scan.frame_bytes_max / kMiB));
+               std::to_string(scan.budget_bytes / kMiB) + " MiB, pages to " +
+               std::to_string(scan.frame_bytes_max / kMiB));
   const Program program = program_of(scan);
   ReplayOptions options = options_of(scan);
   std::vector<StepReport> reports;

@@ -163,7 +163,8 @@ TEST(PageReplay, TheBetterOracleIsNearTheLeastTraffic) {
     oracle_sum += oracle;
     least_sum += least;
   }
-  EXPECT_LE(static_cast<double>(oracle_sum), 1.05 * static_cast<double>(least_sum)) << oracle_sum << " against " << least_sum;
+  EXPECT_LE(static_cast<double>(oracle_sum), 1.05 * static_cast<double>(least_sum))
+      << oracle_sum << " against " << least_sum;
 }
 
 // By its definition: each time the resident page that was used longest ago, nothing else kept in order.
@@ -306,7 +307,8 @@ TEST(PredictionReport, AgreesWithTheCoreOnTheMachine) {
     predicted += reports[i].uses_predicted;
     predicted_alone += report.steps[i].predicted;
   }
-  EXPECT_NEAR(static_cast<double>(predicted), static_cast<double>(predicted_alone), 60) << "the core looks in batches: the last is open";
+  EXPECT_NEAR(static_cast<double>(predicted), static_cast<double>(predicted_alone), 60)
+      << "the core looks in batches: the last is open";
 }
 
 }  // namespace

@@ -69,8 +69,8 @@ TEST(Replay, InferenceFromNvmeStaysNearTheDisksBound) {
     const StepReport steady = run(program, options).back();
     const double budgets = static_cast<double>((4 + host_gib) * kGiB);
     const double bound_bytes = kWeightBytes - budgets + kWorkingSetBytes;
-    const double bound_seconds = bound_bytes / options.rates.disk_read +
-                                 static_cast<double>(host_gib * kGiB) / options.rates.host_to_device;
+    const double bound_seconds =
+        bound_bytes / options.rates.disk_read + static_cast<double>(host_gib * kGiB) / options.rates.host_to_device;
     EXPECT_LE(static_cast<double>(steady.disk_read_bytes), 1.05 * bound_bytes) << host_gib << " GiB of RAM";
     EXPECT_LE(steady.seconds, 1.05 * bound_seconds) << host_gib << " GiB of RAM";
     EXPECT_EQ(steady.disk_write_bytes, 0u) << "weights are clean";
@@ -95,7 +95,8 @@ TEST(Replay, TrainingWritesEachPageOnceAndOverlaps) {
   EXPECT_LE(steady.to_host_bytes, 2 * kLayers * kPage);  // LRU: 2.9 times
   EXPECT_GE(steady.to_host_bytes, kPage);
   const double links = std::max(steady.to_device_busy_seconds, steady.to_host_busy_seconds);
-  EXPECT_LE(steady.seconds, steady.compute_seconds + 0.9 * links);  // the optimizer, a third of the bytes, has no kernels to hide behind
+  EXPECT_LE(steady.seconds, steady.compute_seconds +
+                                0.9 * links);  // the optimizer, a third of the bytes, has no kernels to hide behind
 }
 
 // What DEVICE and RAM cannot hold where most is alive has to be on NVMe then, and as each page is rewritten in every step,
@@ -122,7 +123,8 @@ TEST(Replay, FrozenWeightsGoToNvmeOnceAndStatesStay) {
     ReplayOptions options = options_for(130 * kPage, 200 * kPage);
     options.pager.nvme_bytes_max = 32 * kGiB;
     options.loops = 12;
-    const StepReport steady = run(training_program({.layers = kLayers, .saves = saves, .frozen = true}), options).back();
+    const StepReport steady =
+        run(training_program({.layers = kLayers, .saves = saves, .frozen = true}), options).back();
     EXPECT_GE(steady.disk_read_bytes, (3 * kLayers - 330) * kPage);
     EXPECT_EQ(steady.disk_write_bytes, 0u);
   }

@@ -127,7 +127,8 @@ void SimProgram::free_everything() {
   world_.set_device_capacity(0);
   run_until_quiet();
   const Pager& pager = world_.pager();
-  require(pager.memory().used(Tier::kDevice) == 0 && pager.memory().device_held_bytes() == 0, "device memory is left over");
+  require(pager.memory().used(Tier::kDevice) == 0 && pager.memory().device_held_bytes() == 0,
+          "device memory is left over");
   require(pager.memory().used(Tier::kHost) == 0 && pager.memory().used(Tier::kNvme) == 0, "lower memory is left over");
   require(world_.created_bytes() == 0, "frames were not released");
   const Stats& stats = pager.memory().stats;
@@ -147,8 +148,8 @@ Plan draw_plan(uint64_t seed) {
   pager.prefetch = random.chance(0.8);
   plan.generous = random.chance(0.3);
   plan.threads = static_cast<int>(random.between(1, 4));
-  const uint64_t granules = plan.generous ? random.between(4, 8) * static_cast<uint64_t>(plan.threads)
-                                          : random.between(2, 16);
+  const uint64_t granules =
+      plan.generous ? random.between(4, 8) * static_cast<uint64_t>(plan.threads) : random.between(2, 16);
   pager.device_bytes_max = granules * 64;
   plan.live_bytes_max = pager.device_bytes_max * random.between(1, 4);
   pager.host_bytes_max = plan.live_bytes_max * random.below(5) / 4 / 64 * 64;

@@ -159,7 +159,8 @@ void SimProgram::request_memory(Thread& thread, bool inside) {
   thread.asked_bytes = bytes;
   thread.uses.clear();
   thread.source = {};
-  if (!inside && plan_.source_chance > 0 && random_.chance(plan_.source_chance)) thread.source = world_.make_source(bytes);
+  if (!inside && plan_.source_chance > 0 && random_.chance(plan_.source_chance))
+    thread.source = world_.make_source(bytes);
   const Outcome outcome = world_.pager().allocate(thread.slot, {bytes, thread.stream, 0, inside, thread.source});
   world_.settle();
   settle_request(thread, outcome);
@@ -210,7 +211,8 @@ void SimProgram::granted_memory(Thread& thread) {
   ModelRegion region;
   region.id = world_.pager().allocated(thread.slot);
   require(world_.pager().memory().live(region.id), "the memory given out is not live");
-  require(world_.pager().memory().region(region.id).bytes_asked == thread.asked_bytes, "the memory given out has another size");
+  require(world_.pager().memory().region(region.id).bytes_asked == thread.asked_bytes,
+          "the memory given out has another size");
   region.bytes = round_up(thread.asked_bytes, plan_.world.pager.granule_bytes);
   // Memory is good in the order of the stream that it was allocated for; others must wait for that stream.
   const uint64_t ordered_after = world_.last_kernel(thread.stream);
@@ -220,7 +222,8 @@ void SimProgram::granted_memory(Thread& thread) {
     ModelPage model{page.offset, page.bytes, 0, ordered_after, {}, thread.source.bytes > 0, {}};
     if (model.sourced) {
       require(!page.frame.valid() && page.sourced, "memory with a source was given a frame");
-      if (bytes < thread.source.bytes) model.source = {thread.source.offset + bytes, std::min(page.bytes, thread.source.bytes - bytes)};
+      if (bytes < thread.source.bytes)
+        model.source = {thread.source.offset + bytes, std::min(page.bytes, thread.source.bytes - bytes)};
     } else {
       world_.require_mapped(page);
     }

@@ -17,7 +17,18 @@
 namespace tierpage::sim {
 
 enum class Deed : uint8_t {
-  kOperator, kAllocate, kFree, kSeen, kEvict, kEvictAll, kPrefetch, kPin, kShrink, kHostShrink, kReleaseFrames, kCount
+  kOperator,
+  kAllocate,
+  kFree,
+  kSeen,
+  kEvict,
+  kEvictAll,
+  kPrefetch,
+  kPin,
+  kShrink,
+  kHostShrink,
+  kReleaseFrames,
+  kCount
 };
 
 struct Plan {
@@ -27,18 +38,19 @@ struct Plan {
   int steps = 400;
   uint64_t live_bytes_max = 0;
   uint64_t region_bytes_max = 0;
-  uint64_t held_bytes_max = 0;    // of one thread's open operator
-  bool periodic = false;          // threads repeat a fixed list of operators, so that the trace predicts
+  uint64_t held_bytes_max = 0;  // of one thread's open operator
+  bool periodic = false;        // threads repeat a fixed list of operators, so that the trace predicts
   double write_share = 0.5;
   double cancel_chance = 0.02;
-  double read_chance = 0;         // of each tick: somebody outside reads a page's copy in RAM
-  double source_chance = 0;       // of memory asked for outside of operators: its content lies in a source
+  double read_chance = 0;    // of each tick: somebody outside reads a page's copy in RAM
+  double source_chance = 0;  // of memory asked for outside of operators: its content lies in a source
   std::array<uint32_t, static_cast<size_t>(Deed::kCount)> weights{};
 };
 Plan draw_plan(uint64_t seed);
 
 struct Outcomes {
-  uint64_t grants = 0, waits = 0, failures = 0, out_of_memory = 0, storage = 0, fetches = 0, write_backs = 0, source_bytes = 0;
+  uint64_t grants = 0, waits = 0, failures = 0, out_of_memory = 0, storage = 0, fetches = 0, write_backs = 0,
+           source_bytes = 0;
   uint64_t decisions = 0;  // hash of all that the pager ordered (estimate/decision_hash.h)
 };
 
@@ -79,11 +91,11 @@ class SimProgram {
     bool permanent = false;
     bool allocating = false, inside = false;
     uint64_t asked_bytes = 0;
-    Source source;                     // of what was asked for
+    Source source;  // of what was asked for
     uint64_t held_bytes = 0;
-    std::vector<ModelUse> uses;        // of the request under way
-    std::vector<uint64_t> holds;       // offsets
-    uint64_t turn = 0;                 // of a periodic program
+    std::vector<ModelUse> uses;   // of the request under way
+    std::vector<uint64_t> holds;  // offsets
+    uint64_t turn = 0;            // of a periodic program
   };
 
   void act(Thread& thread, bool finishing);

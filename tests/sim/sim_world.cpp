@@ -7,15 +7,9 @@
 namespace tierpage::sim {
 
 SimWorld::SimWorld(const WorldConfig& config, uint64_t seed)
-    : config_(config),
-      random_(seed ^ 0x5eed),
-      pager_(config.pager),
-      device_capacity_(config.pager.device_bytes_max),
-      host_(config.pager.host_bytes_max / kUnitBytes),
-      nvme_(config.pager.nvme_bytes_max / kUnitBytes),
-      queued_(config.streams),
-      launched_(config.streams, 0),
-      done_(config.streams, 0) {
+    : config_(config), random_(seed ^ 0x5eed), pager_(config.pager), device_capacity_(config.pager.device_bytes_max),
+      host_(config.pager.host_bytes_max / kUnitBytes), nvme_(config.pager.nvme_bytes_max / kUnitBytes),
+      queued_(config.streams), launched_(config.streams, 0), done_(config.streams, 0) {
   host_done_ = config.pager.host_bytes_max == 0;
   host_growth_at_ = random_.below(config_.growth_max + 1);
   kernels_.emplace_back().finished = true;  // number 0: no kernel
@@ -46,12 +40,8 @@ void SimWorld::accept(Action& action) {
   job.ready = soon();
   job.capacity = device_capacity_;
   switch (action.kind) {
-    case ActionKind::kWatchFence:
-      watches_.push_back(action.fence);
-      return;
-    case ActionKind::kRecordFence:
-      records_.push_back({action.fence, soon(), false});
-      return;
+    case ActionKind::kWatchFence: watches_.push_back(action.fence); return;
+    case ActionKind::kRecordFence: records_.push_back({action.fence, soon(), false}); return;
     case ActionKind::kUnmap:
       require(!busy_.contains(action.device_offset), "unmap ordered under an unfinished kernel");
       require(!holds_.contains(action.device_offset), "unmap ordered under an open operator");
@@ -241,7 +231,8 @@ SimWorld::Units SimWorld::read_source(const Job& job) const {
   if (action.sourced) {
     require(action.nvme.empty(), "a sourced page has spans");
     const bool reads = action.kind == ActionKind::kStage || action.kind == ActionKind::kFetch;
-    if (reads && (action.kind == ActionKind::kStage || action.lower == Tier::kNvme)) return units_of(action.source, action.bytes);
+    if (reads && (action.kind == ActionKind::kStage || action.lower == Tier::kNvme))
+      return units_of(action.source, action.bytes);
   }
   switch (action.kind) {
     case ActionKind::kWriteBack: return frame_at(action.device_offset).units;

@@ -33,12 +33,12 @@ inline void require(bool holds, const char* what) {
 }
 
 struct Faults {
-  double read = 0;           // a fetch or a stage fails
-  double write = 0;          // a write-back or a spill fails
-  double create = 0;         // the device refuses a new frame
-  double map = 0;            // mapping fails
-  double growth = 0;         // the RAM tier stops growing
-  double record = 0;         // a fence cannot be recorded
+  double read = 0;    // a fetch or a stage fails
+  double write = 0;   // a write-back or a spill fails
+  double create = 0;  // the device refuses a new frame
+  double map = 0;     // mapping fails
+  double growth = 0;  // the RAM tier stops growing
+  double record = 0;  // a fence cannot be recorded
 };
 
 struct WorldConfig {

@@ -12,8 +12,8 @@ namespace {
 
 constexpr uint64_t kCapacity = 16 * kMiB;
 
-std::unique_ptr<BlockStore> make_spill_store(const std::vector<std::string>& directories, bool direct, bool encrypt = false,
-                                             const IoTable& table = system_io_table()) {
+std::unique_ptr<BlockStore> make_spill_store(const std::vector<std::string>& directories, bool direct,
+                                             bool encrypt = false, const IoTable& table = system_io_table()) {
   DirectStoreOptions options;
   options.directories = directories;
   options.stripe_bytes = 128 * kKiB;

@@ -32,8 +32,8 @@ TEST(Crc32c, PublishedVectors) {
   Bytes rising(32), falling(32);
   for (unsigned char i = 0; i < 32; ++i) rising[i] = falling[31 - i] = i;
   // RFC 3720, section B.4; the last but one is its SCSI read command.
-  const Bytes command = {0x01, 0xc0, 0, 0, 0, 0, 0, 0, 0,    0, 0, 0, 0, 0, 0, 0, 0x14, 0, 0, 0, 0, 0, 0x04, 0,
-                         0,    0,    0, 0x14, 0, 0, 0, 0x18, 0x28, 0, 0, 0, 0, 0, 0, 0, 0x02, 0, 0, 0, 0, 0, 0, 0};
+  const Bytes command = {0x01, 0xc0, 0, 0,    0, 0, 0, 0,    0,    0, 0, 0, 0, 0, 0, 0, 0x14, 0, 0, 0, 0, 0, 0x04, 0,
+                         0,    0,    0, 0x14, 0, 0, 0, 0x18, 0x28, 0, 0, 0, 0, 0, 0, 0, 0x02, 0, 0, 0, 0, 0, 0,    0};
   const std::string digits = "123456789";
   for (auto* checksum : ways()) {
     EXPECT_EQ(checksum(Bytes(32, 0x00).data(), 32), 0x8a9136aau);

@@ -260,8 +260,8 @@ TEST_P(DeviceBackendTest, AForkedChildGetsNothingNewInTheRange) {
 TEST_P(DeviceBackendTest, LockedHostMemoryCopies) {
   const uint64_t bytes = 4 * granule();
   const uint64_t half = 2 * granule();
-  auto* const memory = static_cast<std::byte*>(
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* const memory =
+      static_cast<std::byte*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(static_cast<void*>(memory), MAP_FAILED);
   ok(device_->create_frame(FrameId{1}, bytes));
   ok(device_->map(FrameId{1}, 0));

@@ -131,7 +131,7 @@ class DeviceBackendTest : public ::testing::TestWithParam<DeviceKind> {
     for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
       std::error_code error;
       const std::string target = std::filesystem::read_symlink(entry.path(), error).string();
-      struct stat state {};
+      struct stat state{};
       if (target.starts_with("/memfd:tierpage-frames") && stat(entry.path().c_str(), &state) == 0) {
         return static_cast<uint64_t>(state.st_blocks) * 512;
       }

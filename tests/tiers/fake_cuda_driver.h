@@ -56,11 +56,13 @@ struct Device {
   int rdma_attribute = 1;
   bool rdma_creatable = true;
   int vmm_supported = 1;
-  std::map<int, int> newer_attributes = {{134, 1}, {141, 1}, {145, 0}};  // nearest NUMA node, mapping of its RAM, of any
-  std::atomic<int> lost{CUDA_SUCCESS};           // each call answers with it
+  std::map<int, int> newer_attributes = {{134, 1},
+                                         {141, 1},
+                                         {145, 0}};  // nearest NUMA node, mapping of its RAM, of any
+  std::atomic<int> lost{CUDA_SUCCESS};               // each call answers with it
   std::atomic<int> fail_next_record{CUDA_SUCCESS};
   std::atomic<int> fail_next_access{CUDA_SUCCESS};
-  std::function<void()> before_next_record;      // runs once, inside the call; for tests with one thread
+  std::function<void()> before_next_record;  // runs once, inside the call; for tests with one thread
 
   std::mutex mutex;
   size_t used_bytes = 0;
@@ -266,8 +268,8 @@ inline void fill_memory_calls(CudaDriver* table) {
     std::lock_guard lock(device().mutex);
     auto found = device().mappings.find(address);
     if (found == device().mappings.end() || found->second.bytes != bytes) return CUDA_ERROR_INVALID_VALUE;
-    mmap(reinterpret_cast<void*>(address), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
-         0);
+    mmap(reinterpret_cast<void*>(address), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+         -1, 0);
     const auto handle = found->second.handle;
     device().mappings.erase(found);
     device().memory.at(handle).mapped = false;

@@ -26,7 +26,7 @@ struct StoreFault {
   enum class Kind { kNone, kFail, kRefuse, kCorrupt, kDelay, kHold };
   Kind kind = Kind::kNone;
   Status error = Status::error(StatusCode::kStorageError, "injected: Input/output error", 5);  // kFail, kRefuse
-  int delay_milliseconds = 0;                                                                   // kDelay
+  int delay_milliseconds = 0;                                                                  // kDelay
 
   static StoreFault fail() { return {.kind = Kind::kFail}; }  // accepted, completes with `error`
   static StoreFault fail(Status error) { return {.kind = Kind::kFail, .error = std::move(error)}; }

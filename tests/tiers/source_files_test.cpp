@@ -35,7 +35,8 @@ class SourceFilesTest : public ::testing::Test {
   static void write_at(const std::string& path, uint64_t offset, const std::vector<std::byte>& bytes, int flags = 0) {
     const int descriptor = open(path.c_str(), O_WRONLY | flags, 0600);
     ASSERT_GE(descriptor, 0);
-    ASSERT_EQ(pwrite(descriptor, bytes.data(), bytes.size(), static_cast<off_t>(offset)), static_cast<ssize_t>(bytes.size()));
+    ASSERT_EQ(pwrite(descriptor, bytes.data(), bytes.size(), static_cast<off_t>(offset)),
+              static_cast<ssize_t>(bytes.size()));
     close(descriptor);
   }
   static Status add(SourceFiles& files, const std::string& path, uint64_t* place) {
@@ -77,7 +78,8 @@ TEST_F(SourceFilesTest, AnyRangeComesBackWhateverItsAlignment) {
     uint64_t place = 1;
     ASSERT_TRUE(add(files, path, &place).ok());
     EXPECT_EQ(place % kAlign, 0u);
-    EXPECT_NE(files.description(place).find(direct ? "direct" : "as asked"), std::string::npos) << files.description(place);
+    EXPECT_NE(files.description(place).find(direct ? "direct" : "as asked"), std::string::npos)
+        << files.description(place);
     std::mt19937_64 random(7);
     AlignedBuffer buffer(4 * kMiB);
     for (int i = 0; i < 200; ++i) {
@@ -221,7 +223,8 @@ int64_t pread_in_bits(int descriptor, void* buffer, uint64_t bytes, uint64_t off
     errno = EINTR;
     return -1;
   }
-  return ::pread(descriptor, buffer, call % 3 == 2 ? std::min<uint64_t>(bytes, kAlign) : bytes, static_cast<off_t>(offset));
+  return ::pread(descriptor, buffer, call % 3 == 2 ? std::min<uint64_t>(bytes, kAlign) : bytes,
+                 static_cast<off_t>(offset));
 }
 std::atomic<bool> g_fail{false};
 int64_t pread_failing(int descriptor, void* buffer, uint64_t bytes, uint64_t offset) {

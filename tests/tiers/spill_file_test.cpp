@@ -60,8 +60,11 @@ TEST_F(SpillFileTest, HasNoNameIsPrivateAndTakesItsSpace) {
   for (bool nameless : {true, false}) {
     for (bool direct : {true, false}) {
       SpillFile file;
-      Status status = file.open({.directory = directory_.path() + "//", .capacity_bytes = kCapacity - 1,
-                                 .direct = direct, .nameless = nameless}, system_io_table());
+      Status status = file.open({.directory = directory_.path() + "//",
+                                 .capacity_bytes = kCapacity - 1,
+                                 .direct = direct,
+                                 .nameless = nameless},
+                                system_io_table());
       ASSERT_TRUE(status.ok()) << status.message;
       EXPECT_TRUE(directory_.names().empty());
       struct stat info;
@@ -105,7 +108,8 @@ TEST_F(SpillFileTest, RefusesWhatItMayNotWriteTo) {
   EXPECT_EQ(as_nobody([&] {
               Status status = open(directory_.path());
               return status.code == StatusCode::kInvalidArgument && status.system_error == EACCES ? 7 : 1;
-            }), 7);
+            }),
+            7);
   ASSERT_EQ(chmod(directory_.path().c_str(), 0700), 0);
 }
 
@@ -117,7 +121,8 @@ TEST_F(SpillFileTest, RefusesADirectoryOfAnotherUser) {
   EXPECT_EQ(as_nobody([&] {
               const Status status = open(directory_.path());
               return status.message.find("belongs to user 0") != std::string::npos ? static_cast<int>(status.code) : 0;
-            }), static_cast<int>(StatusCode::kInvalidArgument));
+            }),
+            static_cast<int>(StatusCode::kInvalidArgument));
   ASSERT_EQ(chown(directory_.path().c_str(), kNobody, kNobody), 0);
   auto code = [&] { return static_cast<int>(open(directory_.path()).code); };
   EXPECT_EQ(as_nobody(code), 0);

@@ -18,7 +18,7 @@ constexpr uint64_t kStripe = 64 * kKiB;
 constexpr uint64_t kCapacity = 8 * kMiB;
 
 // What the table of system calls does is set here, since it has no context.
-std::atomic<int> slow_calls_at_once[2];      // by drive
+std::atomic<int> slow_calls_at_once[2];  // by drive
 std::array<std::atomic<int>, 2> most_at_once;
 std::atomic<int> descriptors[2];
 std::atomic<int> broken_descriptor{-1};
@@ -103,7 +103,8 @@ TEST_F(SpillFilesTest, OneRequestMovesOnBothDrivesAtOnce) {
   ASSERT_TRUE(make_direct_store(options_, kWatchedTable, &store_).ok());
   EXPECT_NE(store_->description().find("2 spill files in " + directory_.path() + " and " + other_.path() +
                                        ", striped by 65536 bytes, direct, 8 threads"),
-            std::string::npos) << store_->description();
+            std::string::npos)
+      << store_->description();
   for (std::atomic<int>& most : most_at_once) most = 0;
   StoreClient client(*store_);
   AlignedBuffer data(16 * kStripe, 1), seen(16 * kStripe);

@@ -128,9 +128,7 @@ struct WakeCount {
 // Polls only after a wake, so a completion that is not visible when wake runs shows as a timeout.
 class StoreClient {
  public:
-  explicit StoreClient(BlockStore& store) : store_(store) {
-    store.set_wake(&WakeCount::woken, &wakes_);
-  }
+  explicit StoreClient(BlockStore& store) : store_(store) { store.set_wake(&WakeCount::woken, &wakes_); }
 
   Status submit(StoreOperation operation, uint64_t cookie, uint64_t offset, const AlignedBuffer& buffer) {
     Status status = store_.submit({cookie, operation, offset, buffer.bytes(), buffer.data()});

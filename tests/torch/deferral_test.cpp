@@ -90,7 +90,7 @@ TEST_F(DeferralTest, WhatTheProgramDoesToItsOwnObjectsChangesNothing) {
   const auto after = expected(3);
   Model model(3);
   model.step();
-  model.steps[0].fill_(100);                             // (3): copied when it was deferred
+  model.steps[0].fill_(100);                                      // (3): copied when it was deferred
   for (at::Tensor& gradient : model.gradients) gradient.reset();  // (4): kept alive
   const at::Tensor old = model.parameters[1].alias();
   model.parameters[1].set_data(at::zeros({1000}));

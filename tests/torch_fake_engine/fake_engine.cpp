@@ -53,8 +53,8 @@ uint64_t evictions = 0;
 uint64_t largest_scope = 0;
 int owner_process = 0;
 const char* volatile latest_operator = "none";
-std::string announcements;                    // since fake_start_log
-std::map<uint64_t, size_t> allocated_since;   // first bytes of the regions made since then, and their numbers
+std::string announcements;                   // since fake_start_log
+std::map<uint64_t, size_t> allocated_since;  // first bytes of the regions made since then, and their numbers
 struct sigaction previous_handler;
 
 uint64_t rounded(uint64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
@@ -288,11 +288,39 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
   action.sa_sigaction = explain_fault;
   action.sa_flags = SA_SIGINFO;
   sigaction(SIGSEGV, &action, &previous_handler);
-  table = tp_engine_api{TIERPAGE_ENGINE_API_VERSION, sizeof(tp_engine_api), next_address, kRangeBytes,
-                        min_paged_bytes, 1, 0, 0, scope_create, scope_destroy, scope_open, begin, wait, cancel, seen,
-                        scope_close, error_message, wants, allocate, allocate_result, deallocate, record_stream,
-                        region_bytes, touch, list_run_bytes_max, may_defer, held, set_native_reserved, make_room,
-                        &wants_times, launching, forked, foreign_stream};
+  table = tp_engine_api{TIERPAGE_ENGINE_API_VERSION,
+                        sizeof(tp_engine_api),
+                        next_address,
+                        kRangeBytes,
+                        min_paged_bytes,
+                        1,
+                        0,
+                        0,
+                        scope_create,
+                        scope_destroy,
+                        scope_open,
+                        begin,
+                        wait,
+                        cancel,
+                        seen,
+                        scope_close,
+                        error_message,
+                        wants,
+                        allocate,
+                        allocate_result,
+                        deallocate,
+                        record_stream,
+                        region_bytes,
+                        touch,
+                        list_run_bytes_max,
+                        may_defer,
+                        held,
+                        set_native_reserved,
+                        make_room,
+                        &wants_times,
+                        launching,
+                        forked,
+                        foreign_stream};
   return &table;
 }
 

@@ -8,12 +8,12 @@
 extern "C" {
 // A new range. One per process: there is one table.
 const tp_engine_api* fake_engine(uint64_t min_paged_bytes);
-void fake_set_run_bytes_max(uint64_t bytes);     // list_run_bytes_max()
-void fake_set_budget(uint64_t bytes);            // what one scope may hold
-void fake_set_defers(int32_t yes);               // may_defer()
-void fake_set_refuses(int32_t yes);              // begin() fails
-void fake_set_wait_slices(int64_t slices);       // begin, allocate and touch have to wait so often
-void fake_start_log();                           // forgets what the engine was told
+void fake_set_run_bytes_max(uint64_t bytes);  // list_run_bytes_max()
+void fake_set_budget(uint64_t bytes);         // what one scope may hold
+void fake_set_defers(int32_t yes);            // may_defer()
+void fake_set_refuses(int32_t yes);           // begin() fails
+void fake_set_wait_slices(int64_t slices);    // begin, allocate and touch have to wait so often
+void fake_start_log();                        // forgets what the engine was told
 const char* fake_log();
 uint64_t fake_begins();
 uint64_t fake_evictions();

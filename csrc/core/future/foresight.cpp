@@ -6,8 +6,7 @@
 
 namespace tierpage {
 
-Foresight::Foresight(const PagerConfig& config)
-    : config_(config), trace_(config.trace_uses_max), predictor_(trace_) {}
+Foresight::Foresight(const PagerConfig& config) : config_(config), trace_(config.trace_uses_max), predictor_(trace_) {}
 
 bool Foresight::catch_up_and_plan(uint64_t device_bytes, uint64_t cached_bytes) {
   if (!catch_up()) return false;
@@ -33,7 +32,8 @@ void Foresight::renew_plan(uint64_t device_bytes, uint64_t cached_bytes) {
   const uint64_t aside = config_.prefetch_bytes_max + std::min(cached_bytes_peak_, cached_bytes_aside());
   const uint64_t capacity = device_bytes > aside ? device_bytes - aside : 0;
   const uint64_t slack = device_bytes / 32;
-  const bool same = plan_.valid() && plan_.period() == period && plan_mispredictions_ == predictor_.mispredicted_uses() &&
+  const bool same = plan_.valid() && plan_.period() == period &&
+                    plan_mispredictions_ == predictor_.mispredicted_uses() &&
                     capacity <= plan_.capacity_bytes() + slack && plan_.capacity_bytes() <= capacity + slack;
   // The first one may have been made from a recurrence that was not yet as all others will be: once more from a whole
   // one that came as predicted. By then operators have been timed for half a recurrence more: the device is behind, and

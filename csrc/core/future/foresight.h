@@ -37,7 +37,9 @@ class Foresight {
   Trace& trace() { return trace_; }
   const Trace& trace() const { return trace_; }
   void set_fetch_rate(double bytes_per_microsecond) { fetch_rate_ = bytes_per_microsecond; }  // HOST to DEVICE
-  void note_cached_bytes(uint64_t bytes) { cached_bytes_peak_ = bytes > cached_bytes_peak_ ? bytes : cached_bytes_peak_; }
+  void note_cached_bytes(uint64_t bytes) {
+    cached_bytes_peak_ = bytes > cached_bytes_peak_ ? bytes : cached_bytes_peak_;
+  }
 
   // --- what decides -------------------------------------------------------------------------------------------------
   // False if the future is not known, or is not to be used (PolicyKind::kClock).
@@ -56,17 +58,17 @@ class Foresight {
   const ResidencyPlan& plan() const { return plan_; }
   // There is a plan, and it would be a better one if operators were timed for a recurrence.
   bool wants_times() const { return plan_.valid() && !plan_.timed() && plan_tries_ < kPlanTries; }
-  uint64_t age(KeyId key) const;                    // uses since its last one; all of the trace if there was none
-  bool stays(KeyId key) const;                      // planned to stay from its last use to its next
+  uint64_t age(KeyId key) const;                        // uses since its last one; all of the trace if there was none
+  bool stays(KeyId key) const;                          // planned to stay from its last use to its next
   bool stays_until_age(KeyId key, uint64_t age) const;  // or to stay that long; true where there is no plan
-  bool written(KeyId key) const;                    // planned to be written down after its last use
+  bool written(KeyId key) const;                        // planned to be written down after its last use
   bool rewritten_each_time(KeyId key) const;
   void check_invariants() const;
 
  private:
-  static constexpr int kPlanTries = 3;  // once to confirm; more only as long as operators' times are missing
-  static constexpr uint64_t kReplanUses = 256;        // between two plans, at least
-  static constexpr uint64_t kPlanUsesMax = 1 << 16;   // longer recurrences are not planned
+  static constexpr int kPlanTries = 3;          // once to confirm; more only as long as operators' times are missing
+  static constexpr uint64_t kReplanUses = 256;  // between two plans, at least
+  static constexpr uint64_t kPlanUsesMax = 1 << 16;  // longer recurrences are not planned
   static constexpr uint64_t kCachedPagesAside = 10;
 
   void renew_plan(uint64_t device_bytes, uint64_t cached_bytes);

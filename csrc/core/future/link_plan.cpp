@@ -18,7 +18,8 @@ constexpr size_t kLaps = 5;  // the middle one counts: what is pending at its bo
 class Direction {
  public:
   Direction(const Recurrence& uses, const std::vector<double>& times, uint64_t capacity_bytes, double rate)
-      : uses_(uses), times_(times), capacity_bytes_(capacity_bytes), rate_(rate), count_(uses.bucket_count()), carried_(count_), prices_(count_) {}
+      : uses_(uses), times_(times), capacity_bytes_(capacity_bytes), rate_(rate), count_(uses.bucket_count()),
+        carried_(count_), prices_(count_) {}
   const std::vector<uint64_t>& carried() const { return carried_; }
   std::vector<float> take_prices() { return std::move(prices_); }
 
@@ -48,10 +49,10 @@ class Direction {
 
 class Writes : public Direction {
  public:
-  Writes(const Recurrence& uses, const std::vector<double>& times, const std::vector<uint64_t>& loads, uint64_t capacity_bytes,
-         double rate, const std::vector<PlannedWrite>& writes)
-      : Direction(uses, times, capacity_bytes, rate), loads_(loads), writes_(writes), begins_(count_), left_(writes.size()),
-        in_the_way_(count_), ends_(count_ * (kLaps + 3)) {
+  Writes(const Recurrence& uses, const std::vector<double>& times, const std::vector<uint64_t>& loads,
+         uint64_t capacity_bytes, double rate, const std::vector<PlannedWrite>& writes)
+      : Direction(uses, times, capacity_bytes, rate), loads_(loads), writes_(writes), begins_(count_),
+        left_(writes.size()), in_the_way_(count_), ends_(count_ * (kLaps + 3)) {
     for (uint32_t i = 0; i < writes.size(); ++i) begins_[uses.bucket(writes[i].written)].push_back(i);
   }
 
@@ -78,7 +79,8 @@ class Writes : public Direction {
   void add(uint32_t write, size_t at) {
     const PlannedWrite& row = writes_[write];
     const Entry entry{at + buckets_between(row.written, row.slot), write};
-    if (pending_.contains({entry.first - std::min(count_, entry.first), write})) return;  // of the lap before, never carried
+    if (pending_.contains({entry.first - std::min(count_, entry.first), write}))
+      return;  // of the lap before, never carried
     left_[write] = row.bytes;
     const auto place = pending_.insert(entry).first;
     if (due_next_ == pending_.end() || entry < *due_next_) due_next_ = place;
@@ -121,19 +123,19 @@ class Writes : public Direction {
   std::vector<std::vector<uint32_t>> begins_;  // by bucket: what is written there
   std::vector<uint64_t> left_;                 // by write: bytes not carried yet
   std::vector<uint64_t> in_the_way_;
-  std::vector<std::vector<Entry>> ends_;       // by bucket through the laps
+  std::vector<std::vector<Entry>> ends_;  // by bucket through the laps
   std::set<Entry> pending_;
   std::set<Entry>::iterator due_next_ = pending_.end();  // the first that is not in the way yet
-  uint64_t overdue_ = 0;                       // bytes before due_next_
-  size_t chain_ = 0;                           // since this bucket something is pending
+  uint64_t overdue_ = 0;                                 // bytes before due_next_
+  size_t chain_ = 0;                                     // since this bucket something is pending
 };
 
 class Fetches : public Direction {
  public:
-  Fetches(const Recurrence& uses, const std::vector<double>& times, const std::vector<uint64_t>& loads, uint64_t capacity_bytes,
-          double rate, std::vector<PlannedFetch>& fetches)
-      : Direction(uses, times, capacity_bytes, rate), loads_(loads), fetches_(fetches), due_(count_), begins_(count_ * (kLaps + 1)),
-        rows_(fetches.size()) {
+  Fetches(const Recurrence& uses, const std::vector<double>& times, const std::vector<uint64_t>& loads,
+          uint64_t capacity_bytes, double rate, std::vector<PlannedFetch>& fetches)
+      : Direction(uses, times, capacity_bytes, rate), loads_(loads), fetches_(fetches), due_(count_),
+        begins_(count_ * (kLaps + 1)), rows_(fetches.size()) {
     for (uint32_t i = 0; i < fetches.size(); ++i) {
       const PlannedFetch& fetch = fetches[i];
       const size_t first = uses.bucket(fetch.slot), last = uses.bucket(fetch.slot + fetch.length);
@@ -165,9 +167,9 @@ class Fetches : public Direction {
     size_t due = 0;  // bucket of the use, counted through the laps
   };
   struct Row {
-    size_t gap = 0;      // buckets from the use before to the use that needs it
-    size_t due = 0;      // of the lap in which it is pending, 0: it is not
-    uint64_t left = 0;   // bytes not carried yet
+    size_t gap = 0;     // buckets from the use before to the use that needs it
+    size_t due = 0;     // of the lap in which it is pending, 0: it is not
+    uint64_t left = 0;  // bytes not carried yet
   };
   bool is_pending(const Pending& entry) const { return rows_[entry.fetch].due == entry.due; }
 
@@ -231,14 +233,15 @@ class Fetches : public Direction {
   std::vector<Row> rows_;                     // by fetch
   std::deque<Pending> pending_;               // the latest use first; entries of what has arrived are passed over
   uint64_t pending_bytes_ = 0;
-  size_t chain_ = 0;                          // down from this bucket something is pending
+  size_t chain_ = 0;  // down from this bucket something is pending
 };
 
 // While one link is waited for, the other goes on: its buckets are as long as what is carried in them.
 std::vector<double> stretched(const Recurrence& uses, const std::vector<uint64_t>& carried, double rate) {
   std::vector<double> times(uses.bucket_count());
   for (size_t bucket = 0; bucket < times.size(); ++bucket) {
-    times[bucket] = std::max(uses.microseconds(bucket), carried.empty() ? 0 : static_cast<double>(carried[bucket]) / rate);
+    times[bucket] =
+        std::max(uses.microseconds(bucket), carried.empty() ? 0 : static_cast<double>(carried[bucket]) / rate);
   }
   return times;
 }
@@ -259,7 +262,8 @@ double seconds_over(const std::vector<double>& longer, const std::vector<double>
 }  // namespace
 
 LinkPlan plan_links(const Recurrence& uses, const std::vector<uint64_t>& loads, uint64_t capacity_bytes,
-                    double bytes_per_microsecond, std::vector<PlannedFetch>& fetches, const std::vector<PlannedWrite>& writes) {
+                    double bytes_per_microsecond, std::vector<PlannedFetch>& fetches,
+                    const std::vector<PlannedWrite>& writes) {
   LinkPlan plan;
   const std::vector<double> kernels = stretched(uses, {}, 1);
   std::vector<double> fetch_times = kernels;
@@ -275,7 +279,8 @@ LinkPlan plan_links(const Recurrence& uses, const std::vector<uint64_t>& loads, 
     const double waited = seconds_over(write_times, kernels);
     plan.fetch_stall_seconds = seconds_over(fetch_times, kernels);
     plan.write_stall_seconds = waited;
-    plan.seconds = seconds_over(kernels, std::vector<double>(kernels.size())) + waited + seconds_over(fetch_times, write_times);
+    plan.seconds =
+        seconds_over(kernels, std::vector<double>(kernels.size())) + waited + seconds_over(fetch_times, write_times);
     // The laps before and after say what crosses the border, but not all of it where a link is never idle.
     const uint64_t carried = std::max(sum(fetches), sum(writes));
     plan.seconds = std::max(plan.seconds, static_cast<double>(carried) / bytes_per_microsecond / 1e6);

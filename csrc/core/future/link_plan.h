@@ -29,8 +29,8 @@ namespace tierpage {
 
 // Slots count from the recurrence's begin.
 struct PlannedFetch {
-  uint64_t slot = 0;     // of the use before
-  uint64_t length = 0;   // in uses, to the use that needs it
+  uint64_t slot = 0;    // of the use before
+  uint64_t length = 0;  // in uses, to the use that needs it
   uint64_t bytes = 0;
   uint64_t arrives = 0;  // out: in how many uses after `slot`, from 1 to length
 };
@@ -43,7 +43,7 @@ struct PlannedWrite {
 };
 
 struct LinkPlan {
-  double seconds = 0;             // of a recurrence: kernels, and what is waited for
+  double seconds = 0;  // of a recurrence: kernels, and what is waited for
   double fetch_stall_seconds = 0;
   double write_stall_seconds = 0;
   std::vector<float> fetch_prices;  // by bucket of the use that needs it, 0 to 1
@@ -52,6 +52,7 @@ struct LinkPlan {
 
 // Sets `arrives` of all fetches. `loads`: bytes needed in each bucket of `uses` without them.
 LinkPlan plan_links(const Recurrence& uses, const std::vector<uint64_t>& loads, uint64_t capacity_bytes,
-                    double bytes_per_microsecond, std::vector<PlannedFetch>& fetches, const std::vector<PlannedWrite>& writes);
+                    double bytes_per_microsecond, std::vector<PlannedFetch>& fetches,
+                    const std::vector<PlannedWrite>& writes);
 
 }  // namespace tierpage

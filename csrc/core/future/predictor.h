@@ -47,8 +47,8 @@ class Predictor {
   uint64_t look_up(int length_index, uint64_t hash) const;
 
   Trace& trace_;
-  uint64_t consumed_ = 0;         // uses read so far
-  uint64_t cursor_ = kNever;      // matches position consumed_ - 1
+  uint64_t consumed_ = 0;     // uses read so far
+  uint64_t cursor_ = kNever;  // matches position consumed_ - 1
   uint64_t hash_[kLengths] = {0, 0};
   uint64_t predicted_uses_ = 0;
   uint64_t mispredicted_uses_ = 0;

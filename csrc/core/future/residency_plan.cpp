@@ -13,9 +13,9 @@ namespace tierpage {
 namespace {
 
 constexpr double kTimedShareMin = 0.9;  // of operators, or the times say nothing
-constexpr int kSettling = 2;  // rounds until it is known which versions are written down anyway
+constexpr int kSettling = 2;            // rounds until it is known which versions are written down anyway
 constexpr int kTimedRounds = 10;
-constexpr int kRounds = 6;    // these and those of the bisection
+constexpr int kRounds = 6;  // these and those of the bisection
 
 // Sums over buckets of a ring: add to a range, ask for the largest in a range. Both O(log n).
 class RangeLoad {
@@ -42,8 +42,8 @@ class RangeLoad {
     if (last <= low || high <= first) return 0;
     if (first <= low && high <= last) return largest_[node];
     const size_t middle = (low + high) / 2;
-    const uint64_t below = std::max(find(2 * node, low, middle, first, last),
-                                    find(2 * node + 1, middle, high, first, last));
+    const uint64_t below =
+        std::max(find(2 * node, low, middle, first, last), find(2 * node + 1, middle, high, first, last));
     return below + added_[node];
   }
 
@@ -52,13 +52,13 @@ class RangeLoad {
 };
 
 struct Interval {
-  uint64_t slot = 0;        // of the use that it begins with
-  uint64_t length = 0;      // in uses
+  uint64_t slot = 0;    // of the use that it begins with
+  uint64_t length = 0;  // in uses
   uint64_t bytes = 0;
   bool fetch = false;       // the content is used again
   bool write_back = false;  // keeping it saves a write-back too
   double cost = 0;
-  uint64_t rank = 0;        // among equals
+  uint64_t rank = 0;  // among equals
 };
 
 struct Copies {
@@ -89,7 +89,8 @@ class Intervals {
     }
     for (uint64_t slot = 0; slot < uses.period(); ++slot) {
       const auto found = newest.find(uses.key(slot).value);
-      if (found != newest.end()) version_[slot] = uses.wrote(slot) ? found->second = static_cast<uint32_t>(slot) : found->second;
+      if (found != newest.end())
+        version_[slot] = uses.wrote(slot) ? found->second = static_cast<uint32_t>(slot) : found->second;
       Interval interval;
       interval.slot = slot;
       interval.bytes = uses.bytes(slot);
@@ -137,7 +138,8 @@ class Intervals {
     for (size_t slot = 0; slot < version_.size(); ++slot) {
       if (version_[slot] != kNoVersion && !keep[slot]) written[version_[slot]] = true;
     }
-    for (size_t slot = 0; slot < version_.size(); ++slot) result[slot] = version_[slot] != kNoVersion && written[version_[slot]];
+    for (size_t slot = 0; slot < version_.size(); ++slot)
+      result[slot] = version_[slot] != kNoVersion && written[version_[slot]];
     return result;
   }
   // The same one by one. A version is written down where it first does not stay.
@@ -219,8 +221,10 @@ std::vector<Interval> sorted_by_cost(std::vector<Interval> intervals, const Recu
       intervals[i].rank = reverse_bits(static_cast<uint64_t>(scale * static_cast<double>(passed)), width);
       passed += intervals[i].bytes;
     }
-    std::sort(intervals.begin() + static_cast<std::ptrdiff_t>(first), intervals.begin() + static_cast<std::ptrdiff_t>(last),
-              [](const Interval& a, const Interval& b) { return a.rank != b.rank ? a.rank < b.rank : a.slot < b.slot; });
+    std::sort(intervals.begin() + static_cast<std::ptrdiff_t>(first),
+              intervals.begin() + static_cast<std::ptrdiff_t>(last), [](const Interval& a, const Interval& b) {
+                return a.rank != b.rank ? a.rank < b.rank : a.slot < b.slot;
+              });
     first = last;
   }
   return intervals;
@@ -266,8 +270,8 @@ class Timeline {
   // The buckets strictly between the two uses of an interval; at the uses themselves the region is counted already.
   struct Stretch {
     Stretch(const Recurrence& uses, const Interval& interval)
-        : count(uses.bucket_count()), first(uses.bucket(interval.slot) + 1), last(uses.bucket(interval.slot + interval.length)),
-          wraps(interval.slot + interval.length >= uses.period()) {}
+        : count(uses.bucket_count()), first(uses.bucket(interval.slot) + 1),
+          last(uses.bucket(interval.slot + interval.length)), wraps(interval.slot + interval.length >= uses.period()) {}
     bool empty() const { return !wraps && first >= last; }
     uint64_t largest(const RangeLoad& load) const {
       return wraps ? std::max(load.largest(first, count), load.largest(0, last)) : load.largest(first, last);
@@ -305,15 +309,16 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
   double low = 0, high = 1;  // the weight of a fetch lies between
   for (int round = 0; round < (timed ? kTimedRounds : kRounds); ++round) {
     const double fetch_weight = (low + high) / 2;
-    std::vector<bool> keep = timeline.choose(sorted_by_cost(intervals.by_slot(), uses, fetch_weight, prices), capacity_bytes);
+    std::vector<bool> keep =
+        timeline.choose(sorted_by_cost(intervals.by_slot(), uses, fetch_weight, prices), capacity_bytes);
     const Moved moved = intervals.moved(keep);
     intervals.weigh(keep);
     double up = static_cast<double>(moved.fetched), down = static_cast<double>(moved.written);
     bool better = round == 0 || moved.busier() < best.busier();
     if (timed) {
       Copies copies = intervals.copies(keep);
-      const LinkPlan links = plan_links(uses, timeline.loads(intervals.by_slot(), keep), capacity_bytes, bytes_per_microsecond,
-                                        copies.fetches, copies.writes);
+      const LinkPlan links = plan_links(uses, timeline.loads(intervals.by_slot(), keep), capacity_bytes,
+                                        bytes_per_microsecond, copies.fetches, copies.writes);
       prices.learn(links);
       up = links.fetch_stall_seconds;
       down = links.write_stall_seconds;

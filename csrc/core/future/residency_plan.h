@@ -33,7 +33,8 @@ class ResidencyPlan {
  public:
   // Plans the recurrence [begin, end) of the trace, which is expected to go on repeating. O(n log n) in its uses.
   // bytes_per_microsecond: of fetches, 0: not known.
-  void build(const Trace& trace, uint64_t begin, uint64_t end, uint64_t capacity_bytes, double bytes_per_microsecond = 0);
+  void build(const Trace& trace, uint64_t begin, uint64_t end, uint64_t capacity_bytes,
+             double bytes_per_microsecond = 0);
   void clear() { period_ = 0; }
   bool valid() const { return period_ != 0; }
   uint64_t period() const { return period_; }
@@ -58,9 +59,9 @@ class ResidencyPlan {
   };
   const std::vector<Early>& early() const { return early_; }
   uint64_t begin() const { return begin_; }
-  bool timed() const { return !arrives_.empty(); }   // the kernels' times were known
-  double seconds() const { return seconds_; }        // of a recurrence, if all goes by the plan; 0: not timed
-  double timed_share() const { return timed_share_; }  // of operators whose time was known
+  bool timed() const { return !arrives_.empty(); }           // the kernels' times were known
+  double seconds() const { return seconds_; }                // of a recurrence, if all goes by the plan; 0: not timed
+  double timed_share() const { return timed_share_; }        // of operators whose time was known
   uint64_t fetched_bytes() const { return fetched_bytes_; }  // in each recurrence, if all goes by the plan
   uint64_t written_bytes() const { return written_bytes_; }
   uint64_t whole_bytes() const { return whole_bytes_; }  // capacity with which a recurrence would move nothing

@@ -26,7 +26,6 @@
 
 namespace tierpage {
 
-
 class Trace {
  public:
   static constexpr uint64_t kNever = ~uint64_t{0};
@@ -85,11 +84,11 @@ class Trace {
     bool opens = false;
   };
   struct Key {
-    RegionId region;          // the live region that has this key, none between lives
-    uint64_t last = kNever;   // newest use
-    uint64_t hint = kNever;   // next_use's last answer, from which it walks on
-    uint64_t context = 0;     // where it stands in by_context_
-    uint64_t bytes = 0;       // of its regions, in whole granules
+    RegionId region;         // the live region that has this key, none between lives
+    uint64_t last = kNever;  // newest use
+    uint64_t hint = kNever;  // next_use's last answer, from which it walks on
+    uint64_t context = 0;    // where it stands in by_context_
+    uint64_t bytes = 0;      // of its regions, in whole granules
     bool in_use = true;
   };
   uint64_t context_hash(uint64_t bytes) const;

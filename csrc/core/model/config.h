@@ -15,19 +15,20 @@ enum class PolicyKind : uint8_t {
 };
 
 struct PagerConfig {
-  uint64_t granule_bytes = 2 * kMiB;      // smallest page; every page is granule * 2^n
-  uint64_t frame_bytes_max = 32 * kMiB;   // largest page
-  uint64_t range_bytes = 0;               // reserved addresses
-  uint64_t device_bytes_max = 0;          // budget of frames in DEVICE
-  uint64_t host_bytes_max = 0;            // budget of locked RAM
-  uint64_t nvme_bytes_max = 0;            // size of the spill file, 0: no such tier
-  uint64_t nvme_write_bytes_max = 0;      // that should be written to the spill file in each period
+  uint64_t granule_bytes = 2 * kMiB;       // smallest page; every page is granule * 2^n
+  uint64_t frame_bytes_max = 32 * kMiB;    // largest page
+  uint64_t range_bytes = 0;                // reserved addresses
+  uint64_t device_bytes_max = 0;           // budget of frames in DEVICE
+  uint64_t host_bytes_max = 0;             // budget of locked RAM
+  uint64_t nvme_bytes_max = 0;             // size of the spill file, 0: no such tier
+  uint64_t nvme_write_bytes_max = 0;       // that should be written to the spill file in each period
   uint64_t nvme_write_period_seconds = 0;  // 0: no such bound
-  uint64_t span_bytes_min = 4096;         // smallest piece of HOST and NVME, at most the granule
+  uint64_t span_bytes_min = 4096;          // smallest piece of HOST and NVME, at most the granule
   PolicyKind policy = PolicyKind::kAuto;
   bool prefetch = true;
-  uint64_t prefetch_bytes_max = 0;        // look ahead, and bytes on their way up at once; 0: eight of the largest pages, at most 1/8 of the budget
-  uint64_t trace_uses_max = 1u << 18;     // uses remembered; older ones are forgotten
+  uint64_t prefetch_bytes_max =
+      0;  // look ahead, and bytes on their way up at once; 0: eight of the largest pages, at most 1/8 of the budget
+  uint64_t trace_uses_max = 1u << 18;  // uses remembered; older ones are forgotten
 };
 
 // Everything that is wrong with `config`, one sentence each; empty if it is usable.

@@ -158,28 +158,18 @@ void Page::check_invariants() const {
   if (is_valid(Tier::kHost)) TP_ASSERT(!host.empty());
   if (is_valid(Tier::kNvme)) TP_ASSERT(nvme.empty() == sourced);
   if (sourced) TP_ASSERT(is_valid(Tier::kNvme));
-  const bool copies_down = movement == Movement::kWriteBack || movement == Movement::kSpill ||
-                           movement == Movement::kStage;
+  const bool copies_down =
+      movement == Movement::kWriteBack || movement == Movement::kSpill || movement == Movement::kStage;
   switch (movement) {
-    case Movement::kNone:
-      TP_ASSERT(frame.valid() == mapped);
-      break;
-    case Movement::kMap:
-      TP_ASSERT(frame.valid() && !mapped && !has_content());
-      break;
+    case Movement::kNone: TP_ASSERT(frame.valid() == mapped); break;
+    case Movement::kMap: TP_ASSERT(frame.valid() && !mapped && !has_content()); break;
     case Movement::kFetch:
       TP_ASSERT(frame.valid() && !mapped && !is_valid(Tier::kDevice));
       TP_ASSERT(!has_content() || is_valid(lower));  // no content: freed while it was on its way
       break;
-    case Movement::kUnmap:
-      TP_ASSERT(mapped && !is_valid(Tier::kDevice) && pins == 0);
-      break;
-    case Movement::kWriteBack:
-      TP_ASSERT(mapped && !is_valid(lower));
-      break;
-    case Movement::kSpill:
-      TP_ASSERT(!host.empty() && !is_valid(Tier::kNvme) && !nvme.empty());
-      break;
+    case Movement::kUnmap: TP_ASSERT(mapped && !is_valid(Tier::kDevice) && pins == 0); break;
+    case Movement::kWriteBack: TP_ASSERT(mapped && !is_valid(lower)); break;
+    case Movement::kSpill: TP_ASSERT(!host.empty() && !is_valid(Tier::kNvme) && !nvme.empty()); break;
     case Movement::kStage:
       TP_ASSERT(!nvme.empty() || sourced || !has_content());  // no content: freed while it was on its way
       TP_ASSERT(!is_valid(Tier::kHost) && !host.empty());

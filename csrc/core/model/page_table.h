@@ -74,26 +74,26 @@ struct Page {
   bool mapped = false;
   bool sourced = false;  // the NVME copy is its region's source
   Movement movement = Movement::kNone;
-  bool leaving = false;     // chosen as a victim; not yet unmapping
-  bool evict_asked = false; // leaving because the user or a smaller budget wants it
-  bool wrote_back = false;  // on this way out its content was copied down
-  bool referenced = false;  // Clock's bit
-  bool prefetched = false;  // brought up ahead of use and not used yet
-  bool cleanable = false;   // stands in the pager's list of pages to be written ahead
-  bool listed = false;      // stands in the pager's list of leaving pages
-  bool hinted = false;      // stands in the pager's list of hints
+  bool leaving = false;      // chosen as a victim; not yet unmapping
+  bool evict_asked = false;  // leaving because the user or a smaller budget wants it
+  bool wrote_back = false;   // on this way out its content was copied down
+  bool referenced = false;   // Clock's bit
+  bool prefetched = false;   // brought up ahead of use and not used yet
+  bool cleanable = false;    // stands in the pager's list of pages to be written ahead
+  bool listed = false;       // stands in the pager's list of leaving pages
+  bool hinted = false;       // stands in the pager's list of hints
   uint32_t pins = 0;
   RegionId region;
-  FrameId frame;        // DEVICE
-  uint64_t offset = 0;  // in the reserved range
-  uint64_t bytes = 0;   // granule * 2^n
+  FrameId frame;              // DEVICE
+  uint64_t offset = 0;        // in the reserved range
+  uint64_t bytes = 0;         // granule * 2^n
   std::vector<Fence> fences;  // last uses, at most one per stream, and one that is owed
 
-  SpanList host;   // HOST
-  SpanList nvme;   // NVME
-  uint64_t claim = 0;       // order of the oldest waiting request that needs the page, 0: none
-  uint32_t movement_serial = 0;  // makes TransferId unique
-  Tier lower = Tier::kHost;      // source of a fetch, target of a write-back
+  SpanList host;                                 // HOST
+  SpanList nvme;                                 // NVME
+  uint64_t claim = 0;                            // order of the oldest waiting request that needs the page, 0: none
+  uint32_t movement_serial = 0;                  // makes TransferId unique
+  Tier lower = Tier::kHost;                      // source of a fetch, target of a write-back
   ArrivalStage arrival = ArrivalStage::kQueued;  // of an arrival under way; decides nothing, names the cause of waits
 
   bool is_valid(Tier tier) const { return valid >> index_of(tier) & 1; }
@@ -102,9 +102,7 @@ struct Page {
   bool has_lower_memory() const { return !host.empty() || !nvme.empty() || sourced; }
   bool dirty() const { return only_in(Tier::kDevice); }
   PageState state() const;
-  TransferId transfer(PageId self) const {
-    return TransferId(uint64_t{self.value} << 32 | movement_serial);
-  }
+  TransferId transfer(PageId self) const { return TransferId(uint64_t{self.value} << 32 | movement_serial); }
 
   // Transitions.
   void start_arrival(Movement kind, FrameId taken, Tier source);
@@ -113,16 +111,16 @@ struct Page {
   void start_write_back(Tier target, SpanList spans);
   void start_spill(SpanList spans);
   void start_stage(SpanList spans);
-  void finish_copy_down();  // write-back, spill, stage: the target turns valid
+  void finish_copy_down();       // write-back, spill, stage: the target turns valid
   SpanList abandon_copy_down();  // the target's spans, to be given back
   void start_read();
   void finish_read();
   void start_unmap();
   FrameId finish_unmap();
-  void adopt_source();      // an empty page: its content is its region's source
-  void write();             // an operator was granted write access: only DEVICE is valid from here on
-  void forget_content();    // the region was freed
-  SpanList drop(Tier tier);  // a redundant or meaningless lower copy; its spans
+  void adopt_source();           // an empty page: its content is its region's source
+  void write();                  // an operator was granted write access: only DEVICE is valid from here on
+  void forget_content();         // the region was freed
+  SpanList drop(Tier tier);      // a redundant or meaningless lower copy; its spans
   void add_fence(Fence fence) {  // inline: on every operator's way out
     for (Fence& known : fences) {
       if (known.stream != fence.stream || known.owed() != fence.owed()) continue;

@@ -8,10 +8,8 @@
 namespace tierpage {
 
 RegionMap::RegionMap(uint64_t range_bytes, uint64_t granule_bytes)
-    : range_bytes_(range_bytes / granule_bytes * granule_bytes),
-      granule_shift_(std::countr_zero(granule_bytes)),
-      granules_(range_bytes / granule_bytes),
-      table_(static_cast<uint32_t*>(std::calloc(granules_, sizeof(uint32_t)))) {
+    : range_bytes_(range_bytes / granule_bytes * granule_bytes), granule_shift_(std::countr_zero(granule_bytes)),
+      granules_(range_bytes / granule_bytes), table_(static_cast<uint32_t*>(std::calloc(granules_, sizeof(uint32_t)))) {
   if (table_ == nullptr) throw std::bad_alloc();
   free_by_offset_.emplace(0, range_bytes_);
   free_by_size_.emplace(range_bytes_, 0);

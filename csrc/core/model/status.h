@@ -12,16 +12,16 @@ namespace tierpage {
 // The numbers are part of the C interface in engine/engine_api.h and of python/tierpage/errors.py.
 enum class StatusCode : int32_t {
   kOk = 0,
-  kWait = 1,              // not an error: the request is queued, wait for it
-  kOutOfMemory = 2,       // cannot fit in the device budget
-  kStorageError = 3,      // the NVMe tier failed (system_error holds errno)
-  kStorageFull = 4,       // the NVMe tier has no room
-  kCorruptPage = 5,       // what was read back is not what was written
-  kInvalidArgument = 6,   // a value from the user cannot work
-  kUnavailable = 7,       // the machine lacks something (driver, O_DIRECT, ...)
-  kInterrupted = 8,       // the waiting thread was told to stop
-  kPagerDead = 9,         // an earlier failure made the pager's state untrustworthy
-  kInternal = 10,         // a defect in tierpage
+  kWait = 1,             // not an error: the request is queued, wait for it
+  kOutOfMemory = 2,      // cannot fit in the device budget
+  kStorageError = 3,     // the NVMe tier failed (system_error holds errno)
+  kStorageFull = 4,      // the NVMe tier has no room
+  kCorruptPage = 5,      // what was read back is not what was written
+  kInvalidArgument = 6,  // a value from the user cannot work
+  kUnavailable = 7,      // the machine lacks something (driver, O_DIRECT, ...)
+  kInterrupted = 8,      // the waiting thread was told to stop
+  kPagerDead = 9,        // an earlier failure made the pager's state untrustworthy
+  kInternal = 10,        // a defect in tierpage
 };
 
 struct [[nodiscard]] Status {

@@ -32,7 +32,7 @@ using RegionId = StrongId<struct RegionTag, uint32_t>;
 using FrameId = StrongId<struct FrameTag, uint32_t>;        // a physical handle of the DEVICE tier
 using TransferId = StrongId<struct TransferTag, uint64_t>;  // one movement of one page
 using StreamId = uint32_t;                                  // dense index of an execution stream
-using KeyId = StrongId<struct KeyTag, uint32_t>;            // what a region is to the trace: the same in every recurrence
+using KeyId = StrongId<struct KeyTag, uint32_t>;  // what a region is to the trace: the same in every recurrence
 
 // Tiers in order from fast to slow.
 enum class Tier : uint8_t { kDevice = 0, kHost = 1, kNvme = 2 };
@@ -51,15 +51,11 @@ struct Fence {
   friend constexpr bool operator==(const Fence&, const Fence&) = default;
 };
 
-constexpr uint64_t round_up(uint64_t value, uint64_t granule) {
-  return (value + granule - 1) / granule * granule;
-}
+constexpr uint64_t round_up(uint64_t value, uint64_t granule) { return (value + granule - 1) / granule * granule; }
 
 }  // namespace tierpage
 
 template <class Tag, class Rep>
 struct std::hash<tierpage::StrongId<Tag, Rep>> {
-  size_t operator()(tierpage::StrongId<Tag, Rep> id) const noexcept {
-    return std::hash<Rep>{}(id.value);
-  }
+  size_t operator()(tierpage::StrongId<Tag, Rep> id) const noexcept { return std::hash<Rep>{}(id.value); }
 };

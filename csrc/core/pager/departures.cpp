@@ -74,8 +74,8 @@ bool Departures::finished_or_watched(const Page& page) {
 
 bool Departures::refused(const Page& page) const {
   return fences_.any_refused() && std::any_of(page.fences.begin(), page.fences.end(), [this](const Fence& fence) {
-    return fence.owed() && fences_.refused(fence.stream);
-  });
+           return fence.owed() && fences_.refused(fence.stream);
+         });
 }
 
 uint64_t Departures::bytes() const {

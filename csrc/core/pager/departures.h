@@ -49,9 +49,9 @@ class Departures {
   // --- fences of the work on pages ------------------------------------------------------------------------------------
   FenceLedger& fences() { return fences_; }
   const FenceLedger& fences() const { return fences_; }
-  bool finished(const Page& page) const;  // as far as completions are known; asks for none
+  bool finished(const Page& page) const;       // as far as completions are known; asks for none
   bool finished_or_watched(const Page& page);  // the same, and has what is not finished watched
-  bool refused(const Page& page) const;   // it owes a fence that cannot be recorded
+  bool refused(const Page& page) const;        // it owes a fence that cannot be recorded
   void fence_recorded(StreamId stream, Fence fence);
   void fence_refused(StreamId stream);
   void tick(bool rests);  // rests: nothing moves, waits or is asked for
@@ -61,8 +61,8 @@ class Departures {
   bool none() const { return leaving_.empty(); }
   const std::vector<PageId>& pages() const { return leaving_; }
   uint64_t count() const { return count_; }  // of pages told to leave, since the start
-  uint64_t bytes() const;      // that leave
-  uint64_t room() const;       // bytes of frames that are free or will be when what is leaving has left
+  uint64_t bytes() const;                    // that leave
+  uint64_t room() const;                     // bytes of frames that are free or will be when what is leaving has left
   uint64_t room_soon() const;  // without what leaves only when work has ended that is not known to have ended
   void check_invariants() const;
 
@@ -77,8 +77,8 @@ class Departures {
   std::vector<PageId> leaving_;  // unmapping ones included
   bool engaged_ = false;         // something had to leave DEVICE
   uint64_t count_ = 0;
-  uint64_t left_at_ = 0;         // trace position when a page was last told to leave
-  uint64_t left_at_tick_ = 0;    // the same as of the last tick
+  uint64_t left_at_ = 0;       // trace position when a page was last told to leave
+  uint64_t left_at_tick_ = 0;  // the same as of the last tick
 };
 
 }  // namespace tierpage

@@ -57,7 +57,7 @@ struct Action {
   Source source;         // the page's part
   Fence fence;
   uint64_t native_stream = 0;  // of a fence to record; the owner knows it
-  bool urgent = false;  // an operator waits for it
+  bool urgent = false;         // an operator waits for it
 };
 
 // What became of a movement.
@@ -82,12 +82,12 @@ struct WaitDetails {
     uint32_t pages = 0;
     uint64_t bytes = 0;
   };
-  const char* name = "";          // of the operator
+  const char* name = "";  // of the operator
   bool allocation = false;
   uint32_t pages = 0;
   uint64_t bytes = 0;
-  uint64_t predicted_bytes = 0;   // of regions whose use the predictor expected soon
-  TagId tag = 0;                  // of the region that lacked most
+  uint64_t predicted_bytes = 0;  // of regions whose use the predictor expected soon
+  TagId tag = 0;                 // of the region that lacked most
   uint32_t region_count = 0;
   std::array<Part, 4> largest{};  // of those regions, the ones that lacked most; the rest of the array is empty
 };

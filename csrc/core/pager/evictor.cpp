@@ -6,13 +6,8 @@ namespace tierpage {
 
 Evictor::Evictor(Memory& memory, Movements& movements, Foresight& foresight, Departures& departures, LowerTiers& lower,
                  RegionStore& store)
-    : memory_(memory),
-      movements_(movements),
-      foresight_(foresight),
-      departures_(departures),
-      lower_(lower),
-      store_(store),
-      min_([this](RegionId region) { return next_use(region); }) {}
+    : memory_(memory), movements_(movements), foresight_(foresight), departures_(departures), lower_(lower),
+      store_(store), min_([this](RegionId region) { return next_use(region); }) {}
 
 MinPolicy::Next Evictor::next_use(RegionId region) {
   const KeyId key = memory_.region(region).key;

@@ -36,7 +36,7 @@ class FenceLedger {
     if (debts_.size() <= stream) debts_.resize(stream + 1, Debt::kNothing);
     debts_[stream] = Debt::kOwes;
   }
-  std::vector<StreamId> ask_what_is_owed();    // streams that owed a fence; now they are asked for it
+  std::vector<StreamId> ask_what_is_owed();  // streams that owed a fence; now they are asked for it
   std::vector<StreamId> ask_what_was_refused();
   void settle(StreamId stream);  // after it was asked
   void refuse(StreamId stream);

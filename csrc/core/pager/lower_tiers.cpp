@@ -12,10 +12,7 @@ constexpr uint64_t kQuietUses = 32;    // for which nobody looks again after no 
 }  // namespace
 
 LowerTiers::LowerTiers(Memory& memory, Movements& movements, Foresight& foresight, const Departures& departures)
-    : memory_(memory),
-      movements_(movements),
-      foresight_(foresight),
-      departures_(departures),
+    : memory_(memory), movements_(movements), foresight_(foresight), departures_(departures),
       host_min_([this](RegionId region) { return next_use_in_host(region); }),
       host_growing_(memory.config.host_bytes_max > 0) {
   writes_.set_budget(memory.config.nvme_write_bytes_max, memory.config.nvme_write_period_seconds);
@@ -133,7 +130,8 @@ void LowerTiers::shrink_host() {
   }
   for (const bool beyond : {true, false}) {
     if (beyond && !memory_.host.reaches_beyond()) continue;
-    for (const bool read_ones : {true, false}) spill_to_shrink(read_ones, [&](const Page& page) { return goes(page, beyond); });
+    for (const bool read_ones : {true, false})
+      spill_to_shrink(read_ones, [&](const Page& page) { return goes(page, beyond); });
   }
 }
 
@@ -160,7 +158,8 @@ bool LowerTiers::take_idle_copies_place(uint64_t bytes, const LeavingPass& pass)
   for (const PageId id : memory_.pages.ids()) {
     if (room >= bytes) break;
     const Page& page = memory_.pages[id];
-    if (!Memory::host_copy_redundant(page) || !page.is_valid(Tier::kDevice) || page.leaving || page.claim != 0) continue;
+    if (!Memory::host_copy_redundant(page) || !page.is_valid(Tier::kDevice) || page.leaving || page.claim != 0)
+      continue;
     // Without a copy in NVMe the page is dirty again, and is written there should it leave after all.
     if (!page.is_valid(Tier::kNvme) && writes_.sparing()) continue;
     if (!foresight_.stays(memory_.key_of(id))) continue;
@@ -205,7 +204,8 @@ bool LowerTiers::spill_in_place_of(PageId leaving, LeavingPass& pass, uint64_t c
   if (movements_.spilling_bytes() >= kSpillsAtOnce * bytes) return true;
   if (!memory_.nvme.can_take(bytes + pass.dirty_bytes)) return false;
   if (pass.spill_candidates_bytes != bytes) {
-    host_min_.begin(memory_.pages, [this, bytes](PageId id) { return memory_.pages[id].bytes == bytes && only_in_host(id); });
+    host_min_.begin(memory_.pages,
+                    [this, bytes](PageId id) { return memory_.pages[id].bytes == bytes && only_in_host(id); });
     pass.spill_candidates_bytes = bytes;
   }
   const uint64_t distance = foresight_.uses_until(key);

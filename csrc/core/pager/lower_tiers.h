@@ -38,9 +38,9 @@ struct RoomBelow {
 
 // One pass over the pages that leave: what is looked for once in it.
 struct LeavingPass {
-  uint64_t dirty_bytes = 0;                // of pages at rest when it began
-  uint64_t spill_candidates_bytes = 0;     // size of the pages among which a spill is chosen, 0: not yet looked for
-  uint64_t refused_bytes = ~uint64_t{0};   // smallest size for which no room was found in RAM: looking visits every page
+  uint64_t dirty_bytes = 0;               // of pages at rest when it began
+  uint64_t spill_candidates_bytes = 0;    // size of the pages among which a spill is chosen, 0: not yet looked for
+  uint64_t refused_bytes = ~uint64_t{0};  // smallest size for which no room was found in RAM: looking visits every page
 };
 
 class LowerTiers {
@@ -63,7 +63,9 @@ class LowerTiers {
   void host_space_ready(uint64_t bytes, bool growth_failed);
   void set_host_capacity(uint64_t bytes);
   uint64_t host_space_wanted() const { return host_space_wanted_; }
-  void wrote(uint64_t nvme_bytes) { if (nvme_bytes > 0) writes_.wrote(nvme_bytes); }
+  void wrote(uint64_t nvme_bytes) {
+    if (nvme_bytes > 0) writes_.wrote(nvme_bytes);
+  }
   void write_failed(bool tries_end) { nvme_blocked_ = tries_end; }  // true: until a new request or a tick
   void spill_failed() { spill_blocked_ = true; }
   void request_begins() { nvme_blocked_ = false; }
@@ -92,8 +94,8 @@ class LowerTiers {
   uint64_t host_ready_bytes_ = 0;
   uint64_t idle_copies_quiet_until_ = 0;  // trace position before which no copy in HOST has become idle
   uint32_t host_hand_ = 0;
-  bool host_growing_ = true;   // more host space will become ready
-  bool nvme_blocked_ = false;  // a write-back failed; wait for a new request or a tick before the next
+  bool host_growing_ = true;    // more host space will become ready
+  bool nvme_blocked_ = false;   // a write-back failed; wait for a new request or a tick before the next
   bool spill_blocked_ = false;  // a spill failed; wait for a tick
 };
 

@@ -11,8 +11,7 @@ double mebibytes(uint64_t bytes) { return static_cast<double>(bytes) / kMiB; }
 }  // namespace
 
 Memory::Memory(const PagerConfig& pager_config)
-    : config(pager_config),
-      device(config.device_bytes_max),
+    : config(pager_config), device(config.device_bytes_max),
       host(config.host_bytes_max, config.span_bytes_min, config.frame_bytes_max),
       nvme(config.nvme_bytes_max, config.span_bytes_min, config.frame_bytes_max),
       map(config.range_bytes, config.granule_bytes) {

@@ -32,15 +32,15 @@ struct Region {  // what every operator looks at stands in the first cache line
   alignas(64) RegionState state = RegionState::kGone;
   bool other_streams = false;  // used on more streams than its own
   bool seen = false;
-  bool held = false;           // never evictable again
+  bool held = false;  // never evictable again
   KeyId key;
   uint64_t offset = 0;
   uint64_t bytes_asked = 0;
-  uint64_t uses = 0;           // granted since it was allocated
-  uint64_t writes = 0;         // of them, those that write
+  uint64_t uses = 0;    // granted since it was allocated
+  uint64_t writes = 0;  // of them, those that write
   std::vector<PageId> pages;
 
-  uint64_t bytes = 0;          // rounded up to the granule
+  uint64_t bytes = 0;  // rounded up to the granule
   StreamId stream = 0;
   TagId tag = 0;
   Source source;               // of the pages that are sourced
@@ -67,14 +67,12 @@ struct Memory {
   Region& region_of(PageId id) { return regions[pages[id].region.value]; }
   const Region& region_of(PageId id) const { return regions[pages[id].region.value]; }
   KeyId key_of(PageId id) const { return region_of(id).key; }
-  bool live(RegionId id) const {
-    return id.value < regions.size() && regions[id.value].state == RegionState::kLive;
-  }
+  bool live(RegionId id) const { return id.value < regions.size() && regions[id.value].state == RegionState::kLive; }
   std::vector<RegionId> live_regions() const;
-  RegionId add_region();             // a row without pages, in no state
-  void remove_region(RegionId id);   // with its pages and its addresses
+  RegionId add_region();                                           // a row without pages, in no state
+  void remove_region(RegionId id);                                 // with its pages and its addresses
   void forget_row(RegionId id) { unused_regions_.push_back(id); }  // of a region that never got addresses
-  Source source_of(const Page& page) const;  // its part of its region's source; no bytes: none
+  Source source_of(const Page& page) const;                        // its part of its region's source; no bytes: none
 
   SpanPool& lower(Tier tier) { return tier == Tier::kHost ? host : nvme; }
   uint64_t capacity(Tier tier) const;

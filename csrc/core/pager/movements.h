@@ -31,8 +31,9 @@ class Movements {
   // --- ends ---------------------------------------------------------------------------------------------------------
   PageId page_of(TransferId transfer) const;  // of a movement under way
   void arrival_reached(TransferId transfer, ArrivalStage stage);
-  void ended(const Page& page);           // before its row is told
-  uint64_t count_copy(const Page& page);  // a copy that has arrived; before its row is told. Bytes that a spill file got.
+  void ended(const Page& page);  // before its row is told
+  uint64_t count_copy(
+      const Page& page);  // a copy that has arrived; before its row is told. Bytes that a spill file got.
   void return_frame(FrameId frame);
   // The device refused the frame: it is fuller than the budget says (another program?). Goes on with what it gave so far.
   void frame_refused(FrameId frame);

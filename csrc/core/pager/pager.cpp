@@ -18,12 +18,8 @@ PagerConfig with_defaults(PagerConfig config) {
 }  // namespace
 
 Pager::Pager(const PagerConfig& config)
-    : memory_(with_defaults(config)),
-      foresight_(memory_.config),
-      movements_(memory_),
-      departures_(memory_, movements_, foresight_),
-      lists_(memory_),
-      store_(memory_, foresight_, departures_, lists_),
+    : memory_(with_defaults(config)), foresight_(memory_.config), movements_(memory_),
+      departures_(memory_, movements_, foresight_), lists_(memory_), store_(memory_, foresight_, departures_, lists_),
       lower_(memory_, movements_, foresight_, departures_),
       evictor_(memory_, movements_, foresight_, departures_, lower_, store_),
       prefetcher_(memory_, movements_, foresight_, departures_, lower_, store_, evictor_, lists_),
@@ -142,8 +138,7 @@ void Pager::copy_down_done(PageId id, const TransferResult& result) {
   if (result.status.ok()) {
     lower_.wrote(movements_.count_copy(page));
     page.finish_copy_down();
-    const bool shrinks =
-        memory_.host.used_bytes() > memory_.host.capacity_bytes() || memory_.host.beyond(page.host);
+    const bool shrinks = memory_.host.used_bytes() > memory_.host.capacity_bytes() || memory_.host.beyond(page.host);
     if (movement == Movement::kSpill && shrinks) memory_.drop_lower(page, Tier::kHost);
     return;
   }

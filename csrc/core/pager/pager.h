@@ -68,9 +68,9 @@ class Pager {
   Outcome begin_op(SlotId slot, uint64_t operator_hash, const char* operator_name, std::span<const Use> uses);
   Outcome allocate(SlotId slot, const AllocateRequest& request);
   Outcome outcome(SlotId slot) const { return requests_.outcome(slot); }
-  RegionId allocated(SlotId slot) const { return requests_.allocated(slot); }    // after allocate was granted
+  RegionId allocated(SlotId slot) const { return requests_.allocated(slot); }   // after allocate was granted
   const Status& failure(SlotId slot) const { return requests_.failure(slot); }  // after kFailed
-  void cancel(SlotId slot);  // a waiting slot stops waiting
+  void cancel(SlotId slot);                                                     // a waiting slot stops waiting
   // Unpins everything of the slot; an owed fence only while not engaged().
   void end_op(SlotId slot, Fence fence) { requests_.end_op(slot, fence); }
   // A pin that an operator's end does not release: moves the slot's pins out of its operator's reach. `permanent`
@@ -78,7 +78,9 @@ class Pager {
   void set_permanent(SlotId slot, bool permanent) { requests_.set_permanent(slot, permanent); }
   void free_region(RegionId region, std::span<const Fence> fences);
   void mark_seen(RegionId region) { memory_.region(region).seen = true; }
-  void hold_region(RegionId region) { memory_.region(region).held = true; }  // a raw pointer to it escaped: resident until it is freed
+  void hold_region(RegionId region) {
+    memory_.region(region).held = true;
+  }  // a raw pointer to it escaped: resident until it is freed
   void hold_pinned(SlotId slot) { requests_.hold_pinned(slot); }  // the same for everything that the slot pins
   void note_stream_use(RegionId region, StreamId stream);
 
@@ -93,7 +95,9 @@ class Pager {
   // The device worked so long on the operator whose uses stand in the trace from `position` on (op_position() before
   // end_op). Not every operator has to be timed: what was timed once is known whenever the program comes that way again.
   void op_timed(uint64_t position, double microseconds) { foresight_.trace().set_microseconds(position, microseconds); }
-  void set_fetch_rate(double bytes_per_microsecond) { foresight_.set_fetch_rate(bytes_per_microsecond); }  // HOST to DEVICE, measured
+  void set_fetch_rate(double bytes_per_microsecond) {
+    foresight_.set_fetch_rate(bytes_per_microsecond);
+  }  // HOST to DEVICE, measured
   void host_space_ready(uint64_t bytes, bool growth_failed);
   // About once a second: retries what had been given up. now_seconds: since the start, for what is counted by the day.
   void tick(uint64_t now_seconds = 0);

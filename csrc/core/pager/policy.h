@@ -66,9 +66,10 @@ class MinPolicy final : public EvictionPolicy {
   bool leaves_ahead();  // the page that next() would return now is not planned to stay
 
  private:
-  using Candidate = std::pair<uint64_t, PageId>;  // (rank, page); the largest leaves first
+  using Candidate = std::pair<uint64_t, PageId>;          // (rank, page); the largest leaves first
   static constexpr uint64_t kLeaves = uint64_t{1} << 63;  // of a rank: above all distances
-  static constexpr uint64_t kFresh = uint64_t{1} << 62;   // of those: less than a fifth of the way to its next use has passed
+  static constexpr uint64_t kFresh = uint64_t{1}
+                                     << 62;  // of those: less than a fifth of the way to its next use has passed
   static uint64_t rank_of(const Next& next) {
     if (next.stays || next.distance == ~uint64_t{0}) return next.distance;
     return kLeaves | (next.age <= next.distance / 4 ? kFresh | next.age : next.distance);

@@ -20,14 +20,8 @@ class Prefetcher {
  public:
   Prefetcher(Memory& memory, Movements& movements, Foresight& foresight, Departures& departures, LowerTiers& lower,
              RegionStore& store, Evictor& evictor, PageLists& lists)
-      : memory_(memory),
-        movements_(movements),
-        foresight_(foresight),
-        departures_(departures),
-        lower_(lower),
-        store_(store),
-        evictor_(evictor),
-        lists_(lists) {}
+      : memory_(memory), movements_(movements), foresight_(foresight), departures_(departures), lower_(lower),
+        store_(store), evictor_(evictor), lists_(lists) {}
 
   void serve_hints(bool requests_wait);
   void fetch_ahead();
@@ -37,9 +31,9 @@ class Prefetcher {
  private:
   // One look ahead.
   struct Ahead {
-    uint64_t reserve = 0;    // bytes of frames that stay free
-    bool only_soon = false;  // room that leaves only when unfinished work ends does not count
-    uint64_t unserved = 0;   // bytes for which room is being made
+    uint64_t reserve = 0;                           // bytes of frames that stay free
+    bool only_soon = false;                         // room that leaves only when unfinished work ends does not count
+    uint64_t unserved = 0;                          // bytes for which room is being made
     std::optional<RoomBelow> below = std::nullopt;  // counted when it is needed first
   };
   bool quiet() const { return foresight_.trace().end() < quiet_until_ && quiet_since_ == departures_.count(); }

@@ -27,8 +27,8 @@ class RegionStore {
       : memory_(memory), foresight_(foresight), departures_(departures), lists_(lists) {}
 
   // --- a region's life ----------------------------------------------------------------------------------------------
-  RegionId make(uint64_t bytes);  // none: the address range has no room
-  RegionId reuse(uint64_t bytes, StreamId stream);  // a cached one, or a part of one
+  RegionId make(uint64_t bytes);                           // none: the address range has no room
+  RegionId reuse(uint64_t bytes, StreamId stream);         // a cached one, or a part of one
   void open(RegionId id, const AllocateRequest& request);  // it lives from here on
   void adopt_source(RegionId id);
   void free(RegionId id, std::span<const Fence> fences);
@@ -45,8 +45,8 @@ class RegionStore {
   void check_invariants() const;
 
  private:
-  static constexpr int kReuseTries = 32;          // larger cached regions looked at for one allocation
-  static constexpr uint64_t kExpectedUses = 512;  // how far ahead allocations are counted
+  static constexpr int kReuseTries = 32;           // larger cached regions looked at for one allocation
+  static constexpr uint64_t kExpectedUses = 512;   // how far ahead allocations are counted
   static constexpr uint64_t kFreshHalfLife = 512;  // uses
 
   void cut_into_pages(RegionId id);

@@ -174,9 +174,8 @@ inline void Requests::pin(Slot& slot, PageId id, AccessMode mode) {
 Outcome Requests::enqueue(SlotId id) {
   Slot& slot = slots_[id.value];
   // Each page once, with the stronger mode.
-  std::sort(slot.wanted.begin(), slot.wanted.end(), [](const Wanted& a, const Wanted& b) {
-    return a.page != b.page ? a.page < b.page : a.mode > b.mode;
-  });
+  std::sort(slot.wanted.begin(), slot.wanted.end(),
+            [](const Wanted& a, const Wanted& b) { return a.page != b.page ? a.page < b.page : a.mode > b.mode; });
   slot.wanted.erase(std::unique(slot.wanted.begin(), slot.wanted.end(),
                                 [](const Wanted& a, const Wanted& b) { return a.page == b.page; }),
                     slot.wanted.end());
@@ -186,8 +185,9 @@ Outcome Requests::enqueue(SlotId id) {
   slot.storage_failures = 0;
   // Who holds pages already goes first: others may wait for what it holds. Its age is lower than any new order.
   slot.order = slot.pinned.empty() ? next_order_++ : slot.age;
-  const auto place = std::lower_bound(waiting_.begin(), waiting_.end(), slot.order,
-                                      [this](SlotId other, uint64_t order) { return slots_[other.value].order < order; });
+  const auto place =
+      std::lower_bound(waiting_.begin(), waiting_.end(), slot.order,
+                       [this](SlotId other, uint64_t order) { return slots_[other.value].order < order; });
   waiting_.insert(place, id);
   return Outcome::kWait;
 }
@@ -342,7 +342,8 @@ Status Requests::too_large(const Slot& slot, uint64_t bytes) const {
   std::snprintf(text, sizeof text,
                 "tierpage: device out of memory. %s needs %.1f MiB resident at once, the device budget is %.1f MiB%s "
                 "(%s). Raise device_budget, or make the operator smaller (batch size, sequence length, chunked loss).",
-                slot.name, mebibytes(bytes), mebibytes(memory_.device.capacity_bytes()), native, memory_.tier_table().c_str());
+                slot.name, mebibytes(bytes), mebibytes(memory_.device.capacity_bytes()), native,
+                memory_.tier_table().c_str());
   return Status::error(StatusCode::kOutOfMemory, text);
 }
 
@@ -428,7 +429,8 @@ WaitDetails Requests::describe_wait(SlotId id) {
     const Page& page = memory_.pages[wanted.page];
     if (grantable(page, wanted.mode)) continue;
     // From behind: pages of one region mostly stand beside each other.
-    auto part = std::find_if(parts.rbegin(), parts.rend(), [&](const auto& known) { return known.region == page.region; });
+    auto part =
+        std::find_if(parts.rbegin(), parts.rend(), [&](const auto& known) { return known.region == page.region; });
     if (part == parts.rend()) {
       parts.push_back({page.region, 0, 0});
       part = parts.rbegin();
@@ -458,8 +460,8 @@ void Requests::check_invariants() const {
   for (const Slot& slot : slots_) {
     pins -= slot.pinned.size();
     if (slot.order == 0) continue;
-    TP_ASSERT(std::count_if(waiting_.begin(), waiting_.end(),
-                            [&](SlotId id) { return &slots_[id.value] == &slot; }) == 1);
+    TP_ASSERT(std::count_if(waiting_.begin(), waiting_.end(), [&](SlotId id) { return &slots_[id.value] == &slot; }) ==
+              1);
   }
   TP_ASSERT(pins == 0);
 }

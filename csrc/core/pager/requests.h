@@ -32,14 +32,8 @@ class Requests {
  public:
   Requests(Memory& memory, Movements& movements, Foresight& foresight, Departures& departures, LowerTiers& lower,
            RegionStore& store, Evictor& evictor, PageLists& lists)
-      : memory_(memory),
-        movements_(movements),
-        foresight_(foresight),
-        departures_(departures),
-        lower_(lower),
-        store_(store),
-        evictor_(evictor),
-        lists_(lists) {}
+      : memory_(memory), movements_(movements), foresight_(foresight), departures_(departures), lower_(lower),
+        store_(store), evictor_(evictor), lists_(lists) {}
 
   // --- slots --------------------------------------------------------------------------------------------------------
   SlotId add_slot();
@@ -83,7 +77,8 @@ class Requests {
 
  private:
   static constexpr double kAllocationMicroseconds = 0.001;  // not 0, which says that the time is not known
-  static constexpr int kStorageTries = 3;  // failed writes that a waiting operator sits through before it gets the error
+  static constexpr int kStorageTries =
+      3;  // failed writes that a waiting operator sits through before it gets the error
   struct Wanted {
     PageId page;
     AccessMode mode;
@@ -93,15 +88,15 @@ class Requests {
     bool permanent = false;
     Outcome outcome = Outcome::kGranted;
     Status failure;
-    uint64_t age = 0;                // order of the first pin of the open operator, 0: holds nothing
+    uint64_t age = 0;  // order of the first pin of the open operator, 0: holds nothing
     std::vector<PageId> pinned;
     // The waiting request.
-    uint64_t order = 0;              // 0: not waiting
+    uint64_t order = 0;                  // 0: not waiting
     uint64_t traced_at = Trace::kNever;  // position of the open operator's first use
     bool is_allocation = false;
     bool pin_result = true;
     std::vector<Wanted> wanted;
-    std::vector<PageId> under_way;   // of them: being fetched before this request asked for them; sorted
+    std::vector<PageId> under_way;  // of them: being fetched before this request asked for them; sorted
     std::vector<std::pair<RegionId, bool>> regions;  // for the trace; true: written
     RegionId allocated;
     int storage_failures = 0;

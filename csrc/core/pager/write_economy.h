@@ -17,7 +17,8 @@ inline constexpr uint64_t kRatedOverwrites = 600;
 class WriteEconomy {
  public:
   static constexpr uint64_t kDaySeconds = 86'400;
-  static constexpr uint64_t kSparingPercent = 80;  // of the budget, from which on writes are avoided where that is possible
+  static constexpr uint64_t kSparingPercent =
+      80;  // of the budget, from which on writes are avoided where that is possible
 
   // period_seconds 0: no budget.
   void set_budget(uint64_t bytes_max, uint64_t period_seconds);
