@@ -200,14 +200,15 @@ class Runtime {
   std::atomic<bool> open_{false};
   std::atomic<uint64_t> missed_accesses_{0};
   std::atomic<uint64_t> missed_address_{0};
-  RuntimeSources sources_{{core_, tiers_, source_registry_, close_mutex_, options_}};
+  RuntimeSources sources_{{core_, tiers_, source_registry_, close_mutex_, options_, watchdog_}};
   RuntimeReports reports_{{core_, tiers_, accounts_, watchdog_, log_, missed_accesses_}};
 };
 
 // The scope that is open in this thread, whatever runtime it belongs to. The fault handler asks.
 extern thread_local Scope* t_open_scope;
 
-// Installs the SIGSEGV handler that turns a missed access of a host-device region into a fetch. Once per process.
+// Installs the SIGSEGV handler that turns a missed access of a host-device region into a fetch. It stays on top of others
+// that come later (signal_chain.h).
 void install_fault_handler();
 
 }  // namespace tierpage
