@@ -2,7 +2,7 @@
 //
 // On the host device an evicted page is PROT_NONE. Code that reads tensors through raw pointers (numpy, tolist, a C
 // extension) then faults here: the region is brought up, held resident until it is freed (the pointer may be kept), and
-// the instruction runs again. Everything else goes to the handler that was there before.
+// the instruction runs again. Everything else goes to the handler that was there before (signal_chain.h).
 //
 // Why locks are taken in a signal handler: the signal is synchronous, raised by one load or store into the range. The
 // engine itself never touches the range while it holds its mutex or is inside malloc; a fault of the pager thread is a
@@ -15,25 +15,10 @@
 #include <mutex>
 
 #include "engine/runtime.h"
+#include "engine/signal_chain.h"
 
 namespace tierpage {
 namespace {
-
-struct sigaction g_previous;
-
-void pass_on(int number, siginfo_t* info, void* context) {
-  if ((g_previous.sa_flags & SA_SIGINFO) != 0 && g_previous.sa_sigaction != nullptr) {
-    g_previous.sa_sigaction(number, info, context);
-    return;
-  }
-  if (g_previous.sa_handler != SIG_DFL && g_previous.sa_handler != SIG_IGN) {
-    g_previous.sa_handler(number);
-    return;
-  }
-  // Default: let the instruction fault again without us; a signal that somebody sent would not come again by itself.
-  signal(number, SIG_DFL);
-  if (info->si_code <= 0) raise(number);
-}
 
 void say(const std::string& text) {
   const std::string line = "tierpage: " + text + "\n";
@@ -42,8 +27,8 @@ void say(const std::string& text) {
 
 void on_fault(int number, siginfo_t* info, void* context) {
   const int interrupted_errno = errno;
-  const auto address = reinterpret_cast<uint64_t>(info->si_addr);
-  const bool ours = info->si_code > 0 && !t_pager_thread && !g_runtimes.forked();
+  const uint64_t address = faulting_address(info, context);
+  const bool ours = address != 0 && !t_pager_thread && !g_runtimes.forked();
   Runtime* runtime = ours ? g_runtimes.of_address(address) : nullptr;
   const bool resolved = runtime != nullptr && runtime->resolve_missed_access(address);
   errno = interrupted_errno;
@@ -52,16 +37,7 @@ void on_fault(int number, siginfo_t* info, void* context) {
 
 }  // namespace
 
-void install_fault_handler() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    struct sigaction action = {};
-    action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGSEGV, &action, &g_previous);
-  });
-}
+void install_fault_handler() { put_on_top(on_fault); }
 
 bool Runtime::resolve_missed_access(uint64_t address) {
   std::unique_lock lock(core_.mutex());

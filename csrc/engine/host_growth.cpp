@@ -12,8 +12,8 @@ constexpr uint64_t kAheadOfDevice = 8;  // at least this part of the device budg
 
 }  // namespace
 
-void HostGrowth::attempted(uint64_t ready_bytes) {
-  failed_ = ready_bytes == ready_bytes_;
+void HostGrowth::attempted(uint64_t ready_bytes, bool failed) {
+  failed_ = failed;
   ready_bytes_ = ready_bytes;
 }
 
@@ -36,9 +36,20 @@ uint64_t HostGrowth::take_request(const Need& need) {
   return wanted;
 }
 
+bool HostGrowth::take_limit(uint64_t space_bytes, uint64_t limit_bytes) {
+  const uint64_t limit = std::max(space_bytes, limit_bytes);
+  if (limit == limit_bytes_) return false;
+  limit_bytes_ = limit;
+  return true;
+}
+
+void HostGrowth::cut(uint64_t ready_bytes) {
+  ready_bytes_ = ready_bytes;
+  requested_bytes_ = std::min(requested_bytes_, limit_bytes_);
+}
+
 std::string HostGrowth::take_complaint(const Status& arena) {
-  if (complained_ || arena.ok()) return {};
-  complained_ = true;
+  if (arena.ok() || !complained_.insert(arena.code).second) return {};
   return "the RAM tier is not all that was asked for: " + arena.message;
 }
 

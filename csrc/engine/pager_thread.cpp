@@ -12,6 +12,7 @@
 #include <exception>
 #include <string>
 
+#include "engine/signal_chain.h"
 #include "tiers/quiet_thread.h"
 
 namespace tierpage {
@@ -44,7 +45,7 @@ void PagerThread::join() {
 void PagerThread::arena_grew() {
   std::lock_guard lock(core_.mutex());
   if (!tiers_.arena) return;
-  host_growth_.attempted(tiers_.arena->ready_bytes());
+  host_growth_.attempted(tiers_.arena->ready_bytes(), tiers_.arena->growth_failed());
   core_.wake_locked();
 }
 
@@ -58,9 +59,19 @@ void PagerThread::tell_host_space_locked() {
 
 void PagerThread::request_host_space_locked() {
   if (!tiers_.arena) return;
-  const uint64_t bytes = host_growth_.take_request({core_->memory().used(Tier::kHost), core_->host_space_wanted(),
-                                                    tiers_.config.device_bytes_max, tiers_.config.host_bytes_max});
+  const uint64_t bytes =
+      host_growth_.take_request({core_->memory().used(Tier::kHost), core_->host_space_wanted(),
+                                 tiers_.config.device_bytes_max, core_->memory().capacity(Tier::kHost)});
   if (bytes > 0) tiers_.arena->request(bytes);
+}
+
+// After plan(), which empties the end of a space that is to shrink.
+void PagerThread::limit_host_space_locked() {
+  if (!tiers_.arena) return;
+  const SpanPool& host = core_->memory().host;
+  if (!host_growth_.take_limit(host.space_bytes(), host.limit_bytes())) return;
+  host_growth_.cut(tiers_.arena->set_limit(host_growth_.limit()));
+  tell_host_space_locked();
 }
 
 // By the clock and not only when idle: a busy pager must also try again what had been given up.
@@ -70,6 +81,7 @@ void PagerThread::once_a_second_locked() {
   last_tick_ns_ = now;
   const uint64_t elapsed_seconds = accounts_.elapsed_ns(now) / kSecondNs;
   core_->tick(elapsed_seconds);
+  if (tiers_.arena && host_growth_.failed()) tiers_.arena->try_again();
   watchdog_.look_at_writes(core_->writes(), elapsed_seconds);
   if (const int64_t patience_ns = watchdog_.patience_ns(); patience_ns > 0) {
     watchdog_.look_at_progress(transfers_->stuck(now, patience_ns), core_->waits(), now,
@@ -151,6 +163,7 @@ bool PagerThread::round(std::unique_lock<std::mutex>& lock, Finished& finished, 
   tell_host_space_locked();
   if (core_->wants_planning()) core_->plan();
   note_rates_locked();
+  limit_host_space_locked();
   request_host_space_locked();
   if (core_.closed_locked()) core_->release_free_frames();
   keep_accounts_locked();
@@ -167,6 +180,7 @@ bool PagerThread::round(std::unique_lock<std::mutex>& lock, Finished& finished, 
   if (core_.closed_locked() && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
   SourceFiles* const sources = tiers_.sources.get();  // only this thread takes it away
   lock.unlock();
+  stay_on_top();                             // pages may become inaccessible in this round
   if (waiters_may_go) core_.wake_waiters();  // not under the lock that they would wait for next
   for (const uint64_t place : unused_sources) {
     if (sources != nullptr) sources->remove(place);

@@ -64,6 +64,7 @@ class PagerThread {
   void keep_accounts_locked();
   void idle_wait(std::unique_lock<std::mutex>& lock, bool acted);
   void tell_host_space_locked();
+  void limit_host_space_locked();
   void request_host_space_locked();
   void once_a_second_locked();
   void close_lower_tiers(std::unique_lock<std::mutex>& lock);

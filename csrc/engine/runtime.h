@@ -74,7 +74,8 @@ struct Scope {
   SlotId waiting_slot;         // the slot that wait() is about; usually `slot`
   uint64_t native_stream = 0;  // that the newest scope of this thread ended on
   bool open = false;
-  bool pinned = false;  // something was pinned or allocated since it opened
+  Scope* outer = nullptr;  // while open: the one of the same thread that it interrupts (a signal handler's operators)
+  bool pinned = false;     // something was pinned or allocated since it opened
   bool waiting_allocation = false;
   bool touched = false;           // sticky may hold something; of this thread alone
   bool blocked_by_touch = false;  // its own pins cannot end before a touch is served: see touch()
@@ -208,14 +209,15 @@ class Runtime {
   std::atomic<bool> open_{false};
   std::atomic<uint64_t> missed_accesses_{0};
   std::atomic<uint64_t> missed_address_{0};
-  RuntimeSources sources_{{core_, tiers_, source_registry_, close_mutex_, options_}};
+  RuntimeSources sources_{{core_, tiers_, source_registry_, close_mutex_, options_, watchdog_}};
   RuntimeReports reports_{{core_, tiers_, accounts_, watchdog_, log_, missed_accesses_}};
 };
 
 // The scope that is open in this thread, whatever runtime it belongs to. The fault handler asks.
 extern thread_local Scope* t_open_scope;
 
-// Installs the SIGSEGV handler that turns a missed access of a host-device region into a fetch. Once per process.
+// Installs the SIGSEGV handler that turns a missed access of a host-device region into a fetch. It stays on top of others
+// that come later (signal_chain.h).
 void install_fault_handler();
 
 }  // namespace tierpage

@@ -3,6 +3,7 @@
 
 #include "engine/engine_api.h"
 #include "engine/runtime.h"
+#include "engine/signal_chain.h"
 #include "tiers/quiet_thread.h"
 
 namespace tierpage {
@@ -100,6 +101,7 @@ uint64_t region_bytes(uint64_t address, uint64_t* region_base) {
   return answered(runtime, 0, [&] { return runtime->region_bytes(address, region_base); });
 }
 int32_t touch(tp_scope* scope, uint64_t address, uint32_t keep) {
+  stay_on_top();  // somebody takes a pointer, and may use it when the pages have gone again
   return guarded(scope, [&] { return scope->runtime->touch(*scope, address, keep); });
 }
 uint64_t list_run_bytes_max() {

@@ -39,7 +39,7 @@ Scope* Runtime::add_scope() {
 }
 
 void Runtime::remove_scope(Scope* scope) {
-  if (t_open_scope == scope) t_open_scope = nullptr;
+  if (t_open_scope == scope) t_open_scope = scope->outer;
   {
     std::lock_guard lock(core_.mutex());
     std::erase(scopes_, scope);
@@ -66,6 +66,7 @@ void Runtime::remove_scope(Scope* scope) {
 
 void Runtime::open_scope(Scope& scope) {
   scope.open = true;
+  scope.outer = t_open_scope;
   t_open_scope = &scope;
 }
 
@@ -238,7 +239,7 @@ void Runtime::seen(const uint64_t* addresses, size_t count) {
 Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   scope.open = false;
   scope.native_stream = native_stream;
-  if (t_open_scope == &scope) t_open_scope = nullptr;
+  if (t_open_scope == &scope) t_open_scope = scope.outer;
   if (scope.launch.pinned) [[unlikely]]
     end_launch(scope, scope.launch.native_stream);
   if (!scope.pinned && !scope.touched) {

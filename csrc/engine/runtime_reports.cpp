@@ -22,6 +22,7 @@ RuntimeReports::Snapshot RuntimeReports::snapshot() {
   snapshot.policy = core_->policy_in_force();
   snapshot.predicted_uses = core_->foresight().predictor().predicted_uses();
   snapshot.mispredicted_uses = core_->foresight().predictor().mispredicted_uses();
+  snapshot.host_ready_bytes = tiers_.arena ? tiers_.arena->ready_bytes() : 0;
   snapshot.host_locked_bytes = tiers_.arena ? tiers_.arena->locked_bytes() : 0;
   return snapshot;
 }

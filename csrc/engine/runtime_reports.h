@@ -38,6 +38,7 @@ class RuntimeReports {
     uint64_t dirty_bytes;
     std::string policy;
     uint64_t predicted_uses, mispredicted_uses;
+    uint64_t host_ready_bytes;  // of RAM, taken from the system; with what nothing lies in yet
     uint64_t host_locked_bytes;
     uint64_t elapsed_ns;  // since the runtime opened
     LinkUses links;

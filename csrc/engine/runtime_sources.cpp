@@ -5,9 +5,10 @@
 
 namespace tierpage {
 
-// Reads pass through the staging ring, which there is not yet without an NVMe tier: it is taken out of the RAM budget.
+// Reads pass through the staging ring, which there is not yet without an NVMe tier: it is taken out of the RAM budget, when
+// all has been opened.
 Status RuntimeSources::open() {
-  bool has_ring;
+  uint64_t ring_bytes = 0;  // 0: there is a ring
   {
     std::lock_guard lock(core_.mutex());
     if (core_.ended_locked()) return core_.end_locked();
@@ -15,14 +16,12 @@ Status RuntimeSources::open() {
       return Status::error(StatusCode::kUnavailable, "paging is disabled: nothing can be backed by a file");
     }
     if (tiers_.sources) return Status::success();
-    has_ring = tiers_.ring != nullptr;
-    if (!has_ring) {
-      if (Status status = tiers_.take_ring_from_host_budget(); !status.ok()) return status;
-      tiers_.config.host_bytes_max += tiers_.ring_bytes;  // until it is there
+    if (tiers_.ring == nullptr) {
+      if (Status status = tiers_.size_ring(&ring_bytes); !status.ok()) return status;
     }
   }
   std::unique_ptr<StagingRing> ring;
-  if (!has_ring) {
+  if (ring_bytes > 0) {
     if (Status status = tiers_.open_ring(&ring); !status.ok()) return status;
   }
   if (options_.staging_slot_bytes < 2 * SourceFiles::kAlignment) {
@@ -35,25 +34,27 @@ Status RuntimeSources::open() {
   sources->set_wake([](void* self) { static_cast<LockedCore*>(self)->wake(); }, &core_);
   std::lock_guard lock(core_.mutex());
   tiers_.sources = std::move(sources);
-  if (has_ring) return Status::success();
+  if (ring_bytes == 0) return Status::success();
+  if (const std::string notice = ring->notice(); !notice.empty()) watchdog_.say(notice);
   tiers_.ring = std::move(ring);
-  tiers_.config.host_bytes_max -= tiers_.ring_bytes;
-  const Status status = core_.change_locked([&] {
+  tiers_.ring_bytes = ring_bytes;
+  tiers_.config.host_bytes_max -= std::min(tiers_.config.host_bytes_max, ring_bytes);
+  return core_.change_locked([&] {
     const uint64_t host = core_->memory().capacity(Tier::kHost);
-    core_->set_capacity(Tier::kHost, host > tiers_.ring_bytes ? host - tiers_.ring_bytes : 0);
+    core_->set_capacity(Tier::kHost, host > ring_bytes ? host - ring_bytes : 0);
     core_->plan();
   });
-  return status;
 }
 
-Status RuntimeSources::add(int descriptor, const std::string& name, uint64_t* place) {
+Status RuntimeSources::add(int descriptor, const std::string& name, const SourceFiles::Version* known,
+                           uint64_t* place) {
   if (g_runtimes.forked()) {
     return Status::error(StatusCode::kUnavailable, "a forked child cannot page; start it with \"spawn\"");
   }
   std::lock_guard closing(close_mutex_);  // one opens, and nobody closes meanwhile
   Status status = open();
   // Without mutex_: opening a file may take long. close_mutex_ keeps tiers_.sources where it is.
-  if (status.ok()) status = tiers_.sources->add(descriptor, name, place);
+  if (status.ok()) status = tiers_.sources->add(descriptor, name, known, place);
   if (!status.ok()) return status;
   std::lock_guard lock(core_.mutex());
   registry_.opened(*place);

@@ -16,6 +16,7 @@
 #include "engine/runtime_options.h"
 #include "engine/source_registry.h"
 #include "engine/tier_set.h"
+#include "engine/watchdog.h"
 
 namespace tierpage {
 
@@ -27,13 +28,14 @@ class RuntimeSources {
     SourceRegistry& registry;
     std::mutex& close_mutex;
     const RuntimeOptions& options;
+    Watchdog& watchdog;
   };
   explicit RuntimeSources(const Parts& parts)
       : core_(parts.core), tiers_(parts.tiers), registry_(parts.registry), close_mutex_(parts.close_mutex),
-        options_(parts.options) {}
+        options_(parts.options), watchdog_(parts.watchdog) {}
 
   // A file is open until it was let go and no region has it as its source any more.
-  Status add(int descriptor, const std::string& name, uint64_t* place);
+  Status add(int descriptor, const std::string& name, const SourceFiles::Version* known, uint64_t* place);
   void let_go(uint64_t place);
   Status read(uint64_t offset, uint64_t bytes, std::byte* buffer);
   // Copies what RAM holds of a region's bytes from `first` on, at most to the end of the page there: the number of
@@ -54,6 +56,7 @@ class RuntimeSources {
   SourceRegistry& registry_;
   std::mutex& close_mutex_;
   const RuntimeOptions& options_;
+  Watchdog& watchdog_;
 };
 
 }  // namespace tierpage

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "core/model/status.h"
@@ -23,9 +24,10 @@ class StagingRing {
   StagingRing(const StagingRing&) = delete;
   StagingRing& operator=(const StagingRing&) = delete;
 
-  // Maps and touches the memory, then locks it; a ring that cannot be locked still works.
+  // Maps and touches the memory, then locks it; a ring that cannot be locked still works, and notice() says so.
   Status open(const std::function<Status(void*, uint64_t)>& lock, std::function<void(void*)> unlock);
-  int take();  // slot index, or -1
+  const std::string& notice() const { return notice_; }  // for the user; else empty
+  int take();                                            // slot index, or -1
   void give_back(int slot);
   std::byte* memory(int slot) const { return base_ + static_cast<uint64_t>(slot) * slot_bytes_; }
   uint64_t slot_bytes() const { return slot_bytes_; }
@@ -39,6 +41,7 @@ class StagingRing {
   uint64_t mapping_bytes_ = 0;
   std::byte* base_ = nullptr;
   std::function<void(void*)> unlock_;
+  std::string notice_;
   std::vector<int> free_;
 };
 

@@ -30,15 +30,17 @@ Status TierSet::open() {
   config.span_bytes_min = std::min(config.granule_bytes, 256 * kKiB);
   config.policy = options_.policy;
   config.prefetch = options_.prefetch && !options_.paranoid;
-  if (config.nvme_bytes_max > 0) status = take_ring_from_host_budget();
-  if (!status.ok()) return status;
+  if (config.nvme_bytes_max > 0) {
+    if (status = size_ring(&ring_bytes); !status.ok()) return status;
+    config.host_bytes_max -= ring_bytes;
+  }
   const std::vector<std::string> problems = validate(config);
   if (!problems.empty()) return Status::error(StatusCode::kInvalidArgument, problems.front());
   return open_lower_tiers();
 }
 
 // The ring is locked RAM too.
-Status TierSet::take_ring_from_host_budget() {
+Status TierSet::size_ring(uint64_t* bytes) {
   constexpr uint64_t kAlignment = 4096;  // of direct I/O
   options_.staging_slot_bytes = std::min(options_.staging_slot_bytes, config.frame_bytes_max);
   if (options_.staging_slots == 0 || options_.staging_slot_bytes == 0 ||
@@ -49,15 +51,15 @@ Status TierSet::take_ring_from_host_budget() {
                              " bytes cannot carry pages to the NVMe "
                              "tier. Give at least one slot, of a multiple of 4096 bytes.");
   }
-  ring_bytes = options_.staging_slot_bytes * options_.staging_slots;
-  if (ring_bytes > options_.host_bytes_max) {
+  const uint64_t wanted = options_.staging_slot_bytes * options_.staging_slots;
+  if (wanted > options_.host_bytes_max) {
     return Status::error(StatusCode::kInvalidArgument,
                          "host_budget is " + std::to_string(options_.host_bytes_max) + " bytes, less than the " +
-                             std::to_string(ring_bytes) +
+                             std::to_string(wanted) +
                              " bytes of staging buffers that reading from disk needs. "
                              "Raise host_budget, or lower staging_slots or staging_slot_bytes.");
   }
-  config.host_bytes_max -= ring_bytes;
+  *bytes = wanted;
   return Status::success();
 }
 

@@ -25,8 +25,9 @@ class TierSet {
   explicit TierSet(RuntimeOptions& options) : options_(options) {}
   Status open();
 
-  // Also for sources, which need a ring where there is no NVMe tier.
-  Status take_ring_from_host_budget();
+  // Also for sources, which need a ring where there is no NVMe tier. Whoever has one opened takes its size out of the RAM
+  // budget then: ring_bytes and the core's.
+  Status size_ring(uint64_t* bytes);
   Status open_ring(std::unique_ptr<StagingRing>* opened);
 
   std::unique_ptr<DeviceBackend> backend;
@@ -36,7 +37,7 @@ class TierSet {
   std::shared_ptr<SourceFiles> sources;  // made with the first source
   PagerConfig config;
   std::string description = "none";  // of the store
-  uint64_t ring_bytes = 0;           // of the host budget
+  uint64_t ring_bytes = 0;           // of the host budget; 0: there is no ring
 
  private:
   Status open_backend();

@@ -126,6 +126,7 @@ py::dict stats_of(const PyRuntime& self) {
   for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {
     out[py::str(std::string("budget_bytes.") + name_of(tier))] = snapshot.budget_bytes[index_of(tier)];
   }
+  out["ready_bytes.host"] = snapshot.host_ready_bytes;
   out["locked_bytes.host"] = snapshot.host_locked_bytes;
   out["engaged"] = snapshot.engaged ? 1 : 0;
   out["dirty_bytes.current"] = snapshot.dirty_bytes;
@@ -159,12 +160,14 @@ py::list addresses_info(const PyRuntime& self, const std::vector<uint64_t>& addr
   return rows;
 }
 
-uint64_t add_source(const PyRuntime& self, int descriptor, const std::string& name) {
+uint64_t add_source(const PyRuntime& self, int descriptor, const std::string& name, uint64_t bytes,
+                    int64_t modified_ns) {
+  const SourceFiles::Version known{bytes, modified_ns};
   uint64_t place = 0;
   Status status;
   {
     py::gil_scoped_release release;
-    status = self.runtime().sources().add(descriptor, name, &place);
+    status = self.runtime().sources().add(descriptor, name, &known, &place);
   }
   check(status);
   return place;
@@ -257,7 +260,8 @@ PYBIND11_MODULE(_C, module) {
       .def("stats", &stats_of)
       .def("reset_peaks", [](const PyRuntime& self) { self.runtime().reports().reset_peaks(); })
       .def("addresses_info", &addresses_info, py::arg("addresses"))
-      .def("add_source", &add_source, py::arg("descriptor"), py::arg("name"), "The place of its first byte.")
+      .def("add_source", &add_source, py::arg("descriptor"), py::arg("name"), py::arg("bytes"), py::arg("modified_ns"),
+           "The place of its first byte. StorageError where the file is not of that size and time any more.")
       .def(
           "let_source_go", [](const PyRuntime& self, uint64_t place) { self.runtime().sources().let_go(place); },
           py::arg("place"))

@@ -14,6 +14,7 @@
 
 #include "tiers/copy_worker.h"
 #include "tiers/device_backend.h"
+#include "tiers/fork_ranges.h"
 #include "tiers/frame_table.h"
 #include "tiers/host_memory.h"
 
@@ -21,8 +22,7 @@ namespace tierpage {
 
 namespace {
 
-constexpr uint64_t kFileGrowth = kGiB;        // the file is sparse: growing it costs no memory
-constexpr uint64_t kFreeMargin = 128 * kMiB;  // left to the rest of the process, so that the OOM killer stays away
+constexpr uint64_t kFileGrowth = kGiB;                // the file is sparse: growing it costs no memory
 constexpr uint64_t kMemoryCheckInterval = 32 * kMiB;  // reading /proc costs tens of microseconds: not per frame
 
 Status system_status(StatusCode code, const std::string& what, int error) {
@@ -75,6 +75,7 @@ class HostBackend final : public DeviceBackend {
   Status take_slot(uint64_t bytes, uint64_t* file_offset);
   Status grow_file(uint64_t end);
   Status make_inaccessible(uint64_t offset, uint64_t bytes);
+  Status close_place(uint64_t offset, uint64_t bytes);
   void take_spare();
   bool spend_spare();
   void punch_hole(uint64_t file_offset, uint64_t bytes);
@@ -121,7 +122,7 @@ Status HostBackend::open(const HostBackendOptions& options) {
   }
   base_ = static_cast<std::byte*>(range);
   // 1. A forked child must not share frames with its parent: the two would write into the same tensors.
-  if (madvise(range, range_bytes_, MADV_DONTFORK) != 0) return mapping_status("madvise(MADV_DONTFORK)", errno);
+  if (Status status = keep_from_forks(range, range_bytes_); !status.ok()) return status;
   file_ = memfd_create("tierpage-frames", MFD_CLOEXEC);
   if (file_ < 0) return system_status(StatusCode::kUnavailable, "memfd_create for the host device's frames", errno);
 
@@ -144,14 +145,17 @@ Status HostBackend::open(const HostBackendOptions& options) {
 
 HostBackend::~HostBackend() {
   if (owner_ != 0 && owner_ != getpid()) {
-    // 2. In a forked child the workers do not exist and the range may belong to something else: touch neither.
+    // 2. In a forked child the workers do not exist, and the range is closed for good: touch neither.
     for (auto& worker : workers_) (void)worker.release();
     if (file_ >= 0) close(file_);
     return;
   }
   for (auto& worker : workers_) worker.reset();
   (void)spend_spare();
-  if (base_ != nullptr) munmap(base_, range_bytes_);
+  if (base_ != nullptr) {
+    forget_fork_range(base_);
+    munmap(base_, range_bytes_);
+  }
   if (file_ >= 0) close(file_);
 }
 
@@ -161,13 +165,14 @@ Status HostBackend::check_memory(uint64_t bytes) {
     available_bytes_ = host_memory_info().free_bytes;
     created_since_ = 0;
   }
-  if (available_bytes_ != 0 && created_since_ + bytes + kFreeMargin > available_bytes_) {
+  if (available_bytes_ != 0 && created_since_ + bytes + kFreeMemoryMargin > available_bytes_) {
     const uint64_t available = available_bytes_ - std::min(available_bytes_, created_since_);
     created_since_ = kMemoryCheckInterval;  // look again next time: something may have been freed
     return Status::error(StatusCode::kOutOfMemory,
                          "the host device has no room for a frame of " + format_bytes(bytes) + ": " +
-                             format_bytes(available) + " of RAM are available, of which " + format_bytes(kFreeMargin) +
-                             " stay free, and frames hold " + format_bytes(frames_.total_bytes()));
+                             format_bytes(available) + " of RAM are available, of which " +
+                             format_bytes(kFreeMemoryMargin) + " stay free, and frames hold " +
+                             format_bytes(frames_.total_bytes()));
   }
   created_since_ += bytes;
   return Status::success();
@@ -248,12 +253,13 @@ void HostBackend::release_frame(FrameId frame) {
 Status HostBackend::map(FrameId frame, uint64_t offset) {
   if (Status status = frames_.check_map(frame, offset); !status.ok()) return status;
   const FrameRecord& record = *frames_.find(frame);
+  LockGuard no_fork(fork_mutex());
   void* mapped = mmap(base_ + offset, record.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file_,
                       static_cast<off_t>(record.handle));
   if (mapped == MAP_FAILED) return mapping_status("mapping a frame of " + format_bytes(record.bytes), errno);
   if (madvise(mapped, record.bytes, MADV_DONTFORK) != 0) {
     const int error = errno;
-    (void)make_inaccessible(offset, record.bytes);
+    (void)close_place(offset, record.bytes);
     return mapping_status("madvise(MADV_DONTFORK) on a mapped frame", error);
   }
   frames_.set_mapped(frame, offset);
@@ -261,6 +267,12 @@ Status HostBackend::map(FrameId frame, uint64_t offset) {
 }
 
 Status HostBackend::make_inaccessible(uint64_t offset, uint64_t bytes) {
+  LockGuard no_fork(fork_mutex());
+  return close_place(offset, bytes);
+}
+
+// With fork_mutex() held.
+Status HostBackend::close_place(uint64_t offset, uint64_t bytes) {
   // One call replaces the mapping: munmap first would let another thread's mmap take the hole.
   void* hole = mmap(base_ + offset, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   if (hole == MAP_FAILED && errno == ENOMEM && spend_spare()) {

@@ -5,6 +5,9 @@
 
 namespace tierpage {
 
+// What tiers leave to the rest of the process and the machine, so that the OOM killer stays away.
+constexpr uint64_t kFreeMemoryMargin = 128 * kMiB;
+
 // free: the smallest of MemAvailable and each enclosing control group's headroom (reclaimable file cache counted as
 // free). total: the smallest of MemTotal and the groups' limits. Zeros where /proc is not readable.
 DeviceMemoryInfo host_memory_info();

@@ -27,7 +27,9 @@ constexpr int kStuckCallsMax = 8;
 // Times of modification advance in steps of a timer tick: a file younger than this could change without showing it.
 constexpr int64_t kTickNs = 20'000'000;
 
-int64_t nanoseconds(const timespec& time) { return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
+constexpr int64_t kSecondNs = 1'000'000'000;
+
+int64_t nanoseconds(const timespec& time) { return int64_t{time.tv_sec} * kSecondNs + time.tv_nsec; }
 
 std::string quoted(const std::string& name) { return "checkpoint file '" + name + "'"; }
 
@@ -76,6 +78,7 @@ struct SourceFiles::File {
   }
   uint64_t bytes() const { return static_cast<uint64_t>(info.st_size); }
   Status unchanged() const;
+  Status changed(const std::string& what) const;
   Status failure(uint64_t offset, uint64_t bytes, const std::string& reason, int system_error) const {
     return Status::error(
         StatusCode::kStorageError,
@@ -86,6 +89,15 @@ struct SourceFiles::File {
         system_error);
   }
 };
+
+// Of a file that is not what it was: how one can tell.
+Status SourceFiles::File::changed(const std::string& what) const {
+  return Status::error(StatusCode::kStorageError,
+                       quoted(name) + " changed while tensors had their content in it: " + what +
+                           ". What had not been read before is lost.\nLikely cause: a program wrote into the file in "
+                           "place.\nRemedy: load a whole checkpoint again; replace a checkpoint by renaming a new file "
+                           "over it, as tierpage.save does.");
+}
 
 Status SourceFiles::File::unchanged() const {
   struct stat now;
@@ -102,11 +114,7 @@ Status SourceFiles::File::unchanged() const {
   } else {
     return Status::success();
   }
-  return Status::error(StatusCode::kStorageError,
-                       quoted(name) + " changed while tensors had their content in it: " + what +
-                           ". What had not been read before is lost.\nLikely cause: a program wrote into the file in "
-                           "place.\nRemedy: load a whole checkpoint again; replace a checkpoint by renaming a new file "
-                           "over it, as tierpage.save does.");
+  return changed(what);
 }
 
 SourceFiles::SourceFiles(const SourceFilesOptions& options, const IoTable& table)
@@ -118,7 +126,7 @@ SourceFiles::~SourceFiles() = default;
 
 Status SourceFiles::start() { return workers_.start(options_.worker_count); }
 
-Status SourceFiles::add(int descriptor, const std::string& name, uint64_t* place) {
+Status SourceFiles::add(int descriptor, const std::string& name, const Version* known, uint64_t* place) {
   auto file = std::make_shared<File>();
   file->name = name;
   struct stat given;
@@ -146,6 +154,10 @@ Status SourceFiles::add(int descriptor, const std::string& name, uint64_t* place
     (void)posix_fadvise(file->descriptor, 0, 0, POSIX_FADV_RANDOM);
   }
   file->info = given;
+  if (known != nullptr) {
+    file->info.st_size = static_cast<off_t>(known->bytes);
+    file->info.st_mtim = {known->modified_ns / kSecondNs, known->modified_ns % kSecondNs};
+  }
   if (Status status = file->unchanged(); !status.ok()) return status;
   const LockGuard lock(mutex_);
   uint64_t number = 0;
@@ -182,34 +194,37 @@ std::shared_ptr<const SourceFiles::File> SourceFiles::file_at(uint64_t offset) c
   return found == files_.end() ? nullptr : found->second;
 }
 
-Status SourceFiles::check(uint64_t offset, uint64_t bytes) const {
+Status SourceFiles::check(uint64_t offset, uint64_t bytes, uint64_t end_alignment) const {
   const auto file = file_at(offset);
   const uint64_t in_file = offset & (kPlaceBytes - 1);
-  const uint64_t end = file ? round_up(file->bytes(), kAlignment) : 0;
-  if (file && in_file <= end && bytes <= end - in_file) return Status::success();
-  return Status::error(StatusCode::kInvalidArgument, "read of " + std::to_string(bytes) + " bytes at offset " +
-                                                         std::to_string(in_file) +
-                                                         (file ? " ends beyond " + quoted(file->name) + " of " +
-                                                                     std::to_string(file->bytes()) + " bytes"
-                                                               : " of a checkpoint file that is not open"));
+  if (!file) {
+    return Status::error(StatusCode::kInvalidArgument, "read of " + std::to_string(bytes) + " bytes at offset " +
+                                                           std::to_string(in_file) +
+                                                           " of a checkpoint file that is not open");
+  }
+  const uint64_t end = round_up(file->bytes(), end_alignment);
+  if (in_file <= end && bytes <= end - in_file) return Status::success();
+  return Status::error(StatusCode::kStorageError, "read of " + std::to_string(bytes) + " bytes at offset " +
+                                                      std::to_string(in_file) + " ends beyond " + quoted(file->name) +
+                                                      " of " + std::to_string(file->bytes()) + " bytes");
 }
 
 Status SourceFiles::submit(const StoreRequest& request) {
   if (request.operation != StoreOperation::kRead) {
     return Status::error(StatusCode::kInvalidArgument, "checkpoint files are never written");
   }
-  Status status = check(request.offset, request.bytes);
+  Status status = check(request.offset, request.bytes, kAlignment);
   return status.ok() ? workers_.submit(request) : status;
 }
 
 Status SourceFiles::read_now(uint64_t offset, uint64_t bytes, std::byte* buffer) {
-  Status status = check(offset, bytes);
+  Status status = check(offset, bytes, 1);
   return status.ok() ? read(offset, bytes, buffer) : status;
 }
 
 Status SourceFiles::read(uint64_t offset, uint64_t bytes, std::byte* buffer) const {
   const auto file = file_at(offset);
-  if (!file) return check(offset, bytes);
+  if (!file) return check(offset, bytes, kAlignment);
   const uint64_t in_file = offset & (kPlaceBytes - 1);
   Status status = file->unchanged();
   if (!status.ok()) return status;

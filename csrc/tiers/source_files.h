@@ -39,26 +39,32 @@ class SourceFiles {
   ~SourceFiles();  // waits for running requests
   Status start();
 
+  // What the caller has read of a file before add(), its header, is of this version.
+  struct Version {
+    uint64_t bytes = 0;
+    int64_t modified_ns = 0;
+  };
   // The file behind `descriptor`, which stays the caller's. `name` is for messages. kInvalidArgument for anything but a
-  // regular file. On success *place is the address of its first byte, a multiple of kAlignment.
-  Status add(int descriptor, const std::string& name, uint64_t* place);
+  // regular file, kStorageError where it is not of the `known` version any more. On success *place is the address of its
+  // first byte, a multiple of kAlignment.
+  Status add(int descriptor, const std::string& name, const Version* known, uint64_t* place);
   void remove(uint64_t place);  // nothing of it may be under way
   size_t count() const;
   std::string description(uint64_t place) const;  // for people: name, direct or buffered and why
 
   // A read as with BlockStore; any offset, bytes and address will do, but only where all three are multiples of
   // kAlignment do the bytes go straight into the buffer. May end beyond the file's end, within its last kAlignment
-  // bytes: zeros are read there. Errors: kStorageError with file, place and errno.
+  // bytes: zeros are read there. Errors: kStorageError with file, place and errno, also farther beyond the end.
   Status submit(const StoreRequest& request);
   size_t poll(std::vector<StoreCompletion>& completions) { return workers_.poll(completions); }
   void set_wake(void (*wake)(void*), void* context) { workers_.set_wake(wake, context); }
-  // The same in the calling thread.
+  // The same in the calling thread, and nothing beyond the file's end.
   Status read_now(uint64_t offset, uint64_t bytes, std::byte* buffer);
 
  private:
   struct File;
   std::shared_ptr<const File> file_at(uint64_t offset) const;
-  Status check(uint64_t offset, uint64_t bytes) const;
+  Status check(uint64_t offset, uint64_t bytes, uint64_t end_alignment) const;
   Status read(uint64_t offset, uint64_t bytes, std::byte* buffer) const;
   Status read_through_copy(const File& file, uint64_t offset, uint64_t bytes, std::byte* buffer) const;
   Status read_blocks(const File& file, uint64_t offset, uint64_t bytes, std::byte* buffer) const;

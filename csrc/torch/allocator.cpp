@@ -78,17 +78,13 @@ void* new_region(ThreadState& state, const tp_engine_api* engine, uint64_t bytes
   tp_scope* scope = state.depth > 0 ? opened_scope(state) : scope_for(state, engine);
   state.fresh_region = state.depth > 0;
   uint64_t address = 0;
-  deferral_hooks.drop_unseen_sometimes();
-  int32_t code = engine->allocate(scope, bytes, native_stream(*engine), place, &address);
-  if (C10_UNLIKELY(code == TP_OUT_OF_MEMORY) && deferral_hooks.drop_unseen()) {
-    code = engine->allocate(scope, bytes, native_stream(*engine), place, &address);
-  }
-  if (code == TP_WAIT) {
-    finish(state, engine, code);
-    address = engine->allocate_result(scope);
-  } else {
-    finish(state, engine, code);
-  }
+  deferral_hooks.before_allocation(*engine, bytes);
+  const int32_t code = settled_with_room(state, engine, [&] {
+    address = 0;
+    return engine->allocate(scope, bytes, native_stream(*engine), place, &address);
+  });
+  check_code(state, engine, code);
+  if (address == 0) address = engine->allocate_result(scope);  // it had to wait
   report_to_profiler(*engine, reinterpret_cast<void*>(address), static_cast<int64_t>(bytes));
   const tp_access access{address, bytes, TP_READ | TP_WRITE, 0};
   note_announced(state, *engine, &access, 1);
@@ -100,14 +96,13 @@ void* new_region(ThreadState& state, const tp_engine_api* engine, uint64_t bytes
 void* allocate_region(const tp_engine_api* engine, uint64_t bytes) {
   if (bytes < engine->min_paged_bytes || engine->wants(bytes) == 0) return nullptr;
   ThreadState& state = thread_state();
-  if (state.waiting) return nullptr;  // a signal handler on top of a wait: its scope is busy
   return new_region(state, engine_for(state, engine), bytes, TP_NO_SOURCE);
 }
 
 void fill_storage(const tp_engine_api* engine, c10::StorageImpl* storage, uint64_t place, uint64_t bytes) {
   ThreadState& state = thread_state();
   engine = engine_for(state, engine);
-  check_usable(state, engine);
+  check_usable(engine);
   TORCH_CHECK(storage->nbytes() == 0 && storage->resizable(), "only an empty storage can be filled from a file");
   const c10::Device device = device_of(*engine);
   TORCH_CHECK(storage->device() == device, "this storage is on ", storage->device(), ", the pages are on ", device);

@@ -13,16 +13,21 @@
 //  (5) Indices run on the stream of the operator that was deferred, so they stand behind what was queued there before.
 //      What the program queued on another stream may have waited for that stream before the index ran. So a stream waits
 //      for the deferred indices' stream at its first operator after any of them ran (LateStream).
-//  (6) Two threads that use one index: the first runs it, the second waits, without the GIL, until it is launched.
+//  (6) Two threads that use one index: the first runs it, the second waits, without the GIL, until it is launched. A thread
+//      that waits inside an operator holds pages, for which the first may wait in turn: so that one gives way to it.
 //  (7) What nobody can see any more (a model that was deleted after its last step) is let go without running it, so that its
-//      memory becomes free (drop_unseen).
+//      memory becomes free (drop_unseen). Nobody fails for want of room before the others have run as far as they fit
+//      (run_what_fits).
 //  (8) What fails before its kernel is launched (no memory, Ctrl-C, a disk error) stays deferred and raises in the
 //      operator that needed it; nothing runs twice.
+//  (9) No operator stays half done: what has begun is not interrupted by a signal, and what fails half-way, for want of
+//      room or because of the disk, is deferred from there on (run_pieces).
 #pragma once
 
 #include "torch/deferral_hooks.h"
 #include "torch/deferred_table.h"
 #include "torch/late_stream.h"
+#include "torch/list_ops.h"
 #include "torch/operator_call.h"
 
 namespace tierpage {
@@ -43,5 +48,9 @@ void install_deferral();
 
 // Defers the indices of a list operator that may wait and runs the others. False, with nothing done, where none may.
 bool defer_list(const OperatorCall& call);
+
+// As run_split (list_ops.h). What a failure leaves undone of an operator in place is deferred, whatever the settings: a
+// later use completes it, and the error says so.
+bool run_pieces(const OperatorCall& call, SplitProgress* progress);
 
 }  // namespace tierpage

@@ -13,19 +13,38 @@
 
 namespace tierpage {
 
-bool may_be_deferred(const OperatorCall& call) {
-  if (!call.info.name.starts_with("aten::_fused_") || call.info.return_count != 0) return false;
+namespace {
+
+bool is_written(const c10::Argument& formal) {
+  return formal.alias_info() != nullptr && formal.alias_info()->isWrite();
+}
+
+// Whether each argument of an operator in place is a list, or a single tensor of which `copied` says that a copy does.
+template <class Copied>
+bool may_wait(const OperatorCall& call, Copied copied) {
+  if (call.info.return_count != 0) return false;
   for (const ArgumentInfo& argument : call.info.arguments) {
     const c10::Argument& formal = call.op.schema().arguments()[argument.index];
     if (argument.kind == ArgumentKind::kTensor) {
-      if (!call.arguments()[argument.index].isNone() && formal.name() != "lr") return false;
-    } else if (argument.kind != ArgumentKind::kList) {
-      return false;
-    } else if (is_step_list(formal) && formal.alias_info() != nullptr && formal.alias_info()->isWrite()) {
+      if (!call.arguments()[argument.index].isNone() && !copied(formal)) return false;
+    } else if (argument.kind != ArgumentKind::kList || (is_step_list(formal) && is_written(formal))) {
       return false;
     }
   }
   return true;
+}
+
+}  // namespace
+
+bool may_be_deferred(const OperatorCall& call) {
+  return call.info.name.starts_with("aten::_fused_") &&
+         may_wait(call, [](const c10::Argument& formal) { return formal.name() == "lr"; });
+}
+
+bool may_be_finished_later(const OperatorCall& call) {
+  return may_wait(call, [](const c10::Argument& formal) {
+    return !is_written(formal) && formal.name() != "scalars";  // a number for each index (list_ops.cpp)
+  });
 }
 
 namespace {
@@ -50,7 +69,7 @@ std::optional<RegionSpan> region_of(const c10::IValue& element, const tp_engine_
 
 struct Needs {
   std::vector<RegionSpan> regions;  // of what is paged
-  bool may_wait = true;             // all of it is, and nobody holds a raw pointer to it
+  bool may_wait = true;             // all of it is, and nobody who matters holds a raw pointer to it
 };
 
 bool any_held(const std::vector<RegionSpan>& regions, const tp_engine_api& engine) {
@@ -59,7 +78,7 @@ bool any_held(const std::vector<RegionSpan>& regions, const tp_engine_api& engin
   return engine.held(bases.data(), bases.size()) != 0;
 }
 
-Needs needs_of(const OperatorCall& call, size_t index) {
+Needs needs_of(const OperatorCall& call, size_t index, bool although_held) {
   Needs needs;
   for (const ArgumentInfo& argument : call.info.list_arguments) {
     if (argument.kind != ArgumentKind::kList || is_step_list(call.op.schema().arguments()[argument.index])) continue;
@@ -71,17 +90,18 @@ Needs needs_of(const OperatorCall& call, size_t index) {
   }
   std::sort(needs.regions.begin(), needs.regions.end());
   needs.regions.erase(std::unique(needs.regions.begin(), needs.regions.end()), needs.regions.end());
-  needs.may_wait = needs.may_wait && !needs.regions.empty() && !any_held(needs.regions, *call.engine);
+  needs.may_wait =
+      needs.may_wait && !needs.regions.empty() && (although_held || !any_held(needs.regions, *call.engine));
   return needs;
 }
 
 }  // namespace
 
-ChosenIndices choose_indices(const OperatorCall& call, size_t length) {
+ChosenIndices choose_indices(const OperatorCall& call, size_t first, size_t length, bool although_held) {
   ChosenIndices chosen;
   std::map<uint64_t, size_t> owner;
-  for (size_t index = 0; index < length; ++index) {
-    Needs needs = needs_of(call, index);
+  for (size_t index = first; index < length; ++index) {
+    Needs needs = needs_of(call, index, although_held);
     for (const RegionSpan& region : needs.regions) {
       const auto [known, added] = owner.emplace(region.base, index);
       if (added) continue;

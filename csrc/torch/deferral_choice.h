@@ -16,9 +16,13 @@ using ChosenIndices = std::map<size_t, std::vector<RegionSpan>>;  // index -> it
 // Only operators that return nothing and change lists in place, with single tensors that can be copied.
 bool may_be_deferred(const OperatorCall& call);
 
-// Those of the first `length` indices that may wait: all of their tensors are paged, and nobody holds a raw pointer.
-// Those that share a region keep their order: they are not among them.
-ChosenIndices choose_indices(const OperatorCall& call, size_t length);
+// The same of an operator that has failed half-way. The rest of it had better run late than never: so also other
+// operators in place, and whatever single tensors can be copied.
+bool may_be_finished_later(const OperatorCall& call);
+
+// Those of the indices from `first` to `length` that may wait: all of their tensors are paged, and nobody holds a raw
+// pointer, or it does not matter. Those that share a region keep their order: they are not among them.
+ChosenIndices choose_indices(const OperatorCall& call, size_t first, size_t length, bool although_held);
 
 // Bytes of the gradients and whatever else the program might free before the indices run.
 uint64_t kept_bytes(const ChosenIndices& chosen);

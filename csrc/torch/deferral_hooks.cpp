@@ -3,7 +3,7 @@
 
 namespace tierpage {
 
-constinit DeferralHooks deferral_hooks{[] {}, [] { return false; },
+constinit DeferralHooks deferral_hooks{[](const tp_engine_api&, uint64_t) {},
                                        [](ThreadState&, const tp_engine_api*, uint64_t) {}};
 
 }  // namespace tierpage

@@ -10,10 +10,9 @@ namespace tierpage {
 
 // Filled once, before the first engine is attached; until then nothing is deferred, and the hooks do nothing.
 struct DeferralHooks {
-  // Lets go of indices of which nobody else holds a tensor: now and then, at each allocation.
-  void (*drop_unseen_sometimes)();
-  // The same at once, before an allocation fails. False: there was nothing to let go.
-  bool (*drop_unseen)();
+  // Now and then lets go of indices of which nobody else holds a tensor. Where all tiers are about to be full, runs those
+  // that fit.
+  void (*before_allocation)(const tp_engine_api& engine, uint64_t bytes);
   // Before a raw pointer to this region is handed out: runs what is deferred of it, and orders the current stream behind
   // what ran late.
   void (*settle_address)(ThreadState& state, const tp_engine_api* engine, uint64_t address);

@@ -7,10 +7,10 @@
 #include <algorithm>
 #include <chrono>
 #include <utility>
+#include <vector>
 
 #include "torch/late_stream.h"
 #include "torch/operator_call.h"
-#include "torch/python_wait.h"
 
 namespace tierpage {
 
@@ -44,13 +44,21 @@ bool DeferredTable::insert(const std::shared_ptr<DeferredUpdate>& update) {
   return true;
 }
 
-void DeferredTable::run(const std::shared_ptr<DeferredUpdate>& update, ThreadState& state) {
+bool DeferredTable::take_locked(DeferredUpdate& update, const ThreadState& state) {
+  if (update.runner != nullptr || (update.nested_waiters > 0 && state.depth == 0)) return false;
+  update.runner = &state;
+  update.runner_thread = std::this_thread::get_id();
+  return true;
+}
+
+bool DeferredTable::run(const std::shared_ptr<DeferredUpdate>& update, ThreadState& state,
+                        std::optional<std::chrono::steady_clock::time_point> until) {
   const DeferredCall& call = *update->call;
   bool launched = false;
   const auto end = [&](bool over) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      update->runner = {};
+      update->runner = nullptr;
       if (over) {
         LateStream::instance().note_run();  // first: whoever finds nothing waiting has to see that something ran
         remove_locked(*update);
@@ -58,47 +66,123 @@ void DeferredTable::run(const std::shared_ptr<DeferredUpdate>& update, ThreadSta
     }
     changed_.notify_all();
   };
+  // Inside an operator this thread holds pages itself, so nobody is helped by its giving way.
+  const GiveWay limit(state, state.depth == 0 ? &update->give_way : nullptr, until);
   try {
     const c10::impl::ForceDispatchKeyGuard keys(call.thread_keys);
     std::optional<c10::StreamGuard> stream;
     if (call.stream) stream.emplace(*call.stream);
     c10::Stack stack = update->arguments;  // a copy: the arguments are needed again if this fails
     run_in_frame({*call.info, call.op, call.keys, &stack, state, call.engine}, &launched);
+  } catch (const GaveWay&) {
+    end(false);
+    return false;
   } catch (...) {
     end(launched);
     throw;
   }
   end(true);
+  return true;
 }
 
-void DeferredTable::wait_for_runner(const DeferredUpdate& update) {
-  wait_without_gil([&](uint32_t milliseconds) {
+namespace {
+
+// Two threads inside operators, of which one runs the update, may lack what the other holds.
+constexpr std::chrono::seconds kNestedPatience{30};
+constexpr std::chrono::seconds kRoomPatience{10};
+
+}  // namespace
+
+void DeferredTable::wait_for_runner(DeferredUpdate& update, const ThreadState& state) {
+  const bool nested = state.depth > 0;
+  const auto count = [&](int change) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    update.nested_waiters += static_cast<uint32_t>(change);
+    update.give_way.store(update.nested_waiters > 0);
+  };
+  struct Counted {
+    const decltype(count)& note;
+    const bool nested;
+    std::condition_variable& changed;
+    ~Counted() {
+      if (!nested) return;
+      note(-1);
+      changed.notify_all();
+    }
+  } const counted{count, nested, changed_};
+  if (nested) count(1);
+  const auto patient_until = std::chrono::steady_clock::now() + kNestedPatience;
+  wait_in_slices([&](uint32_t milliseconds) {
     std::unique_lock<std::mutex> lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::milliseconds(milliseconds), [&] {
+    const bool over = changed_.wait_for(lock, std::chrono::milliseconds(milliseconds), [&] {
       const auto row = rows_.find(update.regions.front().base);
-      return row == rows_.end() || row->second.update.get() != &update || update.runner == std::thread::id();
+      return row == rows_.end() || row->second.update.get() != &update ||
+             (update.runner == nullptr && (nested || update.nested_waiters == 0));
     });
+    if (!over && nested && std::chrono::steady_clock::now() > patient_until) {
+      raise_code(TP_OUT_OF_MEMORY,
+                 "tierpage is out of memory. Two operators each hold pages that the deferred update "
+                 "of a parameter lacks, which both use. Raise device_budget, or set defer_updates=False.",
+                 true);
+    }
+    return over;
   });
 }
 
 void DeferredTable::run_at(uint64_t address, ThreadState& state) {
-  const std::thread::id self = std::this_thread::get_id();
   while (true) {
     std::shared_ptr<DeferredUpdate> update;  // ends, perhaps with the last reference to its tensors, outside the lock
     bool mine = false;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       update = at_locked(address);
-      if (update == nullptr || update->runner == self) return;  // the second: its own kernel's operators
-      mine = update->runner == std::thread::id();
-      if (mine) update->runner = self;
+      if (update == nullptr || update->runner == &state) return;  // the second: its own kernel's operators
+      if (update->runner != nullptr && update->runner_thread == std::this_thread::get_id()) {
+        throw PagerError(TP_UNAVAILABLE,
+                         "a signal handler used a tensor whose update by an optimizer this thread is about "
+                         "to run, and waits for. Let the handler only set a flag.");
+      }
+      mine = take_locked(*update, state);
     }
-    if (mine) {
-      run(update, state);
+    if (!mine) {
+      wait_for_runner(*update, state);
+    } else if (run(update, state)) {
       return;
     }
-    wait_for_runner(*update);
   }
+}
+
+bool DeferredTable::run_what_fits() {
+  static thread_local bool running = false;
+  if (std::exchange(running, true)) return false;  // one of them fails: the others are tried anyway
+  struct Reset {
+    ~Reset() { running = false; }
+  } const reset;
+  std::vector<std::shared_ptr<DeferredUpdate>> waiting;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& [base, row] : rows_) {
+      if (row.update->regions.front().base == base) waiting.push_back(row.update);  // each once
+    }
+  }
+  OwnScope own;  // what this thread holds stays as it is
+  bool any = false;
+  for (std::shared_ptr<DeferredUpdate>& update : waiting) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto row = rows_.find(update->regions.front().base);
+      if (row == rows_.end() || row->second.update != update || !take_locked(*update, own.state())) continue;
+    }
+    try {
+      if (!run(update, own.state(), std::chrono::steady_clock::now() + kRoomPatience)) break;
+      any = true;
+    } catch (const python_error&) {
+      throw;
+    } catch (const std::exception&) {  // it stays, and raises where one of its tensors is used
+    }
+    update.reset();  // its gradient with it
+  }
+  return any;
 }
 
 void DeferredTable::run_all(ThreadState& state) {
@@ -107,7 +191,8 @@ void DeferredTable::run_all(ThreadState& state) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       const auto row = std::find_if(rows_.begin(), rows_.end(), [](const auto& entry) {
-        return entry.second.update->runner != std::this_thread::get_id();
+        return entry.second.update->runner == nullptr ||
+               entry.second.update->runner_thread != std::this_thread::get_id();
       });
       if (row == rows_.end()) return;
       address = row->first;
@@ -142,7 +227,7 @@ bool DeferredTable::drop_unseen() {
     for (const auto& [base, row] : rows_) {
       const DeferredUpdate& update = *row.update;
       if (update.regions.front().base != base) continue;  // each once
-      if (update.runner == std::thread::id() && unseen(update)) dropped.push_back(row.update);
+      if (update.runner == nullptr && unseen(update)) dropped.push_back(row.update);
     }
     for (const std::shared_ptr<DeferredUpdate>& update : dropped) remove_locked(*update);
   }

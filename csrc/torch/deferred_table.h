@@ -2,11 +2,13 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "torch/deferred_update.h"
 #include "torch/engine_link.h"
@@ -29,6 +31,9 @@ class DeferredTable {
   void run_at(uint64_t address, ThreadState& state);
   // Throws what the first that fails throws; the others stay.
   void run_all(ThreadState& state);
+  // Runs those that nobody else runs, each in a scope of its own, until one has waited for long. What fails stays. False:
+  // none ran.
+  bool run_what_fits();
   // Lets go of updates of which nobody else holds a tensor. False: there was none.
   bool drop_unseen();
 
@@ -40,9 +45,12 @@ class DeferredTable {
 
   std::shared_ptr<DeferredUpdate> at_locked(uint64_t address) const;  // null: none covers the address
   void remove_locked(const DeferredUpdate& update);
-  // The caller has made itself the update's runner.
-  void run(const std::shared_ptr<DeferredUpdate>& update, ThreadState& state);
-  void wait_for_runner(const DeferredUpdate& update);
+  // Makes this thread the update's runner. False: another is, or it is left to a thread that waits inside an operator.
+  static bool take_locked(DeferredUpdate& update, const ThreadState& state);
+  // The caller has made itself the update's runner. False: it gave way, to a thread inside an operator or to `until`.
+  bool run(const std::shared_ptr<DeferredUpdate>& update, ThreadState& state,
+           std::optional<std::chrono::steady_clock::time_point> until = std::nullopt);
+  void wait_for_runner(DeferredUpdate& update, const ThreadState& state);
 
   static inline std::atomic<bool> wanted_{true};
   static inline std::atomic<uint32_t> waiting_{0};

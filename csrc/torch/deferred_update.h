@@ -7,6 +7,7 @@
 #include <c10/core/Stream.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -39,7 +40,11 @@ struct DeferredUpdate {
   std::shared_ptr<const DeferredCall> call;
   c10::Stack arguments;  // the operator's, with this index of its lists alone
   std::vector<RegionSpan> regions;
-  std::thread::id runner;  // none: it waits
+  // Under the table's mutex.
+  const ThreadState* runner = nullptr;  // null: it waits
+  std::thread::id runner_thread;
+  uint32_t nested_waiters = 0;        // threads that wait for it inside an operator
+  std::atomic<bool> give_way{false};  // there are such; the runner reads it without the mutex
 };
 
 // Step counts are hardly ever paged, and the program goes on counting: updates have copies.

@@ -36,6 +36,14 @@ ThreadRegistry& registry() {
   return *instance;
 }
 
+ThreadState* new_state() {
+  auto* state = new ThreadState;
+  ThreadRegistry& all = registry();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  all.live.push_back(state);
+  return state;
+}
+
 void retire(ThreadState* state) {
   if (state->scope != nullptr) state->engine->scope_destroy(state->scope);
   ThreadRegistry& all = registry();
@@ -59,17 +67,16 @@ struct ThreadEnd {
 
 ThreadState& make_thread_state() {
   static thread_local ThreadEnd end;
-  auto* state = new ThreadState;
-  ThreadRegistry& all = registry();
-  {
-    const std::lock_guard<std::mutex> lock(all.mutex);
-    all.live.push_back(state);
-  }
+  ThreadState* state = new_state();
   // A thread that runs operators from its last destructors gets a second state, which is leaked.
   if (end.state == nullptr) end.state = state;
   current_thread_state = state;
   return *state;
 }
+
+OwnScope::OwnScope() : previous_(&thread_state()) { current_thread_state = new_state(); }
+
+OwnScope::~OwnScope() { retire(std::exchange(current_thread_state, previous_)); }
 
 uint64_t counter_total(Counter which) {
   ThreadRegistry& all = registry();
@@ -145,40 +152,39 @@ tp_scope* opened_scope(ThreadState& state) {
   return scope;
 }
 
-namespace {
+void wait_in_slices(const std::function<bool(uint32_t)>& slice) {
+  wait_without_gil(slice, [] {
+    const OwnScope handlers;  // this thread's scope is busy
+    return PyErr_CheckSignals() != 0;
+  });
+}
 
-// Waits while `code` is TP_WAIT; the code of the end.
-int32_t settled(ThreadState& state, const tp_engine_api* engine, int32_t code) {
+bool (*make_room)() = [] { return false; };
+
+int32_t settled(ThreadState& state, const tp_engine_api* engine, int32_t code, const GiveWay* limit) {
   if (code != TP_WAIT) return code;
-  state.waiting = true;
-  struct Reset {
-    ThreadState& state;
-    ~Reset() { state.waiting = false; }
-  } reset{state};
-  return wait_without_gil(engine, state.scope);
+  try {
+    wait_in_slices([&](uint32_t milliseconds) {
+      code = engine->wait(state.scope, milliseconds);
+      if (code == TP_WAIT && limit != nullptr && limit->now()) throw GaveWay{};
+      return code != TP_WAIT;
+    });
+  } catch (...) {
+    engine->cancel(state.scope);
+    throw;
+  }
+  return code;
 }
 
 void check_code(const ThreadState& state, const tp_engine_api* engine, int32_t code) {
   if (code > TP_WAIT) raise_code(code, engine->error_message(state.scope), state.depth > 0);
 }
 
-}  // namespace
-
-void finish(ThreadState& state, const tp_engine_api* engine, int32_t code) {
-  check_code(state, engine, settled(state, engine, code));
-}
-
-void check_usable(const ThreadState& state, const tp_engine_api* engine) {
-  if (engine->forked() != 0) {
-    throw PagerError(TP_UNAVAILABLE,
-                     "a paged tensor of the parent process was used in a forked child, where its pages do not exist. "
-                     "Start workers with the \"spawn\" method, or copy what they need to small tensors first.");
-  }
-  if (state.waiting) {
-    throw PagerError(TP_UNAVAILABLE,
-                     "a signal handler used a paged tensor while this thread was waiting for pages. Let the handler "
-                     "only set a flag.");
-  }
+void check_usable(const tp_engine_api* engine) {
+  if (engine->forked() == 0) return;
+  throw PagerError(TP_UNAVAILABLE,
+                   "a paged tensor of the parent process was used in a forked child, where its pages do not exist. "
+                   "Start workers with the \"spawn\" method, or copy what they need to small tensors first.");
 }
 
 void note_announced(ThreadState& state, const tp_engine_api& engine, const tp_access* accesses, size_t count) {
@@ -190,14 +196,18 @@ void note_announced(ThreadState& state, const tp_engine_api& engine, const tp_ac
 }
 
 void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* accesses, size_t count) {
-  check_usable(state, state.engine);
+  check_usable(state.engine);
   tp_scope* scope = opened_scope(state);
-  finish(state, state.engine, state.engine->begin(scope, &op, accesses, count));
+  const int32_t code = settled_with_room(
+      state, state.engine, [&] { return state.engine->begin(scope, &op, accesses, count); },
+      // What its kernel asks for cannot be tried again, so that waits for as long as it takes.
+      state.depth == 1 ? state.give_way : nullptr);
+  check_code(state, state.engine, code);
   note_announced(state, *state.engine, accesses, count);
 }
 
 void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scopes) {
-  check_usable(state, engine);
+  check_usable(engine);
   tp_scope* scope = scope_for(state, engine);
   for (; scopes > 0; --scopes) {
     engine->scope_open(scope);
@@ -206,9 +216,9 @@ void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scope
 }
 
 void touch_address(ThreadState& state, const tp_engine_api* engine, uint64_t address, uint32_t keep) {
-  check_usable(state, engine);
+  check_usable(engine);
   tp_scope* scope = scope_for(state, engine);
-  finish(state, engine, engine->touch(scope, address, keep));
+  check_code(state, engine, settled_with_room(state, engine, [&] { return engine->touch(scope, address, keep); }));
   note_announced(state, *engine, nullptr, 0);
 }
 

@@ -11,7 +11,10 @@
 #include <c10/util/intrusive_ptr.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -30,14 +33,18 @@ enum Counter : int32_t {
   kCounterCount = 7
 };
 
+// Ends the wait of an operator whose pages another thread needs more, or that has waited for long enough.
+struct GaveWay {};
+struct GiveWay;
+
 // What one thread knows. Only its own thread writes it; others read the counters.
 struct ThreadState {
   const tp_engine_api* engine = nullptr;               // whose `scope` is; changes only between operators (see above)
   tp_scope* scope = nullptr;                           // made on first use
   int32_t depth = 0;                                   // nesting of intercepted operators
   bool scope_open = false;                             // depth > 0 and the engine was told
+  const GiveWay* give_way = nullptr;                   // when the wait of its outermost operator's pages ends early
   bool fresh_region = false;                           // this scope allocated, so results have to be announced
-  bool waiting = false;                                // inside wait(): a signal handler may run operators on top of it
   std::vector<tp_access> accesses;                     // of the operator that begins now
   std::vector<tp_access> announced;                    // by the open scope, while launches are watched (launch_guard.h)
   uint64_t scope_stream = 0;                           // that the open scope works on, while launches are watched
@@ -50,6 +57,23 @@ struct ThreadState {
     // One writer: a plain addition suffices, and costs less than a locked one.
     counters[which].store(counters[which].load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   }
+};
+
+// While one exists this thread's wait for the pages of its outermost operator may end with GaveWay.
+struct GiveWay {
+  GiveWay(ThreadState& of, const std::atomic<bool>* when_asked, std::optional<std::chrono::steady_clock::time_point> at)
+      : state(of), asked(when_asked), until(at), previous(std::exchange(of.give_way, this)) {}
+  ~GiveWay() { state.give_way = previous; }
+  GiveWay(const GiveWay&) = delete;
+  GiveWay& operator=(const GiveWay&) = delete;
+  bool now() const {
+    return (asked != nullptr && asked->load()) || (until && std::chrono::steady_clock::now() > *until);
+  }
+
+  ThreadState& state;
+  const std::atomic<bool>* const asked;
+  const std::optional<std::chrono::steady_clock::time_point> until;
+  const GiveWay* const previous;
 };
 
 extern std::atomic<const tp_engine_api*> attached_engine;  // null: everything goes on as without us
@@ -66,6 +90,21 @@ inline ThreadState& thread_state() {
   return state != nullptr ? *state : make_thread_state();
 }
 uint64_t counter_total(Counter which);
+
+// While one exists this thread has another state, with a scope of its own: for operators that run while one of the
+// thread's is in its midst (a signal handler during a wait). What they use is let go with each, as if another thread ran
+// them.
+class OwnScope {
+ public:
+  OwnScope();
+  ~OwnScope();
+  OwnScope(const OwnScope&) = delete;
+  OwnScope& operator=(const OwnScope&) = delete;
+  ThreadState& state() { return *current_thread_state; }
+
+ private:
+  ThreadState* const previous_;
+};
 
 inline const tp_engine_api* engine_for(const ThreadState& state, const tp_engine_api* attached) {
   return C10_UNLIKELY(state.depth > 0) ? state.engine : attached;
@@ -92,10 +131,25 @@ tp_scope* scope_for(ThreadState& state, const tp_engine_api* engine);
 // As above, and opened if an operator is running.
 tp_scope* opened_scope(ThreadState& state);
 
-// Throws in a forked child, and in a signal handler on top of a wait.
-void check_usable(const ThreadState& state, const tp_engine_api* engine);
-// Waits while `code` is TP_WAIT: without the GIL, looking for Ctrl-C in the main thread. Throws for any error.
-void finish(ThreadState& state, const tp_engine_api* engine, int32_t code);
+// Throws in a forked child.
+void check_usable(const tp_engine_api* engine);
+// Calls slice(milliseconds) until it returns true: without the GIL, with a look at signals (python_wait.h).
+void wait_in_slices(const std::function<bool(uint32_t)>& slice);
+// What to try before anybody fails for want of room; whether it changed anything. Deferral's, which stands above.
+extern bool (*make_room)();
+// Waits while `code` is TP_WAIT; the code of the end.
+int32_t settled(ThreadState& state, const tp_engine_api* engine, int32_t code, const GiveWay* limit = nullptr);
+// Asks the engine, which answers with a code, and waits; asks again where room was lacking and some could be made.
+template <class Ask>
+int32_t settled_with_room(ThreadState& state, const tp_engine_api* engine, Ask ask, const GiveWay* limit = nullptr) {
+  while (true) {
+    const int32_t code = settled(state, engine, ask(), limit);
+    const bool lacks_room = code == TP_OUT_OF_MEMORY || code == TP_STORAGE_FULL;
+    if (C10_LIKELY(!lacks_room) || !make_room()) return code;
+  }
+}
+// Throws for any error.
+void check_code(const ThreadState& state, const tp_engine_api* engine, int32_t code);
 // The open scope has announced these to the engine: its launches may use them.
 void note_announced(ThreadState& state, const tp_engine_api& engine, const tp_access* accesses, size_t count);
 // Announces accesses to the open scope and waits for them.

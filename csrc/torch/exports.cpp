@@ -83,6 +83,20 @@ TIERPAGE_EXPORT int32_t tierpage_torch_attach(const tp_engine_api* engine, PyObj
   });
 }
 
+TIERPAGE_EXPORT int32_t tierpage_torch_take_up(void) {
+  return guarded([] {
+    // Whoever registers operators meanwhile may wait for the GIL.
+    struct Released {
+      PyThreadState* state = PyEval_SaveThread();
+      ~Released() { PyEval_RestoreThread(state); }
+    } const released;
+    const tp_engine_api* engine = tierpage::engine_now();
+    if (engine != nullptr && engine->forked() != 0) return static_cast<int32_t>(TP_OK);  // tierpage is off in a child
+    tierpage::register_pending();
+    return static_cast<int32_t>(TP_OK);
+  });
+}
+
 TIERPAGE_EXPORT uint64_t tierpage_torch_counter(int32_t which) {
   if (which < 0 || which >= tierpage::kCounterCount) return 0;
   return tierpage::counter_total(static_cast<tierpage::Counter>(which));

@@ -19,12 +19,22 @@ bool exceeds_run(const OperatorCall& call) {
   return bytes * (1 + call.info.fresh_lists) > call.engine->list_run_bytes_max();
 }
 
+// In place of an autograd kernel we only stand while a composite kernel would run there.
+bool is_out_of_place(const OperatorInfo& info, const c10::OperatorHandle& op) {
+  return !info.composite_keys.empty() && composition_of(op) != info.composition;
+}
+
 }  // namespace
 
 void Interceptor::operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, c10::Stack* stack) {
   const c10::DispatchKeySet keys_below = below(keys);
   const tp_engine_api* attached = engine_now();
   const OperatorInfo& info = *info_;  // register_pending may free this object
+  if (C10_UNLIKELY(is_out_of_place(info, op))) {
+    register_pending_hook();
+    op.redispatchBoxed(keys, stack);
+    return;
+  }
   if (attached == nullptr || C10_UNLIKELY(retired_->load(std::memory_order_relaxed)) || decomposes(info, keys_below)) {
     op.redispatchBoxed(keys_below, stack);
     return;
@@ -35,7 +45,8 @@ void Interceptor::operator()(const c10::OperatorHandle& op, c10::DispatchKeySet 
   if (C10_UNLIKELY(registrations_pending()) && state.depth == 0) register_pending_hook();
   const OperatorCall call{info, op, keys_below, stack, state, engine};
   if (C10_UNLIKELY(deferral_concerns(*engine))) settle_operator(call);
-  if (C10_UNLIKELY(info.splittable) && exceeds_run(call) && (defer_list(call) || run_split(call))) return;
+  SplitProgress progress;
+  if (C10_UNLIKELY(info.splittable) && exceeds_run(call) && (defer_list(call) || run_pieces(call, &progress))) return;
   run_in_frame(call);
 }
 

@@ -31,7 +31,7 @@ inline bool decomposes(const OperatorInfo& info, c10::DispatchKeySet keys_below)
 class Interceptor final : public c10::OperatorKernel {
  public:
   // `info` is never freed: traces keep its name, and the operator may be unloaded while it runs. `retired` turns true
-  // when the operator loses its schema, after which `info` is no longer true.
+  // when the operator loses its schema or is described anew, after which `info` is no longer true.
   Interceptor(const OperatorInfo* info, std::shared_ptr<const std::atomic<bool>> retired)
       : info_(info), retired_(std::move(retired)) {}
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, c10::Stack* stack);

@@ -68,8 +68,6 @@ LaunchHandler::Answer LaunchGuard::before(const Launch& launch) noexcept {
   if (engine == nullptr || engine->device_type == 0 || engine->own_thread() != 0) return Answer::kGo;
   ThreadState& state = thread_state();
   engine = engine_for(state, engine);
-  // On top of a wait of this thread its scope is busy: a signal handler's own launch, which the handler answers for.
-  if (state.waiting) return Answer::kGo;
   const uint64_t stream = known_name(launch.stream);
   const bool in_scope = state.depth > 0 && !state.announced.empty() && stream == state.scope_stream;
   // Its own list: an operator may be between its arguments and its launch.
@@ -84,11 +82,7 @@ LaunchHandler::Answer LaunchGuard::before(const Launch& launch) noexcept {
   state.count(kLaunchesGuarded);
   tp_scope* scope = scope_for(state, engine);
   int32_t code = engine->launch_begin(scope, accesses.data(), accesses.size(), stream);
-  if (code == TP_WAIT) {
-    state.waiting = true;
-    code = wait_without_signals(engine, scope);
-    state.waiting = false;
-  }
+  if (code == TP_WAIT) code = wait_without_signals(engine, scope);
   if (code == TP_OK) return Answer::kGoAndTell;
   LOG(WARNING) << "tierpage: " << launch.name << ": " << engine->error_message(scope);
   return Answer::kRefuse;

@@ -6,7 +6,10 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <utility>
+
+#include "torch/python_wait.h"
 
 namespace tierpage {
 namespace {
@@ -124,7 +127,7 @@ c10::Stack select_indices(const OperatorInfo& info, const c10::IValue* values, c
   return selected;
 }
 
-bool run_split(const OperatorCall& call) {
+bool run_split(const OperatorCall& call, SplitProgress* progress) {
   const OperatorInfo& info = call.info;
   const c10::FunctionSchema& schema = call.op.schema();
   const c10::IValue* values = call.arguments();
@@ -135,12 +138,14 @@ bool run_split(const OperatorCall& call) {
 
   call.state.count(kListOperatorsSplit);
   std::vector<c10::IValue> results;
-  size_t begin = 0;
+  std::optional<Uninterrupted> begun;  // half a step of an optimizer is none
   for (const size_t end : ends) {
-    c10::Stack piece = piece_arguments(info, schema, values, begin, end);
-    run_in_frame(call.with(&piece));
+    progress->launched = false;
+    c10::Stack piece = piece_arguments(info, schema, values, progress->done, end);
+    run_in_frame(call.with(&piece), &progress->launched);
     append_results(results, piece);
-    begin = end;
+    progress->done = end;
+    if (!begun) begun.emplace();
   }
   call.stack->resize(call.stack->size() - info.argument_count);
   for (c10::IValue& result : results) call.stack->push_back(std::move(result));

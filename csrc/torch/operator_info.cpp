@@ -45,6 +45,9 @@ bool touches_whole_storage(std::string_view name) {
          name.starts_with("aten::set_.");
 }
 
+// Only these say of each argument what its kernels do with it, and are composite only where they are made of others.
+bool is_torchs_own(std::string_view name) { return name.starts_with("aten::") || name.starts_with("prims::"); }
+
 bool is_written(const c10::Argument& argument) {
   return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
 }
@@ -63,10 +66,12 @@ bool is_pure_view(const c10::OperatorHandle& op, const std::string& name) {
   return false;
 }
 
-// Decomposed into operators that we see one by one, except for nested tensors.
+// Decomposed into operators that we see one by one, except for nested tensors. Only torch's own composites are: an
+// extension's may be raw C++, because a function registered without a device becomes a composite kernel.
 bool decomposes_unless_nested(const c10::OperatorHandle& op) {
   using c10::DispatchKey;
-  if (!op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) return false;
+  if (!is_torchs_own(op.operator_name().name) || !op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd))
+    return false;
   constexpr std::array kOwnKernels = {DispatchKey::CompositeExplicitAutograd,
                                       DispatchKey::CompositeExplicitAutogradNonFunctional,
                                       DispatchKey::CPU,
@@ -79,6 +84,20 @@ bool decomposes_unless_nested(const c10::OperatorHandle& op) {
                                       DispatchKey::QuantizedCUDA};
   return std::none_of(kOwnKernels.begin(), kOwnKernels.end(),
                       [&](DispatchKey key) { return op.hasKernelForDispatchKey(key); });
+}
+
+// A composite kernel runs in place of autograd's, above us, unless the device has a kernel (the dispatcher's own rule).
+std::vector<c10::DispatchKey> composite_keys(const c10::OperatorHandle& op) {
+  using c10::DispatchKey;
+  std::vector<DispatchKey> keys;
+  if (is_torchs_own(op.operator_name().name) || !op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd) ||
+      op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutograd)) {
+    return keys;
+  }
+  for (const DispatchKey key : {DispatchKey::AutogradCPU, DispatchKey::AutogradCUDA}) {
+    if (!op.hasKernelForAnyDispatchKey(c10::getBackendKeySetFromAutograd(key))) keys.push_back(key);
+  }
+  return keys;
 }
 
 bool has_nested_kernel(const c10::OperatorHandle& op) {
@@ -106,12 +125,16 @@ std::optional<ArgumentKind> kind_of(const c10::Type& type) {
   }
 }
 
-// c10d's schemas carry no alias marks although its operators write, and so do old extensions whose schema was
-// inferred from a function that returns nothing.
-bool writes_unmarked(const c10::FunctionSchema& schema) {
-  if (schema.name().starts_with("c10d::")) return true;
-  if (schema.name().starts_with("aten::") || !schema.returns().empty()) return false;
-  return std::none_of(schema.arguments().begin(), schema.arguments().end(), is_written);
+// Whose schema is taken at its word: torch's own, what carries any mark (its author knows marks), and what its author has
+// declared to agree with its schema. torch.library.custom_op sets that tag by itself; Python's bodies reach memory by
+// operators and calls that are seen on their own.
+bool is_trusted(const c10::OperatorHandle& op) {
+  const c10::FunctionSchema& schema = op.schema();
+  if (is_torchs_own(schema.name())) return true;
+  if (schema.name().starts_with("c10d::")) return false;  // no marks, although its operators write
+  const auto has_mark = [](const c10::Argument& argument) { return argument.alias_info() != nullptr; };
+  return op.hasTag(at::Tag::pt2_compliant_tag) ||
+         std::any_of(schema.arguments().begin(), schema.arguments().end(), has_mark);
 }
 
 // Arguments that kernels write although no schema says so: statistics of native_batch_norm and cudnn_batch_norm,
@@ -153,6 +176,12 @@ bool is_splittable(const c10::FunctionSchema& schema) {
 
 }  // namespace
 
+uint32_t composition_of(const c10::OperatorHandle& op) {
+  uint32_t composition = decomposes_unless_nested(op) ? 1 : 0;
+  for (const c10::DispatchKey key : composite_keys(op)) composition |= key == c10::DispatchKey::AutogradCPU ? 2 : 4;
+  return composition;
+}
+
 std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
   if (!op.hasSchema() || op.hasKernelForDispatchKey(c10::DispatchKey::BackendSelect)) return std::nullopt;
   const c10::FunctionSchema& schema = op.schema();
@@ -164,10 +193,13 @@ std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
   OperatorInfo info;
   info.name = name;
   info.decomposes_unless_nested = decomposes;
+  info.composite_keys = composite_keys(op);
+  info.composition = composition_of(op);
   info.identity = {nullptr, stable_hash(name + "." + schema.overload_name())};
   info.argument_count = static_cast<uint32_t>(schema.arguments().size());
   info.return_count = static_cast<uint32_t>(schema.returns().size());
-  const bool unmarked = writes_unmarked(schema);
+  // A write that nobody was told of is lost with the page. A page that only seems written costs a copy down.
+  const bool unmarked = !is_trusted(op);
   const bool whole = touches_whole_storage(name);
   for (uint32_t index = 0; index < info.argument_count; ++index) {
     const c10::Argument& argument = schema.arguments()[index];

@@ -41,6 +41,9 @@ struct OperatorInfo {
   int32_t read_if_none_index = -1;
   // Above us it is made of operators that we see one by one, unless an argument is a nested tensor, which has a kernel.
   bool decomposes_unless_nested = false;
+  // Slots above ours at which an extension's composite kernel runs, which may be raw C++: we stand there, too.
+  std::vector<c10::DispatchKey> composite_keys;
+  uint32_t composition = 0;                  // composition_of() when it was described
   bool splittable;                           // a result for an index depends on that index alone (list_ops.h)
   uint32_t fresh_lists = 0;                  // of splittable operators: results that are new lists
   std::vector<ArgumentInfo> arguments;       // those that can hold tensors
@@ -56,6 +59,10 @@ struct OperatorInfo {
 
 // Null: the operator never touches tensor memory itself, or somebody else owns its BackendSelect slot.
 std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op);
+
+// Where the operator's composite kernel runs, as far as that decides how it is described. Another number than before:
+// kernels were registered or taken away since, and it has to be described again.
+uint32_t composition_of(const c10::OperatorHandle& op);
 
 inline constexpr c10::DispatchKeySet kSparseKeys({c10::DispatchKey::Sparse, c10::DispatchKey::SparseCsr});
 

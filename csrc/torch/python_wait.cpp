@@ -2,10 +2,14 @@
 #include "torch/python_wait.h"
 
 #include <Python.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <torch/csrc/Exceptions.h>
+
+#include <chrono>
+#include <utility>
 
 namespace tierpage {
 namespace {
@@ -35,18 +39,32 @@ class GilRelease {
 
 bool on_main_thread() { return syscall(SYS_gettid) == getpid(); }
 
+// Whether Ctrl-C waits for Python's own handler; KeyboardInterrupt is set then. With the GIL held. Runs no Python code,
+// because the interpreter would run all handlers first.
+bool ctrl_c() {
+  PyObject* const name = PyUnicode_FromString("_signal");
+  PyObject* const module = name != nullptr ? PyImport_GetModule(name) : nullptr;
+  PyObject* const handler = module != nullptr ? PyObject_CallMethod(module, "getsignal", "i", SIGINT) : nullptr;
+  PyObject* const own = handler != nullptr ? PyObject_GetAttrString(module, "default_int_handler") : nullptr;
+  const bool raises = own != nullptr && handler == own && PyOS_InterruptOccurred() != 0;
+  for (PyObject* object : {own, handler, module, name}) Py_XDECREF(object);
+  if (own == nullptr) PyErr_Clear();
+  if (raises) PyErr_SetNone(PyExc_KeyboardInterrupt);
+  return raises;
+}
+
 // True when a handler raised; the exception is then moved into `error`.
-bool signal_raised(GilRelease& gil, python_error& error) {
+bool signal_raised(GilRelease& gil, const std::function<bool()>& look, python_error& error) {
   if (Py_IsInitialized() == 0 || !on_main_thread()) return false;
   bool raised = false;
   if (gil.released()) {
     gil.take_back();
-    raised = PyErr_CheckSignals() != 0;
+    raised = look();
     if (raised) error.persist();
     gil.release_again();
   } else {
     const PyGILState_STATE held = PyGILState_Ensure();
-    raised = PyErr_CheckSignals() != 0;
+    raised = look();
     if (raised) error.persist();
     PyGILState_Release(held);
   }
@@ -55,22 +73,6 @@ bool signal_raised(GilRelease& gil, python_error& error) {
 
 }  // namespace
 
-int32_t wait_without_gil(const tp_engine_api* engine, tp_scope* scope) {
-  GilRelease gil;
-  int32_t code = TP_WAIT;
-  while (code == TP_WAIT) {
-    code = engine->wait(scope, kSliceMilliseconds);
-    if (code != TP_WAIT) break;
-    python_error error;
-    if (signal_raised(gil, error)) {
-      engine->cancel(scope);
-      // The message is kept with the exception, so that it survives the operators that unwind.
-      throw python_error(std::move(error));
-    }
-  }
-  return code;
-}
-
 int32_t wait_without_signals(const tp_engine_api* engine, tp_scope* scope) {
   const GilRelease gil;
   int32_t code = TP_WAIT;
@@ -78,11 +80,16 @@ int32_t wait_without_signals(const tp_engine_api* engine, tp_scope* scope) {
   return code;
 }
 
-void wait_without_gil(const std::function<bool(uint32_t)>& slice) {
+void wait_without_gil(const std::function<bool(uint32_t)>& slice, const std::function<bool()>& run_handlers) {
   GilRelease gil;
+  const auto patient_until = std::chrono::steady_clock::now() + std::chrono::seconds(kPatienceSeconds);
   while (!slice(kSliceMilliseconds)) {
+    if (Uninterrupted::now()) continue;
+    const bool patient = std::chrono::steady_clock::now() < patient_until;
     python_error error;
-    if (signal_raised(gil, error)) throw python_error(std::move(error));
+    // The message is kept with the exception, so that it survives the operators that unwind.
+    if (signal_raised(gil, patient ? std::function<bool()>(&ctrl_c) : run_handlers, error))
+      throw python_error(std::move(error));
   }
 }
 

@@ -16,75 +16,116 @@
 namespace tierpage {
 namespace {
 
-struct Registered {
+// How an operator stood when it was last looked at.
+struct Known {
+  uint32_t composition = 0;
   std::shared_ptr<std::atomic<bool>> retired = std::make_shared<std::atomic<bool>>(false);
-  std::unique_ptr<c10::RegistrationHandleRAII> handle;
+  std::vector<c10::RegistrationHandleRAII> handles;  // of our kernels in front of it; none: it is left alone
 };
 
-// Lock order: dispatcher's mutex, then this one. So this one is never held across a call to the dispatcher.
-struct Queue {
-  std::mutex mutex;
-  std::vector<c10::OperatorHandle> added;
-  std::unordered_map<c10::OperatorName, Registered> registered;
-  std::vector<Registered> removed;
+// Lock order: `registering`, the dispatcher's mutex, `mutex`. So `mutex` is never held across a call to the dispatcher.
+struct Operators {
+  std::mutex registering;  // one thread at a time registers, or a new operator would get two interceptors
+  std::mutex mutex;        // guards what follows
+  std::unordered_map<c10::OperatorName, Known> known;
+  std::vector<Known> retired;  // their handles end without the dispatcher's mutex
+
+  void retire_locked(Known& entry) {
+    entry.retired->store(true, std::memory_order_relaxed);
+    retired.push_back(std::exchange(entry, Known{}));
+  }
 };
 
 // Leaked: operators run until the very end of the process.
-Queue& queue() {
-  static Queue* const instance = new Queue;
+Operators& operators() {
+  static Operators* const instance = new Operators;
   return *instance;
 }
 
 class Listener final : public c10::OpRegistrationListener {
  public:
-  void onOperatorRegistered(const c10::OperatorHandle& op) override {
-    const std::lock_guard<std::mutex> lock(queue().mutex);
-    queue().added.push_back(op);
+  void onOperatorRegistered(const c10::OperatorHandle&) override {
     pending_registrations.store(true, std::memory_order_relaxed);
   }
 
   void onOperatorDeregistered(const c10::OperatorHandle& op) override {
-    const std::lock_guard<std::mutex> lock(queue().mutex);
-    std::erase_if(queue().added, [&](const auto& other) { return other.operator_name() == op.operator_name(); });
-    const auto found = queue().registered.find(op.operator_name());
-    if (found == queue().registered.end()) return;
-    found->second.retired->store(true, std::memory_order_relaxed);
-    queue().removed.push_back(std::move(found->second));
-    queue().registered.erase(found);
+    const std::lock_guard<std::mutex> lock(operators().mutex);
+    const auto found = operators().known.find(op.operator_name());
+    if (found == operators().known.end()) return;
+    operators().retire_locked(found->second);
+    operators().known.erase(found);
     pending_registrations.store(true, std::memory_order_relaxed);
   }
 };
 
+// A new listener is told of every operator there is, with the dispatcher's mutex held: nobody registers a kernel while it
+// looks at them.
+class Look final : public c10::OpRegistrationListener {
+ public:
+  explicit Look(std::vector<c10::OperatorHandle>* found) : found_(found) {}
+  void onOperatorRegistered(const c10::OperatorHandle& op) override {
+    const uint32_t composition = composition_of(op);
+    const std::lock_guard<std::mutex> lock(operators().mutex);
+    const auto [entry, added] = operators().known.try_emplace(op.operator_name());
+    if (!added && entry->second.composition == composition) return;
+    if (!added) operators().retire_locked(entry->second);
+    entry->second.composition = composition;
+    found_->push_back(op);
+  }
+  void onOperatorDeregistered(const c10::OperatorHandle&) override {}
+
+ private:
+  std::vector<c10::OperatorHandle>* const found_;
+};
+
+std::vector<c10::OperatorHandle> new_or_changed() {
+  std::vector<c10::OperatorHandle> found;
+  {
+    const c10::RegistrationHandleRAII look =
+        c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Look>(&found));
+  }
+  return found;
+}
+
 void register_operator(const c10::OperatorHandle& op) {
   auto info = describe_operator(op);
   if (!info.has_value()) return;
-  Registered entry;
   auto* kept = new OperatorInfo(std::move(*info));
   kept->identity.name = kept->name.c_str();
-  auto kernel = typed_kernel(op, kept, entry.retired);
-  if (!kernel.has_value()) {
-    kernel = c10::KernelFunction::makeFromBoxedFunctor(std::make_unique<Interceptor>(kept, entry.retired));
+  const auto retired = std::make_shared<std::atomic<bool>>(false);
+  std::vector<c10::RegistrationHandleRAII> handles;
+  const auto put_at = [&](c10::DispatchKey key, c10::KernelFunction kernel) {
+    handles.push_back(c10::Dispatcher::singleton().registerImpl(op.operator_name(), key, std::move(kernel),
+                                                                std::nullopt, nullptr, "tierpage"));
+  };
+  const auto boxed = [&] {
+    return c10::KernelFunction::makeFromBoxedFunctor(std::make_unique<Interceptor>(kept, retired));
+  };
+  auto typed = typed_kernel(op, kept, retired);
+  put_at(c10::DispatchKey::BackendSelect, typed.has_value() ? std::move(*typed) : boxed());
+  for (const c10::DispatchKey key : kept->composite_keys) {
+    if (!op.hasKernelForDispatchKey(key)) put_at(key, boxed());
   }
-  entry.handle = std::make_unique<c10::RegistrationHandleRAII>(
-      c10::Dispatcher::singleton().registerImpl(op.operator_name(), c10::DispatchKey::BackendSelect, *std::move(kernel),
-                                                std::nullopt, nullptr, "tierpage"));
-  const std::lock_guard<std::mutex> lock(queue().mutex);
-  queue().registered.emplace(op.operator_name(), std::move(entry));
+  const std::lock_guard<std::mutex> lock(operators().mutex);
+  const auto entry = operators().known.find(op.operator_name());
+  Known& owner = entry != operators().known.end() ? entry->second : operators().retired.emplace_back();
+  owner.retired = retired;
+  owner.handles = std::move(handles);
 }
 
 }  // namespace
 
 void register_pending() {
-  std::vector<c10::OperatorHandle> added;
-  std::vector<Registered> removed;
+  const std::lock_guard<std::mutex> one(operators().registering);
+  pending_registrations.store(false, std::memory_order_relaxed);
+  const std::vector<c10::OperatorHandle> found = new_or_changed();
+  std::vector<Known> retired;
   {
-    const std::lock_guard<std::mutex> lock(queue().mutex);
-    added.swap(queue().added);
-    removed.swap(queue().removed);
-    pending_registrations.store(false, std::memory_order_relaxed);
+    const std::lock_guard<std::mutex> lock(operators().mutex);
+    retired.swap(operators().retired);
   }
-  removed.clear();  // takes the dispatcher's mutex
-  for (const c10::OperatorHandle& op : added) register_operator(op);
+  retired.clear();  // takes the dispatcher's mutex
+  for (const c10::OperatorHandle& op : found) register_operator(op);
 }
 
 void install_interceptors() {
@@ -92,7 +133,7 @@ void install_interceptors() {
   std::call_once(once, [] {
     register_pending_hook = &register_pending;
     install_deferral();
-    // The listener is told of every operator that exists already. Its handle is leaked: it lasts as long as we do.
+    // Its handle is leaked: it lasts as long as we do.
     new c10::RegistrationHandleRAII(c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Listener>()));
     register_pending();
   });

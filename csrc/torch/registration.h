@@ -6,7 +6,9 @@ namespace tierpage {
 // Once per process; later calls do nothing.
 void install_interceptors();
 
-// A library registers operators with the dispatcher's mutex held, so they are queued; the next operator takes them up.
+// Looks at every operator, and puts an interceptor in front of those that are new or run other kernels than before. The
+// dispatcher tells of new operators with its mutex held, so they wait for this: it is called by the next operator, and
+// by the package once a library has been loaded, whose first operator may be its own.
 void register_pending();
 
 }  // namespace tierpage

@@ -18,9 +18,9 @@ class Runtime:
         """
         From a dict with exactly the keys of option_words().
         """
-    def add_source(self, descriptor: typing.SupportsInt | typing.SupportsIndex, name: str) -> int:
+    def add_source(self, descriptor: typing.SupportsInt | typing.SupportsIndex, name: str, bytes: typing.SupportsInt | typing.SupportsIndex, modified_ns: typing.SupportsInt | typing.SupportsIndex) -> int:
         """
-        The place of its first byte.
+        The place of its first byte. StorageError where the file is not of that size and time any more.
         """
     def addresses_info(self, addresses: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> list:
         ...

@@ -194,7 +194,8 @@ def config() -> Config:
 def set_budget(tier: str, size: int | float | str) -> None:
     """Changes a budget while running. ``tier``: "device" or "host"; ``size``: bytes, text or a fraction as in enable.
 
-    Shrinking evicts first, and raises OutOfMemoryError where pinned pages leave no room for it.
+    Returns at once. Under a smaller budget pages leave as they can, and the memory goes back to the device or the system. What
+    is pinned or in use stays until it is not: meanwhile operators that do not fit raise OutOfMemoryError, this call does not.
     """
     if tier not in ("device", "host"):
         raise ConfigError(f"tier={tier!r} has no budget that can change: give 'device' or 'host'.")

@@ -24,7 +24,9 @@ LINKS = (
 )
 Number = int | float
 _LEVELS = (".current", ".peak", ".max")
-_LEVEL_GROUPS = ("budget_bytes", "budget_seconds", "engaged", "reserved", "plan.", "recurrence.")
+_LEVEL_GROUPS = (
+    "budget_bytes", "budget_seconds", "engaged", "locked_bytes", "ready_bytes", "reserved", "plan.", "recurrence.",
+)  # fmt: skip
 _NAMES_SHOWN = 10
 _baseline: dict[str, Number] = {}
 _baseline_owner: Session | None = None

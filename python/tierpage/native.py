@@ -164,6 +164,7 @@ class TorchLibrary:
 
         self._version = function("tierpage_torch_version", ctypes.c_char_p)
         self._install = function("tierpage_torch_install", ctypes.c_int32)
+        self._take_up = function("tierpage_torch_take_up", ctypes.c_int32)
         self._attach = function("tierpage_torch_attach", ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
         self._detach = function("tierpage_torch_detach", None)
         self._last_error = function("tierpage_torch_last_error", ctypes.c_char_p)
@@ -190,6 +191,10 @@ class TorchLibrary:
             self._check(self._install())
             self._installed = True
         self._check(self._attach(engine_api, ctypes.addressof(self._error_types)))
+
+    def take_up(self) -> None:
+        """Sees to operators that libraries have registered since. What fails is tried again by the next operator."""
+        self._take_up()
 
     def set_option(self, name: str, value: bool) -> None:
         """Switches a behaviour of the library that csrc/engine/engine_api.h lists."""

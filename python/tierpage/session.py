@@ -22,8 +22,9 @@ import torch
 from tierpage import native, storage, touching
 from tierpage.containers import tensors_in
 from tierpage.defaults import in_force
-from tierpage.errors import TierpageError
+from tierpage.errors import OutOfMemoryError, TierpageError
 from tierpage.launches import LaunchGuard
+from tierpage.loading import LoadWatch
 from tierpage.notices import NoticeThread
 from tierpage.settings import Config, Request
 from tierpage.system import format_bytes
@@ -59,6 +60,7 @@ class Session:
         with native.translated():
             self.runtime: _C.Runtime = module.Runtime({**config.engine_options(), **backend.engine_options()})
         self.wrappers = touching.Wrappers(self._touch, self._hold)
+        self.loads = LoadWatch(self.library.take_up)
         self.notices = NoticeThread(self.log_notices)
         attached = False
         try:
@@ -73,8 +75,10 @@ class Session:
             if config.device == "cuda":
                 self.launch_guard.open()
             self.wrappers.install()
+            self.loads.install()
             self.notices.start()
         except BaseException:
+            self.loads.remove()
             if attached:
                 self.launch_guard.close()
                 self.library.detach()
@@ -124,19 +128,30 @@ class Session:
         for line in filter(None, str(self.runtime.take_notices()).splitlines()):
             _log.warning(line)
 
+    def _settle(self) -> bool:
+        """Runs what is deferred. ``False``: some of it fits into no budget, and can run once every page is back."""
+        try:
+            self.library.run_deferred(0)
+        except OutOfMemoryError:
+            return False
+        if self.config.device == "cuda" and self.library.counters()["updates.deferred"] > 0:
+            torch.cuda.synchronize(self.config.device_index)  # nobody makes other streams wait for it any more
+        return True
+
     def close(self) -> None:
         """Brings every page back and returns to plain torch. On failure everything stays as it was."""
         self.library.set_option("deferral", False)
         try:
-            self.library.run_deferred(0)
-            if self.config.device == "cuda" and self.library.counters()["updates.deferred"] > 0:
-                torch.cuda.synchronize(self.config.device_index)  # nobody makes other streams wait for it any more
+            settled = self._settle()
             self._close_runtime()
+            if not settled:
+                self._settle()
         except BaseException:
             self.library.set_option("deferral", self.config.defer_updates)
             raise
         self.notices.stop()
         self.launch_guard.close()
+        self.loads.remove()
         self.wrappers.remove()
         self.library.detach()
 

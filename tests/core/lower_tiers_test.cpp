@@ -267,7 +267,9 @@ TEST(LowerTiers, SmallerRamDropsCopiesBeforeItSpills) {
 }
 
 TEST(LowerTiers, SmallerRamSpillsMostlyReadPagesFirstAndNoMoreThanItHasTo) {
-  PartsWorld world(small_config(8, 3, 8));
+  PagerConfig config = small_config(8, 3, 8);
+  config.frame_bytes_max = 4 * kPage;  // none of them lies at an end that would have to go
+  PartsWorld world(config);
   const RegionId state = world.make_below(Tier::kHost), frozen = world.make_below(Tier::kHost);
   const RegionId other = world.make_below(Tier::kHost);
   world.use_in_turn({state, other}, 8, true);
@@ -281,6 +283,24 @@ TEST(LowerTiers, SmallerRamSpillsMostlyReadPagesFirstAndNoMoreThanItHasTo) {
   world.memory.host.set_capacity(kPage);
   world.lower.shrink_host();
   EXPECT_EQ(world.movements.under_way(), 2u);
+  world.check();
+}
+
+// Only RAM's end can go back to the system, so what lies there leaves though the rest would be enough to spill.
+TEST(LowerTiers, SmallerRamSpillsWhatLiesAtItsEndBeforeWhatIsMostlyRead) {
+  PartsWorld world(small_config(8, 3, 8));
+  const RegionId frozen = world.make_below(Tier::kHost), state = world.make_below(Tier::kHost);
+  const RegionId last = world.make_below(Tier::kHost);
+  world.use_in_turn({state, last}, 8, true);
+  world.use_in_turn({frozen}, 8);
+  world.memory.host.set_capacity(2 * kPage);
+  world.lower.shrink_host();
+  EXPECT_EQ(world.page(last).movement, Movement::kSpill);
+  EXPECT_EQ(world.movements.under_way(), 1u) << "its room comes free";
+  EXPECT_EQ(world.memory.host.space_bytes(), 3 * kPage);
+  world.finish(world.id(last));
+  world.memory.drop_lower(world.page(last), Tier::kHost);
+  EXPECT_EQ(world.memory.host.space_bytes(), 2 * kPage);
   world.check();
 }
 

@@ -93,7 +93,7 @@ TEST(SpanPool, RandomOperationsAgreeWithAModel) {
         uint64_t sum = 0;
         for (const Span& span : spans) {
           for (uint64_t at = span.offset; at < span.offset + span.bytes; ++at) {
-            ASSERT_LT(at, pool.space_bytes());
+            ASSERT_LT(at, std::min(pool.space_bytes(), pool.limit_bytes()));
             ASSERT_EQ(owned[at]++, 0);
           }
           sum += span.bytes;
@@ -115,6 +115,43 @@ TEST(SpanPool, RandomOperationsAgreeWithAModel) {
       ASSERT_EQ(pool.used_bytes(), used);
     }
   }
+}
+
+TEST(SpanPool, ASmallerCapacityGivesTheEndOfTheSpaceBack) {
+  SpanPool pool(256, 4, 64);
+  pool.add_space(252);
+  const SpanList first = pool.take(64), second = pool.take(64), third = pool.take(64);
+  pool.set_capacity(100);
+  EXPECT_EQ(pool.limit_bytes(), 128u);
+  EXPECT_EQ(pool.space_bytes(), 192u);  // its free end went at once
+  EXPECT_TRUE(pool.beyond(third));
+  EXPECT_FALSE(pool.beyond(second));
+  pool.give_back(first);
+  EXPECT_EQ(pool.free_bytes(), 0u);
+  pool.give_back(third);
+  EXPECT_EQ(pool.space_bytes(), 128u);
+  EXPECT_FALSE(pool.reaches_beyond());
+  EXPECT_EQ(pool.free_bytes(), 36u);
+  pool.add_space(256);
+  EXPECT_EQ(pool.space_bytes(), 128u);
+  pool.set_capacity(256);
+  pool.add_space(256);
+  EXPECT_EQ(pool.take(64).size(), 1u);
+  EXPECT_EQ(pool.take(64).size(), 1u);
+  EXPECT_EQ(pool.take(64).size(), 1u);
+  pool.check_invariants();
+}
+
+TEST(SpanPool, WhatWasRetiredIsHandedOutAgainUnderALargerCapacity) {
+  SpanPool pool(192, 4, 64);
+  pool.add_space(192);
+  const SpanList all[] = {pool.take(64), pool.take(64), pool.take(64)};
+  pool.set_capacity(64);
+  pool.give_back(all[1]);
+  EXPECT_TRUE(pool.take(4).empty());
+  pool.set_capacity(192);
+  EXPECT_EQ(pool.take(64), all[1]);
+  pool.check_invariants();
 }
 
 TEST(SpanPool, FreedSpaceMergesToTheLargestSpans) {

@@ -188,5 +188,41 @@ TEST(WriteEconomy, ASmallerRamBudgetSpillsMostlyReadPagesFirst) {
   EXPECT_EQ(world.pager.writes().total(), kPage);
 }
 
+// Only RAM's end can go back to the system, so what lies there leaves though the budget would hold it.
+TEST(WriteEconomy, ASmallerRamBudgetEmptiesTheEndOfRam) {
+  ManualWorld world(small_config(1, 4, 32));
+  const RegionId first = world.make(), second = world.make(), third = world.make();
+  const RegionId last = world.make();
+  ASSERT_TRUE(world.page(third).is_valid(Tier::kHost));
+  world.pager.free_region(first, {});
+  world.pager.free_region(second, {});
+  world.settle();
+  ASSERT_EQ(world.pager.memory().host.used_bytes(), kPage);
+  world.pager.set_capacity(Tier::kHost, kPage);
+  world.settle();
+  EXPECT_EQ(world.pager.memory().host.space_bytes(), 3 * kPage);
+  world.complete_all();
+  EXPECT_TRUE(world.page(third).is_valid(Tier::kNvme));
+  EXPECT_FALSE(world.page(third).is_valid(Tier::kHost));
+  EXPECT_EQ(world.pager.memory().host.space_bytes(), kPage);
+  world.pager.set_capacity(Tier::kHost, 4 * kPage);  // and RAM that is ready is used again
+  EXPECT_EQ(world.pager.memory().host.space_bytes(), 4 * kPage);
+  EXPECT_TRUE(world.page(last).is_valid(Tier::kDevice));
+}
+
+TEST(WriteEconomy, WithoutNvmeTheEndOfRamIsEmptiedAsItsPagesAreFreed) {
+  ManualWorld world(small_config(1, 4, 0));
+  const RegionId first = world.make(), second = world.make();
+  (void)world.make();
+  world.pager.free_region(first, {});
+  world.pager.set_capacity(Tier::kHost, kPage);
+  world.settle();
+  EXPECT_TRUE(world.page(second).is_valid(Tier::kHost));
+  EXPECT_EQ(world.pager.memory().host.space_bytes(), 2 * kPage);
+  world.pager.free_region(second, {});
+  world.settle();
+  EXPECT_EQ(world.pager.memory().host.space_bytes(), kPage);
+}
+
 }  // namespace
 }  // namespace tierpage

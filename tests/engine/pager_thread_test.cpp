@@ -55,5 +55,41 @@ TEST_F(PagerThreadTest, LowerTiersStayUntilTheCoreIsClosed) {
   EXPECT_EQ(tiers_.arena, nullptr);
 }
 
+TEST_F(PagerThreadTest, RamThatTheMachineLacksIsSaidOnceAndTriedAgain) {
+  static std::atomic<uint64_t> free_bytes;  // the arena outlives this function
+  free_bytes = kMiB;
+  HostArenaOptions options;
+  options.capacity_bytes = tiers_.config.host_bytes_max;
+  options.memory_info = [] { return DeviceMemoryInfo{free_bytes.load(), kGiB}; };
+  ASSERT_TRUE(make_host_arena(options, &tiers_.arena).ok());
+  tiers_.arena->set_wake([](void* thread) { static_cast<PagerThread*>(thread)->arena_grew(); }, &thread_);
+  thread_.open(log_, false, steady_ns());
+  ASSERT_TRUE(thread_.start().ok());
+  for (uint64_t bytes = 0; bytes < options_.device_bytes_max; bytes += 64 * kKiB) make(64 * kKiB);
+  SlotId slot;
+  {
+    const std::lock_guard lock(core_.mutex());
+    slot = core_->add_slot();
+    (void)core_.change_locked([&] { core_->allocate(slot, {.bytes = 64 * kKiB}); });
+  }
+  EXPECT_EQ(outcome_of(slot), Outcome::kFailed);
+  const auto notices = [this] {
+    const std::lock_guard lock(core_.mutex());
+    return reporter_.take_notices();
+  };
+  EXPECT_NE(notices().find("1 MiB of RAM are available"), std::string::npos);
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+  EXPECT_EQ(notices(), "");
+  EXPECT_EQ(tiers_.arena->ready_bytes(), 0u);
+  free_bytes = kGiB;
+  EXPECT_TRUE(eventually([&] { return tiers_.arena->ready_bytes() > 0; }));
+  EXPECT_TRUE(eventually([&] {
+    const std::lock_guard lock(core_.mutex());
+    return core_->memory().host.space_bytes() > 0;
+  }));
+  make(64 * kKiB);
+  tiers_.arena->set_wake(nullptr, nullptr);
+}
+
 }  // namespace
 }  // namespace tierpage::testing

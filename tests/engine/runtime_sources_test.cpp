@@ -29,16 +29,16 @@ class RuntimeSourcesTest : public PartsTest {
   static constexpr char kContent[] = "what lies in the file";
   std::FILE* file_;
   std::mutex close_mutex_;
-  RuntimeSources sources_{{core_, tiers_, registry_, close_mutex_, options_}};
+  RuntimeSources sources_{{core_, tiers_, registry_, close_mutex_, options_, reporter_}};
 };
 
 TEST_F(RuntimeSourcesTest, TheFirstFileTakesTheRingOutOfTheRamBudget) {
   const uint64_t before = host_capacity();
   EXPECT_EQ(tiers_.ring, nullptr);
   uint64_t place = 0, other = 0;
-  const Status status = sources_.add(descriptor(), "first", &place);
+  const Status status = sources_.add(descriptor(), "first", nullptr, &place);
   ASSERT_TRUE(status.ok()) << status.message;
-  ASSERT_TRUE(sources_.add(descriptor(), "second", &other).ok());
+  ASSERT_TRUE(sources_.add(descriptor(), "second", nullptr, &other).ok());
   EXPECT_NE(place, other);
   EXPECT_NE(tiers_.ring, nullptr);
   EXPECT_EQ(host_capacity(), before - kRingBytes);
@@ -47,9 +47,24 @@ TEST_F(RuntimeSourcesTest, TheFirstFileTakesTheRingOutOfTheRamBudget) {
   EXPECT_EQ(std::memcmp(read.data(), kContent, read.size()), 0);
 }
 
+TEST_F(RuntimeSourcesTest, WhatCannotBeOpenedTakesNothingOutOfTheRamBudget) {
+  const uint64_t before = host_capacity(), config_before = tiers_.config.host_bytes_max;
+  options_.staging_slot_bytes = 4096;  // the ring is made, and is refused afterwards
+  uint64_t place = 0;
+  EXPECT_EQ(sources_.add(descriptor(), "file", nullptr, &place).code, StatusCode::kInvalidArgument);
+  EXPECT_EQ(tiers_.ring_bytes, 0u);
+  EXPECT_EQ(tiers_.ring, nullptr);
+  EXPECT_EQ(host_capacity(), before);
+  EXPECT_EQ(tiers_.config.host_bytes_max, config_before);
+  options_.staging_slot_bytes = kRingBytes / options_.staging_slots;
+  ASSERT_TRUE(sources_.add(descriptor(), "file", nullptr, &place).ok());
+  EXPECT_EQ(tiers_.ring_bytes, kRingBytes);
+  EXPECT_EQ(host_capacity(), before - kRingBytes);
+}
+
 TEST_F(RuntimeSourcesTest, AFileIsNeededUntilItIsLetGo) {
   uint64_t place = 0;
-  ASSERT_TRUE(sources_.add(descriptor(), "file", &place).ok());
+  ASSERT_TRUE(sources_.add(descriptor(), "file", nullptr, &place).ok());
   const auto unused = [this] {
     const std::lock_guard lock(core_.mutex());
     return registry_.take_unused();
@@ -70,7 +85,7 @@ TEST_F(RuntimeSourcesTest, WhatIsClosedOrNeverOpenedIsRefused) {
     core_.close_locked();
   }
   uint64_t place = 0;
-  EXPECT_EQ(sources_.add(descriptor(), "late", &place).code, StatusCode::kUnavailable);
+  EXPECT_EQ(sources_.add(descriptor(), "late", nullptr, &place).code, StatusCode::kUnavailable);
 }
 
 }  // namespace

@@ -1,8 +1,11 @@
-// The small parts of a runtime: regions that a fetch waits for, names of tags, the budget for pages.
+// The small parts of a runtime: regions that a fetch waits for, names of tags, the budget for pages, staging buffers.
 #include <gtest/gtest.h>
+
+#include <cstring>
 
 #include "engine/awaited_regions.h"
 #include "engine/device_budget.h"
+#include "engine/staging_ring.h"
 #include "engine/tag_names.h"
 
 namespace tierpage::testing {
@@ -34,6 +37,19 @@ TEST(AwaitedRegionsTest, ARegionThatIsNamedTwiceIsAwaitedOnceOver) {
   awaited.await(uses);
   awaited.put_off(RegionId(1), {});
   EXPECT_EQ(awaited.arrived(uses).size(), 1u);
+}
+
+TEST(StagingRingTest, ARingThatCannotBeLockedWorksAndSaysSo) {
+  const auto refuse = [](void*, uint64_t) { return Status::error(StatusCode::kUnavailable, "memlock limit"); };
+  StagingRing ring(64 * kKiB, 2);
+  ASSERT_TRUE(ring.open(refuse, [](void*) { FAIL() << "it was never locked"; }).ok());
+  EXPECT_NE(ring.notice().find("memlock limit"), std::string::npos);
+  const int slot = ring.take();
+  ASSERT_GE(slot, 0);
+  std::memset(ring.memory(slot), 1, ring.slot_bytes());
+  StagingRing locked(64 * kKiB, 2);
+  ASSERT_TRUE(locked.open([](void*, uint64_t) { return Status::success(); }, [](void*) {}).ok());
+  EXPECT_EQ(locked.notice(), "");
 }
 
 TEST(TagNamesTest, ANameKeepsItsNumberAndANumberItsName) {

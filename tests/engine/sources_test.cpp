@@ -52,7 +52,7 @@ class Sources : public EngineTest {
  protected:
   static uint64_t add(Engine& engine, const Checkpoint& file) {
     uint64_t place = 0;
-    const Status status = engine->sources().add(file.descriptor(), file.path(), &place);
+    const Status status = engine->sources().add(file.descriptor(), file.path(), nullptr, &place);
     EXPECT_TRUE(status.ok()) << status.message;
     return place;
   }
@@ -245,7 +245,7 @@ TEST_F(Sources, ClosingBringsEverythingUp) {
   ASSERT_TRUE(engine->close().ok());
   for (const Sourced& tensor : tensors) EXPECT_TRUE(equals(tensor, file));
   uint64_t other = 0;
-  EXPECT_EQ(engine->sources().add(file.descriptor(), "late", &other).code, StatusCode::kUnavailable);
+  EXPECT_EQ(engine->sources().add(file.descriptor(), "late", nullptr, &other).code, StatusCode::kUnavailable);
 }
 
 TEST_F(Sources, NoOperatorAndNoClosedEngineMakesATensorBackedByAFile) {
@@ -328,7 +328,7 @@ TEST_F(Sources, TooLittleRamForTheRingIsSaid) {
   options.host_bytes_max = kRingBytes - 4096;
   Engine engine(options);
   uint64_t place = 0;
-  const Status status = engine->sources().add(file.descriptor(), "weights", &place);
+  const Status status = engine->sources().add(file.descriptor(), "weights", nullptr, &place);
   EXPECT_EQ(status.code, StatusCode::kInvalidArgument);
   EXPECT_NE(status.message.find("Raise host_budget"), std::string::npos) << status.message;
 }

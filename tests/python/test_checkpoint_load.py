@@ -23,6 +23,7 @@ import checkpoints
 import harness
 import tierpage
 from checkpoints import Model, read_count, same
+from tierpage._checkpoint import loading
 
 
 @pytest.fixture
@@ -412,6 +413,25 @@ def test_a_changed_file_raises(small: str, file: Path, change: str) -> None:
         use(model, small)
     assert str(file) in str(error.value)
     assert "Remedy:" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64], ids=["kept", "converted"])
+@pytest.mark.parametrize("cut", [0, 100, 5000])
+def test_a_file_that_changes_behind_its_header(
+    small: str, file: Path, cut: int, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody writes it anew in place just when it is loaded: what is missing at its end must not become zeros."""
+    real = loading.open_checkpoint
+
+    def opened(path: Any) -> Any:
+        files = real(path)
+        time.sleep(0.05)
+        os.truncate(file, file.stat().st_size - cut)
+        return files
+
+    monkeypatch.setattr(loading, "open_checkpoint", opened)
+    with pytest.raises((tierpage.StorageError, tierpage.CheckpointError), match=re.escape(str(file))):
+        tierpage.load(meta(), file, dtype=dtype)
 
 
 def test_a_replaced_or_deleted_file_stays_what_it_was(small: str, file: Path, reference: Model, tmp_path: Path) -> None:

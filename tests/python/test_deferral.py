@@ -147,6 +147,40 @@ def test_nothing_is_deferred_without_room_for_what_is_kept(
         assert deferred() == before
 
 
+def test_a_step_that_fails_half_way_is_completed_at_the_latest_by_disable(tight: dict[str, Any], device: str) -> None:
+    budget = (512 if CUDA else 4) * harness.MIB
+    pager = tierpage.enable(**{**tight, "defer_updates": False})
+    try:
+        sizes = [SIZE * SIZE, SIZE * SIZE, budget // 8, SIZE * SIZE]  # four tensors of the third exceed the budget
+        parameters = [nn.Parameter(torch.ones(size, device=device)) for size in sizes]
+        optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=True)
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        with pytest.raises(tierpage.OutOfMemoryError, match="2 of 4 tensors of its lists are done, the others will be"):
+            optimizer.step()
+    finally:
+        pager.disable()
+    first = [float(parameter.detach()[0]) for parameter in parameters]
+    assert first[0] < 1
+    assert len(set(first)) == 1
+
+
+def test_what_updates_keep_makes_no_allocation_fail(tight: dict[str, Any], device: str) -> None:
+    budget = (512 if CUDA else 4) * harness.MIB
+    with tierpage.enable(**{**tight, "host_budget": 5 * budget}):
+        before = deferred()
+        parameters = [nn.Parameter(torch.ones(budget // 64, device=device)) for _ in range(16)]
+        optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=True)
+        for _ in range(2):
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad()
+        assert deferred() > before
+        kept = [torch.ones(budget // 64, device=device) for _ in range(36)]  # 2 + 1 + 2.25 budgets of 6
+        assert all(float(tensor[0]) == 1 for tensor in kept)
+
+
 @pytest.mark.parametrize("way", ["pin", "disable", "pause", "data_ptr", "save"])
 def test_what_reads_past_operators_runs_it_first(
     tight: dict[str, Any], device: str, way: str, empty_cache: Any, tmp_path: Path

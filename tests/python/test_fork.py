@@ -79,6 +79,34 @@ assert float(x[10]) == 13.0
 """)  # fmt: skip
 
 
+def test_child_makes_tensors_of_any_size(device: str) -> None:
+    """Its kernel looks for addresses of new memory: none of those that mean the parent's tensors."""
+    harness.run_child(PRELUDE + """
+tierpage.enable(**options)
+x = torch.ones(500_000)
+
+def child():
+    tensors = [torch.zeros(2_000_000) for _ in range(6)] + [torch.zeros(300_000) for _ in range(6)]
+    for t in tensors:
+        t.add_(1)
+    assert all(float(t.sum()) == t.numel() and not tierpage.where(t).paged for t in tensors)
+    assert in_fork(lambda: torch.zeros(2_000_000).add_(1)) == 0
+
+assert in_fork(child) == 0
+
+class Large(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, i):
+        return torch.full((262_144,), float(i))
+
+loader = torch.utils.data.DataLoader(Large(), batch_size=4, num_workers=2, multiprocessing_context="fork")
+assert [float(batch.sum()) for batch in loader] == [262_144.0 * 6, 262_144.0 * 22]
+assert float(x.sum()) == 500_000
+tierpage.disable()
+""")  # fmt: skip
+
+
 def test_parent_stays_right_while_children_write(device: str) -> None:
     harness.run_child(PRELUDE + """
 tierpage.enable(**options)

@@ -231,3 +231,42 @@ def test_context_manager_and_idempotence(options: dict[str, Any]) -> None:
     assert not outer.active
     outer.disable()
     tierpage.disable()
+
+
+def test_a_smaller_host_budget_gives_ram_back(device: str) -> None:
+    if device != "cpu":
+        pytest.skip("locked RAM goes back in pieces of 256 MiB")
+    harness.run_child("""
+import gc, time, psutil, torch, tierpage
+MIB = 1024**2
+
+def rss():
+    return psutil.Process().memory_info().rss // MIB
+
+def ready():
+    return tierpage.memory_stats()["ready_bytes.host"] // MIB
+
+def until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, (rss(), ready())
+        time.sleep(0.05)
+
+tierpage.enable(device="cpu", device_budget="8MiB", host_budget="500MiB", min_paged_bytes=65536, granule_bytes=65536,
+                frame_bytes_max=1 << 20)
+tensors = [torch.full((1 << 18,), float(i)) for i in range(200)]
+full = rss()
+assert ready() >= 190, ready()
+del tensors[:196]
+tierpage.set_budget("host", "16MiB")
+del tensors[:2]
+until(lambda: ready() <= 16)
+until(lambda: rss() < full - 150)
+assert [float(t.mean()) for t in tensors] == [198.0, 199.0]
+tierpage.reset_accumulated_memory_stats()
+assert 0 < ready() <= 16  # a level, no total
+tierpage.set_budget("host", "500MiB")
+tensors += [torch.full((1 << 18,), float(i)) for i in range(100)]
+assert [float(t.mean()) for t in tensors] == [198.0, 199.0, *range(100)]
+tierpage.disable()
+""")

@@ -257,3 +257,44 @@ def test_composites_that_read_past_operators(options: dict[str, Any], host_only:
         assert torch.equal(pooled, expected[0])
         assert torch.equal(loss, expected[1])
         del paged, pooled, loss
+
+
+@pytest.mark.parametrize("change", ["before", "after", "off", "toggled", "again"])
+def test_faulthandler_may_come_and_go(change: str, host_only: None) -> None:
+    """A missed access is served whoever else handles SIGSEGV, and however late they came."""
+    harness.run_child(f"""
+import faulthandler, harness, torch, tierpage
+harness.make_deterministic()
+change = {change!r}
+if change in ("before", "off", "toggled", "again"):
+    faulthandler.enable()
+expected = torch.max_pool1d(torch.arange(40_000.0).view(4, 10, 1000), 3)
+tierpage.enable(**harness.settings("paranoid", ".") | {{"paranoid": False}})
+x = torch.arange(40_000.0).view(4, 10, 1000)
+for _ in range(3 if change == "again" else 1):
+    if change in ("off", "toggled", "again"):
+        faulthandler.disable()
+    if change in ("after", "toggled", "again"):
+        faulthandler.enable()
+    tierpage.evict(x)
+    with torch.no_grad():
+        y = torch.max_pool1d(x, 3)
+    assert torch.equal(y, expected)
+    x = x + 0
+tierpage.disable()
+""")
+
+
+def test_faulthandler_that_came_after_the_pages_went(host_only: None) -> None:
+    harness.run_child("""
+import faulthandler, harness, torch, tierpage
+harness.make_deterministic()
+expected = torch.max_pool1d(torch.arange(40_000.0).view(4, 10, 1000), 3)
+tierpage.enable(**harness.settings("paranoid", ".") | {"paranoid": False})
+x = torch.arange(40_000.0).view(4, 10, 1000)
+tierpage.evict(x)
+faulthandler.enable()
+with torch.no_grad():
+    assert torch.equal(torch.max_pool1d(x, 3), expected)
+tierpage.disable()
+""")

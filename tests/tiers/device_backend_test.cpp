@@ -231,6 +231,32 @@ TEST_P(DeviceBackendTest, ForkedChildSeesNoFrame) {
   expect(0, granule(), 3);
 }
 
+// New memory of the child must not lie where addresses mean the parent's tensors.
+TEST_P(DeviceBackendTest, AForkedChildGetsNothingNewInTheRange) {
+  if (!is_host()) GTEST_SKIP() << "a CUDA context does not survive fork at all";
+  ok(device_->create_frame(FrameId{1}, granule()));
+  ok(device_->map(FrameId{1}, 2 * granule()));
+  const pid_t child = fork();
+  if (child == 0) {
+    bool given = false;
+    for (const uint64_t at : {uint64_t{0}, 2 * granule(), device_->range_bytes() - granule()}) {
+      std::byte* const wish = device_->base() + at;
+      given |= mmap(wish, granule(), PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == static_cast<void*>(wish);
+    }
+    // Its own children inherit what it has closed.
+    const auto start = std::chrono::steady_clock::now();
+    const pid_t grandchild = fork();
+    if (grandchild == 0) _exit(readable(device_->base()) ? 1 : 0);
+    int state = 0;
+    waitpid(grandchild, &state, 0);
+    const bool slow = std::chrono::steady_clock::now() - start > std::chrono::seconds(2);
+    _exit(given ? 1 : state != 0 ? 2 : slow ? 3 : 0);
+  }
+  int state = 0;
+  ASSERT_EQ(waitpid(child, &state, 0), child);
+  EXPECT_TRUE(WIFEXITED(state) && WEXITSTATUS(state) == 0) << "state " << state;
+}
+
 TEST_P(DeviceBackendTest, LockedHostMemoryCopies) {
   const uint64_t bytes = 4 * granule();
   const uint64_t half = 2 * granule();

@@ -17,6 +17,8 @@
 #include <thread>
 #include <vector>
 
+#include "tiers/host_memory.h"
+
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 #define TIERPAGE_SKIP_LIMITS() GTEST_SKIP() << "sanitizers do not work under memory limits"
 #else
@@ -225,6 +227,104 @@ TEST(HostArena, StopsInTheMiddleOfGrowing) {
   while (locks == 0) usleep(1000);
   arena.reset();
   EXPECT_LE(locks, 2);  // of 16
+}
+
+template <class Condition>
+bool soon(Condition&& condition) {
+  for (int i = 0; i < 2000; ++i) {
+    if (condition()) return true;
+    usleep(1000);
+  }
+  return false;
+}
+
+TEST(HostArena, ASmallerLimitGivesMemoryBack) {
+  auto arena = make(options_of(20 * kMiB));
+  ASSERT_TRUE(arena->wait_ready(20 * kMiB).ok());
+  memset(arena->base(), 0x77, 20 * kMiB);
+  EXPECT_EQ(arena->set_limit(6 * kMiB), 6 * kMiB);
+  EXPECT_EQ(arena->ready_bytes(), 6 * kMiB);
+  EXPECT_TRUE(soon([&] { return mappings_of(arena->base(), 20 * kMiB).resident_bytes == 6 * kMiB; }));
+  EXPECT_TRUE(soon([&] { return !readable(arena->base() + 6 * kMiB) && !readable(arena->base() + 20 * kMiB - 1); }));
+  for (uint64_t i = 0; i < 6 * kMiB; i += 4096) ASSERT_EQ(arena->base()[i], std::byte{0x77});
+  arena->request(20 * kMiB);
+  usleep(20000);
+  EXPECT_EQ(arena->ready_bytes(), 6 * kMiB);
+  EXPECT_EQ(arena->set_limit(40 * kMiB), 6 * kMiB);  // of 20
+  ASSERT_TRUE(arena->wait_ready(20 * kMiB).ok());
+  for (uint64_t i = 6 * kMiB; i < 20 * kMiB; i += 4096) ASSERT_EQ(arena->base()[i], std::byte{0});
+  EXPECT_EQ(arena->set_limit(0), 0u);
+  EXPECT_TRUE(soon([&] { return mappings_of(arena->base(), 20 * kMiB).resident_bytes == 0; }));
+}
+
+TEST(HostArena, LockedMemoryGoesBackInWholePieces) {
+  LockLog log;
+  auto arena = make(log.options(12 * kMiB));
+  ASSERT_TRUE(arena->wait_ready(12 * kMiB).ok());
+  EXPECT_EQ(arena->set_limit(kPiece + 1), 2 * kPiece);
+  EXPECT_EQ(arena->locked_bytes(), 2 * kPiece);
+  EXPECT_TRUE(soon([&] { return mappings_of(arena->base(), 12 * kMiB).resident_bytes == 2 * kPiece; }));
+  EXPECT_EQ(log.unlocked, std::vector<void*>{arena->base() + 2 * kPiece});
+  EXPECT_EQ(arena->set_limit(12 * kMiB), 2 * kPiece);
+  ASSERT_TRUE(arena->wait_ready(12 * kMiB).ok());
+  EXPECT_EQ(arena->locked_bytes(), 12 * kMiB);
+  arena.reset();
+  EXPECT_EQ(log.unlocked.size(), 4u);
+}
+
+TEST(HostArena, APieceThatIsBeingMadeWhenTheLimitFallsGoesBackToo) {
+  std::atomic<bool> locking{false}, go_on{false};
+  std::atomic<int> unlocked{0};
+  HostArenaOptions options = options_of(3 * kPiece);
+  options.lock = [&](void*, uint64_t) {
+    locking = true;
+    while (!go_on) usleep(100);
+    return Status::success();
+  };
+  options.unlock = [&](void*) { ++unlocked; };
+  auto arena = make(options);
+  arena->request(kPiece);
+  ASSERT_TRUE(soon([&] { return locking.load(); }));
+  EXPECT_EQ(arena->set_limit(0), 0u);
+  go_on = true;
+  EXPECT_TRUE(soon([&] { return unlocked == 1; }));
+  EXPECT_EQ(arena->ready_bytes(), 0u);
+  arena->set_limit(3 * kPiece);
+  EXPECT_TRUE(arena->wait_ready(2 * kPiece).ok());
+}
+
+TEST(HostArena, GrowsNoFurtherThanTheMachineHasRam) {
+  std::atomic<uint64_t> free_bytes{kFreeMemoryMargin + 40 * kMiB};
+  std::atomic<int> wakes{0};
+  HostArenaOptions options = options_of(256 * kMiB);
+  options.piece_bytes = 64 * kMiB;
+  options.memory_info = [&] { return DeviceMemoryInfo{free_bytes.load(), kGiB}; };
+  auto arena = make(options);
+  arena->set_wake([](void* count) { ++*static_cast<std::atomic<int>*>(count); }, &wakes);
+  EXPECT_TRUE(arena->wait_ready(1).ok());
+  EXPECT_EQ(arena->ready_bytes(), 32 * kMiB);  // a part of a piece
+  EXPECT_FALSE(arena->growth_failed());
+  free_bytes = kFreeMemoryMargin + 8 * kMiB;
+  const Status refused = arena->wait_ready(64 * kMiB);
+  EXPECT_EQ(refused.code, StatusCode::kOutOfMemory);
+  EXPECT_NE(refused.message.find("136 MiB of RAM are available"), std::string::npos) << refused.message;
+  EXPECT_TRUE(arena->growth_failed());
+  EXPECT_EQ(arena->status().message, refused.message);
+  const int before = wakes;
+  arena->try_again();
+  EXPECT_TRUE(soon([&] { return wakes > before; }));
+  EXPECT_EQ(arena->ready_bytes(), 32 * kMiB);
+  free_bytes = kGiB;
+  arena->try_again();
+  EXPECT_TRUE(soon([&] { return arena->ready_bytes() >= 64 * kMiB; }));
+  EXPECT_FALSE(arena->growth_failed());
+  EXPECT_TRUE(arena->status().ok());
+}
+
+TEST(HostArena, GrowsWhereNobodyKnowsWhatTheMachineHas) {
+  HostArenaOptions options = options_of(8 * kMiB);
+  options.memory_info = [] { return DeviceMemoryInfo{}; };
+  EXPECT_TRUE(make(options)->wait_ready(8 * kMiB).ok());
 }
 
 // Sets one resource limit while it lives.

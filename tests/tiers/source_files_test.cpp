@@ -42,7 +42,7 @@ class SourceFilesTest : public ::testing::Test {
   static Status add(SourceFiles& files, const std::string& path, uint64_t* place) {
     const int descriptor = open(path.c_str(), O_RDONLY);
     EXPECT_GE(descriptor, 0);
-    Status status = files.add(descriptor, path, place);
+    Status status = files.add(descriptor, path, nullptr, place);
     close(descriptor);  // not needed any more
     return status;
   }
@@ -126,12 +126,40 @@ TEST_F(SourceFilesTest, WhatIsNotInTheFileIsRefused) {
   uint64_t place = 0;
   ASSERT_TRUE(add(files, make_file(5000), &place).ok());
   AlignedBuffer buffer(3 * kAlign);
-  EXPECT_TRUE(files.read_now(place + kAlign, kAlign, buffer.data()).ok());
+  ASSERT_TRUE(files.submit({1, StoreOperation::kRead, place + kAlign, kAlign, buffer.data()}).ok());
+  ASSERT_TRUE(wait_for_one(files).ok());
   EXPECT_TRUE(equals_file(buffer.data(), kAlign, kAlign));  // zeros beyond the end
-  EXPECT_EQ(files.read_now(place + kAlign, kAlign + 1, buffer.data()).code, StatusCode::kInvalidArgument);
-  EXPECT_EQ(files.read_now(place + 3 * kAlign, 1, buffer.data()).code, StatusCode::kInvalidArgument);
-  EXPECT_EQ(files.read_now(place + 16, ~uint64_t{0} - 8, buffer.data()).code, StatusCode::kInvalidArgument);
+  EXPECT_EQ(files.submit({1, StoreOperation::kRead, place + kAlign, kAlign + 1, buffer.data()}).code,
+            StatusCode::kStorageError);
+  EXPECT_TRUE(files.read_now(place + kAlign, 5000 - kAlign, buffer.data()).ok());
+  EXPECT_EQ(files.read_now(place + kAlign, 5001 - kAlign, buffer.data()).code, StatusCode::kStorageError);
+  EXPECT_EQ(files.read_now(place + 3 * kAlign, 1, buffer.data()).code, StatusCode::kStorageError);
+  EXPECT_EQ(files.read_now(place + 16, ~uint64_t{0} - 8, buffer.data()).code, StatusCode::kStorageError);
   EXPECT_EQ(files.submit({1, StoreOperation::kWrite, place, kAlign, buffer.data()}).code, StatusCode::kInvalidArgument);
+}
+
+// Its header was read before, and says where the tensors are: a file that was cut since has not all of them.
+TEST_F(SourceFilesTest, AFileOfAnotherVersionThanTheCallersIsNotTaken) {
+  SourceFiles files({4, true});
+  ASSERT_TRUE(files.start().ok());
+  const std::string path = make_file(100'000);
+  const int descriptor = open(path.c_str(), O_RDONLY);
+  ASSERT_GE(descriptor, 0);
+  struct stat info;
+  ASSERT_EQ(fstat(descriptor, &info), 0);
+  const SourceFiles::Version known{100'000, int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec};
+  uint64_t place = 0;
+  EXPECT_TRUE(files.add(descriptor, path, &known, &place).ok());
+  const SourceFiles::Version older{100'000, known.modified_ns - 5'000'000};
+  Status status = files.add(descriptor, path, &older, &place);
+  EXPECT_EQ(status.code, StatusCode::kStorageError);
+  EXPECT_NE(status.message.find("was written to 5 ms after"), std::string::npos) << status.message;
+  ASSERT_EQ(truncate(path.c_str(), 99'900), 0);
+  status = files.add(descriptor, path, &known, &place);
+  EXPECT_EQ(status.code, StatusCode::kStorageError);
+  EXPECT_NE(status.message.find("100000 bytes and has 99900"), std::string::npos) << status.message;
+  EXPECT_EQ(files.count(), 1u);
+  close(descriptor);
 }
 
 TEST_F(SourceFilesTest, OnlyRegularFilesAreTaken) {
@@ -139,12 +167,12 @@ TEST_F(SourceFilesTest, OnlyRegularFilesAreTaken) {
   uint64_t place = 0;
   int ends[2];
   ASSERT_EQ(pipe(ends), 0);
-  EXPECT_EQ(files.add(ends[0], "a pipe", &place).code, StatusCode::kInvalidArgument);
+  EXPECT_EQ(files.add(ends[0], "a pipe", nullptr, &place).code, StatusCode::kInvalidArgument);
   close(ends[0]);
   close(ends[1]);
-  EXPECT_EQ(files.add(-1, "nothing", &place).code, StatusCode::kInvalidArgument);
+  EXPECT_EQ(files.add(-1, "nothing", nullptr, &place).code, StatusCode::kInvalidArgument);
   const int directory = open(scratch_.path().c_str(), O_RDONLY);
-  EXPECT_EQ(files.add(directory, "a directory", &place).code, StatusCode::kInvalidArgument);
+  EXPECT_EQ(files.add(directory, "a directory", nullptr, &place).code, StatusCode::kInvalidArgument);
   close(directory);
 }
 

@@ -109,12 +109,5 @@ TEST_F(AllocatorTest, OnlyAnEmptyStorageIsFilledAndOnlyWhereItsPagesAre) {
   EXPECT_THROW(fill_storage(engine_for_tests(), elsewhere.storage().unsafeGetStorageImpl(), 0, 4096), c10::Error);
 }
 
-TEST_F(AllocatorTest, OnTopOfAWaitNothingIsPaged) {
-  thread_state().waiting = true;  // as a signal handler finds it
-  const at::Tensor x = at::empty({kSide, kSide});
-  thread_state().waiting = false;
-  EXPECT_FALSE(is_paged(x));
-}
-
 }  // namespace
 }  // namespace tierpage

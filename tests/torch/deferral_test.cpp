@@ -2,6 +2,7 @@
 #include "torch/deferral.h"
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 
 #include "torch_test.h"
@@ -162,7 +163,7 @@ TEST_F(DeferralTest, WhatNobodyCanSeeIsLetGoWithoutRunning) {
   const uint64_t freed = address_of(model->parameters[0]), kept = address_of(model->parameters[1]);
   model.reset();
   EXPECT_TRUE(is_live(freed)) << "its index keeps it";
-  const std::string log = log_of([] { deferral_hooks.drop_unseen(); });
+  const std::string log = log_of([] { DeferredTable::instance().drop_unseen(); });
   EXPECT_EQ(log, "");
   EXPECT_EQ(waiting(), 1u);
   EXPECT_FALSE(is_live(freed));
@@ -186,6 +187,150 @@ TEST_F(DeferralTest, WhatFailsBeforeItsKernelStaysAndRunsOnceLater) {
   });
   EXPECT_EQ(fused_in(log), 1u);
   for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+}
+
+TEST_F(DeferralTest, AStepThatFailsHalfWayIsCompletedByALaterUse) {
+  const auto make = [] {
+    Model model(5);
+    for (auto* list : {&model.parameters, &model.gradients, &model.averages, &model.squares}) {
+      (*list)[2] = at::ones({2000});  // needs more than the budget below
+      (*list)[4] = at::ones({4});     // not paged, so nobody sees its use
+    }
+    return model;
+  };
+  const auto after = unpaged<std::vector<at::Tensor>>([&] {
+    Model model = make();
+    model.step();
+    return model.parameters;
+  });
+  fake_set_defers(0);
+  Model model = make();
+  fake_set_budget(26'000);
+  EXPECT_EQ(code_of([&] { model.step(); }), TP_OUT_OF_MEMORY);
+  EXPECT_TRUE(at_rest());
+  EXPECT_EQ(waiting(), 2u) << "the one that failed, and the one behind it";
+  fake_set_budget(~0ull);
+  for (size_t i = 0; i < 5; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+  EXPECT_EQ(waiting(), 0u);
+}
+
+// What runs at once has begun when it fails: the indices that were to wait wait, or the step would be half done.
+TEST_F(DeferralTest, AFailureOfWhatRunsAtOnceDefersTheOthersAllTheSame) {
+  const auto make = [] {
+    Model model(5);
+    for (const size_t i : {1u, 3u}) {  // mixed: these cannot wait
+      model.averages[i] = at::zeros({4});
+      for (auto* list : {&model.parameters, &model.gradients, &model.squares}) (*list)[i] = (*list)[i].slice(0, 0, 4);
+    }
+    return model;
+  };
+  const auto after = unpaged<std::vector<at::Tensor>>([&] {
+    Model model = make();
+    model.step();
+    return model.parameters;
+  });
+  static tp_engine_api failing;
+  static int fused;
+  fused = 0;
+  failing = *engine_for_tests();
+  failing.begin = [](tp_scope* scope, const tp_operator* op, const tp_access* accesses, size_t count) {
+    if (std::string(op->name) == "aten::_fused_adamw_" && ++fused == 2) return static_cast<int32_t>(TP_STORAGE_ERROR);
+    return engine_for_tests()->begin(scope, op, accesses, count);
+  };
+  ASSERT_EQ(tierpage_torch_attach(&failing, nullptr), TP_OK);
+  Model model = make();
+  EXPECT_EQ(code_of([&] { model.step(); }), TP_STORAGE_ERROR);
+  EXPECT_EQ(fused, 3) << "index 3 was tried alone";
+  EXPECT_EQ(waiting(), 3u);
+  for (size_t i = 0; i < 5; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+}
+
+// An allocation or an operator that lacks room: what waits keeps gradients alive.
+TEST_F(DeferralTest, NobodyFailsForWantOfRoomThatWhatWaitsTakes) {
+  const auto after = expected(3);
+  for (const bool inside : {false, true}) {
+    Model model(3);
+    const at::Tensor x = at::ones({1000});
+    model.step();
+    for (at::Tensor& gradient : model.gradients) gradient.reset();
+    EXPECT_EQ(waiting(), 3u);
+    fake_set_total(fake_live_bytes() + 1000);
+    at::Tensor y;
+    EXPECT_NO_THROW(y = inside ? x + 1 : at::empty({1000}));
+    EXPECT_TRUE(is_paged(y));
+    EXPECT_EQ(waiting(), 0u);
+    EXPECT_EQ(code_of([] { at::empty({10'000}); }), TP_OUT_OF_MEMORY) << "nothing is left to run";
+    fake_set_total(~0ull);
+    for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+  }
+}
+
+TEST_F(DeferralTest, WhatWaitsRunsBeforeAllTiersAreFull) {
+  Model model(3);
+  model.step();
+  EXPECT_EQ(waiting(), 3u);
+  at::Tensor x = at::empty({1000});
+  EXPECT_EQ(waiting(), 3u);
+  fake_set_defers(0);  // as the engine says once there is no room for what is kept
+  x = at::empty({1000});
+  EXPECT_EQ(waiting(), 0u);
+}
+
+TEST_F(DeferralTest, AnOperatorThatLacksRoomRunsWhatWaitsAndTriesAgain) {
+  static tp_engine_api full;
+  full = *engine_for_tests();
+  full.begin = [](tp_scope* scope, const tp_operator* op, const tp_access* accesses, size_t count) {
+    if (std::string(op->name) == "aten::neg_" && waiting() != 0) return static_cast<int32_t>(TP_STORAGE_FULL);
+    return engine_for_tests()->begin(scope, op, accesses, count);
+  };
+  ASSERT_EQ(tierpage_torch_attach(&full, nullptr), TP_OK);
+  const auto after = expected(3);
+  ASSERT_EQ(tierpage_torch_attach(&full, nullptr), TP_OK);
+  Model model(3);
+  const at::Tensor x = at::ones({1000});
+  model.step();
+  EXPECT_NO_THROW(x.neg_());
+  EXPECT_EQ(waiting(), 0u);
+  EXPECT_TRUE(all_equal(x, -1));
+  for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(model.parameters[i], after[i])) << i;
+}
+
+// The thread inside the operator holds pages for which the other may wait.
+TEST_F(DeferralTest, WhoRunsAnIndexGivesWayToAThreadThatNeedsItInsideAnOperator) {
+  static tp_engine_api stuck;
+  static std::atomic<const tp_scope*> waits;
+  static std::atomic<int> fused;
+  waits = nullptr;
+  fused = 0;
+  stuck = *engine_for_tests();
+  stuck.begin = [](tp_scope* scope, const tp_operator* op, const tp_access* accesses, size_t count) {
+    if (std::string(op->name) != "aten::_fused_adamw_" || fused++ > 0) {
+      return engine_for_tests()->begin(scope, op, accesses, count);
+    }
+    waits = scope;
+    return static_cast<int32_t>(TP_WAIT);
+  };
+  stuck.wait = [](tp_scope*, uint32_t) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return static_cast<int32_t>(TP_WAIT);
+  };
+  stuck.cancel = [](tp_scope* scope) { EXPECT_EQ(waits.exchange(nullptr), scope); };
+  const auto after = expected(2);
+  ASSERT_EQ(tierpage_torch_attach(&stuck, nullptr), TP_OK);
+  Model model(2);
+  model.step();
+  std::atomic<bool> right{false};
+  std::thread other([&] { right = at::equal(model.parameters[0], after[0]); });
+  while (waits == nullptr) std::this_thread::yield();
+  {
+    const OperatorFrame inside(thread_state(), &stuck);
+    EXPECT_TRUE(at::equal(model.parameters[0], after[0]));
+  }
+  other.join();
+  EXPECT_TRUE(right);
+  EXPECT_EQ(fused, 2);
+  EXPECT_EQ(waiting(), 1u);
+  ASSERT_EQ(tierpage_torch_attach(engine_for_tests(), nullptr), TP_OK);
 }
 
 TEST_F(DeferralTest, OfTwoThreadsThatUseAnIndexOneRunsIt) {

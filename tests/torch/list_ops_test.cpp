@@ -104,15 +104,31 @@ TEST_F(ListOpsTest, AnOptimizerGoesWithoutTheListsThatItDoesNotKeep) {
   expect_equal(found, expected);
 }
 
-TEST_F(ListOpsTest, APieceThatFailsEndsTheOperator) {
+TEST_F(ListOpsTest, WhatAPieceThatFailsLeavesUndoneRunsWhenItIsUsed) {
   auto list = tensors(4);
   list[2] = at::ones({20'000});
   fake_set_run_bytes_max(1);
   fake_set_budget(10'000);
-  EXPECT_EQ(code_of([&] { at::_foreach_add_(list, 1); }), TP_OUT_OF_MEMORY);
+  std::string message;
+  EXPECT_EQ(code_of([&] { at::_foreach_add_(list, 1); }, &message), TP_OUT_OF_MEMORY);
+  EXPECT_NE(message.find("2 of 4 tensors of its lists are done, the others will be"), std::string::npos) << message;
   EXPECT_TRUE(at_rest());
   EXPECT_TRUE(all_equal(list[1], 3)) << "the pieces before it ran";
-  EXPECT_TRUE(all_equal(list[3], 4));
+  EXPECT_TRUE(all_equal(list[3], 5));
+  EXPECT_EQ(code_of([&] { list[2].sum(); }), TP_OUT_OF_MEMORY);
+  fake_set_budget(~0ull);
+  EXPECT_TRUE(all_equal(list[2], 2));
+}
+
+TEST_F(ListOpsTest, AFirstPieceThatFailsLeavesNothingBehind) {
+  auto list = tensors(3);
+  fake_set_run_bytes_max(1);
+  fake_set_budget(1000);
+  std::string message;
+  EXPECT_EQ(code_of([&] { at::_foreach_add_(list, 1); }, &message), TP_OUT_OF_MEMORY);
+  EXPECT_EQ(message.find("had begun"), std::string::npos) << message;
+  fake_set_budget(~0ull);
+  expect_equal(list, tensors(3));
 }
 
 TEST_F(ListOpsTest, LengthsAndSelections) {

@@ -21,6 +21,17 @@ at::Tensor sum_or_zero(const at::Tensor& x) {
 
 at::Tensor nested(const at::Tensor& x) { return x.mul(2).add_(1); }
 
+// Raw C++ that a library registers without a device, and as another operator's kernel for the CPU. Neither announces
+// anything by itself.
+double first_of(const at::Tensor& x) { return x.const_data_ptr<float>()[0]; }
+at::Tensor raw_square(const at::Tensor& x) {
+  at::Tensor result = at::empty_like(x);
+  const float* from = x.const_data_ptr<float>();
+  float* to = result.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < x.numel(); ++i) to[i] = from[i] * from[i];
+  return result;
+}
+
 std::function<void()> meanwhile_action = [] {};
 at::Tensor meanwhile(const at::Tensor& x) {
   meanwhile_action();
@@ -34,6 +45,7 @@ TORCH_LIBRARY(tierpage_calls, library) {
   library.def("sum_or_zero(Tensor x) -> Tensor");
   library.def("nested(Tensor x) -> Tensor");
   library.def("meanwhile(Tensor x) -> Tensor");
+  library.def("first_of(Tensor x) -> float", &tierpage::first_of);
 }
 TORCH_LIBRARY_IMPL(tierpage_calls, CPU, library) {
   library.impl("sum_or_zero", &tierpage::sum_or_zero);
@@ -189,13 +201,24 @@ TEST_F(OperatorCallTest, TheEngineHearsOfLaunchesWhileItWantsTo) {
   EXPECT_EQ(log_of([&] { x.add_(1); }).find("launching"), std::string::npos);
 }
 
-TEST_F(OperatorCallTest, OnTopOfAWaitPagedTensorsAreRefused) {
-  const at::Tensor x = matrix();
-  thread_state().waiting = true;  // as a signal handler finds it
-  std::string message;
-  EXPECT_EQ(code_of([&] { x.add_(1); }, &message), TP_UNAVAILABLE);
-  thread_state().waiting = false;
-  EXPECT_NE(message.find("signal handler"), std::string::npos) << message;
+TEST_F(OperatorCallTest, OperatorsInTheMidstOfAnotherHaveAScopeOfTheirOwn) {
+  const at::Tensor x = matrix(), y = matrix(2);
+  at::Tensor result;
+  const uint64_t paged = tierpage_torch_counter(kOperatorsPaged);
+  meanwhile_action = [&] {
+    const OwnScope handler;  // as a signal handler finds it
+    y.mul_(2);
+    EXPECT_TRUE(at_rest());
+  };
+  const std::string log = log_of([&] { result = call("tierpage_calls::meanwhile", x); });
+  meanwhile_action = [] {};
+  EXPECT_EQ(log.find("open\nbegin tierpage_calls::meanwhile"), 0u) << log;
+  const size_t inner = log.find("open\n", 1);
+  EXPECT_LT(inner, log.find("begin aten::mul_")) << log;
+  EXPECT_LT(log.find("close\n", inner), log.find("begin aten::add")) << log;
+  EXPECT_TRUE(all_equal(result, 2));
+  EXPECT_TRUE(all_equal(y, 4));
+  EXPECT_GE(tierpage_torch_counter(kOperatorsPaged), paged + 3) << "counted beyond its end";
 }
 
 TEST_F(OperatorCallTest, InAForkedChildPagedTensorsAreRefused) {
@@ -263,6 +286,52 @@ TEST_F(OperatorCallTest, ALaterOperatorIsInterceptedFromTheNextCallOn) {
     EXPECT_EQ(all[0].accesses[0].mode, TP_READ | TP_WRITE);
     EXPECT_TRUE(all_equal(x, 3));
   }
+}
+
+TEST_F(OperatorCallTest, AnExtensionsCompositeKernelIsAnnouncedLikeAnyOther) {
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("tierpage_calls::first_of", "");
+  const auto first = op.typed<double(const at::Tensor&)>();
+  const at::Tensor x = matrix(3);
+  const auto all = begun([&] { EXPECT_EQ(first.call(x), 3.0); });
+  ASSERT_EQ(all.size(), 1u);
+  EXPECT_EQ(all[0].name, "tierpage_calls::first_of");
+  const c10::InferenceMode inference;
+  const at::Tensor y = matrix(4);
+  EXPECT_EQ(first.call(y), 4.0) << "without autograd";
+  EXPECT_TRUE(at_rest());
+}
+
+TEST_F(OperatorCallTest, WhoGetsAKernelOfItsOwnLaterIsSeenFromThenOn) {
+  const at::Tensor x = matrix(3);
+  const auto square = [&] { return begun_outermost([&] { EXPECT_TRUE(all_equal(at::square(x), 9)); }); };
+  EXPECT_EQ(square()[0].name, "aten::pow") << "it is made of others";
+  {
+    torch::Library library(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);
+    library.impl("square", &raw_square);
+    register_pending();
+    EXPECT_EQ(square()[0].name, "aten::square");
+  }
+  register_pending();
+  EXPECT_EQ(square()[0].name, "aten::pow");
+}
+
+TEST_F(OperatorCallTest, ACompositeThatGetsAnAutogradKernelLeavesItItsPlace) {
+  torch::Library library(torch::Library::DEF, "tierpage_grows", std::nullopt, __FILE__, __LINE__);
+  library.def("squared(Tensor x) -> Tensor", &raw_square);
+  register_pending();
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("tierpage_grows::squared", "");
+  const auto squared = op.typed<at::Tensor(const at::Tensor&)>();
+  const at::Tensor x = matrix(3);
+  EXPECT_EQ(begun([&] { squared.call(x); })[0].name, "tierpage_grows::squared");
+  library.impl("squared", torch::dispatch(c10::DispatchKey::CPU, &raw_square));
+  static int graded;
+  graded = 0;
+  library.impl("squared", torch::dispatch(c10::DispatchKey::Autograd, [](const at::Tensor& y) {
+                 ++graded;
+                 return y.mul(y);
+               }));
+  EXPECT_TRUE(all_equal(squared.call(x), 9));
+  EXPECT_EQ(graded, 1) << "nobody has looked since";
 }
 
 TEST_F(OperatorCallTest, AThreadHasAScopeOfItsOwnWhichEndsWithIt) {

@@ -9,7 +9,9 @@
 // Operators as extensions register them. A class of its own, so that no other file's names meet these.
 TORCH_LIBRARY(tierpage_schemas, library) {
   library.def("unmarked(Tensor x) -> ()");
+  library.def("forgotten(Tensor x, float by) -> Tensor");
   library.def("marked(Tensor(a!) x, Tensor y) -> ()");
+  library.def("declared(Tensor x) -> Tensor", {at::Tag::pt2_compliant_tag});
   library.def("dictionary(Dict(str, Tensor) named, int number) -> Tensor");
   library.def("view(Tensor(a) x) -> Tensor(a)");
 }
@@ -81,9 +83,11 @@ TEST_F(OperatorInfoTest, OptionalTensorsAndListsAreFound) {
   EXPECT_EQ(info("tierpage_schemas::dictionary").arguments[0].kind, ArgumentKind::kAny);
 }
 
-TEST_F(OperatorInfoTest, WithoutAnyMarkAnOperatorThatReturnsNothingWritesAll) {
+TEST_F(OperatorInfoTest, WithoutAnyMarkAnExtensionsOperatorMayWriteAll) {
   EXPECT_EQ(modes("tierpage_schemas::unmarked"), (std::vector<uint32_t>{kWritten}));
-  EXPECT_TRUE(info("tierpage_schemas::unmarked").arguments[0].whole_storage);
+  EXPECT_EQ(modes("tierpage_schemas::forgotten"), (std::vector<uint32_t>{kWritten})) << "although it has a result";
+  EXPECT_TRUE(info("tierpage_schemas::forgotten").arguments[0].whole_storage);
+  EXPECT_EQ(modes("tierpage_schemas::declared"), (std::vector<uint32_t>{kRead})) << "its author vouches for its schema";
   EXPECT_EQ(modes("tierpage_schemas::marked"), (std::vector<uint32_t>{kWritten, kRead}));
 }
 

@@ -33,6 +33,7 @@ class Descriptions final : public ::testing::Environment {
 void plain_settings() {
   fake_set_run_bytes_max(~0ull);
   fake_set_budget(~0ull);
+  fake_set_total(~0ull);
   fake_set_defers(0);
   fake_set_refuses(0);
   fake_set_wait_slices(0);

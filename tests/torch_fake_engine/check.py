@@ -148,6 +148,16 @@ def fused_step(parameters, lr=0.1):
     return optimizer
 
 
+def update(parameters):
+    """The one operator of a fused step, and what it works on."""
+    states = [[torch.full((40, 40), value) for _ in parameters] for value in (1.0, 0.0, 0.0)]
+    steps = [torch.ones(()) for _ in parameters]
+    return lambda: torch._fused_adamw_(
+        parameters, *states, [], steps, lr=0.1, beta1=0.9, beta2=0.999, weight_decay=0.01, eps=1e-8,
+        amsgrad=False, maximize=False,
+    )  # fmt: skip
+
+
 def check_deferred_failure(setup):
     """What fails before its kernel stays deferred, raises where the parameter is used, and runs once afterwards."""
     expected = [torch.full((40, 40), 2.0) for _ in range(3)]
@@ -225,6 +235,63 @@ def check_interrupt(setup):
         x.add_(1)
         assert setup.bits(x) == setup.bits(y)
     print("ok  Ctrl-C leaves a wait", flush=True)
+
+
+class Stop(Exception):
+    pass
+
+
+def check_interrupted_step(setup):
+    """A signal between the pieces of a step: all of it or nothing, as without paging."""
+    expected = [torch.full((40, 40), 2.0) for _ in range(6)]
+    update(expected)()
+    setup.engine.fake_set_run_bytes_max(1)
+    with setup:
+        for delay, done in ((0.03, False), (0.3, True)):
+            parameters = [torch.full((40, 40), 2.0) for _ in range(6)]
+            step = update(parameters)
+            setup.engine.fake_set_wait_slices(30)  # a piece waits 0.15 s and more
+            ticker = threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGINT))
+            ticker.start()
+            expect(KeyboardInterrupt, "", step)
+            ticker.join()
+            setup.engine.fake_set_wait_slices(0)
+            after = expected if done else [torch.full((40, 40), 2.0)] * 6
+            assert [setup.bits(x) for x in parameters] == [setup.bits(x) for x in after], (delay, done)
+    setup.engine.fake_set_run_bytes_max(2**63)
+    print("ok  a step that has begun is not interrupted", flush=True)
+
+
+def check_signal_handlers(setup):
+    """Handlers run when the operator has returned; if that takes too long, in the midst of it, where they may use tensors."""
+    with setup:
+        x, other = torch.ones(40, 40), torch.ones(40, 40)
+        seen = []
+        signal.signal(signal.SIGUSR1, lambda *_: seen.append(float(x.sum())))
+        setup.engine.fake_set_wait_slices(60)
+        ticker = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        ticker.start()
+        x.add_(1)
+        ticker.join()
+        assert seen == [3200.0], seen
+
+        def leave(*_):
+            setup.engine.fake_set_wait_slices(0)
+            seen.append(float(other.sum()))
+            raise Stop
+
+        signal.signal(signal.SIGUSR1, leave)
+        setup.engine.fake_set_wait_slices(1_000_000)
+        ticker = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        ticker.start()
+        start = time.monotonic()
+        expect(Stop, "", lambda: x.add_(1))
+        assert 4 < time.monotonic() - start < 30
+        ticker.join()
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        assert seen == [3200.0, 1600.0], seen
+        assert setup.bits(x) == setup.bits(torch.full((40, 40), 2.0))
+    print("ok  signal handlers run between operators", flush=True)
 
 
 def check_late_operators(setup):
@@ -335,6 +402,8 @@ def main():
     check_out_of_memory(setup)
     check_exceptions(setup)
     check_interrupt(setup)
+    check_interrupted_step(setup)
+    check_signal_handlers(setup)
     check_late_operators(setup)
     check_fork(setup)
     check_lifetime(setup)

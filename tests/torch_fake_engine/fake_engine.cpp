@@ -45,6 +45,7 @@ tp_engine_api table;
 uint64_t next_address = 0;
 uint64_t run_bytes_max = ~0ull;
 uint64_t budget = ~0ull;
+uint64_t total_max = ~0ull;
 int64_t wait_slices = 0;
 int32_t defers = 0;
 int32_t refuses = 0;
@@ -99,6 +100,12 @@ uint64_t pinned_bytes(const tp_scope* scope) {
   uint64_t total = 0;
   for (const auto& [base, mode] : scope->pinned) total += regions.count(base) != 0 ? regions[base].bytes : 0;
   if (total > largest_scope) largest_scope = total;
+  return total;
+}
+
+uint64_t live_bytes() {
+  uint64_t total = 0;
+  for (const auto& [base, region] : regions) total += region.bytes;
   return total;
 }
 
@@ -197,7 +204,7 @@ int32_t wants(uint64_t bytes) { return bytes >= table.min_paged_bytes && forked(
 
 int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t, uint64_t place, uint64_t* address) {
   const std::lock_guard<std::mutex> lock(mutex);
-  if (scope->open && pinned_bytes(scope) + bytes > budget) {
+  if ((scope->open && pinned_bytes(scope) + bytes > budget) || bytes > total_max || live_bytes() > total_max - bytes) {
     scope->message = "tierpage fake: out of memory. The allocation exceeds the budget.";
     return TP_OUT_OF_MEMORY;
   }
@@ -338,6 +345,11 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
 
 extern "C" void fake_set_run_bytes_max(uint64_t bytes) { run_bytes_max = bytes; }
 extern "C" void fake_set_budget(uint64_t bytes) { budget = bytes; }
+extern "C" void fake_set_total(uint64_t bytes) { total_max = bytes; }
+extern "C" uint64_t fake_live_bytes() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return live_bytes();
+}
 extern "C" void fake_set_defers(int32_t yes) { defers = yes; }
 extern "C" void fake_set_refuses(int32_t yes) { refuses = yes; }
 extern "C" void fake_set_wait_slices(int64_t slices) { wait_slices = slices; }

@@ -105,10 +105,39 @@ void DevicePool::check_invariants() const {
 }
 
 SpanPool::SpanPool(uint64_t capacity_bytes, uint64_t span_bytes_min, uint64_t span_bytes_max)
-    : capacity_bytes_(capacity_bytes), span_bytes_min_(span_bytes_min), span_bytes_max_(span_bytes_max) {}
+    : span_bytes_min_(span_bytes_min), span_bytes_max_(span_bytes_max) {
+  set_capacity(capacity_bytes);
+}
+
+void SpanPool::set_capacity(uint64_t capacity_bytes) {
+  capacity_bytes_ = capacity_bytes;
+  limit_bytes_ = round_up(capacity_bytes, span_bytes_max_);  // no span reaches over a multiple of the largest
+  FreeSpans before[2];
+  before[0].swap(free_);
+  before[1].swap(retired_);
+  for (const FreeSpans& spans : before) {
+    for (const auto& [bytes, offsets] : spans) {
+      for (const uint64_t offset : offsets) insert_free(offset, bytes);
+    }
+  }
+  shrink_space();
+}
+
+void SpanPool::shrink_space() {
+  const auto take_last = [this] {
+    for (auto& [bytes, offsets] : retired_) {
+      if (offsets.erase(space_bytes_ - bytes) == 0) continue;
+      space_bytes_ -= bytes;
+      return true;
+    }
+    return false;
+  };
+  while (reaches_beyond() && take_last()) {
+  }
+}
 
 void SpanPool::add_space(uint64_t end_bytes) {
-  end_bytes = end_bytes / span_bytes_min_ * span_bytes_min_;
+  end_bytes = std::min(end_bytes, limit_bytes_) / span_bytes_min_ * span_bytes_min_;
   while (space_bytes_ < end_bytes) {
     const uint64_t aligned = space_bytes_ == 0 ? span_bytes_max_ : space_bytes_ & (~space_bytes_ + 1);
     uint64_t bytes = std::bit_floor(end_bytes - space_bytes_);
@@ -120,16 +149,17 @@ void SpanPool::add_space(uint64_t end_bytes) {
   }
 }
 
-// Inserts a free span and merges it with its buddy as long as both are free.
+// Inserts a free span on its side of the limit and merges it with its buddy as long as both are free.
 void SpanPool::insert_free(uint64_t offset, uint64_t bytes) {
+  FreeSpans& spans = offset < limit_bytes_ ? free_ : retired_;
   while (bytes < span_bytes_max_) {
     const uint64_t buddy = offset ^ bytes;
-    auto sizes = free_.find(bytes);
-    if (sizes == free_.end() || sizes->second.erase(buddy) == 0) break;
+    auto sizes = spans.find(bytes);
+    if (sizes == spans.end() || sizes->second.erase(buddy) == 0) break;
     if (buddy < offset) offset = buddy;
     bytes *= 2;
   }
-  free_[bytes].insert(offset);
+  spans[bytes].insert(offset);
 }
 
 // The smallest free span that holds bytes_max, cut to size; else the largest free span.
@@ -171,17 +201,21 @@ void SpanPool::give_back(const SpanList& spans) {
     used_bytes_ -= span.bytes;
     insert_free(span.offset, span.bytes);
   }
+  shrink_space();
 }
 
 void SpanPool::check_invariants() const {
   std::map<uint64_t, uint64_t> spans;
   uint64_t free = 0;
-  for (const auto& [bytes, offsets] : free_) {
-    for (const uint64_t offset : offsets) {
-      TP_ASSERT(offset % bytes == 0);
-      TP_ASSERT(bytes == span_bytes_max_ || !offsets.contains(offset ^ bytes));
-      TP_ASSERT(spans.emplace(offset, bytes).second);
-      free += bytes;
+  for (const FreeSpans* side : {&free_, &retired_}) {
+    for (const auto& [bytes, offsets] : *side) {
+      for (const uint64_t offset : offsets) {
+        TP_ASSERT(offset % bytes == 0);
+        TP_ASSERT((offset < limit_bytes_) == (side == &free_));
+        TP_ASSERT(bytes == span_bytes_max_ || !offsets.contains(offset ^ bytes));
+        TP_ASSERT(spans.emplace(offset, bytes).second);
+        free += bytes;
+      }
     }
   }
   uint64_t end = 0;
@@ -190,6 +224,7 @@ void SpanPool::check_invariants() const {
     end = offset + bytes;
   }
   TP_ASSERT(end <= space_bytes_ && free + used_bytes_ == space_bytes_);
+  TP_ASSERT(!reaches_beyond() || end < space_bytes_);
 }
 
 }  // namespace tierpage

@@ -108,25 +108,36 @@ struct Span {
 };
 using SpanList = std::vector<Span>;
 
+// The capacity, rounded up to the largest span, is also where the space ends that is handed out. What was added beyond it
+// while the capacity was larger is retired as it becomes free, and the space shrinks as far as its end is retired: so its
+// owner can give that end back to the system.
+//
 // Invariants (check_invariants):
-//   free spans and used spans are disjoint and cover exactly the added space
+//   free, retired and used spans are disjoint and cover exactly the space
 //   a span of size s starts at a multiple of s; two free buddies of one size never stand side by side unmerged
+//   free spans lie before the limit, retired ones behind it; the last span of a space beyond the limit is used
 //   used_bytes <= capacity_bytes, except after the capacity shrank
 class SpanPool {
  public:
   SpanPool(uint64_t capacity_bytes, uint64_t span_bytes_min, uint64_t span_bytes_max);
 
-  // Makes [end of the space so far, end_bytes) available; multiples of span_bytes_min.
+  // Makes [end of the space so far, end_bytes) available, as far as the limit; multiples of span_bytes_min.
   void add_space(uint64_t end_bytes);
   // One span of `bytes` (a power of two within the limits), else several smaller ones of the same sum; empty if
   // fewer than `bytes` are free.
   SpanList take(uint64_t bytes);
   void give_back(const SpanList& spans);
-  void set_capacity(uint64_t capacity_bytes) { capacity_bytes_ = capacity_bytes; }
+  void set_capacity(uint64_t capacity_bytes);
+  // Something in use lies beyond what is handed out; and whether this does.
+  bool reaches_beyond() const { return space_bytes_ > limit_bytes_; }
+  bool beyond(const SpanList& spans) const {
+    return std::any_of(spans.begin(), spans.end(), [this](const Span& span) { return span.offset >= limit_bytes_; });
+  }
 
   bool can_take(uint64_t bytes) const { return bytes <= free_bytes(); }
   uint64_t capacity_bytes() const { return capacity_bytes_; }
   uint64_t space_bytes() const { return space_bytes_; }
+  uint64_t limit_bytes() const { return limit_bytes_; }
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t free_bytes() const {
     const uint64_t limit = space_bytes_ < capacity_bytes_ ? space_bytes_ : capacity_bytes_;
@@ -135,15 +146,19 @@ class SpanPool {
   void check_invariants() const;
 
  private:
+  using FreeSpans = std::map<uint64_t, std::set<uint64_t>>;  // size -> offsets
   Span take_one(uint64_t bytes_max);
   void insert_free(uint64_t offset, uint64_t bytes);
+  void shrink_space();
 
   uint64_t capacity_bytes_;
+  uint64_t limit_bytes_;
   uint64_t span_bytes_min_;
   uint64_t span_bytes_max_;
   uint64_t space_bytes_ = 0;
   uint64_t used_bytes_ = 0;
-  std::map<uint64_t, std::set<uint64_t>> free_;  // size -> offsets
+  FreeSpans free_;
+  FreeSpans retired_;
 };
 
 }  // namespace tierpage

@@ -107,7 +107,7 @@ void Evictor::honour_capacity() {
   const uint64_t leaving = used > capacity ? departures_.bytes() : 0;
   // While more is used than the budget and what leaves together, nobody looks for room for anything else.
   if (used > capacity + leaving) make_room_over_budget(used - capacity - leaving);
-  if (memory_.host.used_bytes() > memory_.host.capacity_bytes()) lower_.shrink_host();
+  if (memory_.host.used_bytes() > memory_.host.capacity_bytes() || memory_.host.reaches_beyond()) lower_.shrink_host();
 }
 
 void Evictor::make_room_over_budget(uint64_t excess) {

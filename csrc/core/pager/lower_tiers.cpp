@@ -113,27 +113,35 @@ bool LowerTiers::mostly_read(RegionId id) const {
   return region.writes * kUsesPerWrite <= region.uses;
 }
 
-// Redundant copies go first; what only RAM holds is spilled, a few pages at a time, mostly read ones first.
+// Redundant copies go first; what only RAM holds is spilled, a few pages at a time, mostly read ones first. Both begin with
+// what lies beyond the space that is handed out: that goes even where the rest would fit.
 void LowerTiers::shrink_host() {
-  const auto excess = [this] {
-    return memory_.host.used_bytes() > memory_.host.capacity_bytes() + movements_.spilling_bytes();
+  const auto goes = [this](const Page& page, bool beyond) {
+    if (!page.is_valid(Tier::kHost) || page.movement != Movement::kNone) return false;
+    return beyond ? memory_.host.beyond(page.host)
+                  : memory_.host.used_bytes() > memory_.host.capacity_bytes() + movements_.spilling_bytes();
   };
-  for (const PageId id : memory_.pages.ids()) {
-    if (!excess()) break;
-    Page& page = memory_.pages[id];
-    if (page.is_valid(Tier::kHost) && page.movement == Movement::kNone && !page.only_in(Tier::kHost)) {
-      memory_.drop_lower(page, Tier::kHost);
+  for (const bool beyond : {true, false}) {
+    if (beyond && !memory_.host.reaches_beyond()) continue;
+    for (const PageId id : memory_.pages.ids()) {
+      Page& page = memory_.pages[id];
+      if (goes(page, beyond) && !page.only_in(Tier::kHost)) memory_.drop_lower(page, Tier::kHost);
     }
   }
-  for (const bool read_ones : {true, false}) {
-    for (const PageId id : memory_.pages.ids()) {
-      if (!excess() || movements_.under_way() >= kSpillsAtOnce || spill_blocked_) break;
-      const Page& page = memory_.pages[id];
-      if (!page.is_valid(Tier::kHost) || page.movement != Movement::kNone || !memory_.nvme.can_take(page.bytes))
-        continue;
-      if (mostly_read(page.region) != read_ones) continue;
-      movements_.start_spill(id);
-    }
+  for (const bool beyond : {true, false}) {
+    if (beyond && !memory_.host.reaches_beyond()) continue;
+    for (const bool read_ones : {true, false})
+      spill_to_shrink(read_ones, [&](const Page& page) { return goes(page, beyond); });
+  }
+}
+
+template <class Goes>
+void LowerTiers::spill_to_shrink(bool read_ones, Goes&& goes) {
+  for (const PageId id : memory_.pages.ids()) {
+    if (movements_.under_way() >= kSpillsAtOnce || spill_blocked_) return;
+    const Page& page = memory_.pages[id];
+    if (!goes(page) || !memory_.nvme.can_take(page.bytes) || mostly_read(page.region) != read_ones) continue;
+    movements_.start_spill(id);
   }
 }
 
@@ -211,9 +219,14 @@ bool LowerTiers::spill_in_place_of(PageId leaving, LeavingPass& pass, uint64_t c
 }
 
 void LowerTiers::host_space_ready(uint64_t bytes, bool growth_failed) {
-  const uint64_t limit = std::min(bytes, memory_.config.host_bytes_max);
-  if (limit > memory_.host.space_bytes()) memory_.host.add_space(limit);
-  host_growing_ = !growth_failed && limit + memory_.config.span_bytes_min <= memory_.config.host_bytes_max;
+  host_ready_bytes_ = std::min(bytes, memory_.config.host_bytes_max);
+  memory_.host.add_space(host_ready_bytes_);
+  host_growing_ = !growth_failed && host_ready_bytes_ + memory_.config.span_bytes_min <= memory_.config.host_bytes_max;
+}
+
+void LowerTiers::set_host_capacity(uint64_t bytes) {
+  memory_.host.set_capacity(std::min(bytes, memory_.config.host_bytes_max));
+  memory_.host.add_space(host_ready_bytes_);
 }
 
 void LowerTiers::tick(uint64_t now_seconds) {

@@ -2,8 +2,9 @@
 //
 // A write to NVMe costs time once and flash for ever. So redundant copies are dropped before anything is spilled. Of a page
 // that leaves and the pages that fill RAM, one goes there that the program never writes again, else the one that is used
-// last. Where RAM itself has to shrink, pages that are mostly read are spilled before pages that are written every time they
-// are used (those would be written down again after the next use, optimizer states for example). Near the budget of writes
+// last. Where RAM itself has to shrink, what lies at its end leaves first, so that this end can go back to the system, and pages
+// that are mostly read are spilled before pages that are written every time they are used (those would be written down
+// again after the next use, optimizer states for example). Near the budget of writes
 // clean pages leave before dirty ones.
 //
 // And what NVMe has as well had better come back from RAM. RAM's room is not for copies of what stays in DEVICE.
@@ -51,7 +52,7 @@ class LowerTiers {
   bool send_down(PageId id, LeavingPass& pass, uint64_t cached_bytes);
   // Whether RAM has, or is given, room for a page that would fall to NVMe although NVMe has its content.
   bool keeps_in_host(const Page& page, const LeavingPass& pass);
-  void shrink_host();  // to a smaller budget
+  void shrink_host();  // to a smaller budget, and to the beginning of RAM
 
   // --- room ---------------------------------------------------------------------------------------------------------
   // Where dirty pages could be written down, now or after dropping redundant copies, beside those that leave already.
@@ -60,6 +61,7 @@ class LowerTiers {
 
   // --- events -------------------------------------------------------------------------------------------------------
   void host_space_ready(uint64_t bytes, bool growth_failed);
+  void set_host_capacity(uint64_t bytes);
   uint64_t host_space_wanted() const { return host_space_wanted_; }
   void wrote(uint64_t nvme_bytes) {
     if (nvme_bytes > 0) writes_.wrote(nvme_bytes);
@@ -77,6 +79,8 @@ class LowerTiers {
   bool spill_in_place_of(PageId leaving, LeavingPass& pass, uint64_t cached_bytes);
   bool only_in_host(PageId id) const;
   bool mostly_read(RegionId id) const;
+  template <class Goes>
+  void spill_to_shrink(bool read_ones, Goes&& goes);
   uint64_t redundant_host_bytes() const;
   MinPolicy::Next next_use_in_host(RegionId region);
 
@@ -87,6 +91,7 @@ class LowerTiers {
   MinPolicy host_min_;  // among pages whose only copy is in HOST
   WriteEconomy writes_;
   uint64_t host_space_wanted_ = 0;
+  uint64_t host_ready_bytes_ = 0;
   uint64_t idle_copies_quiet_until_ = 0;  // trace position before which no copy in HOST has become idle
   uint32_t host_hand_ = 0;
   bool host_growing_ = true;    // more host space will become ready

@@ -138,7 +138,7 @@ void Pager::copy_down_done(PageId id, const TransferResult& result) {
   if (result.status.ok()) {
     lower_.wrote(movements_.count_copy(page));
     page.finish_copy_down();
-    const bool shrinks = memory_.host.used_bytes() > memory_.host.capacity_bytes();
+    const bool shrinks = memory_.host.used_bytes() > memory_.host.capacity_bytes() || memory_.host.beyond(page.host);
     if (movement == Movement::kSpill && shrinks) memory_.drop_lower(page, Tier::kHost);
     return;
   }
@@ -200,7 +200,7 @@ void Pager::set_capacity(Tier tier, uint64_t bytes) {
     device_capacity_wanted_ = bytes;
     movements_.set_device_capacity(bytes);
   } else if (tier == Tier::kHost) {
-    memory_.host.set_capacity(std::min(bytes, memory_.config.host_bytes_max));
+    lower_.set_host_capacity(bytes);
   }
 }
 

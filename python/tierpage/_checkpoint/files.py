@@ -64,6 +64,7 @@ class CheckpointFile:
             if not stat.S_ISREG(info.st_mode):
                 raise CheckpointError(f"'{path}' is not a regular file.")
             self.bytes = info.st_size
+            self.modified_ns = info.st_mtime_ns
             os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             self.tensors = {tensor.name: tensor for tensor in self._read_header()}
         except BaseException:
@@ -77,13 +78,17 @@ class CheckpointFile:
             self.descriptor = -1
 
     def read(self, offset: int, target: memoryview) -> None:
-        """Fills ``target`` (bytes) from the file. Raises CheckpointError where the file ends before."""
+        """Fills ``target`` (bytes) from the file. Raises CheckpointError where the file ends before, or has changed since
+        it was opened: what its header said need not be true any more."""
         done = 0
         while done < len(target):
             count = os.preadv(self.descriptor, [target[done:]], offset + done)
             if count == 0:
                 self.refuse(f"it ends after {offset + done} bytes")
             done += count
+        info = os.fstat(self.descriptor)
+        if (info.st_size, info.st_mtime_ns) != (self.bytes, self.modified_ns):
+            self.refuse(f"it was written to while it was read, and has {info.st_size} bytes instead of {self.bytes}")
 
     def refuse(self, why: str) -> NoReturn:
         """Raises CheckpointError that names the file."""

@@ -58,7 +58,8 @@ def load(
         ``missing_keys`` and ``unexpected_keys``, as ``load_state_dict``.
 
     Raises:
-        TierpageError while tierpage is off. CheckpointError: a file is malformed. OSError: a file cannot be opened.
+        TierpageError while tierpage is off. CheckpointError: a file is malformed. CheckpointError or StorageError: it was
+        written to meanwhile. OSError: a file cannot be opened.
         RuntimeError, from torch: names or shapes do not match. ConfigError: ``dtype`` is neither, or host_budget leaves
         no room for the staging buffers.
     """
@@ -138,7 +139,8 @@ class _Reader:
         small = [tensor for tensor in stored if tensor.bytes < self._sourced_bytes_min]
         if large:
             with native.translated():
-                self._place = self._runtime.add_source(self._file.descriptor, str(self._file.path))
+                file = self._file
+                self._place = self._runtime.add_source(file.descriptor, str(file.path), file.bytes, file.modified_ns)
         try:
             for tensor in large:
                 same = self._wanted.dtype(tensor) == tensor.dtype

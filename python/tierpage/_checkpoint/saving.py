@@ -11,7 +11,6 @@ import contextlib
 import functools
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any
 import torch
 
 from tierpage import native, touching
-from tierpage._checkpoint.files import DTYPES, HEADER_BYTES_MAX, INDEX_SUFFIX, SUFFIX, load_json
-from tierpage._checkpoint.writer import FileWriter, sync_folder
+from tierpage._checkpoint.files import DTYPES, HEADER_BYTES_MAX, SUFFIX
+from tierpage._checkpoint.publishing import publish_file, publish_shards, usual_names
+from tierpage._checkpoint.writer import FileWriter
 from tierpage.errors import CheckpointError
 from tierpage.progress import progress
 from tierpage.session import Session, current_or_none
@@ -50,9 +50,10 @@ def save(
 ) -> list[Path]:
     """Writes a module's state dict, or any mapping from names to tensors, in the safetensors format.
 
-    Memory beside the tensors' own: about 40 MiB, whatever the size. The page cache is left alone. Each file appears
+    Memory beside the tensors' own: about 40 MiB, whatever the size. The page cache is left alone. The checkpoint appears
     under its name when all of its bytes are on the disk, in place of what had that name; a failure leaves everything as
-    it was. A model may be saved over the very file that it was loaded from. Works with tierpage off, too.
+    it was, however many files it has. A model may be saved over the very file that it was loaded from. Works with
+    tierpage off, too.
 
     Tensors that are one and the same memory (tied weights) are written once, under the first name in alphabetical
     order, and the metadata tells ``{other name: written name}``, as ``safetensors.torch.save_model`` does.
@@ -61,7 +62,8 @@ def save(
         model: the module or mapping. Do not change it meanwhile.
         path: the file to write, or an existing folder, which then gets ``model.safetensors``.
         max_shard_bytes: bytes or text ("5GB"). Above it, the content is divided over files
-            ``<stem>-00001-of-0000N.safetensors`` with a ``<stem>.safetensors.index.json``. None: one file.
+            ``<stem>-00001-of-0000N.safetensors`` with a ``<stem>.safetensors.index.json``. Where such a file is there,
+            a new word stands behind the stem, and the index names the files. None: one file.
         metadata: texts for the file's header.
 
     Returns:
@@ -104,44 +106,17 @@ def save(
 
 
 def _publish(target: Path, shards: list[_Shard], writers: list[FileWriter]) -> list[Path]:
-    """Names come last and together. Nobody may find an index with other files than its own: where files of the old one are
-    replaced it goes first, else it stays until the new checkpoint is there."""
-    stem = target.name.removesuffix(SUFFIX)
-    index_path = target.parent / f"{stem}{INDEX_SUFFIX}"
-    stale = _shards_of(index_path, stem)
-    written = [shard.path for shard in shards]
-    if stale.intersection(written):
-        index_path.unlink(missing_ok=True)
-    for writer in writers:
-        writer.publish()
     if len(shards) == 1:
-        index_path.unlink(missing_ok=True)
-    if len(shards) > 1:
-        weight_map = {name: shard.path.name for shard in shards for name in shard.tensors}
+        publish_file(target, writers[0])
+        return [target]
+
+    def index_of(paths: list[Path]) -> bytes:
+        weight_map = {name: path.name for shard, path in zip(shards, paths, strict=True) for name in shard.tensors}
         total = sum(_size(tensor) for shard in shards for tensor in shard.tensors.values())
         index = {"metadata": {"total_size": total, **shards[0].metadata}, "weight_map": weight_map}
-        content = json.dumps(index, indent=2).encode()
-        with FileWriter(index_path, len(content)) as writer:
-            writer.write(content)
-            writer.commit()
-        target.unlink(missing_ok=True)  # the same checkpoint as one file, which would be found first
-        written.append(index_path)
-    for old in stale.difference(written):
-        old.unlink(missing_ok=True)
-    sync_folder(target.parent)
-    return written
+        return json.dumps(index, indent=2).encode()
 
-
-def _shards_of(index_path: Path, stem: str) -> set[Path]:
-    """The files of the sharded checkpoint that is about to be replaced; none where the index is not one of ours."""
-    try:
-        if index_path.stat().st_size > HEADER_BYTES_MAX:
-            return set()
-        places = set(load_json(index_path.read_bytes())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return set()
-    name = re.compile(re.escape(stem) + r"-\d{5,}-of-\d{5,}\.safetensors")
-    return {index_path.parent / place for place in places if isinstance(place, str) and name.fullmatch(place)}
+    return publish_shards(target, writers, index_of)
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -205,9 +180,7 @@ def _divided(tensors: dict[str, torch.Tensor], target: Path, limit: int | None, 
         size += _size(tensor)
     if len(parts) == 1:
         return [_Shard(target, parts[0], texts)]
-    stem = target.name.removesuffix(SUFFIX)
-    names = [f"{stem}-{number:05d}-of-{len(parts):05d}{SUFFIX}" for number in range(1, len(parts) + 1)]
-    return [_Shard(target.parent / name, part, texts) for name, part in zip(names, parts, strict=True)]
+    return [_Shard(path, part, texts) for path, part in zip(usual_names(target, len(parts)), parts, strict=True)]
 
 
 def _header(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:

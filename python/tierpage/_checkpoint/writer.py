@@ -1,6 +1,6 @@
 """Writes one large file past the page cache, from few buffers, so that it is either whole under its name or not there.
 
-The bytes go to a file without the final name in the same folder; ``commit`` makes them durable and gives the name.
+The bytes go to a file without the final name in the same folder; ``finish`` makes them durable, ``publish`` gives the name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import mmap
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,7 +27,7 @@ _FLUSH_BYTES = 64 * 1024**2  # buffered: forced out and dropped from the page ca
 
 
 class FileWriter:
-    """Sequential writer of a file of known size. Use it as a context manager; without ``commit`` nothing is left.
+    """Sequential writer of a file of known size. Use it as a context manager; without ``publish`` nothing is left.
 
     ``buffer()`` gives memory to fill, ``filled(count)`` hands it over; what has to be read from a disk first is better
     left to the writing threads, ``fill_later``, so that reads and writes keep the disk busy at once. Memory: a few buffers
@@ -59,7 +59,7 @@ class FileWriter:
         self._fills: list[tuple[int, int, Callable[[memoryview], None]]] = []
         self._submitted = 0
         self._flushed = 0
-        self._committed = False
+        self._published = False
         try:
             with self._explained():
                 self._take_space()
@@ -72,7 +72,7 @@ class FileWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._committed:
+        if not self._published:
             self._abandon()
 
     def buffer(self) -> memoryview:
@@ -106,11 +106,6 @@ class FileWriter:
             self.filled(count)
             done += count
 
-    def commit(self) -> None:
-        """Makes the file durable under its name. Raises StorageError (StorageFullError where there is no room)."""
-        self.finish()
-        self.publish()
-
     def finish(self) -> None:
         """All bytes are on the disk, still without the name."""
         if self._current is not None and self._filled > 0:
@@ -126,12 +121,20 @@ class FileWriter:
             if not self.direct:
                 os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def publish(self) -> None:
-        """Gives the finished file its name, in place of what had it."""
+    def claim(self, path: Path) -> bool:
+        """An empty file of that name, unless somebody has it: nobody else's claim of it succeeds from here on."""
         with self._explained():
-            os.replace(self._temporary, self.path)
-            self._committed = True
-            sync_folder(self.path.parent)
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            except FileExistsError:
+                return False
+        return True
+
+    def publish(self, path: Path) -> None:
+        """Gives the finished file its name, in place of what had it. Only ``sync_folder`` makes the name durable."""
+        with self._explained():
+            os.replace(self._temporary, path)
+        self._published = True
         self._close()
 
     def _take_space(self) -> None:
@@ -185,7 +188,7 @@ class FileWriter:
                 os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     @contextlib.contextmanager
-    def _explained(self):  # type: ignore[no-untyped-def]
+    def _explained(self) -> Iterator[None]:
         try:
             yield
         except StorageError:
