@@ -140,7 +140,7 @@ typedef struct tp_engine_api {
 // Exported by the torch library (one .so per torch minor version); called through ctypes with the GIL held.
 //   const char* tierpage_torch_version(void)        "2.13": the torch that it was built for
 //   int32_t tierpage_torch_install(void)             registers the interceptor once per process; 0 or an error code
-//   int32_t tierpage_torch_take_up(void)             looks for operators and kernels that libraries have registered since,
+//   int32_t tierpage_torch_take_up(void)             looks for operators that libraries have registered since,
 //                                                    so that their first call is seen; 0 or an error code
 //   int32_t tierpage_torch_attach(const tp_engine_api*, PyObject* const* error_types)
 //                                                    routes operators and allocations to this engine from now on.

@@ -13,8 +13,8 @@
 //  (5) Indices run on the stream of the operator that was deferred, so they stand behind what was queued there before.
 //      What the program queued on another stream may have waited for that stream before the index ran. So a stream waits
 //      for the deferred indices' stream at its first operator after any of them ran (LateStream).
-//  (6) Two threads that use one index: the first runs it, the second waits, without the GIL, until it is launched. A thread
-//      that waits inside an operator holds pages, for which the first may wait in turn: so that one gives way to it.
+//  (6) Two threads that use one index: the first runs it, the second waits, without the GIL, until it is launched. A
+//      thread that waits inside an operator holds pages, for which the first may wait in turn: that one gives way.
 //  (7) What nobody can see any more (a model that was deleted after its last step) is let go without running it, so that its
 //      memory becomes free (drop_unseen). Nobody fails for want of room before the others have run as far as they fit
 //      (run_what_fits).

@@ -10,8 +10,8 @@ namespace tierpage {
 
 // Filled once, before the first engine is attached; until then nothing is deferred, and the hooks do nothing.
 struct DeferralHooks {
-  // Now and then lets go of indices of which nobody else holds a tensor. Where all tiers are about to be full, runs those
-  // that fit.
+  // Now and then lets go of indices of which nobody else holds a tensor. Where all tiers are about to be full, runs
+  // those that fit.
   void (*before_allocation)(const tp_engine_api& engine, uint64_t bytes);
   // Before a raw pointer to this region is handed out: runs what is deferred of it, and orders the current stream behind
   // what ran late.

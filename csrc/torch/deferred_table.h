@@ -31,8 +31,8 @@ class DeferredTable {
   void run_at(uint64_t address, ThreadState& state);
   // Throws what the first that fails throws; the others stay.
   void run_all(ThreadState& state);
-  // Runs those that nobody else runs, each in a scope of its own, until one has waited for long. What fails stays. False:
-  // none ran.
+  // Runs those that nobody else runs, each in a scope of its own, until one has waited for long. What fails stays.
+  // False: none ran.
   bool run_what_fits();
   // Lets go of updates of which nobody else holds a tensor. False: there was none.
   bool drop_unseen();

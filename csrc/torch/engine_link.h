@@ -92,8 +92,8 @@ inline ThreadState& thread_state() {
 uint64_t counter_total(Counter which);
 
 // While one exists this thread has another state, with a scope of its own: for operators that run while one of the
-// thread's is in its midst (a signal handler during a wait). What they use is let go with each, as if another thread ran
-// them.
+// thread's is in its midst (a signal handler during a wait). What they use is let go with each, as if another thread
+// ran them.
 class OwnScope {
  public:
   OwnScope();

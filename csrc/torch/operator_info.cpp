@@ -125,8 +125,8 @@ std::optional<ArgumentKind> kind_of(const c10::Type& type) {
   }
 }
 
-// Whose schema is taken at its word: torch's own, what carries any mark (its author knows marks), and what its author has
-// declared to agree with its schema. torch.library.custom_op sets that tag by itself; Python's bodies reach memory by
+// Whose schema is taken at its word: torch's own, what carries any mark (its author knows marks), and what its author
+// has declared to agree with its schema. torch.library.custom_op sets that tag by itself; Python's bodies reach memory by
 // operators and calls that are seen on their own.
 bool is_trusted(const c10::OperatorHandle& op) {
   const c10::FunctionSchema& schema = op.schema();

@@ -58,8 +58,8 @@ class Listener final : public c10::OpRegistrationListener {
   }
 };
 
-// A new listener is told of every operator there is, with the dispatcher's mutex held: nobody registers a kernel while it
-// looks at them.
+// A new listener is told of every operator there is, with the dispatcher's mutex held: nobody registers a kernel while
+// it looks at them.
 class Look final : public c10::OpRegistrationListener {
  public:
   explicit Look(std::vector<c10::OperatorHandle>* found) : found_(found) {}

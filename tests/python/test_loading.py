@@ -34,7 +34,9 @@ def test_whatever_loads_a_library_takes_its_operators_up(calls: list[int]) -> No
     assert len(calls) == 2
     file = _ctypes.__file__
     loader = ExtensionFileLoader("_ctypes", file)
-    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("_ctypes", file, loader=loader))  # type: ignore[arg-type]
+    spec = importlib.util.spec_from_file_location("_ctypes", file, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     assert len(calls) >= 4
 

@@ -263,7 +263,7 @@ def check_interrupted_step(setup):
 
 
 def check_signal_handlers(setup):
-    """Handlers run when the operator has returned; if that takes too long, in the midst of it, where they may use tensors."""
+    """Handlers run when the operator has returned; if that takes long, in its midst, where they may use tensors."""
     with setup:
         x, other = torch.ones(40, 40), torch.ones(40, 40)
         seen = []
