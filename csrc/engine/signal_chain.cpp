@@ -61,11 +61,14 @@ struct Passing {  // of this thread, to a handler before ours; it stays so where
   const char* frame = nullptr;
 };
 thread_local Passing t_passing;
+thread_local uint64_t t_passed_on = 0;  // address of the fault that was passed on last
 
-// Whom we passed it to has ours for its own predecessor, and has handed it back: by a call, or by sending it again.
-bool came_back(const siginfo_t* info, const char* frame) {
-  if (t_passing.info == nullptr) return false;
-  return info->si_code <= 0 || (info == t_passing.info && frame < t_passing.frame);
+// Whom we passed it to has ours for its own predecessor, and has handed it back: by a call, or by sending it again, which
+// may arrive when it has returned.
+bool came_back(const siginfo_t* info, const void* context, const char* frame) {
+  const bool passing = t_passing.info != nullptr;
+  if (info->si_code <= 0) return passing || (t_passed_on != 0 && t_passed_on == last_fault_of(context));
+  return passing && info == t_passing.info && frame < t_passing.frame;
 }
 
 }  // namespace
@@ -94,13 +97,14 @@ void pass_on(int number, siginfo_t* info, void* context) {
   const struct sigaction* const previous = g_previous.load();
   const auto* const frame = static_cast<const char*>(__builtin_frame_address(0));
   const bool there = previous != nullptr && previous->sa_handler != SIG_DFL && previous->sa_handler != SIG_IGN;
-  if (!there || came_back(info, frame)) {
+  if (!there || came_back(info, context, frame)) {
     // Default: let the instruction fault again without us; a signal that was only sent would not come again by itself.
     signal(number, SIG_DFL);
     if (info->si_code <= 0) raise(number);
     return;
   }
   t_passing = {info, frame};
+  t_passed_on = info->si_code > 0 ? reinterpret_cast<uint64_t>(info->si_addr) : 0;
   if ((previous->sa_flags & SA_SIGINFO) != 0) {
     previous->sa_sigaction(number, info, context);
   } else {

@@ -143,6 +143,7 @@ struct LockLog {
     };
     options.unlock = [this](void* begin) {
       EXPECT_TRUE(readable(static_cast<std::byte*>(begin))) << "unlocked after it was unmapped";
+      std::lock_guard lock(mutex);
       unlocked.push_back(begin);
     };
     return options;
@@ -264,7 +265,10 @@ TEST(HostArena, LockedMemoryGoesBackInWholePieces) {
   EXPECT_EQ(arena->set_limit(kPiece + 1), 2 * kPiece);
   EXPECT_EQ(arena->locked_bytes(), 2 * kPiece);
   EXPECT_TRUE(soon([&] { return mappings_of(arena->base(), 12 * kMiB).resident_bytes == 2 * kPiece; }));
-  EXPECT_EQ(log.unlocked, std::vector<void*>{arena->base() + 2 * kPiece});
+  {
+    std::lock_guard lock(log.mutex);
+    EXPECT_EQ(log.unlocked, std::vector<void*>{arena->base() + 2 * kPiece});
+  }
   EXPECT_EQ(arena->set_limit(12 * kMiB), 2 * kPiece);
   ASSERT_TRUE(arena->wait_ready(12 * kMiB).ok());
   EXPECT_EQ(arena->locked_bytes(), 12 * kMiB);
