@@ -23,6 +23,7 @@ import tierpage
 
 MIB = 1 << 20
 BUDGET = "256MiB"
+LARGER = "512MiB"  # where graphs and their workspaces take a part of it
 Program = Callable[[], list[torch.Tensor]]
 
 
@@ -107,8 +108,8 @@ def graph() -> list[torch.Tensor]:
     ]
     x = torch.randn(64, width, device="cuda", generator=torch.Generator("cuda").manual_seed(99))
     graphs, results = [], []
+    side = torch.cuda.Stream()
     for part in range(0, len(weights), 6):
-        side = torch.cuda.Stream()
         with torch.cuda.stream(side):
             y = x
             for weight in weights[part : part + 6]:
@@ -194,11 +195,22 @@ def cost() -> None:
         "matmul": lambda: torch.mm(one[:4096].view(64, 64), two[:4096].view(64, 64)),
         "raw launch": lambda: launch(addresses[0], addresses[1], 4),
     }
-    with_guard = {name: microseconds(work) for name, work in works.items()}
-    session.current().library.close_guard()
-    without = {name: microseconds(work) for name, work in works.items()}
+    library = session.current().library
+    best: dict[tuple[str, bool], float] = {}
+    for turn in range(6):
+        guarded = turn % 2 == 0
+        if guarded:
+            library.open_guard()
+        else:
+            library.close_guard()
+        for name, work in works.items():
+            work()  # the first announcement switches the callbacks on
+            before = library.counters()["launches.guarded"]
+            best[name, guarded] = min(best.get((name, guarded), float("inf")), microseconds(work))
+            if guarded and turn == 0:
+                print(f"{name}: {library.counters()['launches.guarded'] - before} of 20000 launches for themselves")
     for name in works:
-        print(f"{name:12} {with_guard[name]:.2f} us with the guard, {without[name]:.2f} without", flush=True)
+        print(f"{name:12} {best[name, True]:.2f} us with the guard, {best[name, False]:.2f} without", flush=True)
     tierpage.disable()
 
 
@@ -222,7 +234,7 @@ def compare(program: Program) -> bool:
     torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
-    tierpage.enable(device="cuda", device_budget=BUDGET, host_budget="4GiB")
+    tierpage.enable(device="cuda", device_budget=LARGER if "graph" in program.__name__ else BUDGET, host_budget="4GiB")
     _on = True
     try:
         before = tierpage.memory_stats()
