@@ -72,7 +72,7 @@ class Session:
             self.library.set_option("deferral", config.defer_updates)
             self.library.attach(address)
             attached = True
-            if config.device == "cuda":
+            if config.device == "cuda" and config.launch_guard:
                 self.launch_guard.open()
             self.wrappers.install()
             self.loads.install()

@@ -53,6 +53,7 @@ class Config:
     trace_events_max: int = 1 << 18
     list_run_fraction: float = 0.0625
     defer_updates: bool = False
+    launch_guard: bool = False
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     in_force: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
@@ -234,6 +235,7 @@ SETTINGS: dict[str, Setting] = {
     "trace_events_max": Setting(_parse_count(0, 1 << 28)),
     "list_run_fraction": Setting(_parse_share),
     "defer_updates": Setting(_parse_bool, in_engine=False),
+    "launch_guard": Setting(_parse_bool, in_engine=False),
 }
 
 

@@ -172,7 +172,7 @@ def cost() -> None:
     """Microseconds of an operator on paged tensors and of a raw launch, with and without the guard, under pressure."""
     from tierpage import session
 
-    tierpage.enable(device="cuda", device_budget="2GiB", host_budget="4GiB")
+    tierpage.enable(device="cuda", device_budget="2GiB", host_budget="4GiB", launch_guard=True)
     all_of_them = tensors(8, mib=4)
     tierpage.evict(all_of_them[0])
     all_of_them[0].add_(1)
@@ -234,7 +234,12 @@ def compare(program: Program) -> bool:
     torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
-    tierpage.enable(device="cuda", device_budget=LARGER if "graph" in program.__name__ else BUDGET, host_budget="4GiB")
+    tierpage.enable(
+        device="cuda",
+        device_budget=LARGER if "graph" in program.__name__ else BUDGET,
+        host_budget="4GiB",
+        launch_guard=True,
+    )
     _on = True
     try:
         before = tierpage.memory_stats()
