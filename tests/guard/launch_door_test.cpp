@@ -62,7 +62,7 @@ class LaunchDoorTest : public ::testing::Test {
     data.correlation_data = &kept;
     for (const cupti::Site site : {cupti::kEnter, cupti::kExit}) {
       data.site = site;
-      if (cuda().enabled.contains(number)) cuda().callback(cuda().user, cupti::kDriverApi, number, &data);
+      if (is_enabled(number)) cuda().callback(cuda().user, cupti::kDriverApi, number, &data);
     }
   }
   LaunchArguments launch() { return {kKernel, {1, 1, 1}, {1, 1, 1}, 0, handle<CUstream>(5), parameters, nullptr}; }

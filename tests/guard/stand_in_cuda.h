@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <mutex>
 #include <set>
 #include <vector>
 
@@ -28,12 +29,22 @@ struct StandInCuda {
   bool taken = false;  // CUPTI has a subscriber
   cupti::Callback callback = nullptr;
   void* user = nullptr;
-  std::set<uint32_t> enabled;
+  std::set<uint32_t> enabled;  // guarded by stand_in_mutex()
 };
 
 inline StandInCuda& cuda() {
   static StandInCuda instance;
   return instance;
+}
+
+inline std::mutex& stand_in_mutex() {
+  static std::mutex instance;
+  return instance;
+}
+
+inline bool is_enabled(uint32_t call) {
+  const std::lock_guard lock(stand_in_mutex());
+  return cuda().enabled.contains(call);
 }
 
 inline CUresult parameter_of(const std::vector<size_t>* parameters, size_t index, size_t* offset, size_t* bytes) {
@@ -97,11 +108,13 @@ inline cupti::Library stand_in_cupti() {
     return 0;
   };
   library.unsubscribe = [](cupti::Subscriber) {
+    const std::lock_guard lock(stand_in_mutex());
     cuda().taken = false;
     cuda().enabled.clear();
     return 0;
   };
   library.enable_callback = [](uint32_t on, cupti::Subscriber, cupti::Domain, uint32_t call) {
+    const std::lock_guard lock(stand_in_mutex());
     if (on != 0) cuda().enabled.insert(call);
     if (on == 0) cuda().enabled.erase(call);
     return 0;
