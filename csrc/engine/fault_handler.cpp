@@ -45,8 +45,6 @@ bool Runtime::resolve_missed_access(uint64_t address) {
   if (!region.valid()) return false;
   missed_address_.store(address - api_.range_base);
   missed_accesses_.fetch_add(1);
-  // As in touch(): the pins of the operator that this thread is in cannot end before it goes on.
-  const bool in_operator = t_open_scope != nullptr && t_open_scope->runtime == this;
   SlotId slot;
   std::vector<Use> uses;
   Status status = core_.refusal_locked();
@@ -56,13 +54,11 @@ bool Runtime::resolve_missed_access(uint64_t address) {
       core_->hold_region(region);
       uses.push_back({region, 0, core_->memory().region(region).bytes_asked - 1, AccessMode::kWrite});
       slot = core_->add_slot();
-      if (in_operator) core_->set_permanent(t_open_scope->slot, true);
     });
   }
   if (status.ok()) status = fetch_blocking(lock, slot, uses, "a raw access");
   if (status.code != StatusCode::kPagerDead && slot.valid()) {
     const Status ended = core_.events_locked([&] {
-      if (in_operator) core_->set_permanent(t_open_scope->slot, false);
       core_->end_op(slot, {});
       core_->remove_slot(slot);
     });

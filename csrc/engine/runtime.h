@@ -177,6 +177,7 @@ class Runtime {
   template <class Done>
   bool wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, const char* name, Done&& done,
                   bool* stopped_early = nullptr);
+  class OperatorStandsStill;
   Status wait_for_evictions(std::unique_lock<std::mutex>& lock, const std::vector<RegionId>& regions, const char* name);
   Status fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, const std::vector<Use>& uses,
                         const char* name);

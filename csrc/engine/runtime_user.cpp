@@ -52,11 +52,32 @@ std::vector<Use> not_settled(const Pager& pager) {
 
 }  // namespace
 
-// Begins an operator on `slot` and waits for its end; for threads that are not in an operator. The lock is held from
-// where the regions were looked up, so none of them has been freed; what is freed during the wait lives until its end.
+// What a thread waits for inside an operator: the pins of that operator cannot end before the wait does, and the core must
+// know, or it would wait for them where only a failure can help (interleaving 5 of core/pager/pager.h). Lock held.
+class Runtime::OperatorStandsStill {
+ public:
+  explicit OperatorStandsStill(Runtime* runtime)
+      : core_(runtime->core_),
+        scope_(t_open_scope != nullptr && t_open_scope->runtime == runtime ? t_open_scope : nullptr) {
+    if (scope_ != nullptr) core_->set_permanent(scope_->slot, true);
+  }
+  ~OperatorStandsStill() {
+    if (scope_ != nullptr && core_.alive_locked()) core_->set_permanent(scope_->slot, false);
+  }
+  OperatorStandsStill(const OperatorStandsStill&) = delete;
+  OperatorStandsStill& operator=(const OperatorStandsStill&) = delete;
+
+ private:
+  LockedCore& core_;
+  Scope* const scope_;
+};
+
+// Begins an operator on `slot` and waits for its end. The lock is held from where the regions were looked up, so none of
+// them has been freed; what is freed during the wait lives until its end.
 Status Runtime::fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, const std::vector<Use>& uses,
                                const char* name) {
   if (core_.ended_locked()) return core_.end_locked();
+  const OperatorStandsStill stands_still(this);
   Status status = core_.events_locked([&] {
     awaited_.await(uses);
     core_->begin_op(slot, 0, name, uses);
