@@ -475,5 +475,21 @@ TEST(Evictor, APageThatIsWrittenAheadStays) {
   world.check();
 }
 
+TEST(Evictor, AChoiceAmongRowsThatAreNoneIsFound) {
+  for (const bool future_known : {false, true}) {
+    PartsWorld world(small_config(4, 8, 4));
+    const std::vector<RegionId> regions = {world.make(), world.make(), world.make()};
+    if (future_known) world.use_in_turn(regions, 16);
+    world.make();
+    world.evictor.make_room(frames(1), Evictor::kLastInLine);
+    EXPECT_NO_THROW(world.evictor.check_invariants());
+    EXPECT_STREQ(world.evictor.policy_name(), future_known ? "min" : "clock");
+    const PageTable rows = std::exchange(world.memory.pages, PageTable{});
+    EXPECT_THROW(world.evictor.check_invariants(), InternalError) << future_known;
+    world.memory.pages = rows;
+    EXPECT_NO_THROW(world.evictor.check_invariants());
+  }
+}
+
 }  // namespace
 }  // namespace tierpage

@@ -196,5 +196,15 @@ TEST_F(IdleCopies, AreNoneWhileTheirPageLeavesOrIsAskedForAndNobodyLooksAgainFor
   EXPECT_TRUE(keeps());
 }
 
+TEST_F(IdleCopies, ALookThatIsPutOffBeyondWhatTheTraceKnowsIsFound) {
+  learn();
+  world.departures.leave(world.id(idle[0]));
+  world.departures.leave(world.id(idle[1]));
+  EXPECT_FALSE(keeps());
+  EXPECT_NO_THROW(world.lower.check_invariants());
+  world.foresight.trace() = Trace(world.memory.config.trace_uses_max);
+  EXPECT_THROW(world.lower.check_invariants(), InternalError);
+}
+
 }  // namespace
 }  // namespace tierpage

@@ -331,5 +331,27 @@ TEST(LowerTiers, SmallerRamKeepsWhatNvmeHasNoRoomFor) {
   world.check();
 }
 
+TEST(LowerTiers, AWriteToNvmeThatWasNotCountedIsFound) {
+  PartsWorld world(small_config(2, 0, 4));
+  world.make_below(Tier::kNvme);
+  EXPECT_NO_THROW(world.lower.check_invariants());
+  world.memory.stats.write_back_bytes_device_to_nvme += kPage;
+  EXPECT_THROW(world.lower.check_invariants(), InternalError);
+  world.lower.wrote(kPage);
+  EXPECT_NO_THROW(world.lower.check_invariants());
+  world.lower.wrote(kPage);
+  EXPECT_THROW(world.lower.check_invariants(), InternalError) << "and one that never ended";
+}
+
+TEST_F(GrowingRam, WhatIsReadyAndNotHandedOutIsFound) {
+  memory.host.set_capacity(kPage);
+  lower.host_space_ready(3 * kPage, false);
+  EXPECT_NO_THROW(lower.check_invariants());
+  memory.host.set_capacity(4 * kPage);  // behind its back
+  EXPECT_THROW(lower.check_invariants(), InternalError);
+  lower.set_host_capacity(4 * kPage);
+  EXPECT_NO_THROW(lower.check_invariants());
+}
+
 }  // namespace
 }  // namespace tierpage

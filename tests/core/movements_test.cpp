@@ -97,12 +97,14 @@ TEST(Movements, EachKindOfCopyCountsByItselfAndSaysWhatTheSpillFileGot) {
   EXPECT_EQ(world.movements.descending_bytes(), 0u);
   world.movements.start_write_back(world.id(a), Tier::kNvme);
   EXPECT_EQ(world.movements.count_copy(world.page(a)), kPage);
+  world.lower.wrote(kPage);
   EXPECT_EQ(stats.write_back_bytes_device_to_nvme, kPage);
   world.finish(world.id(a));
   world.memory.drop_lower(world.page(a), Tier::kNvme);
   world.movements.start_spill(world.id(a));
   EXPECT_EQ(world.movements.spilling_bytes(), kPage);
   EXPECT_EQ(world.movements.count_copy(world.page(a)), kPage);
+  world.lower.wrote(kPage);
   EXPECT_EQ(stats.write_back_bytes_host_to_nvme, kPage);
   world.check();
   world.finish(world.id(a));

@@ -39,6 +39,9 @@ struct PartsWorld {
     departures.check_invariants();
     lists.check_invariants();
     store.check_invariants();
+    lower.check_invariants();
+    evictor.check_invariants();
+    prefetcher.check_invariants();
     requests.check_invariants();
   }
   // Everything that was told to the executor since the last call.

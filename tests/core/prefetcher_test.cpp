@@ -478,5 +478,19 @@ TEST_F(WritesAhead, OnlySoMuchIsOnItsWayAtOnce) {
   world.check();
 }
 
+TEST(Prefetcher, ALookAheadThatNeverWasIsFound) {
+  PartsWorld world(planning(small_config(4, 4, 4)));
+  const RegionId a = world.make(), b = world.make();
+  world.use_in_turn({a, b}, 16);
+  world.prefetcher.fetch_ahead();
+  EXPECT_NO_THROW(world.prefetcher.check_invariants());
+  ++world.memory.region(b).ahead_serial;
+  EXPECT_THROW(world.prefetcher.check_invariants(), InternalError);
+  --world.memory.region(b).ahead_serial;
+  EXPECT_NO_THROW(world.prefetcher.check_invariants());
+  world.foresight.trace() = Trace(world.memory.config.trace_uses_max);
+  EXPECT_THROW(world.prefetcher.check_invariants(), InternalError) << "it will not look for longer than it knows";
+}
+
 }  // namespace
 }  // namespace tierpage

@@ -1,4 +1,6 @@
 // Who leaves DEVICE so that others fit, and each step of a page on its way out.
+//
+// Its only state is where its two policies stand in the choice of victims; check_invariants() checks theirs (policy.h).
 #pragma once
 
 #include <cstdint>
@@ -40,6 +42,10 @@ class Evictor {
   void advance_leaving();
   bool write_ahead(PageId id);  // the page stays; false: there is no room for it
   const char* policy_name() const { return foresight_.known() ? min_.name() : clock_.name(); }
+  void check_invariants() const {
+    clock_.check_invariants();
+    min_.check_invariants();
+  }
 
  private:
   uint64_t free_exactly(FramesWanted& wanted, RoomBelow& below, uint64_t bytes);

@@ -235,4 +235,17 @@ void LowerTiers::tick(uint64_t now_seconds) {
   spill_blocked_ = false;
 }
 
+void LowerTiers::check_invariants() const {
+  host_min_.check_invariants();
+  writes_.check_invariants();
+  const Stats& stats = memory_.stats;
+  TP_ASSERT(writes_.total() == stats.write_back_bytes_device_to_nvme + stats.write_back_bytes_host_to_nvme);
+  const uint64_t ready = std::min(host_ready_bytes_, memory_.host.limit_bytes());
+  TP_ASSERT(memory_.host.space_bytes() >= ready / memory_.config.span_bytes_min * memory_.config.span_bytes_min);
+  const uint64_t host_bytes_max = memory_.config.host_bytes_max;
+  TP_ASSERT(host_ready_bytes_ <= host_bytes_max && host_space_wanted_ <= host_bytes_max);
+  TP_ASSERT(!host_growing_ || host_ready_bytes_ < host_bytes_max);
+  TP_ASSERT(idle_copies_quiet_until_ <= foresight_.trace().end() + kQuietUses && host_hand_ <= memory_.pages.size());
+}
+
 }  // namespace tierpage

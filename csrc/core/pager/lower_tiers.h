@@ -11,6 +11,12 @@
 //
 // Nothing has to push mostly read pages out of RAM in a program that repeats itself: each comes up to DEVICE, its copy in
 // RAM is redundant then and gives way to a dirty page, and when it leaves again it is written to NVMe, once for ever.
+//
+// Invariants (check_invariants):
+//   bytes that were counted as written to NVMe = those of write-backs and spills that ended there (Stats);
+//   all of RAM that became ready is handed out, as far as the pool's limit; more is awaited, and asked for, within its
+//   largest size only;
+//   nobody looks away from more of the trace than kQuietUses; the hand stands on a row, or behind the last.
 #pragma once
 
 #include <cstdint>
@@ -71,6 +77,7 @@ class LowerTiers {
   void request_begins() { nvme_blocked_ = false; }
   void tick(uint64_t now_seconds);
   const WriteEconomy& writes() const { return writes_; }
+  void check_invariants() const;
 
  private:
   bool host_may_grow_for(uint64_t bytes) const;

@@ -243,6 +243,9 @@ void Pager::check_invariants() const {
   departures_.check_invariants();
   lists_.check_invariants();
   store_.check_invariants();
+  lower_.check_invariants();
+  evictor_.check_invariants();
+  prefetcher_.check_invariants();
   requests_.check_invariants();
 }
 

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "core/model/status.h"
+
 namespace tierpage {
 
 void ClockPolicy::begin(PageTable& pages, Eligible eligible) {
@@ -23,6 +25,11 @@ PageId ClockPolicy::next() {
     }
   }
   return PageId::none();
+}
+
+void ClockPolicy::check_invariants() const {
+  if (pages_ == nullptr) return;
+  TP_ASSERT(hand_ <= pages_->size() && steps_left_ <= uint64_t{2} * pages_->size());
 }
 
 void MinPolicy::begin(PageTable& pages, Eligible eligible) {
@@ -86,6 +93,12 @@ bool MinPolicy::leaves_ahead() {
 uint64_t MinPolicy::distance_ahead() {
   if (best_.empty() && !complete_) scan();
   return best_.empty() ? 0 : distance_of(best_.back());
+}
+
+void MinPolicy::check_invariants() const {
+  TP_ASSERT(best_.size() <= kCandidatesMax && std::is_sorted(best_.begin(), best_.end()));
+  TP_ASSERT(best_.empty() || best_.front() >= bound_);
+  for (const Candidate& candidate : best_) TP_ASSERT(candidate.second.value < pages_->size());
 }
 
 }  // namespace tierpage

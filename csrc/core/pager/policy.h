@@ -5,6 +5,10 @@
 // Clock: second chance over the page rows (Corbato 1968); needs no future.
 // MIN: the page whose next use is farthest (Belady 1966), by the predicted future; exact where the trace is. One scan
 // keeps the best few candidates, which mostly serve a whole choice; another scan follows when they are used up.
+//
+// Invariants (check_invariants), with `pages` of the last begin():
+//   Clock: the hand stands on a row of pages, or behind the last; at most two rounds are left;
+//   MIN: the candidates are a few, in order, none below the bound, each a row of pages.
 #pragma once
 
 #include <cstdint>
@@ -32,6 +36,7 @@ class ClockPolicy final : public EvictionPolicy {
   const char* name() const override { return "clock"; }
   void begin(PageTable& pages, Eligible eligible) override;
   PageId next() override;
+  void check_invariants() const;
 
  private:
   PageTable* pages_ = nullptr;
@@ -64,6 +69,7 @@ class MinPolicy final : public EvictionPolicy {
   // uses: a victim as good as another, whose frame fits. None if there is no such.
   PageId next_leaving(uint64_t bytes, uint64_t distance);
   bool leaves_ahead();  // the page that next() would return now is not planned to stay
+  void check_invariants() const;
 
  private:
   using Candidate = std::pair<uint64_t, PageId>;          // (rank, page); the largest leaves first

@@ -164,4 +164,9 @@ void Prefetcher::write_ahead() {
   }
 }
 
+void Prefetcher::check_invariants() const {
+  for (const Region& region : memory_.regions) TP_ASSERT(region.ahead_serial <= serial_);
+  TP_ASSERT(quiet_until_ <= foresight_.trace().end() + kQuietUses && quiet_since_ <= departures_.count());
+}
+
 }  // namespace tierpage

@@ -1,5 +1,9 @@
 // What is done before anybody waits for it: pages fetched in predicted order, pages that a plan wants early, hints of the
 // user, and pages written down before their frames are needed.
+//
+// Invariants (check_invariants):
+//   no region was met by a later look ahead than the last one;
+//   nobody looks away from more of the trace than kQuietUses, nor since more departures than there were.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +31,7 @@ class Prefetcher {
   void fetch_ahead();
   void fetch_early();
   void write_ahead();
+  void check_invariants() const;
 
  private:
   // One look ahead.

@@ -2,6 +2,9 @@
 #include "core/pager/write_economy.h"
 
 #include <algorithm>
+#include <numeric>
+
+#include "core/model/status.h"
 
 namespace tierpage {
 
@@ -37,6 +40,17 @@ void WriteEconomy::wrote(uint64_t bytes) {
   if (!limited()) return;
   period_.add(bytes);
   if (period_.sum > bytes_max_) over_budget_ += std::min(bytes, period_.sum - bytes_max_);
+}
+
+void WriteEconomy::Window::check_invariants() const {
+  TP_ASSERT(sum == std::accumulate(bytes.begin(), bytes.end(), uint64_t{0}));
+  TP_ASSERT(seconds > 0 || sum == 0);
+}
+
+void WriteEconomy::check_invariants() const {
+  day_.check_invariants();
+  period_.check_invariants();
+  TP_ASSERT(day_.sum <= total_ && period_.sum <= total_ && over_budget_ <= total_);
 }
 
 double days_of_endurance(uint64_t written, uint64_t elapsed_seconds, uint64_t drive_bytes) {

@@ -2,6 +2,10 @@
 //
 // Time is an event: advance() is told the seconds since the start, about once a second. A window counts in slices of a
 // 24th of its length and looks back over 25 of them, so it never forgets a byte that is younger than the window.
+//
+// Invariants (check_invariants):
+//   sum of a window = sum over its slices; a period without a length counts nothing;
+//   no window, nor what went over the budget, is more than the total.
 #pragma once
 
 #include <array>
@@ -33,6 +37,7 @@ class WriteEconomy {
   uint64_t last_day() const { return day_.sum; }
   uint64_t last_period() const { return period_.sum; }
   uint64_t over_budget() const { return over_budget_; }  // bytes that went down although the budget was used up
+  void check_invariants() const;
 
  private:
   struct Window {
@@ -43,6 +48,7 @@ class WriteEconomy {
     std::array<uint64_t, kSlices + 1> bytes{};
     void advance(uint64_t now_seconds);
     void add(uint64_t more);
+    void check_invariants() const;
   };
   uint64_t bytes_max_ = 0;
   uint64_t total_ = 0;
