@@ -141,6 +141,13 @@ void PagerThread::ask_to_watch() {
   std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
+// A fence over all streams breaks a graph capture, and only who looks at launches counts captures. Where nobody does, what
+// no operator announces is waited for nowhere: the default stream's fence settles the debt.
+uint64_t PagerThread::native_of_locked(StreamId stream) const {
+  if (stream == tiers_.config.every_stream && watch_hook_.load() == nullptr) return 0;
+  return streams_.native_of(stream);
+}
+
 void PagerThread::keep_accounts_locked() {
   if (accounts_.ledger().waits()) {
     accounts_.ledger().look(steady_ns(), [this](SlotId slot, StallCause) { return core_->waiting_for(slot); });
@@ -170,7 +177,7 @@ bool PagerThread::round(std::unique_lock<std::mutex>& lock, Finished& finished, 
   actions.clear();
   core_->take_actions(actions);
   for (Action& action : actions) {
-    if (action.kind == ActionKind::kRecordFence) action.native_stream = streams_.native_of(action.fence.stream);
+    if (action.kind == ActionKind::kRecordFence) action.native_stream = native_of_locked(action.fence.stream);
   }
   core_.note_engagement_locked();
   // Closed below, without the lock. Only while nothing is under way: a region that was freed may still be arriving.

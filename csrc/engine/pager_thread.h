@@ -50,8 +50,9 @@ class PagerThread {
   bool lower_tiers_closed_locked() const { return lower_tiers_closed_; }
   // Whether callers should time operators: a hint, read without the lock.
   bool wants_times() const { return __atomic_load_n(&wants_times_, __ATOMIC_RELAXED) != 0; }
-  // Called once, by this thread, before the first page leaves: launches are to be looked at from then on.
   void note_capture(int change) { tiers_.backend->note_capture(change); }
+  // Called once, by this thread, before the first page leaves: launches are to be looked at from then on. Null: nobody
+  // looks at them (any more).
   void set_watch_hook(void (*hook)()) { watch_hook_.store(hook); }
   const int32_t* wants_times_flag() const { return &wants_times_; }
 
@@ -61,6 +62,7 @@ class PagerThread {
   void apply_locked(const Finished& finished);
   void note_rates_locked();
   void ask_to_watch();
+  uint64_t native_of_locked(StreamId stream) const;
   void keep_accounts_locked();
   void idle_wait(std::unique_lock<std::mutex>& lock, bool acted);
   void tell_host_space_locked();

@@ -21,7 +21,9 @@ Status TierSet::open() {
   config.granule_bytes = backend->info().granule_bytes;
   config.frame_bytes_max = backend->info().frame_bytes_max;
   config.range_bytes = backend->range_bytes();
-  if (backend->info().fences_every_stream) config.every_stream = backend->stream_id(DeviceBackend::kEveryStream);
+  // Without the guard nobody counts the graph captures that such a fence would break.
+  if (options_.launch_guard && backend->info().fences_every_stream)
+    config.every_stream = backend->stream_id(DeviceBackend::kEveryStream);
   config.device_bytes_max = options_.device_bytes_max;
   config.host_bytes_max = options_.host_bytes_max;
   config.nvme_bytes_max = options_.nvme_path.empty() && !store ? 0 : options_.nvme_bytes_max;

@@ -113,6 +113,7 @@ const std::vector<Option>& table() {
       value("stall_report_seconds", &O::stall_report_seconds),
       value("trace_events_max", &O::trace_events_max),
       value("list_run_fraction", &O::list_run_fraction),
+      value("launch_guard", &O::launch_guard),
   };
   return options;
 }

@@ -235,7 +235,7 @@ SETTINGS: dict[str, Setting] = {
     "trace_events_max": Setting(_parse_count(0, 1 << 28)),
     "list_run_fraction": Setting(_parse_share),
     "defer_updates": Setting(_parse_bool, in_engine=False),
-    "launch_guard": Setting(_parse_bool, in_engine=False),
+    "launch_guard": Setting(_parse_bool),
 }
 
 
