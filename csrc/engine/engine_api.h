@@ -6,7 +6,7 @@
 //
 // Protocol of one outermost operator in one thread (no call blocks except wait; none touches Python):
 //
-//   scope_open(s)                                   when depth goes 0 -> 1; only stores, no lock
+//   scope_open(s, native_stream)                    when depth goes 0 -> 1; only stores, no lock
 //   rc = begin(s, op, accesses, n)                  for it and for every nested operator with paged arguments
 //   while (rc == TP_WAIT) rc = wait(s, 50);         the caller releases the GIL and checks signals between slices
 //   ... the kernel; allocate()/free() happen inside ...
@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TIERPAGE_ENGINE_API_VERSION 6u
+#define TIERPAGE_ENGINE_API_VERSION 7u
 
 // Numbers equal to tierpage::StatusCode.
 enum tp_code {
@@ -46,6 +46,7 @@ typedef struct tp_scope tp_scope;  // opaque
 enum { TP_READ = 1, TP_WRITE = 2 };
 
 #define TP_NO_SOURCE UINT64_MAX  // the place of a region whose content lies in no file
+#define TP_NO_STREAM UINT64_MAX  // a stream that is not known
 
 // Bytes [address, address + bytes) of the reserved range, which one argument of an operator covers.
 typedef struct tp_access {
@@ -75,7 +76,8 @@ typedef struct tp_engine_api {
   // Scopes. One per thread, made on first use, destroyed at thread end (from a thread-local destructor).
   tp_scope* (*scope_create)(void);
   void (*scope_destroy)(tp_scope*);
-  void (*scope_open)(tp_scope*);
+  // The stream is the one that scope_close will name: memory for another one is marked there when it is freed.
+  void (*scope_open)(tp_scope*, uint64_t native_stream);
   int32_t (*begin)(tp_scope*, const tp_operator*, const tp_access*, size_t count);
   int32_t (*wait)(tp_scope*, uint32_t timeout_ms);  // TP_WAIT when the time is over
   void (*cancel)(tp_scope*);
@@ -124,7 +126,7 @@ typedef struct tp_engine_api {
   // One call of the device's driver that uses paged memory which the open scope has not announced, or on another stream
   // than the scope's, or outside any scope. Before the call: these pages are made resident and pinned (TP_WAIT: wait() as
   // above). After it: they stay until what was queued on the stream until now has finished. At most one at a time per
-  // scope; where launch_end is missed, the next launch or the scope's close stands in for it.
+  // scope; where launch_end is missed, the pages of that launch stay for good.
   int32_t (*launch_begin)(tp_scope*, const tp_access* accesses, size_t count, uint64_t native_stream);
   void (*launch_end)(tp_scope*, uint64_t native_stream);
   // While *watch_launches is 0 all paged memory is resident and stays so: nobody need look at launches.

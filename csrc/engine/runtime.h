@@ -71,9 +71,9 @@ class Runtime;
 struct Scope {
   Runtime* runtime = nullptr;
   SlotId slot;
-  SlotId waiting_slot;         // the slot that wait() is about; usually `slot`
-  uint64_t native_stream = 0;  // that the newest scope of this thread ended on
+  SlotId waiting_slot;  // the slot that wait() is about; usually `slot`
   bool open = false;
+  uint64_t native_stream = TP_NO_STREAM;  // while open: that its end will be marked on
   Scope* outer = nullptr;  // while open: the one of the same thread that it interrupts (a signal handler's operators)
   bool pinned = false;     // something was pinned or allocated since it opened
   bool waiting_allocation = false;
@@ -94,7 +94,6 @@ struct Scope {
   struct Launch {
     SlotId slot;          // made when it is needed first
     bool pinned = false;  // between its begin and its end
-    uint64_t native_stream = 0;
   } launch;
   std::vector<Sticky> sticky;  // touches that last some more operators
   std::vector<Use> uses;       // scratch
@@ -112,7 +111,7 @@ class Runtime {
 
   // Scopes: see engine_api.h.
   Scope* add_scope();
-  static void open_scope(Scope& scope);
+  static void open_scope(Scope& scope, uint64_t native_stream);
   void remove_scope(Scope* scope);
   Status begin(Scope& scope, const tp_operator& op, const tp_access* accesses, size_t count);
   Status allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t place, uint64_t* address);

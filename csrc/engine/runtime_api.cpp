@@ -55,7 +55,7 @@ void scope_destroy(tp_scope* scope) {
     return 0;
   });
 }
-void scope_open(tp_scope* scope) { Runtime::open_scope(*scope); }
+void scope_open(tp_scope* scope, uint64_t native_stream) { Runtime::open_scope(*scope, native_stream); }
 int32_t begin(tp_scope* scope, const tp_operator* op, const tp_access* accesses, size_t count) {
   return guarded(scope, [&] { return scope->runtime->begin(*scope, *op, accesses, count); });
 }

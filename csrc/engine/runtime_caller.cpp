@@ -51,6 +51,7 @@ void Runtime::remove_scope(Scope* scope) {
         core_->end_op(scope->slot, {});
         core_->remove_slot(scope->slot);
         if (scope->launch.slot.valid()) {
+          if (scope->launch.pinned) core_->hold_pinned(scope->launch.slot);  // its end was missed
           core_->end_op(scope->launch.slot, {});
           core_->remove_slot(scope->launch.slot);
         }
@@ -64,8 +65,9 @@ void Runtime::remove_scope(Scope* scope) {
   delete static_cast<tp_scope*>(scope);
 }
 
-void Runtime::open_scope(Scope& scope) {
+void Runtime::open_scope(Scope& scope, uint64_t native_stream) {
   scope.open = true;
+  scope.native_stream = native_stream;
   scope.outer = t_open_scope;
   t_open_scope = &scope;
 }
@@ -238,10 +240,9 @@ void Runtime::seen(const uint64_t* addresses, size_t count) {
 
 Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   scope.open = false;
-  scope.native_stream = native_stream;
   if (t_open_scope == &scope) t_open_scope = scope.outer;
   if (scope.launch.pinned) [[unlikely]]
-    end_launch(scope, scope.launch.native_stream);
+    end_launch(scope, TP_NO_STREAM);
   if (!scope.pinned && !scope.touched) {
     scope.mark.drop(*tiers_.backend);
     return Status::success();

@@ -12,7 +12,7 @@
 namespace tierpage {
 
 Status Runtime::begin_launch(Scope& scope, const tp_access* accesses, size_t count, uint64_t native_stream) {
-  if (scope.launch.pinned) end_launch(scope, scope.launch.native_stream);
+  if (scope.launch.pinned) end_launch(scope, TP_NO_STREAM);
   const StreamId stream = tiers_.backend->stream_id(native_stream);
   int64_t asked_ns = 0;
   const std::unique_lock lock = core_.lock_counted(asked_ns);
@@ -32,7 +32,6 @@ Status Runtime::begin_launch(Scope& scope, const tp_access* accesses, size_t cou
     scope.uses.push_back({id, 0, region.bytes_asked - 1, mode});
   }
   if (scope.uses.empty()) return Status::success();
-  scope.launch.native_stream = native_stream;
   scope.waiting_allocation = false;
   Status status = core_.events_locked([&] {
     if (!scope.launch.slot.valid()) scope.launch.slot = core_->add_slot();
@@ -50,11 +49,12 @@ void Runtime::end_launch(Scope& scope, uint64_t native_stream) {
   if (!scope.launch.pinned) return;
   scope.launch.pinned = false;
   Fence fence;
-  const Status recorded = tiers_.backend->record_fence(native_stream, &fence);  // before the pins are let go
+  // Before the pins are let go. Where the end was missed its stream may be gone: no fence, and the pages stay for good.
+  const bool recorded = native_stream != TP_NO_STREAM && tiers_.backend->record_fence(native_stream, &fence).ok();
   const std::lock_guard lock(core_.mutex());
   if (core_.refuses_locked()) return;
   (void)core_.change_locked([&] {
-    if (!recorded.ok()) core_->hold_pinned(scope.launch.slot);
+    if (!recorded) core_->hold_pinned(scope.launch.slot);
     core_->end_op(scope.launch.slot, fence);
   });
 }

@@ -14,7 +14,7 @@ namespace tierpage {
 
 std::atomic<const tp_engine_api*> attached_engine{nullptr};
 std::atomic<bool> launch_watch{false};
-void (*watch_launches_hook)(const tp_engine_api&) = [](const tp_engine_api&) {};
+std::atomic<void (*)()> watch_launches_hook{nullptr};
 constinit thread_local ThreadState* current_thread_state = nullptr;
 
 namespace {
@@ -147,7 +147,9 @@ tp_scope* opened_scope(ThreadState& state) {
     state.scope_open = true;
     state.fresh_region = false;
     state.announced.clear();
-    state.engine->scope_open(scope);
+    // What a nested operator uses first may be used on a side stream: where the outermost one works is asked at its end.
+    state.scope_stream = state.depth == 1 ? native_stream(*state.engine) : TP_NO_STREAM;
+    state.engine->scope_open(scope, state.scope_stream);
   }
   return scope;
 }
@@ -188,10 +190,10 @@ void check_usable(const tp_engine_api* engine) {
 }
 
 void note_announced(ThreadState& state, const tp_engine_api& engine, const tp_access* accesses, size_t count) {
-  if (__atomic_load_n(engine.watch_launches, __ATOMIC_ACQUIRE) == 0) return;
-  if (C10_UNLIKELY(!launch_watch.load(std::memory_order_relaxed))) watch_launches_hook(engine);
+  void (*const begin_watching)() = watch_launches_hook.load(std::memory_order_relaxed);
+  if (begin_watching == nullptr || __atomic_load_n(engine.watch_launches, __ATOMIC_ACQUIRE) == 0) return;
+  if (C10_UNLIKELY(!launch_watch.load(std::memory_order_relaxed))) begin_watching();
   if (state.depth == 0 || !launch_watch.load(std::memory_order_relaxed)) return;
-  if (state.announced.empty()) state.scope_stream = native_stream(engine);
   state.announced.insert(state.announced.end(), accesses, accesses + count);
 }
 
@@ -209,9 +211,10 @@ void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* 
 void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scopes) {
   check_usable(engine);
   tp_scope* scope = scope_for(state, engine);
+  const uint64_t stream = native_stream(*engine);
   for (; scopes > 0; --scopes) {
-    engine->scope_open(scope);
-    check_code(state, engine, engine->scope_close(scope, native_stream(*engine)));
+    engine->scope_open(scope, stream);
+    check_code(state, engine, engine->scope_close(scope, stream));
   }
 }
 

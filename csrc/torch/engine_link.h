@@ -46,8 +46,8 @@ struct ThreadState {
   const GiveWay* give_way = nullptr;                   // when the wait of its outermost operator's pages ends early
   bool fresh_region = false;                           // this scope allocated, so results have to be announced
   std::vector<tp_access> accesses;                     // of the operator that begins now
+  uint64_t scope_stream = TP_NO_STREAM;                // that the open scope's end will be marked on
   std::vector<tp_access> announced;                    // by the open scope, while launches are watched (launch_guard.h)
-  uint64_t scope_stream = 0;                           // that the open scope works on, while launches are watched
   std::vector<uint64_t> addresses;                     // of its results
   std::vector<std::pair<uint64_t, uint64_t>> touches;  // the newest: address, bytes (raw_access.h)
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages;  // to arm at the close (raw_access.h)
@@ -81,7 +81,7 @@ inline const tp_engine_api* engine_now() { return attached_engine.load(std::memo
 
 // Launches are looked at (launch_guard.h). Set by the hook below, which an announcement calls when the engine asks for it.
 extern std::atomic<bool> launch_watch;
-extern void (*watch_launches_hook)(const tp_engine_api& engine);
+extern std::atomic<void (*)()> watch_launches_hook;  // null: there is no guard
 
 extern constinit thread_local ThreadState* current_thread_state;
 ThreadState& make_thread_state();

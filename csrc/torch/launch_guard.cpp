@@ -1,7 +1,6 @@
 // What is done at each launch: see launch_guard.h.
 //
-// Runs in the callback of a call into the driver, so nothing may leave by an exception, and no operator may be run. A
-// wait gives the GIL up; signal handlers run when the launch is through. The engine's own threads are let through: their
+// Runs in the callback of a call into the driver, so no operator may be run; the door stops exceptions. A wait gives the GIL up; signal handlers run when the launch is through. The engine's own threads are let through: their
 // copies are what is waited for.
 #include "torch/launch_guard.h"
 
@@ -23,9 +22,9 @@ class LaunchGuard final : public LaunchHandler {
     const tp_engine_api* engine = engine_now();
     return engine != nullptr ? AddressRange{engine->range_base, engine->range_bytes} : AddressRange{};
   }
-  Answer before(const Launch& launch) noexcept override;
-  void after(uint64_t stream) noexcept override;
-  void capture(int change) noexcept override {
+  Answer before(const Launch& launch) override;
+  void after(uint64_t stream) override;
+  void capture(int change) override {
     if (const tp_engine_api* engine = engine_now()) engine->note_capture(change);
   }
 
@@ -63,13 +62,13 @@ bool was_announced(const ThreadState& state, uint64_t address) {
                      [&](const tp_access& access) { return address - access.address < access.bytes; });
 }
 
-LaunchHandler::Answer LaunchGuard::before(const Launch& launch) noexcept {
+LaunchHandler::Answer LaunchGuard::before(const Launch& launch) {
   const tp_engine_api* engine = engine_now();
   if (engine == nullptr || engine->device_type == 0 || engine->own_thread() != 0) return Answer::kGo;
   ThreadState& state = thread_state();
   engine = engine_for(state, engine);
   const uint64_t stream = known_name(launch.stream);
-  const bool in_scope = state.depth > 0 && !state.announced.empty() && stream == state.scope_stream;
+  const bool in_scope = state.scope_open && !state.announced.empty() && stream == state.scope_stream;
   // Its own list: an operator may be between its arguments and its launch.
   static thread_local std::vector<tp_access> accesses;
   accesses.clear();
@@ -85,19 +84,22 @@ LaunchHandler::Answer LaunchGuard::before(const Launch& launch) noexcept {
   if (code == TP_WAIT) code = wait_without_signals(engine, scope);
   if (code == TP_OK) return Answer::kGoAndTell;
   // An operator has announced what it uses: what else looks like a pointer is a guess, and no reason to fail.
-  if (in_scope) return Answer::kGo;
+  if (state.depth > 0) return Answer::kGo;
   LOG(WARNING) << "tierpage: " << launch.name << ": " << engine->error_message(scope);
   return Answer::kRefuse;
 }
 
-void LaunchGuard::after(uint64_t stream) noexcept {
+void LaunchGuard::after(uint64_t stream) {
   const ThreadState& state = thread_state();
   if (state.engine != nullptr && state.scope != nullptr) state.engine->launch_end(state.scope, known_name(stream));
 }
 
+// The guard may be closed meanwhile: who stores last has looked at the door after that.
 void begin_watching() {
-  LaunchDoor::instance().watch(true);
-  launch_watch.store(LaunchDoor::instance().watching());
+  LaunchDoor& door = LaunchDoor::instance();
+  door.watch(true);
+  launch_watch.store(door.watching());
+  if (!door.watching()) launch_watch.store(false);
 }
 
 void LaunchGuard::note_unannounced(ThreadState& state, const char* name, size_t count) {
@@ -111,21 +113,22 @@ void LaunchGuard::note_unannounced(ThreadState& state, const char* name, size_t 
 std::string open_launch_guard() {
   std::string refusal = LaunchDoor::instance().open(&guard());
   if (refusal.empty()) {
-    watch_launches_hook = [](const tp_engine_api&) { begin_watching(); };
+    watch_launches_hook.store(&begin_watching);
     if (const tp_engine_api* engine = engine_now()) engine->set_watch_hook(&begin_watching);
   }
   return refusal;
 }
 
 void close_launch_guard() {
-  watch_launches_hook = [](const tp_engine_api&) {};
-  launch_watch.store(false);
+  if (watch_launches_hook.exchange(nullptr) == nullptr) return;
+  const tp_engine_api* engine = engine_now();
+  if (engine != nullptr) engine->set_watch_hook(nullptr);
   std::vector<Pointer> in_graphs;
   {
     const GilReleased released;  // a launch that waits may need the GIL to go on
     in_graphs = LaunchDoor::instance().close();
   }
-  const tp_engine_api* engine = engine_now();
+  launch_watch.store(false);
   for (const Pointer& pointer : in_graphs) {
     if (engine == nullptr || !owns(*engine, reinterpret_cast<void*>(pointer.address))) continue;
     touch_address(thread_state(), engine, pointer.address, 0);

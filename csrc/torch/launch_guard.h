@@ -21,6 +21,6 @@ void close_launch_guard();
 std::string newest_unannounced();  // kernel, mangled
 
 // True where graphs are read when they are made; else what a capture uses has to stay for good.
-inline bool graphs_are_read() { return LaunchDoor::instance().is_open(); }
+inline bool graphs_are_read() { return watch_launches_hook.load() != nullptr; }
 
 }  // namespace tierpage

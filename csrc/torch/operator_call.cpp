@@ -11,7 +11,8 @@ int32_t OperatorFrame::close_scope() {
   state_.scope_open = false;
   state_.fresh_region = false;
   // What it launched on any other stream was a launch of its own (launch_guard.h).
-  const uint64_t stream = state_.announced.empty() ? native_stream(*state_.engine) : state_.scope_stream;
+  const uint64_t known = state_.scope_stream;
+  const uint64_t stream = known != TP_NO_STREAM ? known : native_stream(*state_.engine);
   state_.announced.clear();
   return state_.engine->scope_close(state_.scope, stream);
 }

@@ -96,6 +96,7 @@ class CommandedBackend final : public DeviceBackend {
   explicit CommandedBackend(std::unique_ptr<DeviceBackend> inner, bool streams = false, bool polled = false)
       : inner_(std::move(inner)), info_(inner_->info()), streams_(streams) {
     if (streams) info_.synchronous_streams = false;
+    info_.fences_every_stream = streams;
     if (polled) info_.must_poll = true;
   }
 
@@ -109,6 +110,7 @@ class CommandedBackend final : public DeviceBackend {
   std::atomic<bool> fence_fails{false};
   std::atomic<bool> captures{false};
   std::atomic<uint64_t> fences_recorded{0};
+  std::atomic<uint64_t> fences_over_all_streams{0};
   std::atomic<uint64_t> fences_passed{0};  // sequence up to which fences have passed while they are held
 
   const DeviceInfo& info() const override { return info_; }
@@ -154,12 +156,15 @@ class CommandedBackend final : public DeviceBackend {
     hold_copies = false;
     wake_(context_);
   }
-  StreamId stream_id(uint64_t native_stream) override { return static_cast<StreamId>(native_stream); }
+  StreamId stream_id(uint64_t native_stream) override {
+    return native_stream == kEveryStream ? kStreamOfAll : static_cast<StreamId>(native_stream);
+  }
   Status record_fence(uint64_t native_stream, Fence* fence) override {
     if (!streams_) return inner_->record_fence(native_stream, fence);
     if (fence_fails || captures) return Status::error(StatusCode::kUnavailable, "injected: no fence");
-    *fence = Fence{static_cast<StreamId>(native_stream), ++last_fence_};
+    *fence = Fence{stream_id(native_stream), ++last_fence_};
     ++fences_recorded;
+    if (native_stream == kEveryStream) ++fences_over_all_streams;
     return Status::success();
   }
   bool fence_done(Fence fence) override { return !hold_fences || fence.sequence <= fences_passed; }
@@ -167,6 +172,8 @@ class CommandedBackend final : public DeviceBackend {
   DeviceMemoryInfo memory_info() override { return inner_->memory_info(); }
 
  private:
+  static constexpr StreamId kStreamOfAll = 1000;  // no test has so many
+
   static bool due(std::atomic<int>& countdown) {
     const int left = countdown.load();
     if (left == 0) return false;
@@ -256,7 +263,7 @@ class Caller {
   Caller(const Caller&) = delete;
   Caller& operator=(const Caller&) = delete;
 
-  void open() { api_.scope_open(scope_); }
+  void open(uint64_t stream = 0) { api_.scope_open(scope_, stream); }
   int32_t close(uint64_t stream = 0) { return api_.scope_close(scope_, stream); }
   int32_t begin_now(const std::vector<tp_access>& accesses) {
     static const tp_operator op{"test::op", 1};

@@ -7,7 +7,8 @@ namespace {
 class Launches : public EngineTest {
  protected:
   // A device with streams: four regions of 64 KiB fill it.
-  Launches() {
+  explicit Launches(bool guarded = false) {
+    options_.launch_guard = guarded;
     RuntimeParts parts;
     auto made = std::make_unique<CommandedBackend>(host_backend(options_, false), true);
     backend = made.get();
@@ -64,18 +65,22 @@ TEST_F(Launches, AnOperatorsPinsAreNotWaitedForByItsOwnLaunch) {
   EXPECT_EQ(pinned(), 0u);
 }
 
-TEST_F(Launches, AMissedEndIsMadeUpFor) {
+// Nothing says when the work of such a launch ends, nor whether its stream still lives.
+TEST_F(Launches, WhereAnEndIsMissedThePagesStay) {
   Caller caller(*engine);
-  const Region a = caller.make(64 * kKiB, 1), b = caller.make(64 * kKiB, 2);
+  const Region a = caller.make(64 * kKiB, 1), b = caller.make(64 * kKiB, 2), c = caller.make(64 * kKiB, 3);
+  const uint64_t recorded = backend->fences_recorded;
   ASSERT_EQ(caller.launch_begin({reads(a)}, 3), TP_OK);
   ASSERT_EQ(caller.launch_begin({reads(b)}, 3), TP_OK);
   EXPECT_EQ(pinned(), 64 * kKiB);
   caller.open();
   EXPECT_EQ(caller.close(), TP_OK);
   EXPECT_EQ(pinned(), 0u);
+  EXPECT_EQ(backend->fences_recorded, recorded);
+  EXPECT_EQ(engine->evict({a.address, b.address, c.address}), 64 * kKiB);
 }
 
-TEST_F(Launches, AThreadThatEndsInALaunchLeavesNoPin) {
+TEST_F(Launches, WhereAThreadEndsInALaunchThePagesStay) {
   Caller first(*engine);
   const Region a = first.make(64 * kKiB, 1);
   {
@@ -83,6 +88,7 @@ TEST_F(Launches, AThreadThatEndsInALaunchLeavesNoPin) {
     ASSERT_EQ(second.launch_begin({reads(a)}, 3), TP_OK);
   }
   EXPECT_EQ(pinned(), 0u);
+  EXPECT_EQ(engine->evict({a.address}), 0u);
 }
 
 TEST_F(Launches, OthersAddressesAndDeadMemoryAreLetThrough) {
@@ -109,6 +115,47 @@ TEST_F(Launches, NobodyNeedLookBeforeAPageLeaves) {
   caller.expect_intact(a);
   EXPECT_EQ(engine->evict({a.address}), 64 * kKiB);
   EXPECT_EQ(told, 1);
+}
+
+struct LaunchesGuarded : Launches {
+  LaunchesGuarded() : Launches(true) {}
+};
+
+TEST_F(LaunchesGuarded, TheFirstPageThatLeavesWaitsForWhatWasLaunchedOnAnyStream) {
+  Caller caller(*engine);
+  const Region a = caller.make(64 * kKiB, 1);
+  engine->api().set_watch_hook([] {});
+  backend->hold_fences = true;
+  const uint64_t unmaps = backend->unmaps;
+  uint64_t bytes = 0;
+  std::thread evictor([&] { (void)(*engine)->evict({a.address}, &bytes); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  EXPECT_EQ(backend->unmaps, unmaps);
+  EXPECT_EQ(backend->fences_over_all_streams, 1u);
+  backend->hold_fences = false;
+  evictor.join();
+  EXPECT_EQ(bytes, 64 * kKiB);
+  caller.expect_intact(a);
+}
+
+// Such a fence breaks a graph capture, and nobody counts captures then.
+TEST_F(LaunchesGuarded, WhereNobodyLooksAtLaunchesNoFenceIsOverAllStreams) {
+  Caller caller(*engine);
+  const Region a = caller.make(64 * kKiB, 1);
+  engine->api().set_watch_hook([] {});
+  engine->api().set_watch_hook(nullptr);  // a profiler has come
+  EXPECT_EQ(engine->evict({a.address}), 64 * kKiB);
+  EXPECT_EQ(backend->fences_over_all_streams, 0u);
+  caller.expect_intact(a);
+}
+
+TEST_F(Launches, WithoutTheGuardNoFenceIsOverAllStreams) {
+  Caller caller(*engine);
+  const Region a = caller.make(64 * kKiB, 1);
+  engine->api().set_watch_hook([] {});
+  EXPECT_EQ(engine->evict({a.address}), 64 * kKiB);
+  EXPECT_EQ(backend->fences_over_all_streams, 0u);
+  caller.expect_intact(a);
 }
 
 }  // namespace

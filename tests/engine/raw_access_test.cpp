@@ -258,5 +258,34 @@ TEST_F(Fences, FreedMemoryOfAnotherStreamIsReusedOnlyAfterItsFence) {
   backend_->hold_fences = false;
 }
 
+// An operator that makes memory for a side stream of its own, in a thread whose operator before worked on that stream.
+TEST_F(Fences, MemoryForASideStreamIsMarkedThereWhenItIsFreed) {
+  Caller caller(*engine_);
+  caller.open(9);
+  ASSERT_EQ(caller.close(9), TP_OK);
+  backend_->hold_fences = true;
+  caller.open(3);
+  Region region;
+  ASSERT_EQ(caller.settle(caller.allocate_now(64 * kKiB, &region.address, 9)), TP_OK);
+  const uint64_t recorded = backend_->fences_recorded;
+  caller.free(region);
+  EXPECT_EQ(backend_->fences_recorded, recorded + 1);
+  ASSERT_EQ(caller.close(3), TP_OK);
+  uint64_t other = 0;
+  ASSERT_EQ(caller.settle(caller.allocate_now(64 * kKiB, &other, 3)), TP_OK);
+  EXPECT_NE(engine_->api().allocate_result(caller.scope()), region.address);
+  backend_->hold_fences = false;
+}
+
+TEST_F(Fences, MemoryForTheOperatorsOwnStreamIsMarkedAtItsEndOnly) {
+  Caller caller(*engine_);
+  caller.open(3);
+  Region region;
+  ASSERT_EQ(caller.settle(caller.allocate_now(64 * kKiB, &region.address, 3)), TP_OK);
+  caller.free(region);
+  EXPECT_EQ(backend_->fences_recorded, 0u);
+  ASSERT_EQ(caller.close(3), TP_OK);
+}
+
 }  // namespace
 }  // namespace tierpage::testing

@@ -120,7 +120,7 @@ int32_t grant(tp_scope* scope) {
 
 tp_scope* scope_create() { return new tp_scope; }
 void scope_destroy(tp_scope* scope) { delete scope; }
-void scope_open(tp_scope* scope) {
+void scope_open(tp_scope* scope, uint64_t) {
   const std::lock_guard<std::mutex> lock(mutex);
   scope->open = true;
   announcements += "open\n";
