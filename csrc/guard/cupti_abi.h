@@ -31,7 +31,6 @@ struct Library {
   Result (*subscribe)(Subscriber*, Callback, void* user) = nullptr;
   Result (*unsubscribe)(Subscriber) = nullptr;
   Result (*enable_callback)(uint32_t on, Subscriber, Domain, uint32_t call) = nullptr;
-  Result (*get_version)(uint32_t*) = nullptr;
   Result (*get_result_string)(Result, const char**) = nullptr;
 };
 

@@ -5,6 +5,8 @@
 // fetch, never a wrong result.
 #pragma once
 
+#include <cuda.h>
+
 #include <cstdint>
 #include <span>
 
@@ -37,5 +39,35 @@ struct DriverCall {
 
 std::span<const DriverCall> driver_calls();
 const DriverCall* driver_call(uint32_t number);  // null: none of them
+
+// The arguments of those that are read by name, in order, as CUPTI lays them out (generated_cuda_meta.h).
+struct LaunchArguments {
+  CUfunction function;
+  unsigned grid[3];
+  unsigned block[3];
+  unsigned shared_bytes;
+  CUstream stream;
+  void** parameters;
+  void** extra;  // cuLaunchCooperativeKernel has none
+};
+struct LaunchExArguments {
+  const CUlaunchConfig* config;
+  CUfunction function;
+  void** parameters;
+  void** extra;
+};
+struct InstantiateArguments {
+  CUgraphExec* result;
+  CUgraph graph;
+};
+struct ExecUpdateArguments {
+  CUgraphExec graph_exec;
+  CUgraph graph;
+};
+struct ExecSetArguments {
+  CUgraphExec graph_exec;
+  CUgraphNode node;
+  const void* parameters;
+};
 
 }  // namespace tierpage

@@ -3,45 +3,15 @@
 
 #include <dlfcn.h>
 
-#include <array>
 #include <chrono>
 #include <thread>
 #include <utility>
 
 #include "guard/driver_calls.h"
+#include "guard/library_symbol.h"
 
 namespace tierpage {
 namespace {
-
-// As generated_cuda_meta.h of CUPTI has them: the arguments of the driver's functions, in order.
-struct LaunchArguments {
-  CUfunction function;
-  unsigned grid[3];
-  unsigned block[3];
-  unsigned shared_bytes;
-  CUstream stream;
-  void** parameters;
-  void** extra;  // cuLaunchCooperativeKernel has none
-};
-struct LaunchExArguments {
-  const CUlaunchConfig* config;
-  CUfunction function;
-  void** parameters;
-  void** extra;
-};
-struct InstantiateArguments {
-  CUgraphExec* result;
-  CUgraph graph;
-};
-struct ExecUpdateArguments {
-  CUgraphExec graph_exec;
-  CUgraph graph;
-};
-struct ExecSetArguments {
-  CUgraphExec graph_exec;
-  CUgraphNode node;
-  const void* parameters;
-};
 
 bool cooperative(const DriverCall& call) {
   return call.number == cupti::kLaunchCooperativeKernel || call.number == cupti::kLaunchCooperativeKernelPtsz;
@@ -60,6 +30,18 @@ uint64_t stream_of(const DriverCall& call, const void* arguments) {
   return call.stream_word < 0 ? 0 : static_cast<const uint64_t*>(arguments)[call.stream_word];
 }
 
+// A thread in a callback.
+class Inside {
+ public:
+  explicit Inside(std::atomic<int>& count) : count_(count) { count_.fetch_add(1, std::memory_order_acq_rel); }
+  ~Inside() { count_.fetch_sub(1, std::memory_order_acq_rel); }
+  Inside(const Inside&) = delete;
+  Inside& operator=(const Inside&) = delete;
+
+ private:
+  std::atomic<int>& count_;
+};
+
 cupti::Library load_cupti() {
   cupti::Library library;
   void* handle = nullptr;
@@ -70,14 +52,10 @@ cupti::Library load_cupti() {
     }
   }
   if (handle == nullptr) return library;
-  const auto look_up = [&](const char* name, auto& function) {
-    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, name));
-  };
-  look_up("cuptiSubscribe", library.subscribe);
-  look_up("cuptiUnsubscribe", library.unsubscribe);
-  look_up("cuptiEnableCallback", library.enable_callback);
-  look_up("cuptiGetVersion", library.get_version);
-  look_up("cuptiGetResultString", library.get_result_string);
+  look_up(handle, "cuptiSubscribe", library.subscribe);
+  look_up(handle, "cuptiUnsubscribe", library.unsubscribe);
+  look_up(handle, "cuptiEnableCallback", library.enable_callback);
+  look_up(handle, "cuptiGetResultString", library.get_result_string);
   return library;
 }
 
@@ -92,6 +70,7 @@ LaunchDoor::LaunchDoor(const KernelFacts& facts, const cupti::Library& library)
     : library_(library), facts_(facts), words_(facts) {}
 
 std::string LaunchDoor::open(LaunchHandler* handler) {
+  const std::lock_guard life(life_mutex_);
   const std::lock_guard lock(mutex_);
   if (open_) return {};
   if (library_.subscribe == nullptr || library_.unsubscribe == nullptr || library_.enable_callback == nullptr) {
@@ -121,11 +100,14 @@ void LaunchDoor::watch(bool on) {
 }
 
 std::vector<Pointer> LaunchDoor::close() {
-  const std::lock_guard lock(mutex_);
-  if (!open_) return {};
-  open_.store(false, std::memory_order_release);
-  watching_.store(false, std::memory_order_release);
-  (void)library_.unsubscribe(subscriber_);
+  const std::lock_guard life(life_mutex_);
+  {
+    const std::lock_guard lock(mutex_);
+    if (!open_) return {};
+    open_.store(false, std::memory_order_release);
+    watching_.store(false, std::memory_order_release);
+    (void)library_.unsubscribe(subscriber_);
+  }
   while (inside_.load(std::memory_order_acquire) != 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
   return graphs_.take_all();
 }
@@ -142,13 +124,17 @@ void LaunchDoor::on_call(void* user, cupti::Domain domain, uint32_t number, cons
   const DriverCall* call = domain == cupti::kDriverApi ? driver_call(number) : nullptr;
   if (call == nullptr) return;
   auto& door = *static_cast<LaunchDoor*>(user);
-  door.inside_.fetch_add(1, std::memory_order_acq_rel);
-  if (data->site == cupti::kEnter) {
-    door.enter(*call, *data);
-  } else {
-    door.exit(*call, *data);
+  const Inside inside(door.inside_);
+  try {
+    if (data->site == cupti::kEnter) {
+      door.enter(*call, *data);
+    } else {
+      door.exit(*call, *data);
+    }
+  } catch (...) {
+    // Not through the driver's frames. Whether the memory is there is not known, so the device must not see the call.
+    if (data->site == cupti::kEnter && !is_rare(*call)) spoil(*call, data->parameters);
   }
-  door.inside_.fetch_sub(1, std::memory_order_acq_rel);
 }
 
 void LaunchDoor::read(const DriverCall& call, const void* arguments, const AddressRange& range,

@@ -6,7 +6,8 @@
 //
 // Interleavings:
 //   1. A call that began before watch(true) is not seen; one that began before watch(false) or close() may still be in
-//      before() or after(). close() waits for these, so a handler may then go.
+//      before() or after(). close() waits for these, so a handler may then go. It waits without the lock of watch(): who is
+//      inside may wait for a thread that comes to watch(true).
 //   2. A call that was seen at its begin is not seen at its end if watching ended in between: CUPTI asks at each site
 //      whether the call is enabled. What before() took is then ended by the same thread's next launch or operator.
 //   3. A thread inside before() may wait for other threads that call the driver: CUPTI holds no lock while it calls us.
@@ -40,7 +41,8 @@ class LaunchHandler {
     kGoAndTell,  // after() is wanted, in the same thread, when the driver has queued the call
     kRefuse,     // the memory is not there: the call is to fail before it reaches the device
   };
-  virtual Answer before(const Launch& launch) = 0;  // `pointers` is not empty
+  // `pointers` is not empty. What it throws ends at the door, and refuses the call.
+  virtual Answer before(const Launch& launch) = 0;
   virtual void after(uint64_t stream) = 0;
   virtual void capture(int change) = 0;  // a graph begins (1) or ends (-1) to be recorded
 };
@@ -56,7 +58,6 @@ class LaunchDoor {
   void watch(bool on);
   bool is_open() const { return open_.load(std::memory_order_acquire); }
   bool watching() const { return watching_.load(std::memory_order_acquire); }
-  uint64_t unreadable() const { return words_.unreadable(); }
 
   LaunchDoor(const KernelFacts& facts, const cupti::Library& library);
 
@@ -75,7 +76,8 @@ class LaunchDoor {
   GraphBook graphs_;
   LaunchHandler* handler_ = nullptr;
   cupti::Subscriber subscriber_ = nullptr;
-  std::mutex mutex_;  // of open, close, watch
+  std::mutex life_mutex_;  // one open or close at a time; taken before mutex_
+  std::mutex mutex_;       // of the subscription, and of which calls it tells of
   std::atomic<bool> open_{false};
   std::atomic<bool> watching_{false};
   std::atomic<int> inside_{0};  // threads in a callback

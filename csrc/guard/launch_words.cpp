@@ -7,6 +7,8 @@
 #include <cstring>
 #include <utility>
 
+#include "guard/library_symbol.h"
+
 namespace tierpage {
 namespace {
 
@@ -19,11 +21,6 @@ uint64_t word_at(const void* place, size_t index) {
   uint64_t word = 0;
   memcpy(&word, static_cast<const char*>(place) + index * kWord, kWord);
   return word;
-}
-
-template <class Function>
-void look_up(void* library, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(library, name));
 }
 
 // cuLaunchKernel's other way of handing over arguments: one block, described by a list of keys and values.
@@ -68,12 +65,7 @@ void LaunchWords::of_kernel(CUfunction function, void** parameters, void** extra
     if (extra != nullptr) read_block(extra, range, pointers);
     return;
   }
-  const Layout* layout = layout_of(function);
-  if (layout == nullptr) {
-    unreadable_.fetch_add(1, std::memory_order_relaxed);
-    return;
-  }
-  for (const Parameter& parameter : *layout) {
+  for (const Parameter& parameter : layout_of(function)) {
     of_words(parameters[parameter.index], parameter.words, -1, range, pointers);
   }
 }
@@ -90,13 +82,13 @@ std::shared_ptr<const LaunchWords::Layout> LaunchWords::ask(CUfunction function)
     }
     return index > 0;
   };
-  if (collect(facts_.function_parameter, function)) return layout;
-  if (collect(facts_.kernel_parameter, reinterpret_cast<CUkernel>(function))) return layout;
-  return nullptr;
+  if (!collect(facts_.function_parameter, function)) {
+    (void)collect(facts_.kernel_parameter, reinterpret_cast<CUkernel>(function));
+  }
+  return layout;
 }
 
-// A kernel without parameters has no layout either; it is asked about each time, and there is nothing to read.
-const LaunchWords::Layout* LaunchWords::layout_of(CUfunction function) {
+const LaunchWords::Layout& LaunchWords::layout_of(CUfunction function) {
   static thread_local std::unique_ptr<Known[]> known(new Known[kKnownKernels]);
   static thread_local const LaunchWords* owner = nullptr;
   if (owner != this) {
@@ -105,7 +97,7 @@ const LaunchWords::Layout* LaunchWords::layout_of(CUfunction function) {
   }
   const uint64_t generation = generation_.load(std::memory_order_acquire);
   Known& place = known[(reinterpret_cast<uintptr_t>(function) >> 4) % kKnownKernels];
-  if (place.function == function && place.generation == generation) return place.layout.get();
+  if (place.function == function && place.generation == generation) return *place.layout;
   std::shared_ptr<const Layout> layout;
   {
     const std::lock_guard lock(mutex_);
@@ -114,12 +106,11 @@ const LaunchWords::Layout* LaunchWords::layout_of(CUfunction function) {
   }
   if (layout == nullptr) {
     layout = ask(function);
-    if (layout == nullptr) return nullptr;
     const std::lock_guard lock(mutex_);
     layouts_[function] = layout;
   }
   place = {function, generation, std::move(layout)};
-  return place.layout.get();
+  return *place.layout;
 }
 
 void LaunchWords::forget_kernels() {

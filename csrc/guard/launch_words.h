@@ -59,9 +59,6 @@ class LaunchWords {
 
   // Handles of kernels may be given again to others: what was learned of them is forgotten.
   void forget_kernels();
-  uint64_t unreadable() const {
-    return unreadable_.load(std::memory_order_relaxed);
-  }  // launches whose layout is not known
 
  private:
   struct Parameter {
@@ -75,12 +72,11 @@ class LaunchWords {
     std::shared_ptr<const Layout> layout;
   };
 
-  const Layout* layout_of(CUfunction function);
-  std::shared_ptr<const Layout> ask(CUfunction function) const;
+  const Layout& layout_of(CUfunction function);
+  std::shared_ptr<const Layout> ask(CUfunction function) const;  // empty where the driver does not tell
 
   const KernelFacts facts_;
   std::atomic<uint64_t> generation_{1};
-  std::atomic<uint64_t> unreadable_{0};
   std::mutex mutex_;
   std::unordered_map<CUfunction, std::shared_ptr<const Layout>> layouts_;  // guarded by mutex_
 };

@@ -1,15 +1,10 @@
 // Symbols of the loaded CUDA libraries: see cuda_symbols.h.
 #include "torch/cuda_symbols.h"
 
-#include <dlfcn.h>
+#include "guard/library_symbol.h"
 
 namespace tierpage {
 namespace {
-
-template <class Symbol>
-void look_up(void* library, const char* name, Symbol& symbol) {
-  symbol = reinterpret_cast<Symbol>(dlsym(library, name));
-}
 
 CudaSymbols find_symbols() {
   CudaSymbols symbols;

@@ -34,16 +34,6 @@ struct Handler final : LaunchHandler {
   int begun = 0, ended = 0, captures = 0;
 };
 
-struct LaunchArguments {
-  CUfunction function;
-  unsigned grid[3];
-  unsigned block[3];
-  unsigned shared_bytes;
-  CUstream stream;
-  void** parameters;
-  void** extra;
-};
-
 class LaunchDoorTest : public ::testing::Test {
  protected:
   LaunchDoorTest() {
@@ -129,12 +119,7 @@ TEST_F(LaunchDoorTest, ARefusedLaunchGetsArgumentsThatTheDriverRefuses) {
   EXPECT_EQ(handler.ended, 0);
   CUlaunchConfig config{};
   config.gridDimX = 4;
-  struct {
-    const CUlaunchConfig* config;
-    CUfunction function;
-    void** parameters;
-    void** extra;
-  } extended{&config, kKernel, parameters, nullptr};
+  LaunchExArguments extended{&config, kKernel, parameters, nullptr};
   call(cupti::kLaunchKernelEx, &extended);
   EXPECT_EQ(config.gridDimX, 4u);  // the caller's own is left alone
   EXPECT_EQ(extended.config->gridDimX, 0u);
@@ -174,10 +159,7 @@ TEST_F(LaunchDoorTest, AGraphsMemoryIsKnownAtItsLaunch) {
 TEST_F(LaunchDoorTest, AFailedInstantiationTeachesNothing) {
   ASSERT_EQ(door->open(&handler), "");
   CUgraphExec exec = handle<CUgraphExec>(0x77);
-  const struct {
-    CUgraphExec* result;
-    CUgraph graph;
-  } instantiate{&exec, handle<CUgraph>(1)};  // unknown: reading it would throw
+  const InstantiateArguments instantiate{&exec, handle<CUgraph>(1)};  // unknown: reading it would throw
   call(cupti::kGraphInstantiate, &instantiate, CUDA_ERROR_INVALID_VALUE);
   EXPECT_TRUE(door->close().empty());
 }
@@ -189,11 +171,7 @@ TEST_F(LaunchDoorTest, WhatGraphsUseIsHandedOverWhenTheDoorCloses) {
   static CUDA_KERNEL_NODE_PARAMS kernel{};
   kernel.func = kKernel;
   kernel.kernelParams = parameters;
-  const struct {
-    CUgraphExec graph;
-    CUgraphNode node;
-    const void* parameters;
-  } set{exec, nullptr, &kernel};
+  const ExecSetArguments set{exec, nullptr, &kernel};
   call(cupti::kGraphExecKernelNodeSetParamsV2, &set);
   const std::vector<Pointer> used = door->close();
   ASSERT_EQ(used.size(), 1u);
@@ -228,6 +206,7 @@ TEST_F(LaunchDoorTest, CloseWaitsForWhoIsInside) {
     std::atomic<bool> inside{false}, go{false}, left{false};
   };
   static Slow slow;
+  slow.inside = slow.go = slow.left = false;
   LaunchDoor other(stand_in_facts(), stand_in_cupti());
   cuda().taken = false;
   ASSERT_EQ(other.open(&slow), "");
@@ -239,9 +218,30 @@ TEST_F(LaunchDoorTest, CloseWaitsForWhoIsInside) {
     other.close();
     EXPECT_TRUE(slow.left);
   });
+  while (other.is_open()) std::this_thread::yield();
+  other.watch(true);  // whom the one inside waits for may come here, and must get through
   slow.go = true;
   caller.join();
   closer.join();
+}
+
+TEST_F(LaunchDoorTest, WhatAHandlerThrowsStaysBelowTheDriver) {
+  struct Throwing final : LaunchHandler {
+    AddressRange range() const override { return kRange; }
+    Answer before(const Launch&) override { throw std::bad_alloc(); }
+    void after(uint64_t) override { throw std::bad_alloc(); }
+    void capture(int) override { throw std::bad_alloc(); }
+  };
+  static Throwing throwing;
+  ASSERT_EQ(door->open(&throwing), "");
+  door->watch(true);
+  LaunchArguments arguments = launch();
+  call(cupti::kLaunchKernel, &arguments);
+  EXPECT_EQ(arguments.grid[0], 0u);
+  const uint64_t capture[] = {5, 0};
+  call(cupti::kStreamBeginCaptureV2, capture);
+  EXPECT_EQ(capture[0], 5u);
+  EXPECT_TRUE(door->close().empty());  // nobody is inside any more
 }
 
 TEST(DriverCalls, EachNumberLeadsToItsOwnRow) {
