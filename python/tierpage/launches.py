@@ -30,6 +30,7 @@ class LaunchGuard:
         self._library = library
         self._tell = tell
         self._original: Any = None
+        self._wrapper: Any = None
 
     def open(self) -> None:
         """Looks at launches from now on, or says, in the log too, why that cannot be."""
@@ -45,21 +46,24 @@ class LaunchGuard:
             self._step_aside()
             return original(*args, **kwargs)
 
+        self._wrapper = prepare
         setattr(torch.autograd.profiler, _DOOR, prepare)
 
     def close(self) -> None:
         """Gives CUPTI back. What recorded CUDA graphs use stays resident from then on."""
         if self._original is None:
             return
-        setattr(torch.autograd.profiler, _DOOR, self._original)
+        # Another library may have wrapped the door after us: it keeps calling our wrapper, which then does nothing.
+        if getattr(torch.autograd.profiler, _DOOR) is self._wrapper:
+            setattr(torch.autograd.profiler, _DOOR, self._original)
         self._original = None
         self._library.close_guard()
 
     def _step_aside(self) -> None:
         if self._original is None:
             return
-        self.close()
         self._tell("off: torch's profiler uses CUPTI")
         _log.warning(
             "launches are not looked at any more: torch's profiler uses CUPTI. docs/limits.md says what that means."
         )
+        self.close()
