@@ -15,6 +15,10 @@ namespace tierpage {
 namespace {
 
 constexpr uint64_t kRangePerMemory = 16;  // address space is free; sixteen times leaves room for fragmentation
+// Where to reserve, in this order; 0: wherever the driver likes. It likes low addresses, whose upper halves are common
+// sizes: two 32-bit numbers side by side among a kernel's arguments then look like a pointer (guard/launch_words.h). No
+// upper half of the 4 TiB behind these is a multiple of 1024.
+constexpr CUdeviceptr kRangeHints[] = {0x5c01'0000'0000, 0x6801'0000'0000, 0x4c01'0000'0000, 0};
 
 class CudaBackend final : public DeviceBackend {
  public:
@@ -149,8 +153,11 @@ Status CudaBackend::reserve_range(uint64_t range_bytes) {
   uint64_t wanted = range_bytes != 0 ? range_bytes : kRangePerMemory * device_bytes_;
   for (;; wanted /= 2) {
     range_bytes_ = round_up(wanted, info_.frame_bytes_max);
-    const CUresult result = driver_.mem_address_reserve(&base_, range_bytes_, info_.frame_bytes_max, 0, 0);
-    if (result == CUDA_SUCCESS) return Status::success();
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    for (const CUdeviceptr hint : kRangeHints) {
+      result = driver_.mem_address_reserve(&base_, range_bytes_, info_.frame_bytes_max, hint, 0);
+      if (result == CUDA_SUCCESS) return Status::success();
+    }
     base_ = 0;
     if (wanted / 2 < least || cuda_context_lost(result)) {
       Status status = status_of(result, "cuMemAddressReserve", format_bytes(range_bytes_) + " of address space");
