@@ -237,6 +237,31 @@ def check_synchronisation() -> Iterator[str]:
                 yield f"{path.relative_to(ROOT)}:{number}: waits for the whole device"
 
 
+BARE_LOCK = re.compile(r"\bstd::(?:\w+_)?mutex\b|\bstd::condition_variable|\bpthread_mutex_t\b|\batomic_flag\b")
+# Locks that are no csrc/locks/mutex.h, and why.
+BARE_LOCKS = {
+    "csrc/engine/signal_chain.cpp": "in a child that is forked meanwhile it stays taken, which nobody may wait for",
+    "csrc/torch/raw_access.cpp": "one for each of many storages, held for the change of one field",
+}
+
+
+def check_locks() -> Iterator[str]:
+    """Every lock has a rank, and the table of locks in docs/architecture.md has all of them in the order of ranks."""
+    for path in sorted((ROOT / "csrc").rglob("*.*")):
+        name = str(path.relative_to(ROOT))
+        if name.startswith("csrc/locks/") or name in BARE_LOCKS:
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if BARE_LOCK.search(without_text(line)):
+                yield f"{name}:{number}: a lock without a rank; csrc/locks/mutex.h has those with one"
+    ranks = (ROOT / "csrc" / "locks" / "lock_rank.h").read_text()
+    listed = re.findall(r'\bLOCK\(k\w+, "([^"]+)"\)', ranks)
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)`", text[text.index("## Locks") : text.index("## Life of an operator")], re.MULTILINE)
+    if [row for row in rows if row != "_lock"] != listed:
+        yield "docs/architecture.md: the table of locks is not the list in csrc/locks/lock_rank.h"
+
+
 def check_settings() -> Iterator[str]:
     """Every setting has a section in docs/tuning.md, and every section a setting."""
     text = (ROOT / "python" / "tierpage" / "settings.py").read_text()
@@ -271,6 +296,7 @@ def main() -> int:
         check_one_thread,
         check_circles,
         check_synchronisation,
+        check_locks,
         check_settings,
         check_paths,
         check_package,

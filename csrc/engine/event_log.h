@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "core/model/types.h"
-#include "tiers/annotated_mutex.h"
+#include "locks/mutex.h"
 
 namespace tierpage {
 
@@ -70,7 +70,7 @@ class BoundedLog {
 
  private:
   const size_t rows_max_;
-  mutable Mutex mutex_;
+  mutable Mutex mutex_{LockRank::kBoundedLog};
   std::vector<Row> ring_ TP_GUARDED_BY(mutex_);  // grows to rows_max_, then wraps
   size_t next_ TP_GUARDED_BY(mutex_) = 0;
 };

@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <mutex>
 
 #include "engine/runtime.h"
 #include "engine/signal_chain.h"
@@ -40,7 +39,7 @@ void on_fault(int number, siginfo_t* info, void* context) {
 void install_fault_handler() { put_on_top(on_fault); }
 
 bool Runtime::resolve_missed_access(uint64_t address) {
-  std::unique_lock lock(core_.mutex());
+  UniqueLock lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return false;
   missed_address_.store(address - api_.range_base);

@@ -20,7 +20,7 @@ void LockedCore::hand_over_locked() {
 }
 
 Status LockedCore::die(const Status& cause) {
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   die_locked(cause);
   return dead_;
 }
@@ -39,7 +39,7 @@ void LockedCore::die_locked(const Status& cause) {
 }
 
 void LockedCore::stop() {
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   stop_ = true;
   work_.notify_all();
   wake_waiters();
@@ -68,7 +68,7 @@ Status LockedCore::abandon_wait_locked(SlotId slot) {
 }
 
 // The question is asked without the lock, since it may run Python. `lock` is held again on return.
-LockedCore::WaitEnd LockedCore::wait_or_stop(std::unique_lock<std::mutex>& lock, Clock::time_point end,
+LockedCore::WaitEnd LockedCore::wait_or_stop(UniqueLock& lock, Clock::time_point end,
                                              const std::function<bool()>& done) {
   const StopAsked stop_asked = t_stop_asked;
   while (true) {
@@ -77,14 +77,16 @@ LockedCore::WaitEnd LockedCore::wait_or_stop(std::unique_lock<std::mutex>& lock,
     if (slots_changed_.wait_until(lock, until, done)) return WaitEnd::kDone;
     if (Clock::now() >= end) return WaitEnd::kTimeOver;
     if (stop_asked == nullptr) continue;
-    lock.unlock();
-    const bool stop = stop_asked();
-    lock.lock();
+    bool stop = false;
+    {
+      const Unlocked unlocked(lock, mutex_);
+      stop = stop_asked();
+    }
     if (stop) return done() ? WaitEnd::kDone : WaitEnd::kStopped;
   }
 }
 
-LockedCore::WaitEnd LockedCore::wait_for_other(std::unique_lock<std::mutex>& lock, Clock::time_point end,
+LockedCore::WaitEnd LockedCore::wait_for_other(UniqueLock& lock, Clock::time_point end,
                                                const std::function<bool()>& done) {
   ++other_waiters_;
   const WaitEnd ended = wait_or_stop(lock, end, done);
@@ -93,7 +95,7 @@ LockedCore::WaitEnd LockedCore::wait_for_other(std::unique_lock<std::mutex>& loc
 }
 
 void LockedCore::wake() {
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   wake_locked();
 }
 

@@ -10,12 +10,10 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <utility>
 
 #include "core/pager/pager.h"
@@ -23,12 +21,19 @@
 #include "engine/host_growth.h"
 #include "engine/runtime_registry.h"
 #include "engine/watchdog.h"
+#include "locks/mutex.h"
 
 namespace tierpage {
 
 // Set by who calls the user's side in this thread and may be asked to stop: asked every 50 ms of a wait. Null: never.
 using StopAsked = bool (*)();
 extern thread_local StopAsked t_stop_asked;
+
+// Notes when a caller asked for a lock that another thread has; else the time stays as it is. For who counts waits.
+struct NoteWait {
+  int64_t& asked_ns;
+  void operator()() const { asked_ns = steady_ns(); }
+};
 
 class LockedCore {
  public:
@@ -41,16 +46,7 @@ class LockedCore {
 
   Pager* operator->() const { return pager_.get(); }
   Pager& operator*() const { return *pager_; }
-  std::mutex& mutex() { return mutex_; }
-  // asked_ns: when the caller asked, if it had to wait for the lock; else untouched. Inline: on every operator's way.
-  std::unique_lock<std::mutex> lock_counted(int64_t& asked_ns) {
-    std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock.owns_lock()) [[unlikely]] {
-      asked_ns = steady_ns();
-      lock.lock();
-    }
-    return lock;
-  }
+  Mutex& mutex() TP_RETURNS_LOCK(mutex_) { return mutex_; }
 
   // The live region at an address, or none. Inline: on every operator's way.
   RegionId region_of_locked(uint64_t address) const {
@@ -100,13 +96,14 @@ class LockedCore {
   enum class WaitEnd : uint8_t { kDone, kTimeOver, kStopped };
   using Clock = std::chrono::steady_clock;
   template <class Done>
-  bool wait_for(std::unique_lock<std::mutex>& lock, std::chrono::milliseconds patience, Done&& done) {
+  bool wait_for(UniqueLock& lock, std::chrono::milliseconds patience, Done&& done) {
     return slots_changed_.wait_for(lock, patience, std::forward<Done>(done));
   }
   // ... or until this thread is asked to stop (t_stop_asked).
-  WaitEnd wait_or_stop(std::unique_lock<std::mutex>& lock, Clock::time_point end, const std::function<bool()>& done);
+  WaitEnd wait_or_stop(UniqueLock& lock, Clock::time_point end, const std::function<bool()>& done) TP_REQUIRES(mutex_);
   // The same for what is no slot's outcome.
-  WaitEnd wait_for_other(std::unique_lock<std::mutex>& lock, Clock::time_point end, const std::function<bool()>& done);
+  WaitEnd wait_for_other(UniqueLock& lock, Clock::time_point end, const std::function<bool()>& done)
+      TP_REQUIRES(mutex_);
   bool waiters_may_go_locked() { return pager_->slots_changed() || other_waiters_ > 0; }
   void wake_other_waiters_locked() {
     if (other_waiters_ > 0) wake_waiters();
@@ -118,7 +115,7 @@ class LockedCore {
   void wake_locked();
   void begin_round_locked() { woken_ = false; }
   bool wanted_locked() const { return woken_ || stop_; }
-  void sleep(std::unique_lock<std::mutex>& lock, std::chrono::microseconds patience) {
+  void sleep(UniqueLock& lock, std::chrono::microseconds patience) {
     work_.wait_for(lock, patience, [this] { return wanted_locked(); });
   }
 
@@ -136,9 +133,9 @@ class LockedCore {
  private:
   Watchdog& watchdog_;
   const HostGrowth& host_growth_;
-  std::mutex mutex_;
-  std::condition_variable slots_changed_;  // waiting callers
-  std::condition_variable work_;           // the pager thread
+  Mutex mutex_{LockRank::kCore};
+  Condition slots_changed_;  // waiting callers
+  Condition work_;           // the pager thread
   std::unique_ptr<Pager> pager_;
   uint64_t range_base_ = 0;
   bool woken_ = false;

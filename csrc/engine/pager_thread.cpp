@@ -43,7 +43,7 @@ void PagerThread::join() {
 
 // On the grower's thread.
 void PagerThread::arena_grew() {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   if (!tiers_.arena) return;
   host_growth_.attempted(tiers_.arena->ready_bytes(), tiers_.arena->growth_failed());
   core_.wake_locked();
@@ -158,7 +158,7 @@ void PagerThread::keep_accounts_locked() {
   accounts_.end_recurrence(plan, accounts_.since_open(*core_, steady_ns()));
 }
 
-bool PagerThread::round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions) {
+bool PagerThread::round(UniqueLock& lock, Finished& finished, std::vector<Action>& actions) {
   core_.begin_round_locked();
   watchdog_.pager_thread_is_back(steady_ns());
   apply_locked(finished);
@@ -186,13 +186,19 @@ bool PagerThread::round(std::unique_lock<std::mutex>& lock, Finished& finished, 
   const bool waiters_may_go = core_.waiters_may_go_locked();
   if (core_.closed_locked() && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
   SourceFiles* const sources = tiers_.sources.get();  // only this thread takes it away
-  lock.unlock();
+  const Unlocked unlocked(lock, core_.mutex());
   stay_on_top();                             // pages may become inaccessible in this round
   if (waiters_may_go) core_.wake_waiters();  // not under the lock that they would wait for next
   for (const uint64_t place : unused_sources) {
     if (sources != nullptr) sources->remove(place);
   }
   if (core_.engaged_hint() && !watch_asked_) ask_to_watch();
+  act(actions, finished);
+  return !actions.empty() || !finished.empty();
+}
+
+// Without the lock.
+void PagerThread::act(const std::vector<Action>& actions, Finished& finished) {
   int64_t polled_ns = steady_ns();
   for (const Action& action : actions) {
     transfers_->execute(action, finished);
@@ -202,30 +208,29 @@ bool PagerThread::round(std::unique_lock<std::mutex>& lock, Finished& finished, 
     polled_ns = steady_ns();
   }
   transfers_->poll(finished);
-  lock.lock();
-  return !actions.empty() || !finished.empty();
 }
 
 // After close() nothing goes down any more: RAM, disk space and threads are given back. Their destructors wait for
 // threads that may be calling wake(), so they run without the lock.
-void PagerThread::close_lower_tiers(std::unique_lock<std::mutex>& lock) {
+void PagerThread::close_lower_tiers(UniqueLock& lock) {
   if (core_->memory().used(Tier::kHost) > 0 || core_->memory().used(Tier::kNvme) > 0) return;
   transfers_->detach_lower_tiers();
   std::unique_ptr<HostArena> arena = std::move(tiers_.arena);
   std::unique_ptr<BlockStore> store = std::move(tiers_.store);
   std::unique_ptr<StagingRing> ring = std::move(tiers_.ring);
   std::shared_ptr<SourceFiles> sources = std::move(tiers_.sources);
-  lock.unlock();
-  store.reset();
-  sources.reset();
-  ring.reset();
-  arena.reset();
-  lock.lock();
+  {
+    const Unlocked unlocked(lock, core_.mutex());
+    store.reset();
+    sources.reset();
+    ring.reset();
+    arena.reset();
+  }
   lower_tiers_closed_ = true;
   core_.wake_other_waiters_locked();
 }
 
-void PagerThread::idle_wait(std::unique_lock<std::mutex>& lock, bool acted) {
+void PagerThread::idle_wait(UniqueLock& lock, bool acted) {
   if (acted || core_.wanted_locked()) return;
   if (transfers_->idle() && accounts_.levels_due(true)) accounts_.note_levels(levels_of(*core_));
   // Device completions announce themselves to nobody: look again soon.
@@ -239,13 +244,12 @@ void PagerThread::run() {
   (void)prctl(PR_SET_TIMERSLACK, 1'000UL);
   Finished finished;
   std::vector<Action> actions;
-  std::unique_lock lock(core_.mutex());
+  UniqueLock lock(core_.mutex());
   while (!core_.stopped_locked() && core_.alive_locked()) {
     try {
       const bool acted = round(lock, finished, actions);
       idle_wait(lock, acted);
     } catch (const std::exception& error) {
-      if (!lock.owns_lock()) lock.lock();
       core_.die_locked(Status::error(StatusCode::kInternal, error.what()));
     }
   }

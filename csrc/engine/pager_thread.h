@@ -8,7 +8,6 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -21,6 +20,7 @@
 #include "engine/tier_set.h"
 #include "engine/transfer_engine.h"
 #include "engine/watchdog.h"
+#include "locks/mutex.h"
 
 namespace tierpage {
 
@@ -58,18 +58,19 @@ class PagerThread {
 
  private:
   void run();
-  bool round(std::unique_lock<std::mutex>& lock, Finished& finished, std::vector<Action>& actions);
+  bool round(UniqueLock& lock, Finished& finished, std::vector<Action>& actions) TP_REQUIRES(core_.mutex());
+  void act(const std::vector<Action>& actions, Finished& finished);
   void apply_locked(const Finished& finished);
   void note_rates_locked();
   void ask_to_watch();
   uint64_t native_of_locked(StreamId stream) const;
   void keep_accounts_locked();
-  void idle_wait(std::unique_lock<std::mutex>& lock, bool acted);
+  void idle_wait(UniqueLock& lock, bool acted);
   void tell_host_space_locked();
   void limit_host_space_locked();
   void request_host_space_locked();
   void once_a_second_locked();
-  void close_lower_tiers(std::unique_lock<std::mutex>& lock);
+  void close_lower_tiers(UniqueLock& lock) TP_REQUIRES(core_.mutex());
 
   LockedCore& core_;
   TierSet& tiers_;  // its pointers change under the lock

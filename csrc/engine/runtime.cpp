@@ -3,6 +3,10 @@
 
 #include <pthread.h>
 
+#include <mutex>
+
+#include "tiers/fork_ranges.h"
+
 namespace tierpage {
 
 Runtime::Runtime(const RuntimeOptions& options)
@@ -52,6 +56,7 @@ Status Runtime::open() {
 Status Runtime::publish() {
   static std::once_flag once;
   std::call_once(once, [] {
+    hold_fork_mutex_across_forks();  // before ours: the system calls the handlers of a fork in the opposite order
     pthread_atfork([] { g_runtimes.before_fork(); }, [] { g_runtimes.after_fork_in_parent(); },
                    [] { g_runtimes.after_fork_in_child(); });
   });

@@ -6,24 +6,10 @@
 //   pager thread     applies completions and plans under mutex_, executes actions and polls outside it
 //                    (pager_thread.h).
 //
-// Locks of the engine, in their order: whoever holds one takes only what stands below it.
-//
-//   lock                guards                             what may happen under it
-//   close_mutex_        one close, shutdown or opening     I/O, calls of the driver, waits, the pager thread's end,
-//                       of a source at a time              Python (it is asked whether to stop)
-//   the GIL             Python; not ours                   what is short, as all under mutex_ is: calls that may wait
-//                                                          give it up first, and close_mutex_ is never taken with it
-//   RuntimeRegistry     the list of runtimes               the start of a thread; around a fork, each runtime's mutex_
-//   LockedCore::mutex_  the core, all fields marked so,    the core and the parts; waits on its own two condition
-//                       and the parts but for the          variables. Never a call of a backend that may block, I/O,
-//                       transfers (no lock: the pager      Python, or the end of a part that has threads
-//                       thread's alone)
-//   leaves              the rows of a BoundedLog; the      the copy of a row, a few numbers. They call nobody: the
-//                       insides of arena, stores,          threads of tiers/ call wake(), which takes mutex_, without
-//                       sources and backends
-//
+// Locks: docs/architecture.md has the table. Under mutex_ stand the core, all fields marked so, and the parts but for the
+// transfers, which are the pager thread's alone. The parts' own locks are leaves: the threads of tiers/ call wake(), which
+// takes mutex_, with none of theirs held.
 // Without any lock: hints (engaged_hint, wants_times, open_), which may be late, and what never changes after open().
-// docs/architecture.md lists the locks of all layers.
 //
 // Life: open -> (closing) -> closed; or dead at the first broken invariant or driver failure that leaves the state
 // unknown: the first cause is kept and every waiter and later caller gets it. A Runtime is never deleted: tensors may
@@ -38,7 +24,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -63,6 +48,7 @@
 #include "engine/tag_names.h"
 #include "engine/tier_set.h"
 #include "engine/watchdog.h"
+#include "locks/mutex.h"
 
 namespace tierpage {
 
@@ -174,15 +160,16 @@ class Runtime {
   Status finish_wait_locked(Scope& scope);
   void settle_touch_locked(Scope& scope, bool failed);
   template <class Done>
-  bool wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, const char* name, Done&& done,
-                  bool* stopped_early = nullptr);
+  bool wait_until(UniqueLock& lock, int timeout_ms, const char* name, Done&& done, bool* stopped_early = nullptr)
+      TP_REQUIRES(core_.mutex());
   class OperatorStandsStill;
-  Status wait_for_evictions(std::unique_lock<std::mutex>& lock, const std::vector<RegionId>& regions, const char* name);
-  Status fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, const std::vector<Use>& uses,
-                        const char* name);
+  Status wait_for_evictions(UniqueLock& lock, const std::vector<RegionId>& regions, const char* name)
+      TP_REQUIRES(core_.mutex());
+  Status fetch_blocking(UniqueLock& lock, SlotId slot, const std::vector<Use>& uses, const char* name)
+      TP_REQUIRES(core_.mutex());
   void drop_touches_locked(RegionId region);
   void free_region_locked(RegionId region, const std::vector<Fence>& fences);
-  Status bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot);
+  Status bring_all_up(UniqueLock& lock, SlotId slot) TP_REQUIRES(core_.mutex());
   void release_when_closed_locked();
 
   RuntimeOptions options_;
@@ -190,7 +177,7 @@ class Runtime {
   TierSet tiers_;  // pointers change under the lock
   EventLog log_;
 
-  std::mutex close_mutex_;  // one close or shutdown at a time; taken before mutex_
+  Mutex close_mutex_{LockRank::kClose};  // one close or shutdown at a time; taken before mutex_
   // Guarded by the core's lock (mutex_), as is the core itself:
   Watchdog watchdog_;  // and its notices
   HostGrowth host_growth_;

@@ -30,7 +30,7 @@ thread_local Scope* t_open_scope = nullptr;
 
 Scope* Runtime::add_scope() {
   auto scope = std::make_unique<tp_scope>();
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   scope->runtime = this;
   scope->slot = core_->add_slot();
   scope->waiting_slot = scope->slot;
@@ -41,7 +41,7 @@ Scope* Runtime::add_scope() {
 void Runtime::remove_scope(Scope* scope) {
   if (t_open_scope == scope) t_open_scope = scope->outer;
   {
-    std::lock_guard lock(core_.mutex());
+    LockGuard lock(core_.mutex());
     std::erase(scopes_, scope);
     accounts_.stall_ends(scope->waiting_slot, steady_ns());
     // Of a dead pager nothing is given back: its state is not to be trusted, and a thread's end must not throw.
@@ -74,7 +74,7 @@ void Runtime::open_scope(Scope& scope, uint64_t native_stream) {
 
 Status Runtime::begin(Scope& scope, const tp_operator& op, const tp_access* accesses, size_t count) {
   int64_t asked_ns = 0;
-  const std::unique_lock lock = core_.lock_counted(asked_ns);
+  const UniqueLock lock(core_.mutex(), NoteWait{asked_ns});
   if (core_.refuses_locked()) [[unlikely]]
     return core_.refusal_locked();
   scope.uses.clear();
@@ -130,7 +130,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   // An operator without paged arguments begins here.
   if (scope.open && pager_thread_.wants_times()) launching(scope, native_stream);
   int64_t asked_ns = 0;
-  const std::unique_lock lock = core_.lock_counted(asked_ns);
+  const UniqueLock lock(core_.mutex(), NoteWait{asked_ns});
   if (Status refusal = core_.refusal_locked(); !refusal.ok()) return refusal;
   if (bytes == 0) return Status::error(StatusCode::kInvalidArgument, "an allocation of 0 bytes has no pages");
   const bool sourced = place != TP_NO_SOURCE;
@@ -174,13 +174,13 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
 }
 
 uint64_t Runtime::allocate_result(Scope& scope) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   const RegionId region = core_->allocated(scope.slot);
   return region.valid() ? api_.range_base + core_->memory().region(region).offset : 0;
 }
 
 Status Runtime::wait(Scope& scope, uint32_t timeout_ms) {
-  std::unique_lock lock(core_.mutex());
+  UniqueLock lock(core_.mutex());
   const auto settled = [&] { return core_.ended_locked() || core_->outcome(scope.waiting_slot) != Outcome::kWait; };
   if (!core_.wait_for(lock, std::chrono::milliseconds(timeout_ms), settled)) {
     return Status{StatusCode::kWait, 0, {}};
@@ -200,7 +200,7 @@ Status Runtime::finish_wait_locked(Scope& scope) {
 }
 
 void Runtime::cancel(Scope& scope) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   accounts_.stall_ends(scope.waiting_slot, steady_ns());
   if (!core_.alive_locked()) return;
   (void)core_.events_locked([&] { core_->cancel(scope.waiting_slot); });
@@ -231,7 +231,7 @@ void Runtime::settle_touch_locked(Scope& scope, bool failed) {
 }
 
 void Runtime::seen(const uint64_t* addresses, size_t count) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   for (size_t i = 0; i < count; ++i) {
     const RegionId region = core_.region_of_locked(addresses[i]);
     if (region.valid()) core_->mark_seen(region);
@@ -258,7 +258,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   // Before the pins are let go: whoever evicts afterwards sees the fence.
   Status recorded = lets_go ? end_work(scope, native_stream, &fence) : Status::success();
   int64_t asked_ns = 0;
-  std::unique_lock lock = core_.lock_counted(asked_ns);
+  UniqueLock lock(core_.mutex(), NoteWait{asked_ns});
   if (asked_ns != 0) {
     accounts_.count_wait("the end of an operator", StallCause::kHost, asked_ns, steady_ns());
   }
@@ -305,7 +305,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
 // The pins of this thread's open scope cannot end while the thread waits here: the core must know, or it would wait for
 // them where only a failure can help (interleaving 5 of core/pager/pager.h).
 Status Runtime::touch(Scope& scope, uint64_t address, uint32_t keep) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   if (Status refusal = core_.refusal_locked(); !refusal.ok()) return refusal;
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return Status::success();
@@ -332,7 +332,7 @@ void Runtime::deallocate(uint64_t address) {
   std::vector<Fence> fences;
   std::vector<uint64_t> streams;
   {
-    std::lock_guard lock(core_.mutex());
+    LockGuard lock(core_.mutex());
     const RegionId region = core_.region_of_locked(address);
     if (!region.valid() || core_.refuses_locked()) return;
     streams = streams_.region_freed(region);
@@ -341,7 +341,7 @@ void Runtime::deallocate(uint64_t address) {
     Fence fence;
     if (tiers_.backend->record_fence(stream, &fence).ok()) fences.push_back(fence);
   }
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid() || !core_.alive_locked()) return;
   if (awaited_.contains(region)) {
@@ -376,7 +376,7 @@ void Runtime::free_region_locked(RegionId region, const std::vector<Fence>& fenc
 
 void Runtime::record_stream(uint64_t address, uint64_t native_stream) {
   const StreamId stream = tiers_.backend->stream_id(native_stream);
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid() || tiers_.backend->info().synchronous_streams) return;
   core_->note_stream_use(region, stream);
@@ -384,7 +384,7 @@ void Runtime::record_stream(uint64_t address, uint64_t native_stream) {
 }
 
 uint64_t Runtime::region_bytes(uint64_t address, uint64_t* region_base) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return 0;
   if (region_base != nullptr) *region_base = api_.range_base + core_->memory().region(region).offset;
@@ -401,7 +401,7 @@ void Runtime::set_tag(const std::string& tag) {
     t_tag = {};
     return;
   }
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   t_tag = {this, tags_.add(tag)};
 }
 

@@ -34,7 +34,7 @@ bool Runtime::may_owe(Scope& scope, uint64_t native_stream) {
   if (!scope.stream.known || scope.stream.native != native_stream) {
     scope.stream.known = false;
     const StreamId id = tiers_.backend->stream_id(native_stream);
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     if (!streams_.may_owe(id, native_stream)) return false;
     scope.stream = {true, native_stream, id};
   }
@@ -42,7 +42,7 @@ bool Runtime::may_owe(Scope& scope, uint64_t native_stream) {
 }
 
 void Runtime::foreign_stream(uint64_t native_stream) {
-  const std::lock_guard lock(core_.mutex());
+  const LockGuard lock(core_.mutex());
   streams_.is_foreign(native_stream);
 }
 
@@ -52,7 +52,7 @@ Status Runtime::record_end(Scope& scope, uint64_t native_stream, Fence* fence) {
   if (mark == 0) return tiers_.backend->record_fence(native_stream, fence);
   uint64_t position = Trace::kNever;
   {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     position = core_->op_position(scope.slot);
   }
   if (position != Trace::kNever && scope.mark.on(native_stream)) {

@@ -15,7 +15,7 @@ Status Runtime::begin_launch(Scope& scope, const tp_access* accesses, size_t cou
   if (scope.launch.pinned) end_launch(scope, TP_NO_STREAM);
   const StreamId stream = tiers_.backend->stream_id(native_stream);
   int64_t asked_ns = 0;
-  const std::unique_lock lock = core_.lock_counted(asked_ns);
+  const UniqueLock lock(core_.mutex(), NoteWait{asked_ns});
   if (core_.refuses_locked()) return core_.refusal_locked();
   const bool lives_on = scope.stream.known && scope.stream.native == native_stream;
   scope.uses.clear();
@@ -51,7 +51,7 @@ void Runtime::end_launch(Scope& scope, uint64_t native_stream) {
   Fence fence;
   // Before the pins are let go. Where the end was missed its stream may be gone: no fence, and the pages stay for good.
   const bool recorded = native_stream != TP_NO_STREAM && tiers_.backend->record_fence(native_stream, &fence).ok();
-  const std::lock_guard lock(core_.mutex());
+  const LockGuard lock(core_.mutex());
   if (core_.refuses_locked()) return;
   (void)core_.change_locked([&] {
     if (!recorded) core_->hold_pinned(scope.launch.slot);

@@ -6,9 +6,9 @@ namespace tierpage {
 
 constinit RuntimeRegistry g_runtimes;
 
-Status RuntimeRegistry::add(Runtime* runtime, uint64_t range_base, uint64_t range_bytes, std::mutex* mutex,
+Status RuntimeRegistry::add(Runtime* runtime, uint64_t range_base, uint64_t range_bytes, Mutex* mutex,
                             const std::function<Status()>& start) {
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   const int index = count_.load();
   if (index == kRuntimesMax) {
     return Status::error(StatusCode::kUnavailable, "tierpage was enabled " + std::to_string(kRuntimesMax) +
@@ -38,7 +38,7 @@ Runtime* RuntimeRegistry::newest() const {
 
 void RuntimeRegistry::before_fork() {
   mutex_.lock();
-  for (int i = 0; i < count_.load(); ++i) entries_[static_cast<size_t>(i)].mutex->lock();
+  for (int i = 0; i < count_.load(); ++i) entries_[static_cast<size_t>(i)].mutex->lock_beside_its_kind();
 }
 
 void RuntimeRegistry::after_fork_in_parent() {

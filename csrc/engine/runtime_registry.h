@@ -7,9 +7,9 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <mutex>
 
 #include "core/model/status.h"
+#include "locks/mutex.h"
 
 namespace tierpage {
 
@@ -20,7 +20,7 @@ class RuntimeRegistry {
   static constexpr int kRuntimesMax = 1024;
 
   // `start` runs before anybody can find the runtime; if it fails nothing is added. `mutex` is held across forks.
-  Status add(Runtime* runtime, uint64_t range_base, uint64_t range_bytes, std::mutex* mutex,
+  Status add(Runtime* runtime, uint64_t range_base, uint64_t range_bytes, Mutex* mutex,
              const std::function<Status()>& start);
   // No new allocations from here on; a newer runtime that took its place is left alone.
   void deactivate(Runtime* runtime) { active_.compare_exchange_strong(runtime, nullptr); }
@@ -31,8 +31,8 @@ class RuntimeRegistry {
 
   // Every runtime's lock is held across the fork, so that the child's copies are consistent.
   bool forked() const { return forked_.load(std::memory_order_relaxed); }
-  void before_fork();
-  void after_fork_in_parent();
+  void before_fork() TP_NOT_CHECKED;
+  void after_fork_in_parent() TP_NOT_CHECKED;
   void after_fork_in_child();
 
  private:
@@ -40,13 +40,13 @@ class RuntimeRegistry {
     Runtime* runtime = nullptr;
     uint64_t range_base = 0;
     uint64_t range_bytes = 0;
-    std::mutex* mutex = nullptr;
+    Mutex* mutex = nullptr;
   };
   std::array<Entry, kRuntimesMax> entries_{};
   std::atomic<int> count_{0};
   std::atomic<Runtime*> active_{nullptr};
   std::atomic<bool> forked_{false};
-  std::mutex mutex_;  // adding; forking. Taken before any runtime's
+  Mutex mutex_{LockRank::kRuntimeRegistry};  // adding; forking. Taken before any runtime's
 };
 
 // Of this process.

@@ -3,7 +3,7 @@
 namespace tierpage {
 
 RuntimeReports::Snapshot RuntimeReports::snapshot() {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   Snapshot snapshot{};
   snapshot.stats = core_->stats();
   snapshot.stats.resident_bytes[index_of(Tier::kDevice)].current = core_->memory().device_held_bytes();
@@ -28,7 +28,7 @@ RuntimeReports::Snapshot RuntimeReports::snapshot() {
 }
 
 void RuntimeReports::reset_peaks() {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   Stats& stats = core_->stats();
   for (Gauge& gauge : stats.resident_bytes) gauge.reset_peak();
   stats.live_bytes.reset_peak();
@@ -37,7 +37,7 @@ void RuntimeReports::reset_peaks() {
 }
 
 RuntimeReports::Placement RuntimeReports::placement(uint64_t address) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   Placement placement;
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return placement;
@@ -54,12 +54,12 @@ RuntimeReports::Placement RuntimeReports::placement(uint64_t address) {
 }
 
 uint64_t RuntimeReports::live_bytes() {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   return core_->stats().live_bytes.current;
 }
 
 std::string RuntimeReports::take_notices() {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   if (!core_.ended_locked())
     watchdog_.look_at_pager_thread(steady_ns(), [this] { return core_->memory().tier_table(); });
   return watchdog_.take_notices();
@@ -69,18 +69,18 @@ std::string RuntimeReports::take_notices() {
 std::vector<Levels> RuntimeReports::levels() {
   std::vector<Levels> rows = accounts_.levels();
   if (!accounts_.keeps_rows()) return rows;
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   rows.push_back(levels_of(*core_));
   return rows;
 }
 
 RuntimeReports::StalledMost RuntimeReports::stalled_most() {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   return {accounts_.ledger().operators().longest_first(), accounts_.ledger().tags().longest_first()};
 }
 
 void RuntimeReports::reset_stalled_most() {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   accounts_.ledger().reset_names();
 }
 

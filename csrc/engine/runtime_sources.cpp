@@ -10,7 +10,7 @@ namespace tierpage {
 Status RuntimeSources::open() {
   uint64_t ring_bytes = 0;  // 0: there is a ring
   {
-    std::lock_guard lock(core_.mutex());
+    LockGuard lock(core_.mutex());
     if (core_.ended_locked()) return core_.end_locked();
     if (core_.closed_locked()) {
       return Status::error(StatusCode::kUnavailable, "paging is disabled: nothing can be backed by a file");
@@ -32,7 +32,7 @@ Status RuntimeSources::open() {
   auto sources = std::make_shared<SourceFiles>(SourceFilesOptions{options_.io_workers, options_.direct_io});
   if (Status status = sources->start(); !status.ok()) return status;
   sources->set_wake([](void* self) { static_cast<LockedCore*>(self)->wake(); }, &core_);
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   tiers_.sources = std::move(sources);
   if (ring_bytes == 0) return Status::success();
   if (const std::string notice = ring->notice(); !notice.empty()) watchdog_.say(notice);
@@ -51,25 +51,25 @@ Status RuntimeSources::add(int descriptor, const std::string& name, const Source
   if (g_runtimes.forked()) {
     return Status::error(StatusCode::kUnavailable, "a forked child cannot page; start it with \"spawn\"");
   }
-  std::lock_guard closing(close_mutex_);  // one opens, and nobody closes meanwhile
+  LockGuard closing(close_mutex_);  // one opens, and nobody closes meanwhile
   Status status = open();
   // Without mutex_: opening a file may take long. close_mutex_ keeps tiers_.sources where it is.
   if (status.ok()) status = tiers_.sources->add(descriptor, name, known, place);
   if (!status.ok()) return status;
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   registry_.opened(*place);
   return status;
 }
 
 void RuntimeSources::let_go(uint64_t place) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   if (registry_.let_go(place)) core_.wake_locked();
 }
 
 Status RuntimeSources::read(uint64_t offset, uint64_t bytes, std::byte* buffer) {
   std::shared_ptr<SourceFiles> sources;
   {
-    std::lock_guard lock(core_.mutex());
+    LockGuard lock(core_.mutex());
     if (core_.ended_locked()) return core_.end_locked();
     sources = tiers_.sources;
   }
@@ -80,7 +80,7 @@ Status RuntimeSources::read(uint64_t offset, uint64_t bytes, std::byte* buffer) 
 uint64_t RuntimeSources::read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer,
                                    uint64_t* page_end) {
   *page_end = first + bytes;
-  std::unique_lock lock(core_.mutex());
+  UniqueLock lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid() || !core_.refusal_locked().ok()) return 0;
   const auto pages = core_->memory().region(region).pages;
@@ -111,7 +111,7 @@ uint64_t RuntimeSources::read_host(uint64_t address, uint64_t first, uint64_t by
 
 std::vector<RuntimeSources::Run> RuntimeSources::runs_of(uint64_t address) {
   std::vector<Run> runs;
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return runs;
   for (const PageId id : core_->memory().region(region).pages) {

@@ -8,7 +8,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -17,6 +16,7 @@
 #include "engine/source_registry.h"
 #include "engine/tier_set.h"
 #include "engine/watchdog.h"
+#include "locks/mutex.h"
 
 namespace tierpage {
 
@@ -26,7 +26,7 @@ class RuntimeSources {
     LockedCore& core;
     TierSet& tiers;
     SourceRegistry& registry;
-    std::mutex& close_mutex;
+    Mutex& close_mutex;
     const RuntimeOptions& options;
     Watchdog& watchdog;
   };
@@ -54,7 +54,7 @@ class RuntimeSources {
   LockedCore& core_;
   TierSet& tiers_;
   SourceRegistry& registry_;
-  std::mutex& close_mutex_;
+  Mutex& close_mutex_;
   const RuntimeOptions& options_;
   Watchdog& watchdog_;
 };

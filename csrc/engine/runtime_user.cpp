@@ -74,8 +74,7 @@ class Runtime::OperatorStandsStill {
 
 // Begins an operator on `slot` and waits for its end. The lock is held from where the regions were looked up, so none of
 // them has been freed; what is freed during the wait lives until its end.
-Status Runtime::fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, const std::vector<Use>& uses,
-                               const char* name) {
+Status Runtime::fetch_blocking(UniqueLock& lock, SlotId slot, const std::vector<Use>& uses, const char* name) {
   if (core_.ended_locked()) return core_.end_locked();
   const OperatorStandsStill stands_still(this);
   Status status = core_.events_locked([&] {
@@ -103,7 +102,7 @@ Status Runtime::fetch_blocking(std::unique_lock<std::mutex>& lock, SlotId slot, 
 }
 
 Status Runtime::pin(const std::vector<uint64_t>& addresses, SlotId* handle) {
-  std::unique_lock lock(core_.mutex());
+  UniqueLock lock(core_.mutex());
   if (Status refusal = core_.refusal_locked(); !refusal.ok()) return refusal;
   std::vector<Use> uses;
   SlotId slot;
@@ -129,7 +128,7 @@ Status Runtime::pin(const std::vector<uint64_t>& addresses, SlotId* handle) {
 }
 
 void Runtime::unpin(SlotId handle) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   // A second unpin must not reach whoever has the slot now.
   if (!core_.refusal_locked().ok() || pins_.erase(handle.value) == 0) return;
   (void)core_.change_locked([&] {
@@ -139,7 +138,7 @@ void Runtime::unpin(SlotId handle) {
 }
 
 uint64_t Runtime::prefetch(const std::vector<uint64_t>& addresses) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   if (core_.ended_locked()) return 0;
   uint64_t bytes = 0;
   (void)core_.change_locked([&] {
@@ -153,8 +152,7 @@ uint64_t Runtime::prefetch(const std::vector<uint64_t>& addresses) {
 
 // Waits for something that is no slot's outcome. False when the time is over or nobody will bring it about.
 template <class Done>
-bool Runtime::wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, const char* name, Done&& done,
-                         bool* stopped_early) {
+bool Runtime::wait_until(UniqueLock& lock, int timeout_ms, const char* name, Done&& done, bool* stopped_early) {
   const int64_t start = steady_ns();
   bool waited = false;
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
@@ -169,8 +167,7 @@ bool Runtime::wait_until(std::unique_lock<std::mutex>& lock, int timeout_ms, con
 }
 
 // As long as it takes, if only something leaves from time to time: much may have to go to a slow disk.
-Status Runtime::wait_for_evictions(std::unique_lock<std::mutex>& lock, const std::vector<RegionId>& regions,
-                                   const char* name) {
+Status Runtime::wait_for_evictions(UniqueLock& lock, const std::vector<RegionId>& regions, const char* name) {
   constexpr int timeout_ms = 60'000;
   const auto all_left = [&] { return bytes_that_leave(*core_, regions, 1) == 0; };
   for (uint64_t before = UINT64_MAX, now = 0;; before = now) {
@@ -187,7 +184,7 @@ Status Runtime::wait_for_evictions(std::unique_lock<std::mutex>& lock, const std
 
 Status Runtime::evict(const std::vector<uint64_t>& addresses, uint64_t* bytes) {
   *bytes = 0;
-  std::unique_lock lock(core_.mutex());
+  UniqueLock lock(core_.mutex());
   if (core_.ended_locked()) return core_.end_locked();
   std::vector<RegionId> regions;
   const Status status = core_.change_locked([&] {
@@ -205,7 +202,7 @@ Status Runtime::evict(const std::vector<uint64_t>& addresses, uint64_t* bytes) {
 // Everything of the tag leaves the device tier and the frames' memory goes back to the device.
 Status Runtime::pause(const std::string& tag, uint64_t* bytes) {
   *bytes = 0;
-  std::unique_lock lock(core_.mutex());
+  UniqueLock lock(core_.mutex());
   if (core_.ended_locked()) return core_.end_locked();
   const TagId id = tags_.find(tag);
   if (id == 0) return Status::success();
@@ -225,7 +222,7 @@ Status Runtime::pause(const std::string& tag, uint64_t* bytes) {
 }
 
 uint64_t Runtime::resume(const std::string& tag) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   const TagId id = tags_.find(tag);
   if (id == 0 || core_.ended_locked()) return 0;
   uint64_t bytes = 0;
@@ -236,7 +233,7 @@ uint64_t Runtime::resume(const std::string& tag) {
 }
 
 Status Runtime::set_budget(Tier tier, uint64_t bytes) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   if (core_.ended_locked()) return core_.end_locked();
   if (tier == Tier::kNvme) {
     return Status::error(StatusCode::kInvalidArgument,
@@ -256,7 +253,7 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
 }
 
 void Runtime::set_native_reserved(uint64_t bytes) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   if (core_.ended_locked() || core_.closed_locked()) return;
   device_budget_.native_reserved(bytes);
   core_->note_native_reserved(bytes);
@@ -268,7 +265,7 @@ void Runtime::set_native_reserved(uint64_t bytes) {
 }
 
 uint64_t Runtime::make_room(uint64_t bytes) {
-  std::unique_lock lock(core_.mutex());
+  UniqueLock lock(core_.mutex());
   if (core_.ended_locked() || core_.closed_locked()) return 0;
   device_budget_.native_expected(bytes);
   const uint64_t before = core_->memory().device_held_bytes();
@@ -288,7 +285,7 @@ uint64_t Runtime::make_room(uint64_t bytes) {
 }
 
 uint64_t Runtime::list_run_bytes_max() {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   const auto bytes = static_cast<double>(core_->memory().capacity(Tier::kDevice)) * options_.list_run_fraction;
   return std::max<uint64_t>(static_cast<uint64_t>(bytes), tiers_.config.granule_bytes);
 }
@@ -296,7 +293,7 @@ uint64_t Runtime::list_run_bytes_max() {
 // Where everything fits there is nothing to hide. live_bytes' peak, because what is kept longer adds to what the
 // program allocates meanwhile.
 bool Runtime::may_defer(uint64_t kept_bytes) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   if (core_.ended_locked() || core_.closed_locked()) return false;
   const uint64_t device = core_->memory().capacity(Tier::kDevice);
   const uint64_t lower = core_->memory().capacity(Tier::kHost) + core_->memory().capacity(Tier::kNvme);
@@ -305,7 +302,7 @@ bool Runtime::may_defer(uint64_t kept_bytes) {
 }
 
 bool Runtime::held(const uint64_t* regions, size_t count) {
-  std::lock_guard lock(core_.mutex());
+  LockGuard lock(core_.mutex());
   return std::any_of(regions, regions + count, [this](uint64_t address) {
     const RegionId region = core_.region_of_locked(address);
     if (!region.valid() || core_->memory().region(region).held) return true;
@@ -315,11 +312,13 @@ bool Runtime::held(const uint64_t* regions, size_t count) {
 }
 
 // In passes, because other threads go on while a pass waits. The budget is lifted as far as the device allows.
-Status Runtime::bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot) {
+Status Runtime::bring_all_up(UniqueLock& lock, SlotId slot) {
   while (true) {
-    lock.unlock();
-    const uint64_t free = tiers_.backend->memory_info().free_bytes;  // asks the driver
-    lock.lock();
+    uint64_t free = 0;
+    {
+      const Unlocked unlocked(lock, core_.mutex());
+      free = tiers_.backend->memory_info().free_bytes;  // asks the driver
+    }
     if (core_.ended_locked()) return core_.end_locked();
     const std::vector<Use> uses = not_settled(*core_);
     if (uses.empty()) return Status::success();
@@ -346,8 +345,8 @@ Status Runtime::bring_all_up(std::unique_lock<std::mutex>& lock, SlotId slot) {
 // All live regions come up and stay; the lower tiers close.
 Status Runtime::close() {
   if (g_runtimes.forked()) return Status::success();  // the parent's; and its close_mutex_ may be held by nobody here
-  std::lock_guard closing(close_mutex_);
-  std::unique_lock lock(core_.mutex());
+  LockGuard closing(close_mutex_);
+  UniqueLock lock(core_.mutex());
   if (core_.closed_locked()) return Status::success();
   open_.store(false);
   if (core_.ended_locked()) {  // nothing can be brought up; at least nobody comes in any more
@@ -393,7 +392,7 @@ void Runtime::shutdown() {
   core_.stop();
   g_runtimes.deactivate(this);
   if (g_runtimes.forked()) return;  // the thread is the parent's
-  std::lock_guard closing(close_mutex_);
+  LockGuard closing(close_mutex_);
   pager_thread_.join();
 }
 

@@ -70,8 +70,8 @@ LaunchDoor::LaunchDoor(const KernelFacts& facts, const cupti::Library& library)
     : library_(library), facts_(facts), words_(facts) {}
 
 std::string LaunchDoor::open(LaunchHandler* handler) {
-  const std::lock_guard life(life_mutex_);
-  const std::lock_guard lock(mutex_);
+  const LockGuard life(life_mutex_);
+  const LockGuard lock(mutex_);
   if (open_) return {};
   if (library_.subscribe == nullptr || library_.unsubscribe == nullptr || library_.enable_callback == nullptr) {
     return "libcupti is not installed (pip install nvidia-cuda-cupti)";
@@ -92,7 +92,7 @@ std::string LaunchDoor::open(LaunchHandler* handler) {
 
 void LaunchDoor::watch(bool on) {
   if (watching_.load(std::memory_order_acquire) == on) return;
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   if (!open_ || watching_ == on) return;
   if (on) watching_.store(true, std::memory_order_release);
   enable(true, on);
@@ -100,9 +100,9 @@ void LaunchDoor::watch(bool on) {
 }
 
 std::vector<Pointer> LaunchDoor::close() {
-  const std::lock_guard life(life_mutex_);
+  const LockGuard life(life_mutex_);
   {
-    const std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     if (!open_) return {};
     open_.store(false, std::memory_order_release);
     watching_.store(false, std::memory_order_release);

@@ -15,12 +15,12 @@
 
 #include <atomic>
 #include <cstdint>
-#include <mutex>
 #include <span>
 #include <string>
 
 #include "guard/cupti_abi.h"
 #include "guard/launch_words.h"
+#include "locks/mutex.h"
 
 namespace tierpage {
 
@@ -76,8 +76,8 @@ class LaunchDoor {
   GraphBook graphs_;
   LaunchHandler* handler_ = nullptr;
   cupti::Subscriber subscriber_ = nullptr;
-  std::mutex life_mutex_;  // one open or close at a time; taken before mutex_
-  std::mutex mutex_;       // of the subscription, and of which calls it tells of
+  Mutex life_mutex_{LockRank::kDoorLife};  // one open or close at a time; taken before mutex_
+  Mutex mutex_{LockRank::kLaunchDoor};     // of the subscription, and of which calls it tells of
   std::atomic<bool> open_{false};
   std::atomic<bool> watching_{false};
   std::atomic<int> inside_{0};  // threads in a callback

@@ -100,13 +100,13 @@ const LaunchWords::Layout& LaunchWords::layout_of(CUfunction function) {
   if (place.function == function && place.generation == generation) return *place.layout;
   std::shared_ptr<const Layout> layout;
   {
-    const std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     const auto found = layouts_.find(function);
     if (found != layouts_.end()) layout = found->second;
   }
   if (layout == nullptr) {
     layout = ask(function);
-    const std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     layouts_[function] = layout;
   }
   place = {function, generation, std::move(layout)};
@@ -114,7 +114,7 @@ const LaunchWords::Layout& LaunchWords::layout_of(CUfunction function) {
 }
 
 void LaunchWords::forget_kernels() {
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   layouts_.clear();
   generation_.fetch_add(1, std::memory_order_release);
 }
@@ -149,7 +149,7 @@ void LaunchWords::of_graph(CUgraph graph, const AddressRange& range, std::vector
 }
 
 void GraphBook::note(CUgraphExec graph, std::vector<Pointer> pointers, bool in_place_of_before) {
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   std::vector<Pointer>& all = graphs_[graph];
   if (in_place_of_before) all.clear();
   all.insert(all.end(), pointers.begin(), pointers.end());
@@ -162,18 +162,18 @@ void GraphBook::note(CUgraphExec graph, std::vector<Pointer> pointers, bool in_p
 }
 
 void GraphBook::forget(CUgraphExec graph) {
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   graphs_.erase(graph);
 }
 
 void GraphBook::append(CUgraphExec graph, std::vector<Pointer>& pointers) const {
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   const auto found = graphs_.find(graph);
   if (found != graphs_.end()) pointers.insert(pointers.end(), found->second.begin(), found->second.end());
 }
 
 std::vector<Pointer> GraphBook::take_all() {
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   std::vector<Pointer> all;
   for (const auto& [graph, pointers] : graphs_) all.insert(all.end(), pointers.begin(), pointers.end());
   graphs_.clear();

@@ -10,9 +10,10 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <unordered_map>
 #include <vector>
+
+#include "locks/mutex.h"
 
 namespace tierpage {
 
@@ -77,8 +78,8 @@ class LaunchWords {
 
   const KernelFacts facts_;
   std::atomic<uint64_t> generation_{1};
-  std::mutex mutex_;
-  std::unordered_map<CUfunction, std::shared_ptr<const Layout>> layouts_;  // guarded by mutex_
+  Mutex mutex_{LockRank::kLaunchWords};
+  std::unordered_map<CUfunction, std::shared_ptr<const Layout>> layouts_ TP_GUARDED_BY(mutex_);
 };
 
 // What executable graphs use, by their handles.
@@ -90,8 +91,8 @@ class GraphBook {
   std::vector<Pointer> take_all();  // of every graph; none is known afterwards
 
  private:
-  mutable std::mutex mutex_;
-  std::unordered_map<CUgraphExec, std::vector<Pointer>> graphs_;  // guarded by mutex_
+  mutable Mutex mutex_{LockRank::kGraphBook};
+  std::unordered_map<CUgraphExec, std::vector<Pointer>> graphs_ TP_GUARDED_BY(mutex_);
 };
 
 }  // namespace tierpage

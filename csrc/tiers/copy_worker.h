@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "tiers/annotated_mutex.h"
+#include "locks/mutex.h"
 #include "tiers/device_backend.h"
 
 namespace tierpage {
@@ -36,7 +36,7 @@ class CopyWorker {
   };
   void run();
 
-  Mutex mutex_;
+  Mutex mutex_{LockRank::kCopyWorker};
   Condition changed_;
   std::deque<Copy> queue_ TP_GUARDED_BY(mutex_);
   std::vector<uint64_t> finished_ TP_GUARDED_BY(mutex_);

@@ -12,7 +12,7 @@
 
 #include "core/model/status.h"
 #include "core/model/types.h"
-#include "tiers/annotated_mutex.h"
+#include "locks/mutex.h"
 #include "tiers/cuda_driver.h"
 #include "tiers/device_backend.h"
 
@@ -70,7 +70,7 @@ class CudaFences {
   const CudaDriver& driver_;
   const CUcontext context_;
   std::atomic<int> captures_{0};
-  Mutex mutex_;
+  Mutex mutex_{LockRank::kCudaFences};
   std::unordered_map<uint64_t, StreamId> ids_ TP_GUARDED_BY(mutex_);  // by the driver's unique id
   std::deque<Stream> streams_ TP_GUARDED_BY(mutex_);  // by StreamId; a deque, because references outlive the lock
   // Events with a clock cost the device a little more: they are kept apart.

@@ -17,7 +17,7 @@ namespace {
 constexpr uint64_t kSmallestPiece = 64 * kKiB;
 
 struct ForkRanges {
-  Mutex mutex;
+  Mutex mutex{LockRank::kForkRanges};
   std::vector<std::pair<std::byte*, uint64_t>> ranges TP_GUARDED_BY(mutex);
 };
 
@@ -55,9 +55,13 @@ void after_fork_in_child() TP_THREAD_SAFETY(no_thread_safety_analysis) {
 
 Mutex& fork_mutex() { return fork_ranges().mutex; }
 
-Status keep_from_forks(void* begin, uint64_t bytes) {
+void hold_fork_mutex_across_forks() {
   static std::once_flag once;
   std::call_once(once, [] { pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child); });
+}
+
+Status keep_from_forks(void* begin, uint64_t bytes) {
+  hold_fork_mutex_across_forks();
   LockGuard lock(fork_ranges().mutex);
   if (madvise(begin, bytes, MADV_DONTFORK) != 0) {
     return Status::error(StatusCode::kUnavailable, "madvise(MADV_DONTFORK): " + describe_system_error(errno), errno);

@@ -7,9 +7,12 @@
 #include <cstdint>
 
 #include "core/model/status.h"
-#include "tiers/annotated_mutex.h"
+#include "locks/mutex.h"
 
 namespace tierpage {
+
+// What is called here first, of this and of other handlers of forks, is held last: a leaf.
+void hold_fork_mutex_across_forks();
 
 // Until forget_fork_range(begin), which must come before the range is unmapped.
 Status keep_from_forks(void* begin, uint64_t bytes);

@@ -18,7 +18,7 @@
 #include <utility>
 #include <vector>
 
-#include "tiers/annotated_mutex.h"
+#include "locks/mutex.h"
 #include "tiers/frame_table.h"
 #include "tiers/host_memory.h"
 #include "tiers/quiet_thread.h"
@@ -108,7 +108,7 @@ class GrowingArena final : public HostArena {
   const HostArenaOptions options_;
   Reservation reservation_;
 
-  mutable Mutex mutex_;
+  mutable Mutex mutex_{LockRank::kHostArena};
   Condition changed_;  // something was requested, became ready, failed, or we stop
   uint64_t requested_bytes_ TP_GUARDED_BY(mutex_) = 0;
   uint64_t limit_bytes_ TP_GUARDED_BY(mutex_);

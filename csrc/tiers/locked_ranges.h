@@ -9,7 +9,7 @@
 
 #include "core/model/status.h"
 #include "core/model/types.h"
-#include "tiers/annotated_mutex.h"
+#include "locks/mutex.h"
 #include "tiers/cuda_driver.h"
 
 namespace tierpage {
@@ -32,7 +32,7 @@ class LockedRanges {
   void unregister_pieces(uint64_t address, uint64_t bytes);
 
   const CudaDriver& driver_;
-  mutable Mutex mutex_;
+  mutable Mutex mutex_{LockRank::kLockedRanges};
   // address -> bytes; a range is registered in pieces of kPieceBytes
   std::map<uint64_t, uint64_t> ranges_ TP_GUARDED_BY(mutex_);
 };

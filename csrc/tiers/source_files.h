@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "core/model/status.h"
-#include "tiers/annotated_mutex.h"
+#include "locks/mutex.h"
 #include "tiers/block_store.h"
 #include "tiers/store_workers.h"
 
@@ -71,7 +71,7 @@ class SourceFiles {
 
   const SourceFilesOptions options_;
   const IoTable table_;
-  mutable Mutex mutex_;  // guards files_ alone; never held while something is read
+  mutable Mutex mutex_{LockRank::kSourceFiles};  // guards files_ alone; never held while something is read
   std::map<uint64_t, std::shared_ptr<const File>> files_ TP_GUARDED_BY(mutex_);  // by number
   StoreWorkers workers_;                                                         // last: its threads use the rest
 };

@@ -11,14 +11,14 @@
 #include <cerrno>
 #include <map>
 
-#include "tiers/annotated_mutex.h"
+#include "locks/mutex.h"
 #include "tiers/spill_file.h"
 #include "tiers/system_error.h"
 
 namespace tierpage {
 namespace {
 
-Mutex g_load_mutex;
+Mutex g_load_mutex{LockRank::kLoadExtension};
 std::atomic<const tp_storage_api*> g_extension{nullptr};
 
 class OpenFiles {
@@ -45,7 +45,7 @@ class OpenFiles {
   }
 
  private:
-  SharedMutex mutex_;
+  SharedMutex mutex_{LockRank::kOpenFiles};
   std::map<int, tp_storage_file*> files_ TP_GUARDED_BY(mutex_);
 };
 

@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-#include "tiers/annotated_mutex.h"
+#include "locks/mutex.h"
 #include "tiers/block_store.h"
 
 namespace tierpage {
@@ -61,7 +61,7 @@ class StoreWorkers {
 
   const Limits limits_;
   const MovePiece move_piece_;
-  Mutex mutex_;
+  Mutex mutex_{LockRank::kStoreWorkers};
   Condition work_available_;
   RequestList queued_ TP_GUARDED_BY(mutex_);
   RequestList running_ TP_GUARDED_BY(mutex_);

@@ -34,7 +34,7 @@ void DeferredTable::remove_locked(const DeferredUpdate& update) {
 
 bool DeferredTable::insert(const std::shared_ptr<DeferredUpdate>& update) {
   const DeferredCall& call = *update->call;
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const LockGuard lock(mutex_);
   if (!LateStream::instance().adopt(call.stream, call.native_stream, rows_.empty())) return false;
   for (const RegionSpan& region : update->regions) {
     if (rows_.contains(region.base)) return false;
@@ -57,7 +57,7 @@ bool DeferredTable::run(const std::shared_ptr<DeferredUpdate>& update, ThreadSta
   bool launched = false;
   const auto end = [&](bool over) {
     {
-      const std::lock_guard<std::mutex> lock(mutex_);
+      const LockGuard lock(mutex_);
       update->runner = nullptr;
       if (over) {
         LateStream::instance().note_run();  // first: whoever finds nothing waiting has to see that something ran
@@ -96,14 +96,14 @@ constexpr std::chrono::seconds kRoomPatience{10};
 void DeferredTable::wait_for_runner(DeferredUpdate& update, const ThreadState& state) {
   const bool nested = state.depth > 0;
   const auto count = [&](int change) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const LockGuard lock(mutex_);
     update.nested_waiters += static_cast<uint32_t>(change);
     update.give_way.store(update.nested_waiters > 0);
   };
   struct Counted {
     const decltype(count)& note;
     const bool nested;
-    std::condition_variable& changed;
+    Condition& changed;
     ~Counted() {
       if (!nested) return;
       note(-1);
@@ -113,8 +113,8 @@ void DeferredTable::wait_for_runner(DeferredUpdate& update, const ThreadState& s
   if (nested) count(1);
   const auto patient_until = std::chrono::steady_clock::now() + kNestedPatience;
   wait_in_slices([&](uint32_t milliseconds) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    const bool over = changed_.wait_for(lock, std::chrono::milliseconds(milliseconds), [&] {
+    UniqueLock lock(mutex_);
+    const bool over = changed_.wait_for(lock, std::chrono::milliseconds(milliseconds), [&]() TP_REQUIRES(mutex_) {
       const auto row = rows_.find(update.regions.front().base);
       return row == rows_.end() || row->second.update.get() != &update ||
              (update.runner == nullptr && (nested || update.nested_waiters == 0));
@@ -134,7 +134,7 @@ void DeferredTable::run_at(uint64_t address, ThreadState& state) {
     std::shared_ptr<DeferredUpdate> update;  // ends, perhaps with the last reference to its tensors, outside the lock
     bool mine = false;
     {
-      const std::lock_guard<std::mutex> lock(mutex_);
+      const LockGuard lock(mutex_);
       update = at_locked(address);
       if (update == nullptr || update->runner == &state) return;  // the second: its own kernel's operators
       if (update->runner != nullptr && update->runner_thread == std::this_thread::get_id()) {
@@ -160,7 +160,7 @@ bool DeferredTable::run_what_fits() {
   } const reset;
   std::vector<std::shared_ptr<DeferredUpdate>> waiting;
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const LockGuard lock(mutex_);
     for (const auto& [base, row] : rows_) {
       if (row.update->regions.front().base == base) waiting.push_back(row.update);  // each once
     }
@@ -169,7 +169,7 @@ bool DeferredTable::run_what_fits() {
   bool any = false;
   for (std::shared_ptr<DeferredUpdate>& update : waiting) {
     {
-      const std::lock_guard<std::mutex> lock(mutex_);
+      const LockGuard lock(mutex_);
       const auto row = rows_.find(update->regions.front().base);
       if (row == rows_.end() || row->second.update != update || !take_locked(*update, own.state())) continue;
     }
@@ -189,7 +189,7 @@ void DeferredTable::run_all(ThreadState& state) {
   while (waiting() != 0) {
     uint64_t address = 0;
     {
-      const std::lock_guard<std::mutex> lock(mutex_);
+      const LockGuard lock(mutex_);
       const auto row = std::find_if(rows_.begin(), rows_.end(), [](const auto& entry) {
         return entry.second.update->runner == nullptr ||
                entry.second.update->runner_thread != std::this_thread::get_id();
@@ -223,7 +223,7 @@ bool unseen(const DeferredUpdate& update) {
 bool DeferredTable::drop_unseen() {
   std::vector<std::shared_ptr<DeferredUpdate>> dropped;  // their tensors end without the lock
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const LockGuard lock(mutex_);
     for (const auto& [base, row] : rows_) {
       const DeferredUpdate& update = *row.update;
       if (update.regions.front().base != base) continue;  // each once

@@ -3,13 +3,12 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 
+#include "locks/mutex.h"
 #include "torch/deferred_update.h"
 #include "torch/engine_link.h"
 
@@ -43,10 +42,10 @@ class DeferredTable {
     std::shared_ptr<DeferredUpdate> update;
   };
 
-  std::shared_ptr<DeferredUpdate> at_locked(uint64_t address) const;  // null: none covers the address
-  void remove_locked(const DeferredUpdate& update);
+  std::shared_ptr<DeferredUpdate> at_locked(uint64_t address) const TP_REQUIRES(mutex_);  // null: none covers it
+  void remove_locked(const DeferredUpdate& update) TP_REQUIRES(mutex_);
   // Makes this thread the update's runner. False: another is, or it is left to a thread that waits inside an operator.
-  static bool take_locked(DeferredUpdate& update, const ThreadState& state);
+  bool take_locked(DeferredUpdate& update, const ThreadState& state) TP_REQUIRES(mutex_);
   // The caller has made itself the update's runner. False: it gave way, to a thread inside an operator or to `until`.
   bool run(const std::shared_ptr<DeferredUpdate>& update, ThreadState& state,
            std::optional<std::chrono::steady_clock::time_point> until = std::nullopt);
@@ -57,9 +56,9 @@ class DeferredTable {
 
   // Invariants, under the mutex: the regions of different updates are disjoint; each region of a waiting update has its
   // row, and no other row exists; waiting_ is the number of different updates in the rows, all on LateStream's stream.
-  std::mutex mutex_;  // only LateStream's is taken with it held
-  std::condition_variable changed_;
-  std::map<uint64_t, Row> rows_;  // by base address
+  Mutex mutex_{LockRank::kDeferredTable};  // only LateStream's is taken with it held
+  Condition changed_;
+  std::map<uint64_t, Row> rows_ TP_GUARDED_BY(mutex_);  // by base address
 };
 
 }  // namespace tierpage

@@ -5,8 +5,8 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include <algorithm>
-#include <mutex>
 
+#include "locks/mutex.h"
 #include "torch/errors.h"
 #include "torch/python_wait.h"
 
@@ -27,9 +27,9 @@ std::atomic<EngineNode*> engine_nodes{nullptr};
 
 // Counters of all threads. Leaked on purpose: threads may end after static destructors ran.
 struct ThreadRegistry {
-  std::mutex mutex;
-  std::vector<ThreadState*> live;
-  uint64_t ended[kCounterCount] = {};
+  Mutex mutex{LockRank::kThreadRegistry};
+  std::vector<ThreadState*> live TP_GUARDED_BY(mutex);
+  uint64_t ended[kCounterCount] TP_GUARDED_BY(mutex) = {};
 };
 ThreadRegistry& registry() {
   static ThreadRegistry* const instance = new ThreadRegistry;
@@ -39,7 +39,7 @@ ThreadRegistry& registry() {
 ThreadState* new_state() {
   auto* state = new ThreadState;
   ThreadRegistry& all = registry();
-  const std::lock_guard<std::mutex> lock(all.mutex);
+  const LockGuard lock(all.mutex);
   all.live.push_back(state);
   return state;
 }
@@ -48,7 +48,7 @@ void retire(ThreadState* state) {
   if (state->scope != nullptr) state->engine->scope_destroy(state->scope);
   ThreadRegistry& all = registry();
   {
-    const std::lock_guard<std::mutex> lock(all.mutex);
+    const LockGuard lock(all.mutex);
     all.live.erase(std::remove(all.live.begin(), all.live.end(), state), all.live.end());
     for (int32_t which = 0; which < kCounterCount; ++which) all.ended[which] += state->counters[which].load();
   }
@@ -80,7 +80,7 @@ OwnScope::~OwnScope() { retire(std::exchange(current_thread_state, previous_)); 
 
 uint64_t counter_total(Counter which) {
   ThreadRegistry& all = registry();
-  const std::lock_guard<std::mutex> lock(all.mutex);
+  const LockGuard lock(all.mutex);
   uint64_t total = all.ended[which];
   for (const ThreadState* state : all.live) total += state->counters[which].load(std::memory_order_relaxed);
   return total;

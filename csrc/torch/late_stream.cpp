@@ -17,12 +17,12 @@ LateStream& LateStream::instance() {
 }
 
 bool LateStream::is(const std::optional<c10::Stream>& stream) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const LockGuard lock(mutex_);
   return stream_ == stream;
 }
 
 bool LateStream::adopt(const std::optional<c10::Stream>& stream, uint64_t native, bool none_wait) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const LockGuard lock(mutex_);
   if (stream_ == stream) return true;
   if (!none_wait) return false;
   const uint64_t runs = runs_.load();
@@ -39,7 +39,7 @@ void LateStream::wait(const tp_engine_api& engine) {
   std::optional<c10::Stream> behind;
   uint64_t ran = 0;
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const LockGuard lock(mutex_);
     ran = runs_.load();
     if (!stream_ || ran == 0 || native_.load() == current || waited_after_[current] == ran) return;
     behind = stream_;
@@ -48,7 +48,7 @@ void LateStream::wait(const tp_engine_api& engine) {
   event.record(*behind);
   event.block(c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)->getStream(behind->device()));
   // Only now: another thread on this stream must not go past it before the stream waits.
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const LockGuard lock(mutex_);
   uint64_t& waited_after = waited_after_[current];
   waited_after = std::max(waited_after, ran);
 }

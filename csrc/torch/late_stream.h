@@ -6,9 +6,9 @@
 #include <atomic>
 #include <cstdint>
 #include <map>
-#include <mutex>
 #include <optional>
 
+#include "locks/mutex.h"
 #include "torch/engine_link.h"
 
 namespace tierpage {
@@ -36,9 +36,9 @@ class LateStream {
   static inline std::atomic<uint64_t> runs_{0};
   static inline std::atomic<uint64_t> native_{0};  // handle of stream_
 
-  std::mutex mutex_;  // a leaf: nothing is called with it held
-  std::optional<c10::Stream> stream_;
-  std::map<uint64_t, uint64_t> waited_after_;  // native stream -> runs_ when it last waited
+  Mutex mutex_{LockRank::kLateStream};  // a leaf: nothing is called with it held
+  std::optional<c10::Stream> stream_ TP_GUARDED_BY(mutex_);
+  std::map<uint64_t, uint64_t> waited_after_ TP_GUARDED_BY(mutex_);  // native stream -> runs_ when it last waited
 };
 
 }  // namespace tierpage

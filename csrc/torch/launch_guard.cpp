@@ -8,8 +8,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <mutex>
 
+#include "locks/mutex.h"
 #include "torch/cuda_symbols.h"
 #include "torch/python_wait.h"
 
@@ -29,15 +29,15 @@ class LaunchGuard final : public LaunchHandler {
   }
 
   std::string newest_unannounced() {
-    const std::lock_guard lock(mutex_);
+    const LockGuard lock(mutex_);
     return newest_unannounced_;
   }
 
  private:
   void note_unannounced(ThreadState& state, const char* name, size_t count);
 
-  std::mutex mutex_;
-  std::string newest_unannounced_;  // guarded by mutex_
+  Mutex mutex_{LockRank::kLaunchGuard};
+  std::string newest_unannounced_ TP_GUARDED_BY(mutex_);
 };
 
 LaunchGuard& guard() {
@@ -104,7 +104,7 @@ void begin_watching() {
 
 void LaunchGuard::note_unannounced(ThreadState& state, const char* name, size_t count) {
   for (size_t i = 0; i < count; ++i) state.count(kPointersUnannounced);
-  const std::lock_guard lock(mutex_);
+  const LockGuard lock(mutex_);
   newest_unannounced_ = name != nullptr ? name : "(no name)";
 }
 

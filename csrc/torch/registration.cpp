@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "locks/mutex.h"
 #include "torch/deferral.h"
 #include "torch/interceptor.h"
 #include "torch/typed_operators.h"
@@ -25,12 +26,13 @@ struct Known {
 
 // Lock order: `registering`, the dispatcher's mutex, `mutex`. So `mutex` is never held across a call to the dispatcher.
 struct Operators {
-  std::mutex registering;  // one thread at a time registers, or a new operator would get two interceptors
-  std::mutex mutex;        // guards what follows
-  std::unordered_map<c10::OperatorName, Known> known;
-  std::vector<Known> retired;  // their handles end without the dispatcher's mutex
+  Mutex registering{
+      LockRank::kRegistering};        // one thread at a time registers, or a new operator would get two interceptors
+  Mutex mutex{LockRank::kOperators};  // of the fields that say so
+  std::unordered_map<c10::OperatorName, Known> known TP_GUARDED_BY(mutex);
+  std::vector<Known> retired TP_GUARDED_BY(mutex);  // their handles end without the dispatcher's mutex
 
-  void retire_locked(Known& entry) {
+  void retire_locked(Known& entry) TP_REQUIRES(mutex) {
     entry.retired->store(true, std::memory_order_relaxed);
     retired.push_back(std::exchange(entry, Known{}));
   }
@@ -49,7 +51,7 @@ class Listener final : public c10::OpRegistrationListener {
   }
 
   void onOperatorDeregistered(const c10::OperatorHandle& op) override {
-    const std::lock_guard<std::mutex> lock(operators().mutex);
+    const LockGuard lock(operators().mutex);
     const auto found = operators().known.find(op.operator_name());
     if (found == operators().known.end()) return;
     operators().retire_locked(found->second);
@@ -65,7 +67,7 @@ class Look final : public c10::OpRegistrationListener {
   explicit Look(std::vector<c10::OperatorHandle>* found) : found_(found) {}
   void onOperatorRegistered(const c10::OperatorHandle& op) override {
     const uint32_t composition = composition_of(op);
-    const std::lock_guard<std::mutex> lock(operators().mutex);
+    const LockGuard lock(operators().mutex);
     const auto [entry, added] = operators().known.try_emplace(op.operator_name());
     if (!added && entry->second.composition == composition) return;
     if (!added) operators().retire_locked(entry->second);
@@ -106,7 +108,7 @@ void register_operator(const c10::OperatorHandle& op) {
   for (const c10::DispatchKey key : kept->composite_keys) {
     if (!op.hasKernelForDispatchKey(key)) put_at(key, boxed());
   }
-  const std::lock_guard<std::mutex> lock(operators().mutex);
+  const LockGuard lock(operators().mutex);
   const auto entry = operators().known.find(op.operator_name());
   Known& owner = entry != operators().known.end() ? entry->second : operators().retired.emplace_back();
   owner.retired = retired;
@@ -116,12 +118,12 @@ void register_operator(const c10::OperatorHandle& op) {
 }  // namespace
 
 void register_pending() {
-  const std::lock_guard<std::mutex> one(operators().registering);
+  const LockGuard one(operators().registering);
   pending_registrations.store(false, std::memory_order_relaxed);
   const std::vector<c10::OperatorHandle> found = new_or_changed();
   std::vector<Known> retired;
   {
-    const std::lock_guard<std::mutex> lock(operators().mutex);
+    const LockGuard lock(operators().mutex);
     retired.swap(operators().retired);
   }
   retired.clear();  // takes the dispatcher's mutex

@@ -4,10 +4,10 @@
 #include <ATen/Operators.h>
 #include <torch/csrc/jit/frontend/function_schema_parser.h>
 
-#include <mutex>
 #include <unordered_map>
 #include <utility>
 
+#include "locks/mutex.h"
 #include "torch/typed_interceptor.h"
 
 namespace tierpage {
@@ -99,8 +99,8 @@ const Table& table() {
 
 // Of what was made. Leaked: operators may be registered until the end of the process.
 struct Names {
-  std::mutex mutex;
-  std::string lines;
+  Mutex mutex{LockRank::kTypedNames};
+  std::string lines TP_GUARDED_BY(mutex);
 };
 Names& names() {
   static Names* const instance = new Names;
@@ -116,13 +116,13 @@ std::optional<c10::KernelFunction> typed_kernel(const c10::OperatorHandle& op, c
   if (torch::jit::parseSchema(std::string("aten::") + found->second.schema) != op.schema()) return std::nullopt;
   auto kernel = found->second.make(op, info, retired);
   if (!kernel.has_value()) return std::nullopt;
-  const std::lock_guard<std::mutex> lock(names().mutex);
+  const LockGuard lock(names().mutex);
   names().lines += c10::toString(op.operator_name()) + "\n";
   return kernel;
 }
 
 std::string typed_operator_names() {
-  const std::lock_guard<std::mutex> lock(names().mutex);
+  const LockGuard lock(names().mutex);
   return names().lines;
 }
 

@@ -36,7 +36,7 @@ class LockedCoreTest : public ::testing::Test {
 bool stop_at_once() { return true; }
 
 TEST_F(LockedCoreTest, ABrokenInvariantKillsThePagerAndTheFirstCauseStays) {
-  std::unique_lock lock(core_.mutex());
+  UniqueLock lock(core_.mutex());
   EXPECT_TRUE(core_.refusal_locked().ok());
   const Status status = core_.events_locked([] { throw std::runtime_error("first"); });
   EXPECT_EQ(status.code, StatusCode::kPagerDead);
@@ -48,7 +48,7 @@ TEST_F(LockedCoreTest, ABrokenInvariantKillsThePagerAndTheFirstCauseStays) {
 }
 
 TEST_F(LockedCoreTest, AChangeThatMakesActionsWakesThePagerThread) {
-  std::unique_lock lock(core_.mutex());
+  UniqueLock lock(core_.mutex());
   core_.begin_round_locked();
   EXPECT_FALSE(core_.wanted_locked());
   const SlotId slot = core_->add_slot();
@@ -60,16 +60,16 @@ TEST_F(LockedCoreTest, AChangeThatMakesActionsWakesThePagerThread) {
 TEST_F(LockedCoreTest, WhoWaitsForNoSlotIsWokenAfterEveryChange) {
   bool done = false;
   std::thread waiting([&] {
-    std::unique_lock lock(core_.mutex());
+    UniqueLock lock(core_.mutex());
     const auto end = LockedCore::Clock::now() + seconds(60);
     EXPECT_EQ(core_.wait_for_other(lock, end, [&] { return done; }), LockedCore::WaitEnd::kDone);
   });
   for (bool seen = false; !seen;) {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     seen = core_.waiters_may_go_locked();
   }
   {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     (void)core_.change_locked([&] { done = true; });
   }
   waiting.join();
@@ -77,24 +77,24 @@ TEST_F(LockedCoreTest, WhoWaitsForNoSlotIsWokenAfterEveryChange) {
 
 TEST_F(LockedCoreTest, StoppingEndsEveryWaitAndThePagersSleep) {
   std::thread waiting([&] {
-    std::unique_lock lock(core_.mutex());
+    UniqueLock lock(core_.mutex());
     const auto end = LockedCore::Clock::now() + seconds(60);
     EXPECT_EQ(core_.wait_or_stop(lock, end, [&] { return core_.ended_locked(); }), LockedCore::WaitEnd::kDone);
   });
   std::thread sleeping([&] {
-    std::unique_lock lock(core_.mutex());
+    UniqueLock lock(core_.mutex());
     while (!core_.stopped_locked()) core_.sleep(lock, seconds(60));
   });
   core_.stop();
   waiting.join();
   sleeping.join();
-  const std::lock_guard lock(core_.mutex());
+  const LockGuard lock(core_.mutex());
   EXPECT_EQ(core_.end_locked().code, StatusCode::kUnavailable);
   EXPECT_TRUE(core_.refusal_locked().ok());  // what needs no thread may still be asked
 }
 
 TEST_F(LockedCoreTest, AWaitEndsWhenItsTimeIsOverOrItsThreadIsAskedToStop) {
-  std::unique_lock lock(core_.mutex());
+  UniqueLock lock(core_.mutex());
   const auto never = [] { return false; };
   EXPECT_EQ(core_.wait_or_stop(lock, LockedCore::Clock::now() + milliseconds(10), never),
             LockedCore::WaitEnd::kTimeOver);
@@ -107,11 +107,11 @@ TEST_F(LockedCoreTest, AWaitEndsWhenItsTimeIsOverOrItsThreadIsAskedToStop) {
 TEST_F(LockedCoreTest, AWaitForTheLockIsCounted) {
   int64_t asked_ns = 0;
   {
-    const std::unique_lock lock = core_.lock_counted(asked_ns);
+    const UniqueLock lock(core_.mutex(), NoteWait{asked_ns});
   }
   EXPECT_EQ(asked_ns, 0);
-  std::unique_lock held(core_.mutex());
-  std::thread other([&] { const std::unique_lock lock = core_.lock_counted(asked_ns); });
+  UniqueLock held(core_.mutex());
+  std::thread other([&] { const UniqueLock lock(core_.mutex(), NoteWait{asked_ns}); });
   std::this_thread::sleep_for(milliseconds(50));
   held.unlock();
   other.join();
@@ -120,7 +120,7 @@ TEST_F(LockedCoreTest, AWaitForTheLockIsCounted) {
 }
 
 TEST_F(LockedCoreTest, ARegionIsFoundByAnyOfItsAddressesWhileItLives) {
-  const std::lock_guard lock(core_.mutex());
+  const LockGuard lock(core_.mutex());
   EXPECT_FALSE(core_.region_of_locked(kRangeBase).valid());
   const SlotId slot = core_->add_slot();
   (void)core_.change_locked([&] { core_->allocate(slot, {.bytes = 4 * kKiB}); });
@@ -138,7 +138,7 @@ TEST_F(LockedCoreTest, ARegionIsFoundByAnyOfItsAddressesWhileItLives) {
 }
 
 TEST_F(LockedCoreTest, WhatIsClosedStillServesWaits) {
-  const std::lock_guard lock(core_.mutex());
+  const LockGuard lock(core_.mutex());
   EXPECT_FALSE(core_.closed_locked());
   core_.close_locked();
   EXPECT_TRUE(core_.closed_locked() && !core_.ended_locked() && !core_.refuses_locked());

@@ -3,8 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <mutex>
-
 #include "parts_under_test.h"
 
 namespace tierpage::testing {
@@ -15,21 +13,21 @@ using PagerThreadTest = PartsTest;
 TEST_F(PagerThreadTest, ARequestThatWaitedBeforeTheThreadBeganIsServed) {
   SlotId slot;
   {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     slot = core_->add_slot();
     (void)core_.change_locked([&] { core_->allocate(slot, {.bytes = 16 * kKiB}); });
     EXPECT_EQ(core_->outcome(slot), Outcome::kWait);
   }
   ASSERT_TRUE(thread_.start().ok());
   EXPECT_EQ(outcome_of(slot), Outcome::kGranted);
-  const std::lock_guard lock(core_.mutex());
+  const LockGuard lock(core_.mutex());
   EXPECT_EQ(core_->stats().maps, 1u);
 }
 
 TEST_F(PagerThreadTest, ItEndsWhenThePagerDies) {
   ASSERT_TRUE(thread_.start().ok());
   {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     core_.die_locked(Status::error(StatusCode::kInternal, "told to"));
   }
   thread_.join();
@@ -39,19 +37,19 @@ TEST_F(PagerThreadTest, ItEndsWhenThePagerDies) {
 TEST_F(PagerThreadTest, LowerTiersStayUntilTheCoreIsClosed) {
   ASSERT_TRUE(thread_.start().ok());
   const auto closed = [this] {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     return thread_.lower_tiers_closed_locked();
   };
   core_.wake();
   EXPECT_FALSE(closed());
   {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     EXPECT_NE(tiers_.arena, nullptr);
     core_.close_locked();
     core_.wake_locked();
   }
   EXPECT_TRUE(eventually(closed));
-  const std::lock_guard lock(core_.mutex());
+  const LockGuard lock(core_.mutex());
   EXPECT_EQ(tiers_.arena, nullptr);
 }
 
@@ -68,13 +66,13 @@ TEST_F(PagerThreadTest, RamThatTheMachineLacksIsSaidOnceAndTriedAgain) {
   for (uint64_t bytes = 0; bytes < options_.device_bytes_max; bytes += 64 * kKiB) make(64 * kKiB);
   SlotId slot;
   {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     slot = core_->add_slot();
     (void)core_.change_locked([&] { core_->allocate(slot, {.bytes = 64 * kKiB}); });
   }
   EXPECT_EQ(outcome_of(slot), Outcome::kFailed);
   const auto notices = [this] {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     return reporter_.take_notices();
   };
   EXPECT_NE(notices().find("1 MiB of RAM are available"), std::string::npos);
@@ -84,7 +82,7 @@ TEST_F(PagerThreadTest, RamThatTheMachineLacksIsSaidOnceAndTriedAgain) {
   free_bytes = kGiB;
   EXPECT_TRUE(eventually([&] { return tiers_.arena->ready_bytes() > 0; }));
   EXPECT_TRUE(eventually([&] {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     return core_->memory().host.space_bytes() > 0;
   }));
   make(64 * kKiB);

@@ -3,7 +3,6 @@
 
 #include <chrono>
 #include <memory>
-#include <mutex>
 #include <utility>
 
 #include "engine/pager_thread.h"
@@ -31,7 +30,7 @@ class PartsTest : public EngineTest {
   }
 
   Outcome outcome_of(SlotId slot) {
-    std::unique_lock lock(core_.mutex());
+    UniqueLock lock(core_.mutex());
     (void)core_.wait_for(lock, std::chrono::seconds(20), [&] { return core_->outcome(slot) != Outcome::kWait; });
     return core_->outcome(slot);
   }
@@ -39,12 +38,12 @@ class PartsTest : public EngineTest {
   uint64_t make(uint64_t bytes, TagId tag = 0) {
     SlotId slot;
     {
-      const std::lock_guard lock(core_.mutex());
+      const LockGuard lock(core_.mutex());
       slot = core_->add_slot();
       (void)core_.change_locked([&] { core_->allocate(slot, {.bytes = bytes, .tag = tag}); });
     }
     EXPECT_EQ(outcome_of(slot), Outcome::kGranted);
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     const RegionId region = core_->allocated(slot);
     core_->mark_seen(region);
     core_->remove_slot(slot);

@@ -18,7 +18,7 @@ class RuntimeRegistryTest : public ::testing::Test {
   }
 
   std::unique_ptr<RuntimeRegistry> registry_ = std::make_unique<RuntimeRegistry>();
-  std::mutex mutex_[4];
+  Mutex mutex_[4] = {Mutex(LockRank::kCore), Mutex(LockRank::kCore), Mutex(LockRank::kCore), Mutex(LockRank::kCore)};
 };
 
 TEST_F(RuntimeRegistryTest, AnAddressBelongsToTheRuntimeWhoseRangeHasIt) {
@@ -59,7 +59,7 @@ TEST_F(RuntimeRegistryTest, OneThatDoesNotStartIsNotFound) {
 TEST_F(RuntimeRegistryTest, AForkHoldsEveryLockAndTheChildKnows) {
   ASSERT_TRUE(add(1, 100, 50).ok());
   ASSERT_TRUE(add(2, 200, 50).ok());
-  const auto is_free = [](std::mutex& mutex) {
+  const auto is_free = [](Mutex& mutex) {
     bool locked = false;
     std::thread([&] {
       locked = mutex.try_lock();

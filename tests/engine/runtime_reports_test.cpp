@@ -31,7 +31,7 @@ TEST_F(RuntimeReportsTest, ASnapshotIsOfNowAndPeaksStayUntilTheyAreReset) {
   ASSERT_TRUE(thread_.start().ok());
   const uint64_t address = make(64 * kKiB);
   {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     (void)core_.change_locked([&] { core_->free_region(core_.region_of_locked(address), {}); });
   }
   const RuntimeReports::Snapshot snapshot = reports_.snapshot();

@@ -22,13 +22,13 @@ class RuntimeSourcesTest : public PartsTest {
   ~RuntimeSourcesTest() override { std::fclose(file_); }
   int descriptor() const { return fileno(file_); }
   uint64_t host_capacity() {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     return core_->memory().capacity(Tier::kHost);
   }
 
   static constexpr char kContent[] = "what lies in the file";
   std::FILE* file_;
-  std::mutex close_mutex_;
+  Mutex close_mutex_{LockRank::kClose};
   RuntimeSources sources_{{core_, tiers_, registry_, close_mutex_, options_, reporter_}};
 };
 
@@ -66,7 +66,7 @@ TEST_F(RuntimeSourcesTest, AFileIsNeededUntilItIsLetGo) {
   uint64_t place = 0;
   ASSERT_TRUE(sources_.add(descriptor(), "file", nullptr, &place).ok());
   const auto unused = [this] {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     return registry_.take_unused();
   };
   EXPECT_TRUE(unused().empty());
@@ -81,7 +81,7 @@ TEST_F(RuntimeSourcesTest, WhatIsClosedOrNeverOpenedIsRefused) {
   uint64_t end = 0;
   EXPECT_EQ(sources_.read_host(reinterpret_cast<uint64_t>(tiers_.backend->base()), 0, 1, &byte, &end), 0u);
   {
-    const std::lock_guard lock(core_.mutex());
+    const LockGuard lock(core_.mutex());
     core_.close_locked();
   }
   uint64_t place = 0;

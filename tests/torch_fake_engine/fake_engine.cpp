@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <string>
@@ -15,6 +16,7 @@
 #include <unordered_map>
 
 #include "fake_engine.h"
+#include "locks/lock_rank.h"
 
 struct tp_scope {
   bool open = false;
@@ -118,16 +120,29 @@ int32_t grant(tp_scope* scope) {
   return wait_slices > 0 ? TP_WAIT : TP_OK;
 }
 
+// A call from the torch library, which holds none of its own locks then: the engine may wait for other threads.
+class Entry {
+ public:
+  Entry() : lock_(mutex) {
+    if (tierpage::t_held_locks.none()) return;
+    std::fprintf(stderr, "the engine is called with a lock held\n");
+    std::abort();
+  }
+
+ private:
+  const std::lock_guard<std::mutex> lock_;
+};
+
 tp_scope* scope_create() { return new tp_scope; }
 void scope_destroy(tp_scope* scope) { delete scope; }
 void scope_open(tp_scope* scope, uint64_t) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const Entry entry;
   scope->open = true;
   announcements += "open\n";
 }
 
 int32_t begin(tp_scope* scope, const tp_operator* op, const tp_access* accesses, size_t count) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const Entry entry;
   ++begins;
   latest_operator = op->name;
   announcements += "begin " + std::string(op->name) + " " + std::to_string(op->hash);
@@ -165,7 +180,7 @@ int32_t wait(tp_scope* scope, uint32_t timeout_ms) {
 void cancel(tp_scope* scope) { scope->slices_left = 0; }
 
 void seen(tp_scope*, const uint64_t* addresses, size_t count) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const Entry entry;
   announcements += "seen";
   for (size_t i = 0; i < count; ++i) log_address(addresses[i]);
   announcements += "\n";
@@ -176,7 +191,7 @@ void seen(tp_scope*, const uint64_t* addresses, size_t count) {
 }
 
 int32_t scope_close(tp_scope* scope, uint64_t) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const Entry entry;
   if (!scope->open) return TP_INTERNAL;
   scope->open = false;
   announcements += "close\n";
@@ -203,7 +218,7 @@ int32_t forked() { return getpid() != owner_process ? 1 : 0; }
 int32_t wants(uint64_t bytes) { return bytes >= table.min_paged_bytes && forked() == 0 ? 1 : 0; }
 
 int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t, uint64_t place, uint64_t* address) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const Entry entry;
   if ((scope->open && pinned_bytes(scope) + bytes > budget) || bytes > total_max || live_bytes() > total_max - bytes) {
     scope->message = "tierpage fake: out of memory. The allocation exceeds the budget.";
     return TP_OUT_OF_MEMORY;
@@ -226,7 +241,7 @@ int32_t allocate(tp_scope* scope, uint64_t bytes, uint64_t, uint64_t place, uint
 uint64_t allocate_result(tp_scope* scope) { return scope->allocated; }
 
 void deallocate(uint64_t address) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const Entry entry;
   const auto found = regions.find(address);
   if (found == regions.end()) return;
   madvise(reinterpret_cast<void*>(address), rounded(found->second.bytes), MADV_DONTNEED);
@@ -237,7 +252,7 @@ void deallocate(uint64_t address) {
 void record_stream(uint64_t, uint64_t) {}
 
 uint64_t region_bytes(uint64_t address, uint64_t* base) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const Entry entry;
   const auto found = region_at(address);
   if (found == regions.end()) return 0;
   *base = found->first;
@@ -245,7 +260,7 @@ uint64_t region_bytes(uint64_t address, uint64_t* base) {
 }
 
 int32_t touch(tp_scope* scope, uint64_t address, uint32_t keep) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const Entry entry;
   const auto found = region_at(address);
   if (found == regions.end()) return TP_INVALID_ARGUMENT;
   found->second.keeper = scope;
@@ -257,12 +272,12 @@ int32_t touch(tp_scope* scope, uint64_t address, uint32_t keep) {
 uint64_t list_run_bytes_max() { return run_bytes_max; }
 constexpr int32_t wants_times = 1;
 void launching(tp_scope*, uint64_t) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const Entry entry;
   announcements += "launching\n";
 }
 int32_t may_defer(uint64_t) { return defers; }
 int32_t held(const uint64_t* addresses, size_t count) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const Entry entry;
   return std::any_of(addresses, addresses + count, [](uint64_t address) {
     const auto found = region_at(address);
     return found == regions.end() || found->second.readers > 0 || found->second.writers > 0;
