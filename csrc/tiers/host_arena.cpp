@@ -1,6 +1,6 @@
 // Implements the RAM tier's memory. One range is reserved without access; the grower makes it accessible, touches it
-// and locks it piece by piece, so that the cost of fresh memory (0.4 s per GiB on some machines) is paid beside the
-// user's work and never for more than the budget.
+// and locks it piece by piece, so that the cost of fresh memory is paid beside the user's work, and never for more than
+// the budget.
 //
 // A huge page never reaches over the end of accessible memory, so an odd budget ends in small pages and is not exceeded.
 // Locked memory is a prefix: after the first failed lock no further one is tried, [0, locked_bytes()) stays locked.

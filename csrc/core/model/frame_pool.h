@@ -73,7 +73,7 @@ class DevicePool {
 };
 
 // Pages that need a frame, by size. To free one of just that size saves taking a larger one apart: to give one back and to
-// make another costs the driver some 20 us.
+// make another are two calls of the driver (bench/vmm_probe.cu).
 class FramesWanted {
  public:
   void add(uint64_t bytes) {

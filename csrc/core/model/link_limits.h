@@ -3,7 +3,7 @@
 //
 // Up: enough that the link never idles between two looks. Down: few small pieces, because a change of access rights
 // waits until the engine that copies down has nothing to do or has used up its time slice of a millisecond
-// (bench/vmm_probe.cu). Nobody gives it more while the pager thread waits for the driver, so two of 8 MiB cost 0.3 ms.
+// (bench/vmm_probe.cu). Nobody gives it more while the pager thread waits for the driver, so two pieces are soon down.
 //
 // The model deviates: it gives three pieces of 16 MiB to both directions, where the engine gives two of 8 MiB
 // downwards, and counts no wait of a mapping for a piece on its way down. Its recorded decisions
