@@ -267,6 +267,7 @@ TEST_F(Fences, MemoryForASideStreamIsMarkedThereWhenItIsFreed) {
   caller.open(3);
   Region region;
   ASSERT_EQ(caller.settle(caller.allocate_now(64 * kKiB, &region.address, 9)), TP_OK);
+  region.address = engine_->api().allocate_result(caller.scope());
   const uint64_t recorded = backend_->fences_recorded;
   caller.free(region);
   EXPECT_EQ(backend_->fences_recorded, recorded + 1);
@@ -282,6 +283,7 @@ TEST_F(Fences, MemoryForTheOperatorsOwnStreamIsMarkedAtItsEndOnly) {
   caller.open(3);
   Region region;
   ASSERT_EQ(caller.settle(caller.allocate_now(64 * kKiB, &region.address, 3)), TP_OK);
+  region.address = engine_->api().allocate_result(caller.scope());
   caller.free(region);
   EXPECT_EQ(backend_->fences_recorded, 0u);
   ASSERT_EQ(caller.close(3), TP_OK);
