@@ -141,7 +141,7 @@ def class_members(text: str) -> Iterator[tuple[str, int, int]]:
 
 def member_kind(statement: str) -> str:
     """ "function", "field" or "" for one declaration of a class."""
-    statement = re.sub(r"\b(?:public|protected|private)\s*:|\[\[\w+\]\]|\b(?:TP_|C10_)\w+\([^()]*\)", " ", statement)
+    statement = re.sub(r"\b(?:public|protected|private)\s*:|\[\[\w+\]\]|\b(?:TP_|C10_)\w+\((?:[^()]|\([^()]*\))*\)", " ", statement)
     while re.search(r"<[^<>]*>", statement):
         statement = re.sub(r"<[^<>]*>", " ", statement)
     statement = " ".join(statement.split())

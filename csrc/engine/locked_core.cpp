@@ -63,7 +63,7 @@ Status LockedCore::end_locked() const {
 
 Status LockedCore::abandon_wait_locked(SlotId slot) {
   Status end = end_locked();
-  if (dead_.ok()) (void)events_locked([&] { pager_->cancel(slot); });
+  if (dead_.ok()) (void)events_locked([&] { (*this)->cancel(slot); });
   return end;
 }
 

@@ -39,17 +39,23 @@ class LockedCore {
  public:
   // Both are guarded by this lock too.
   LockedCore(Watchdog& watchdog, const HostGrowth& host_growth) : watchdog_(watchdog), host_growth_(host_growth) {}
-  void open(std::unique_ptr<Pager> pager, uint64_t range_base) {  // before anybody else knows of it
+  void open(std::unique_ptr<Pager> pager, uint64_t range_base) TP_NOT_CHECKED {  // before anybody else knows of it
     pager_ = std::move(pager);
     range_base_ = range_base;
   }
 
-  Pager* operator->() const { return pager_.get(); }
-  Pager& operator*() const { return *pager_; }
+  // With the lock held. clang does not know whose an operator's lock is, so a build that checks the order of locks looks.
+  Pager* operator->() const TP_NOT_CHECKED {
+    mutex_.assert_held();
+    return pager_.get();
+  }
+  Pager& operator*() const TP_NOT_CHECKED { return *operator->(); }
+  // First in a lambda that runs under the lock and calls what wants it: clang checks a lambda by itself.
+  void assert_locked() const TP_ASSERTS_HELD(mutex_) { mutex_.assert_held(); }
   Mutex& mutex() TP_RETURNS_LOCK(mutex_) { return mutex_; }
 
   // The live region at an address, or none. Inline: on every operator's way.
-  RegionId region_of_locked(uint64_t address) const {
+  RegionId region_of_locked(uint64_t address) const TP_REQUIRES(mutex_) {
     const RegionId region = pager_->memory().map.find(address - range_base_);
     return region.valid() && pager_->memory().live(region) ? region : RegionId::none();
   }
@@ -57,7 +63,7 @@ class LockedCore {
   // --- events --------------------------------------------------------------------------------------------------
   // A broken invariant (or no memory half-way) kills the pager instead of leaving.
   template <class Events>
-  Status events_locked(Events&& events) {
+  Status events_locked(Events&& events) TP_REQUIRES(mutex_) {
     try {
       events();
       return Status::success();
@@ -69,28 +75,32 @@ class LockedCore {
   // The same for who leaves the core to others afterwards. Nearly every caller does so; where not, the order of
   // something else matters, or an operator's way is kept short.
   template <class Events>
-  Status change_locked(Events&& events) {
+  Status change_locked(Events&& events) TP_REQUIRES(mutex_) {
     Status status = events_locked(std::forward<Events>(events));
     hand_over_locked();
     return status;
   }
-  void hand_over_locked();  // actions to the pager thread; waiters are woken
+  void hand_over_locked() TP_REQUIRES(mutex_);  // actions to the pager thread; waiters are woken
 
   // --- ends ----------------------------------------------------------------------------------------------------
   Status die(const Status& cause);  // returns what everybody gets
-  void die_locked(const Status& cause);
+  void die_locked(const Status& cause) TP_REQUIRES(mutex_);
   void stop();  // nobody serves waits any more
-  bool alive_locked() const { return dead_.ok(); }
-  bool stopped_locked() const { return stop_; }
-  const Status& dead_locked() const { return dead_; }
-  bool refuses_locked() const { return !dead_.ok() || g_runtimes.forked(); }         // nothing can be asked for
-  Status refusal_locked() const;                                                     // why; ok if it can
-  bool ended_locked() const { return !dead_.ok() || stop_ || g_runtimes.forked(); }  // nobody serves a wait any more
-  Status end_locked() const;                                                         // why
-  Status abandon_wait_locked(SlotId slot);  // it waits, and nobody will serve it: why
+  bool alive_locked() const TP_REQUIRES(mutex_) { return dead_.ok(); }
+  bool stopped_locked() const TP_REQUIRES(mutex_) { return stop_; }
+  const Status& dead_locked() const TP_REQUIRES(mutex_) { return dead_; }
+  bool refuses_locked() const TP_REQUIRES(mutex_) {  // nothing can be asked for
+    return !dead_.ok() || g_runtimes.forked();
+  }
+  Status refusal_locked() const TP_REQUIRES(mutex_);  // why; ok if it can
+  bool ended_locked() const TP_REQUIRES(mutex_) {     // nobody serves a wait any more
+    return !dead_.ok() || stop_ || g_runtimes.forked();
+  }
+  Status end_locked() const TP_REQUIRES(mutex_);                // why
+  Status abandon_wait_locked(SlotId slot) TP_REQUIRES(mutex_);  // it waits, and nobody will serve it: why
   // The user has closed the runtime: waits are served still, but nothing goes down any more.
-  void close_locked() { closed_ = true; }
-  bool closed_locked() const { return closed_; }
+  void close_locked() TP_REQUIRES(mutex_) { closed_ = true; }
+  bool closed_locked() const TP_REQUIRES(mutex_) { return closed_; }
 
   // --- callers' waits ------------------------------------------------------------------------------------------
   enum class WaitEnd : uint8_t { kDone, kTimeOver, kStopped };
@@ -104,24 +114,24 @@ class LockedCore {
   // The same for what is no slot's outcome.
   WaitEnd wait_for_other(UniqueLock& lock, Clock::time_point end, const std::function<bool()>& done)
       TP_REQUIRES(mutex_);
-  bool waiters_may_go_locked() { return pager_->slots_changed() || other_waiters_ > 0; }
-  void wake_other_waiters_locked() {
+  bool waiters_may_go_locked() TP_REQUIRES(mutex_) { return pager_->slots_changed() || other_waiters_ > 0; }
+  void wake_other_waiters_locked() TP_REQUIRES(mutex_) {
     if (other_waiters_ > 0) wake_waiters();
   }
   void wake_waiters() { slots_changed_.notify_all(); }
 
   // --- the pager thread ----------------------------------------------------------------------------------------
   void wake();
-  void wake_locked();
-  void begin_round_locked() { woken_ = false; }
-  bool wanted_locked() const { return woken_ || stop_; }
-  void sleep(UniqueLock& lock, std::chrono::microseconds patience) {
-    work_.wait_for(lock, patience, [this] { return wanted_locked(); });
+  void wake_locked() TP_REQUIRES(mutex_);
+  void begin_round_locked() TP_REQUIRES(mutex_) { woken_ = false; }
+  bool wanted_locked() const TP_REQUIRES(mutex_) { return woken_ || stop_; }
+  void sleep(UniqueLock& lock, std::chrono::microseconds patience) TP_REQUIRES(mutex_) {
+    work_.wait_for(lock, patience, [this]() TP_REQUIRES(mutex_) { return wanted_locked(); });
   }
 
   // As the pager was lately: a hint, asked without the lock.
   bool engaged_hint() const { return engaged_.load(std::memory_order_relaxed); }
-  void note_engagement_locked() {
+  void note_engagement_locked() TP_REQUIRES(mutex_) {
     engaged_.store(pager_->engaged(), std::memory_order_relaxed);
     if (pager_->engaged()) pages_may_be_away();
   }
@@ -136,14 +146,14 @@ class LockedCore {
   Mutex mutex_{LockRank::kCore};
   Condition slots_changed_;  // waiting callers
   Condition work_;           // the pager thread
-  std::unique_ptr<Pager> pager_;
+  std::unique_ptr<Pager> pager_ TP_GUARDED_BY(mutex_);
   uint64_t range_base_ = 0;
-  bool woken_ = false;
-  bool stop_ = false;
-  bool closed_ = false;
+  bool woken_ TP_GUARDED_BY(mutex_) = false;
+  bool stop_ TP_GUARDED_BY(mutex_) = false;
+  bool closed_ TP_GUARDED_BY(mutex_) = false;
   int32_t watch_launches_ = 0;
-  int other_waiters_ = 0;  // threads on slots_changed_ that wait for no slot
-  Status dead_;            // first cause; ok while alive
+  int other_waiters_ TP_GUARDED_BY(mutex_) = 0;  // threads on slots_changed_ that wait for no slot
+  Status dead_ TP_GUARDED_BY(mutex_);            // first cause; ok while alive
   std::atomic<bool> engaged_{false};
 };
 

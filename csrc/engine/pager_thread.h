@@ -47,7 +47,10 @@ class PagerThread {
   void join();  // after LockedCore::stop(); without the lock, and not in a forked child
 
   void arena_grew();  // on the grower's thread
-  bool lower_tiers_closed_locked() const { return lower_tiers_closed_; }
+  bool lower_tiers_closed_locked() const {
+    core_.assert_locked();
+    return lower_tiers_closed_;
+  }
   // Whether callers should time operators: a hint, read without the lock.
   bool wants_times() const { return __atomic_load_n(&wants_times_, __ATOMIC_RELAXED) != 0; }
   void note_capture(int change) { tiers_.backend->note_capture(change); }
@@ -60,28 +63,28 @@ class PagerThread {
   void run();
   bool round(UniqueLock& lock, Finished& finished, std::vector<Action>& actions) TP_REQUIRES(core_.mutex());
   void act(const std::vector<Action>& actions, Finished& finished);
-  void apply_locked(const Finished& finished);
-  void note_rates_locked();
+  void apply_locked(const Finished& finished) TP_REQUIRES(core_.mutex());
+  void note_rates_locked() TP_REQUIRES(core_.mutex());
   void ask_to_watch();
-  uint64_t native_of_locked(StreamId stream) const;
-  void keep_accounts_locked();
-  void idle_wait(UniqueLock& lock, bool acted);
-  void tell_host_space_locked();
-  void limit_host_space_locked();
-  void request_host_space_locked();
-  void once_a_second_locked();
+  uint64_t native_of_locked(StreamId stream) const TP_REQUIRES(core_.mutex());
+  void keep_accounts_locked() TP_REQUIRES(core_.mutex());
+  void idle_wait(UniqueLock& lock, bool acted) TP_REQUIRES(core_.mutex());
+  void tell_host_space_locked() TP_REQUIRES(core_.mutex());
+  void limit_host_space_locked() TP_REQUIRES(core_.mutex());
+  void request_host_space_locked() TP_REQUIRES(core_.mutex());
+  void once_a_second_locked() TP_REQUIRES(core_.mutex());
   void close_lower_tiers(UniqueLock& lock) TP_REQUIRES(core_.mutex());
 
   LockedCore& core_;
   TierSet& tiers_;  // its pointers change under the lock
-  Accounts& accounts_;
-  Watchdog& watchdog_;
-  HostGrowth& host_growth_;
-  const StreamLedger& streams_;
-  SourceRegistry& source_registry_;
+  Accounts& accounts_ TP_GUARDED_BY(core_.mutex());
+  Watchdog& watchdog_ TP_GUARDED_BY(core_.mutex());
+  HostGrowth& host_growth_ TP_GUARDED_BY(core_.mutex());
+  const StreamLedger& streams_ TP_GUARDED_BY(core_.mutex());
+  SourceRegistry& source_registry_ TP_GUARDED_BY(core_.mutex());
 
   std::unique_ptr<TransferEngine> transfers_;  // of this thread alone
-  bool lower_tiers_closed_ = false;            // guarded by the core's lock
+  bool lower_tiers_closed_ TP_GUARDED_BY(core_.mutex()) = false;
   int64_t last_tick_ns_ = 0;
   std::atomic<void (*)()> watch_hook_{nullptr};
   bool watch_asked_ = false;  // of the pager thread alone

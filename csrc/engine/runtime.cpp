@@ -30,6 +30,7 @@ Status Runtime::open() {
   if (tiers_.arena) {
     tiers_.arena->set_wake([](void* thread) { static_cast<PagerThread*>(thread)->arena_grew(); }, &pager_thread_);
   }
+  const LockGuard lock(core_.mutex());  // nobody else knows of it yet
   if (tiers_.config.nvme_bytes_max > 0) {
     watchdog_.set_drive_bytes(tiers_.store->drive_bytes());
     if (const std::string notice = tiers_.store->notice(); !notice.empty()) watchdog_.say(notice);
@@ -38,7 +39,10 @@ Status Runtime::open() {
   }
   const auto range_base = reinterpret_cast<uint64_t>(tiers_.backend->base());
   core_.open(std::make_unique<Pager>(tiers_.config), range_base);
-  core_->on_request_waits([this] { enqueued_ns_ = steady_ns(); });
+  core_->on_request_waits([this] {
+    core_.assert_locked();
+    enqueued_ns_ = steady_ns();
+  });
   device_budget_.open(options_.device_bytes_max, tiers_.config.granule_bytes);
   if (!tiers_.arena) core_->host_space_ready(0, true);
   const int64_t now_ns = steady_ns();

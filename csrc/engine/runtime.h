@@ -150,15 +150,15 @@ class Runtime {
   Status publish();
   void fill_api();
 
-  void count_request_locked(SlotId slot, const char* name, int64_t asked_ns);
+  void count_request_locked(SlotId slot, const char* name, int64_t asked_ns) TP_REQUIRES(core_.mutex());
 
   // runtime_fences.cpp
   Status end_work(Scope& scope, uint64_t native_stream, Fence* fence);
   Status record_end(Scope& scope, uint64_t native_stream, Fence* fence);
   bool may_owe(Scope& scope, uint64_t native_stream);
-  Status outcome_locked(Scope& scope, const char* name, int64_t asked_ns);
-  Status finish_wait_locked(Scope& scope);
-  void settle_touch_locked(Scope& scope, bool failed);
+  Status outcome_locked(Scope& scope, const char* name, int64_t asked_ns) TP_REQUIRES(core_.mutex());
+  Status finish_wait_locked(Scope& scope) TP_REQUIRES(core_.mutex());
+  void settle_touch_locked(Scope& scope, bool failed) TP_REQUIRES(core_.mutex());
   template <class Done>
   bool wait_until(UniqueLock& lock, int timeout_ms, const char* name, Done&& done, bool* stopped_early = nullptr)
       TP_REQUIRES(core_.mutex());
@@ -167,30 +167,30 @@ class Runtime {
       TP_REQUIRES(core_.mutex());
   Status fetch_blocking(UniqueLock& lock, SlotId slot, const std::vector<Use>& uses, const char* name)
       TP_REQUIRES(core_.mutex());
-  void drop_touches_locked(RegionId region);
-  void free_region_locked(RegionId region, const std::vector<Fence>& fences);
+  void drop_touches_locked(RegionId region) TP_REQUIRES(core_.mutex());
+  void free_region_locked(RegionId region, const std::vector<Fence>& fences) TP_REQUIRES(core_.mutex());
   Status bring_all_up(UniqueLock& lock, SlotId slot) TP_REQUIRES(core_.mutex());
-  void release_when_closed_locked();
+  void release_when_closed_locked() TP_REQUIRES(core_.mutex());
 
   RuntimeOptions options_;
   tp_engine_api api_{};
   TierSet tiers_;  // pointers change under the lock
   EventLog log_;
 
-  Mutex close_mutex_{LockRank::kClose};  // one close or shutdown at a time; taken before mutex_
-  // Guarded by the core's lock (mutex_), as is the core itself:
-  Watchdog watchdog_;  // and its notices
-  HostGrowth host_growth_;
+  Mutex close_mutex_{LockRank::kClose};             // one close or shutdown at a time; taken before mutex_
+  Watchdog watchdog_ TP_GUARDED_BY(core_.mutex());  // and its notices
+  HostGrowth host_growth_ TP_GUARDED_BY(core_.mutex());
   LockedCore core_{watchdog_, host_growth_};
-  Accounts accounts_;        // its rows may be read without
-  int64_t enqueued_ns_ = 0;  // when the request in hand could not be served; 0: it was, so far
-  DeviceBudget device_budget_;
-  StreamLedger streams_;
-  TagNames tags_;
-  std::unordered_set<uint32_t> pins_;  // slots of pin()
-  AwaitedRegions awaited_;
-  std::vector<Scope*> scopes_;
-  SourceRegistry source_registry_;
+  Accounts accounts_ TP_GUARDED_BY(core_.mutex());  // its rows may be read without
+  // When the request in hand could not be served; 0: it was, so far.
+  int64_t enqueued_ns_ TP_GUARDED_BY(core_.mutex()) = 0;
+  DeviceBudget device_budget_ TP_GUARDED_BY(core_.mutex());
+  StreamLedger streams_ TP_GUARDED_BY(core_.mutex());
+  TagNames tags_ TP_GUARDED_BY(core_.mutex());
+  std::unordered_set<uint32_t> pins_ TP_GUARDED_BY(core_.mutex());  // slots of pin()
+  AwaitedRegions awaited_ TP_GUARDED_BY(core_.mutex());
+  std::vector<Scope*> scopes_ TP_GUARDED_BY(core_.mutex());
+  SourceRegistry source_registry_ TP_GUARDED_BY(core_.mutex());
   PagerThread pager_thread_{{core_, tiers_, accounts_, watchdog_, host_growth_, streams_, source_registry_}};
 
   std::atomic<bool> open_{false};

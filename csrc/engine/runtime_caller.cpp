@@ -17,7 +17,7 @@ thread_local ThreadTag t_tag;
 TagId tag_in(const Runtime* runtime) { return t_tag.runtime == runtime ? t_tag.tag : 0; }
 
 // Where the caller's thread does the work itself.
-void time_locked(LockedCore& core, Scope& scope) {
+void time_locked(LockedCore& core, Scope& scope) TP_REQUIRES(core.mutex()) {
   const int64_t started_ns = scope.mark.take_start_ns();
   if (started_ns == 0) return;
   const uint64_t position = core->op_position(scope.slot);
@@ -149,6 +149,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   scope.waiting_allocation = true;
   scope.pinned = scope.pinned || scope.open;
   const Status status = core_.events_locked([&] {
+    core_.assert_locked();
     // A thread that asked wants() just before close(): the memory is outside the budget, and for good.
     if (core_.closed_locked()) {
       const uint64_t more = round_up(bytes, tiers_.config.granule_bytes);
@@ -181,7 +182,10 @@ uint64_t Runtime::allocate_result(Scope& scope) {
 
 Status Runtime::wait(Scope& scope, uint32_t timeout_ms) {
   UniqueLock lock(core_.mutex());
-  const auto settled = [&] { return core_.ended_locked() || core_->outcome(scope.waiting_slot) != Outcome::kWait; };
+  const auto settled = [&] {
+    core_.assert_locked();
+    return core_.ended_locked() || core_->outcome(scope.waiting_slot) != Outcome::kWait;
+  };
   if (!core_.wait_for(lock, std::chrono::milliseconds(timeout_ms), settled)) {
     return Status{StatusCode::kWait, 0, {}};
   }
@@ -270,6 +274,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   scope.pinned = false;
   if (core_.refuses_locked()) return Status::success();  // the operator itself has run; the next begin tells
   Status status = core_.events_locked([&] {
+    core_.assert_locked();
     // No fence (a stream capture, a lost context): nothing says when the kernels end, so the pages stay for good.
     if (!recorded.ok()) core_->hold_pinned(scope.slot);
     time_locked(core_, scope);
@@ -367,6 +372,7 @@ void Runtime::drop_touches_locked(RegionId region) {
 
 void Runtime::free_region_locked(RegionId region, const std::vector<Fence>& fences) {
   (void)core_.change_locked([&] {
+    core_.assert_locked();
     drop_touches_locked(region);
     core_->free_region(region, fences);
     if (source_registry_.region_gone(region)) core_.wake_locked();

@@ -74,7 +74,7 @@ class RuntimeReports {
   LockedCore& core_;
   const TierSet& tiers_;
   Accounts& accounts_;
-  Watchdog& watchdog_;
+  Watchdog& watchdog_ TP_GUARDED_BY(core_.mutex());
   const EventLog& log_;
   const std::atomic<uint64_t>& missed_accesses_;
 };

@@ -53,10 +53,10 @@ class RuntimeSources {
 
   LockedCore& core_;
   TierSet& tiers_;
-  SourceRegistry& registry_;
+  SourceRegistry& registry_ TP_GUARDED_BY(core_.mutex());
   Mutex& close_mutex_;
   const RuntimeOptions& options_;
-  Watchdog& watchdog_;
+  Watchdog& watchdog_ TP_GUARDED_BY(core_.mutex());
 };
 
 }  // namespace tierpage

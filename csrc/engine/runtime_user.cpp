@@ -78,6 +78,7 @@ Status Runtime::fetch_blocking(UniqueLock& lock, SlotId slot, const std::vector<
   if (core_.ended_locked()) return core_.end_locked();
   const OperatorStandsStill stands_still(this);
   Status status = core_.events_locked([&] {
+    core_.assert_locked();
     awaited_.await(uses);
     core_->begin_op(slot, 0, name, uses);
   });
@@ -85,6 +86,7 @@ Status Runtime::fetch_blocking(UniqueLock& lock, SlotId slot, const std::vector<
   core_.hand_over_locked();
   if (enqueued_ns_ != 0) count_request_locked(slot, name, 0);
   const WaitEnd end = core_.wait_or_stop(lock, std::chrono::steady_clock::now() + kForEver, [&] {
+    core_.assert_locked();
     return core_.ended_locked() || core_->outcome(slot) != Outcome::kWait;
   });
   accounts_.stall_ends(slot, steady_ns());
@@ -107,6 +109,7 @@ Status Runtime::pin(const std::vector<uint64_t>& addresses, SlotId* handle) {
   std::vector<Use> uses;
   SlotId slot;
   Status status = core_.events_locked([&] {
+    core_.assert_locked();
     for (const uint64_t address : addresses) {
       const RegionId region = core_.region_of_locked(address);
       if (!region.valid()) continue;
@@ -142,6 +145,7 @@ uint64_t Runtime::prefetch(const std::vector<uint64_t>& addresses) {
   if (core_.ended_locked()) return 0;
   uint64_t bytes = 0;
   (void)core_.change_locked([&] {
+    core_.assert_locked();
     for (const uint64_t address : addresses) {
       const RegionId region = core_.region_of_locked(address);
       if (region.valid()) bytes += core_->prefetch(region);
@@ -157,6 +161,7 @@ bool Runtime::wait_until(UniqueLock& lock, int timeout_ms, const char* name, Don
   bool waited = false;
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
   const WaitEnd ended = core_.wait_for_other(lock, end, [&] {
+    core_.assert_locked();
     const bool over = core_.ended_locked() || done();
     waited = waited || !over;
     return over;
@@ -188,6 +193,7 @@ Status Runtime::evict(const std::vector<uint64_t>& addresses, uint64_t* bytes) {
   if (core_.ended_locked()) return core_.end_locked();
   std::vector<RegionId> regions;
   const Status status = core_.change_locked([&] {
+    core_.assert_locked();
     for (const uint64_t address : addresses) {
       const RegionId region = core_.region_of_locked(address);
       if (!region.valid()) continue;
@@ -246,6 +252,7 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
   if (tier == Tier::kDevice) device_budget_.set(bytes);
   const uint64_t host = bytes > tiers_.ring_bytes ? bytes - tiers_.ring_bytes : 0;
   const Status status = core_.change_locked([&] {
+    core_.assert_locked();
     core_->set_capacity(tier, tier == Tier::kDevice ? device_budget_.for_pages() : host);
     core_->plan();
   });
@@ -259,6 +266,7 @@ void Runtime::set_native_reserved(uint64_t bytes) {
   core_->note_native_reserved(bytes);
   if (core_->memory().capacity(Tier::kDevice) == device_budget_.for_pages()) return;
   (void)core_.change_locked([&] {
+    core_.assert_locked();
     core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
     core_->plan();
   });
@@ -270,14 +278,17 @@ uint64_t Runtime::make_room(uint64_t bytes) {
   device_budget_.native_expected(bytes);
   const uint64_t before = core_->memory().device_held_bytes();
   const Status status = core_.change_locked([&] {
+    core_.assert_locked();
     core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
     core_->drop_cached_regions();
     core_->plan();
     core_->release_free_frames();
   });
   if (!status.ok()) return 0;
-  (void)wait_until(lock, 10'000, "torch's own allocator",
-                   [&] { return core_->memory().device_held_bytes() <= device_budget_.for_pages(); });
+  (void)wait_until(lock, 10'000, "torch's own allocator", [&] {
+    core_.assert_locked();
+    return core_->memory().device_held_bytes() <= device_budget_.for_pages();
+  });
   if (core_.ended_locked()) return 0;
   (void)core_.change_locked([&] { core_->release_free_frames(); });
   const uint64_t after = core_->memory().device_held_bytes();
@@ -304,6 +315,7 @@ bool Runtime::may_defer(uint64_t kept_bytes) {
 bool Runtime::held(const uint64_t* regions, size_t count) {
   LockGuard lock(core_.mutex());
   return std::any_of(regions, regions + count, [this](uint64_t address) {
+    core_.assert_locked();
     const RegionId region = core_.region_of_locked(address);
     if (!region.valid() || core_->memory().region(region).held) return true;
     const auto& pages = core_->memory().region(region).pages;
@@ -335,8 +347,8 @@ Status Runtime::bring_all_up(UniqueLock& lock, SlotId slot) {
                                " more are free there. Delete "
                                "tensors (or move them with .cpu()) first; paging stays enabled.");
     }
-    const Status raised = core_.events_locked(
-        [&] { core_->set_capacity(Tier::kDevice, std::max(live + held, device_budget_.for_pages())); });
+    const uint64_t bytes = std::max(live + held, device_budget_.for_pages());
+    const Status raised = core_.events_locked([&] { core_->set_capacity(Tier::kDevice, bytes); });
     if (!raised.ok()) return raised;
     if (Status status = fetch_blocking(lock, slot, uses, "tierpage.disable"); !status.ok()) return status;
   }
@@ -358,6 +370,7 @@ Status Runtime::close() {
   Status status = bring_all_up(lock, slot);
   if (!core_.alive_locked()) return core_.dead_locked();
   const Status settled = core_.events_locked([&] {
+    core_.assert_locked();
     if (status.ok()) {
       for (const RegionId region : core_->memory().live_regions()) core_->hold_region(region);
     } else {
@@ -374,7 +387,10 @@ Status Runtime::close() {
   }
   core_.close_locked();
   g_runtimes.deactivate(this);
-  status = core_.events_locked([&] { release_when_closed_locked(); });
+  status = core_.events_locked([&] {
+    core_.assert_locked();
+    release_when_closed_locked();
+  });
   (void)wait_until(lock, 10'000, "tierpage.disable", [&] { return pager_thread_.lower_tiers_closed_locked(); });
   return status;
 }

@@ -61,8 +61,13 @@ constexpr bool is_leaf(LockRank rank) { return rank > LockRank::kCore; }
   (void)std::fprintf(stderr, "lock order: %s is wanted while %s is held\n", name_of(wanted), name_of(held));
   std::abort();
 }
-// What happens when an order is wrong. Tests put something else here.
+[[noreturn]] inline void end_for_lock_not_held(LockRank rank) {
+  (void)std::fprintf(stderr, "lock order: %s is not held\n", name_of(rank));
+  std::abort();
+}
+// What happens when an order is wrong, or a lock is not held that should be. Tests put something else here.
 inline std::atomic<void (*)(LockRank held, LockRank wanted)> lock_order_broken{&end_for_lock_order};
+inline std::atomic<void (*)(LockRank rank)> lock_not_held{&end_for_lock_not_held};
 
 // The locks that one thread holds. No destructor: threads take locks until their very end.
 class HeldLocks {
@@ -80,6 +85,9 @@ class HeldLocks {
     ++count_[static_cast<size_t>(rank)];
   }
   void let_go(LockRank rank) { --count_[static_cast<size_t>(rank)]; }
+  void assert_holds(LockRank rank) const {
+    if (count_[static_cast<size_t>(rank)] == 0) lock_not_held.load()(rank);
+  }
   bool none() const { return count_ == std::array<uint16_t, kLockRanks>{}; }
 
  private:

@@ -21,6 +21,7 @@
 #endif
 #define TP_GUARDED_BY(mutex) TP_THREAD_SAFETY(guarded_by(mutex))
 #define TP_REQUIRES(mutex) TP_THREAD_SAFETY(requires_capability(mutex))
+#define TP_ASSERTS_HELD(mutex) TP_THREAD_SAFETY(assert_capability(mutex))
 #define TP_RETURNS_LOCK(mutex) TP_THREAD_SAFETY(lock_returned(mutex))
 #define TP_NOT_CHECKED TP_THREAD_SAFETY(no_thread_safety_analysis)
 
@@ -32,6 +33,7 @@ class LockOrder {
   constexpr explicit LockOrder(LockRank rank) : rank_(rank) {}
   void taking(HeldLocks::Same same = HeldLocks::Same::kWrong) const { t_held_locks.take(rank_, same); }
   void let_go() const { t_held_locks.let_go(rank_); }
+  void assert_held() const { t_held_locks.assert_holds(rank_); }
 
  private:
   const LockRank rank_;
@@ -42,6 +44,7 @@ class LockOrder {
   constexpr explicit LockOrder(LockRank) {}
   void taking(HeldLocks::Same = HeldLocks::Same::kWrong) const {}
   void let_go() const {}
+  void assert_held() const {}
 };
 #endif
 
@@ -57,6 +60,8 @@ class TP_THREAD_SAFETY(capability("mutex")) Mutex {
     order_.taking(HeldLocks::Same::kAllowed);
     native_.lock();
   }
+  // For what clang checks by itself although its caller has the lock, a lambda for example.
+  void assert_held() const TP_ASSERTS_HELD(this) { order_.assert_held(); }
   bool try_lock() TP_THREAD_SAFETY(try_acquire_capability(true)) {
     if (!native_.try_lock()) return false;
     order_.taking();

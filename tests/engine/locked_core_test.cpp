@@ -137,6 +137,23 @@ TEST_F(LockedCoreTest, ARegionIsFoundByAnyOfItsAddressesWhileItLives) {
   EXPECT_FALSE(core_.region_of_locked(kRangeBase - 1).valid());
 }
 
+#if defined(TIERPAGE_LOCK_ORDER)
+TEST_F(LockedCoreTest, WhoReachesForTheCoreWithoutItsLockIsFound) {
+  static int missed;
+  missed = 0;
+  lock_not_held = [](LockRank) { ++missed; };
+  {
+    const LockGuard lock(core_.mutex());
+    (void)core_->has_actions();
+    EXPECT_EQ(missed, 0);
+  }
+  (void)core_->has_actions();
+  (void)(*core_).has_actions();
+  lock_not_held = &end_for_lock_not_held;
+  EXPECT_EQ(missed, 2);
+}
+#endif
+
 TEST_F(LockedCoreTest, WhatIsClosedStillServesWaits) {
   const LockGuard lock(core_.mutex());
   EXPECT_FALSE(core_.closed_locked());

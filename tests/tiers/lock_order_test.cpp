@@ -62,9 +62,23 @@ TEST_F(LockOrderTest, TwoOfOneRankAreWrongButForWhoTakesAllOfThem) {
   EXPECT_EQ(g_broken, std::vector<Broken>({{kMiddle, kMiddle}}));
 }
 
+TEST_F(LockOrderTest, ALockThatShouldBeHeldIsMissed) {
+  static std::vector<LockRank> missed;
+  missed.clear();
+  lock_not_held = [](LockRank rank) { missed.push_back(rank); };
+  HeldLocks held;
+  held.take(kMiddle);
+  held.assert_holds(kMiddle);
+  EXPECT_TRUE(missed.empty());
+  held.assert_holds(kOuter);
+  lock_not_held = &end_for_lock_not_held;
+  EXPECT_EQ(missed, std::vector<LockRank>({kOuter}));
+}
+
 TEST_F(LockOrderTest, WhoBreaksItIsToldBothNamesAndEnds) {
   ::testing::FLAGS_gtest_death_test_style = "threadsafe";
   EXPECT_DEATH(end_for_lock_order(kMiddle, kOuter), "Runtime::close_mutex_ is wanted while LockedCore::mutex_ is held");
+  EXPECT_DEATH(end_for_lock_not_held(kMiddle), "LockedCore::mutex_ is not held");
 }
 
 #if defined(TIERPAGE_LOCK_ORDER)
