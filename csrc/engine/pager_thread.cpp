@@ -30,7 +30,7 @@ thread_local bool t_pager_thread = false;
 void PagerThread::open(EventLog& log, bool store_reaches_device, int64_t now_ns) {
   last_tick_ns_ = now_ns;
   transfers_ = std::make_unique<TransferEngine>(*tiers_.backend, tiers_.arena.get(), tiers_.store.get(),
-                                                tiers_.ring.get(), log, store_reaches_device);
+                                                tiers_.staging.get(), log, store_reaches_device);
 }
 
 Status PagerThread::start() {
@@ -163,7 +163,7 @@ bool PagerThread::round(UniqueLock& lock, Finished& finished, std::vector<Action
   watchdog_.pager_thread_is_back(steady_ns());
   apply_locked(finished);
   accounts_.set_links(transfers_->link_uses(steady_ns()));
-  transfers_->set_sources(tiers_.sources.get(), tiers_.ring.get());
+  transfers_->set_sources(tiers_.sources.get(), tiers_.staging.get());
   if (!finished.empty()) watchdog_.something_ended(steady_ns());
   finished.clear();
   once_a_second_locked();
@@ -217,13 +217,13 @@ void PagerThread::close_lower_tiers(UniqueLock& lock) {
   transfers_->detach_lower_tiers();
   std::unique_ptr<HostArena> arena = std::move(tiers_.arena);
   std::unique_ptr<BlockStore> store = std::move(tiers_.store);
-  std::unique_ptr<StagingRing> ring = std::move(tiers_.ring);
+  std::unique_ptr<StagingBuffers> staging = std::move(tiers_.staging);
   std::shared_ptr<SourceFiles> sources = std::move(tiers_.sources);
   {
     const Unlocked unlocked(lock, core_.mutex());
     store.reset();
     sources.reset();
-    ring.reset();
+    staging.reset();
     arena.reset();
   }
   lower_tiers_closed_ = true;

@@ -3,7 +3,7 @@
 // A route is one hop or two, each over one link:
 //
 //   fetch       from HOST   to device
-//               from NVMe   read, to device     through a slot of the staging ring
+//               from NVMe   read, to device     through a slot of the staging buffers
 //                           read                where the store reaches the device's memory
 //   write-back  to HOST     to host
 //               to NVMe     to host, write      through a slot
@@ -28,7 +28,7 @@ namespace tierpage {
 struct RouteLimits {
   uint64_t piece_bytes_up = 0;
   uint64_t piece_bytes_down = 0;
-  uint64_t slot_bytes = 0;      // of the staging ring, 0: there is none
+  uint64_t slot_bytes = 0;      // of the staging buffers, 0: there is none
   uint64_t slot_alignment = 1;  // of what is read from sources
   bool store_reaches_device = false;
 };

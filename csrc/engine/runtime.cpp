@@ -34,7 +34,7 @@ Status Runtime::open() {
   if (tiers_.config.nvme_bytes_max > 0) {
     watchdog_.set_drive_bytes(tiers_.store->drive_bytes());
     if (const std::string notice = tiers_.store->notice(); !notice.empty()) watchdog_.say(notice);
-    if (!tiers_.ring->notice().empty()) watchdog_.say(tiers_.ring->notice());
+    if (!tiers_.staging->notice().empty()) watchdog_.say(tiers_.staging->notice());
     tiers_.store->set_wake([](void* self) { static_cast<LockedCore*>(self)->wake(); }, &core_);
   }
   const auto range_base = reinterpret_cast<uint64_t>(tiers_.backend->base());

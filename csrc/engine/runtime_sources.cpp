@@ -5,10 +5,10 @@
 
 namespace tierpage {
 
-// Reads pass through the staging ring, which there is not yet without an NVMe tier: it is taken out of the RAM budget, when
-// all has been opened.
+// Reads pass through the staging buffers, which there are not yet without an NVMe tier: they are taken out of the RAM
+// budget, when all has been opened.
 Status RuntimeSources::open() {
-  uint64_t ring_bytes = 0;  // 0: there is a ring
+  uint64_t staging_bytes = 0;  // 0: there are buffers
   {
     LockGuard lock(core_.mutex());
     if (core_.ended_locked()) return core_.end_locked();
@@ -16,13 +16,13 @@ Status RuntimeSources::open() {
       return Status::error(StatusCode::kUnavailable, "paging is disabled: nothing can be backed by a file");
     }
     if (tiers_.sources) return Status::success();
-    if (tiers_.ring == nullptr) {
-      if (Status status = tiers_.size_ring(&ring_bytes); !status.ok()) return status;
+    if (tiers_.staging == nullptr) {
+      if (Status status = tiers_.size_staging(&staging_bytes); !status.ok()) return status;
     }
   }
-  std::unique_ptr<StagingRing> ring;
-  if (ring_bytes > 0) {
-    if (Status status = tiers_.open_ring(&ring); !status.ok()) return status;
+  std::unique_ptr<StagingBuffers> staging;
+  if (staging_bytes > 0) {
+    if (Status status = tiers_.open_staging(&staging); !status.ok()) return status;
   }
   if (options_.staging_slot_bytes < 2 * SourceFiles::kAlignment) {
     return Status::error(StatusCode::kInvalidArgument,
@@ -34,14 +34,14 @@ Status RuntimeSources::open() {
   sources->set_wake([](void* self) { static_cast<LockedCore*>(self)->wake(); }, &core_);
   LockGuard lock(core_.mutex());
   tiers_.sources = std::move(sources);
-  if (ring_bytes == 0) return Status::success();
-  if (const std::string notice = ring->notice(); !notice.empty()) watchdog_.say(notice);
-  tiers_.ring = std::move(ring);
-  tiers_.ring_bytes = ring_bytes;
-  tiers_.config.host_bytes_max -= std::min(tiers_.config.host_bytes_max, ring_bytes);
+  if (staging_bytes == 0) return Status::success();
+  if (const std::string notice = staging->notice(); !notice.empty()) watchdog_.say(notice);
+  tiers_.staging = std::move(staging);
+  tiers_.staging_bytes = staging_bytes;
+  tiers_.config.host_bytes_max -= std::min(tiers_.config.host_bytes_max, staging_bytes);
   return core_.change_locked([&] {
     const uint64_t host = core_->memory().capacity(Tier::kHost);
-    core_->set_capacity(Tier::kHost, host > ring_bytes ? host - ring_bytes : 0);
+    core_->set_capacity(Tier::kHost, host > staging_bytes ? host - staging_bytes : 0);
     core_->plan();
   });
 }

@@ -250,7 +250,7 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
     return Status::error(StatusCode::kUnavailable, "paging is disabled: there is no budget to change");
   }
   if (tier == Tier::kDevice) device_budget_.set(bytes);
-  const uint64_t host = bytes > tiers_.ring_bytes ? bytes - tiers_.ring_bytes : 0;
+  const uint64_t host = bytes > tiers_.staging_bytes ? bytes - tiers_.staging_bytes : 0;
   const Status status = core_.change_locked([&] {
     core_.assert_locked();
     core_->set_capacity(tier, tier == Tier::kDevice ? device_budget_.for_pages() : host);

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "engine/event_log.h"
-#include "engine/staging_ring.h"
+#include "engine/staging_buffers.h"
 #include "tiers/block_store.h"
 #include "tiers/storage_extension.h"
 
@@ -44,7 +44,7 @@ class Probe {
   Status submit_copy(CopyDirection direction, uint64_t offset);
 
   DeviceBackend& backend_;
-  StagingRing memory_;
+  StagingBuffers memory_;
   uint32_t frames_ = 0;
   uint64_t frame_bytes_ = 0;
 };

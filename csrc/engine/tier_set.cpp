@@ -33,16 +33,16 @@ Status TierSet::open() {
   config.policy = options_.policy;
   config.prefetch = options_.prefetch && !options_.paranoid;
   if (config.nvme_bytes_max > 0) {
-    if (status = size_ring(&ring_bytes); !status.ok()) return status;
-    config.host_bytes_max -= ring_bytes;
+    if (status = size_staging(&staging_bytes); !status.ok()) return status;
+    config.host_bytes_max -= staging_bytes;
   }
   const std::vector<std::string> problems = validate(config);
   if (!problems.empty()) return Status::error(StatusCode::kInvalidArgument, problems.front());
   return open_lower_tiers();
 }
 
-// The ring is locked RAM too.
-Status TierSet::size_ring(uint64_t* bytes) {
+// Staging buffers are locked RAM too.
+Status TierSet::size_staging(uint64_t* bytes) {
   constexpr uint64_t kAlignment = 4096;  // of direct I/O
   options_.staging_slot_bytes = std::min(options_.staging_slot_bytes, config.frame_bytes_max);
   if (options_.staging_slots == 0 || options_.staging_slot_bytes == 0 ||
@@ -132,11 +132,11 @@ Status TierSet::open_lower_tiers() {
   description = store->description();
   if (by_extension(options_.storage)) description += std::string(", ") + storage_extension()->name;
   if (reaches_device(options_.storage)) description += ", to and from device memory";
-  return open_ring(&ring);
+  return open_staging(&staging);
 }
 
-Status TierSet::open_ring(std::unique_ptr<StagingRing>* opened) {
-  *opened = std::make_unique<StagingRing>(options_.staging_slot_bytes, options_.staging_slots);
+Status TierSet::open_staging(std::unique_ptr<StagingBuffers>* opened) {
+  *opened = std::make_unique<StagingBuffers>(options_.staging_slot_bytes, options_.staging_slots);
   if (!options_.cuda) return (*opened)->open({}, {});
   return (*opened)->open([this](void* memory, uint64_t bytes) { return backend->lock_host(memory, bytes); },
                          [this](void* memory) { backend->unlock_host(memory); });

@@ -1,8 +1,8 @@
-// The tiers of one runtime, made from its options: device, RAM, disk and the staging ring between them; and what the
+// The tiers of one runtime, made from its options: device, RAM, disk and the staging buffers between them; and what the
 // core is told of their sizes.
 //
 // Owns them. Who may use which when is the runtime's matter: pointers change under its lock, the pager thread alone
-// copies and reads. The ring is locked RAM, so it is taken out of the RAM budget.
+// copies and reads. The staging buffers are locked RAM, so they are taken out of the RAM budget.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 #include "core/model/config.h"
 #include "engine/runtime_options.h"
-#include "engine/staging_ring.h"
+#include "engine/staging_buffers.h"
 #include "tiers/block_store.h"
 #include "tiers/device_backend.h"
 #include "tiers/host_arena.h"
@@ -25,19 +25,19 @@ class TierSet {
   explicit TierSet(RuntimeOptions& options) : options_(options) {}
   Status open();
 
-  // Also for sources, which need a ring where there is no NVMe tier. Whoever has one opened takes its size out of the RAM
-  // budget then: ring_bytes and the core's.
-  Status size_ring(uint64_t* bytes);
-  Status open_ring(std::unique_ptr<StagingRing>* opened);
+  // Also for sources, which need them where there is no NVMe tier. Whoever has them opened takes their size out of the
+  // RAM budget then: staging_bytes and the core's.
+  Status size_staging(uint64_t* bytes);
+  Status open_staging(std::unique_ptr<StagingBuffers>* opened);
 
   std::unique_ptr<DeviceBackend> backend;
   std::unique_ptr<HostArena> arena;
   std::unique_ptr<BlockStore> store;
-  std::unique_ptr<StagingRing> ring;
+  std::unique_ptr<StagingBuffers> staging;
   std::shared_ptr<SourceFiles> sources;  // made with the first source
   PagerConfig config;
   std::string description = "none";  // of the store
-  uint64_t ring_bytes = 0;           // of the host budget; 0: there is no ring
+  uint64_t staging_bytes = 0;        // of the host budget; 0: there are none
 
  private:
   Status open_backend();

@@ -27,15 +27,15 @@ constexpr size_t kDiskRequestsMax = 16;
 
 }  // namespace
 
-TransferEngine::TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingRing* ring,
+TransferEngine::TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingBuffers* staging,
                                EventLog& log, bool store_reaches_device)
-    : backend_(backend), arena_(arena), store_(store), ring_(ring), log_(log),
+    : backend_(backend), arena_(arena), store_(store), staging_(staging), log_(log),
       store_reaches_device_(store_reaches_device) {}
 
 void TransferEngine::detach_lower_tiers() {
   arena_ = nullptr;
   store_ = nullptr;
-  ring_ = nullptr;
+  staging_ = nullptr;
   sources_ = nullptr;
 }
 
@@ -114,8 +114,9 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
     case ActionKind::kSpill:
     case ActionKind::kStage: break;
   }
-  const RouteLimits limits{kLimitUp.piece_bytes, kLimitDown.piece_bytes, ring_ != nullptr ? ring_->slot_bytes() : 0,
-                           SourceFiles::kAlignment, store_reaches_device_};
+  const RouteLimits limits{kLimitUp.piece_bytes, kLimitDown.piece_bytes,
+                           staging_ != nullptr ? staging_->slot_bytes() : 0, SourceFiles::kAlignment,
+                           store_reaches_device_};
   Flight& flight = flights_[action.transfer];
   flight = Flight{action, route_of(action, limits), 0, Status::success(), realtime_ns()};
   cut(flight);
@@ -220,9 +221,9 @@ void TransferEngine::pump_once(Finished& finished) {
       const uint32_t index = queue.front();
       Piece& piece = pieces_[index];
       if (piece.route().staged()) {
-        piece.slot = ring_->take();
+        piece.slot = staging_->take();
         if (piece.slot < 0) break;
-        piece.host = ring_->memory(piece.slot) + lead_of(piece);
+        piece.host = staging_->memory(piece.slot) + lead_of(piece);
       }
       queue.pop_front();
       start(index, finished);
@@ -321,7 +322,7 @@ void TransferEngine::piece_done(uint32_t piece_index, const Status& status, Fini
     next_hop(piece_index, finished);
     return;
   }
-  if (piece.slot >= 0) ring_->give_back(piece.slot);
+  if (piece.slot >= 0) staging_->give_back(piece.slot);
   piece = Piece{};
   unused_pieces_.push_back(piece_index);
   if (--flight.pieces_left == 0) finish_flight(flight.action.transfer, finished);

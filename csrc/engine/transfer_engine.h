@@ -1,13 +1,13 @@
 // Executes the pager's actions: creates, maps and unmaps frames, copies pages between the tiers, watches fences; and
 // collects what has finished.
 //
-// Owns: the table of transfers under way, the queue of pieces per direction, the staging ring. Borrows the backend, the
-// arena and the store. Used by the pager thread only, never under the runtime's mutex.
+// Owns the table of transfers under way and the queue of pieces per direction. Borrows the backend, the arena, the store
+// and the staging buffers. Used by the pager thread only, never under the runtime's mutex.
 //
 // A transfer has a route of one hop or two (engine/route.h) and is cut into pieces, each of which walks the hops. At
 // most a few pieces per direction are with the device at a time (core/model/link_limits.h), urgent transfers first,
 // because the order of copies on a link cannot be changed once they are submitted. A piece of two hops passes through
-// one slot of the ring, which it holds from the first hop to the end of the second; the hops of different pieces
+// one of the staging buffers, which it holds from the first hop to the end of the second; the hops of different pieces
 // overlap.
 #pragma once
 
@@ -23,7 +23,7 @@
 #include "engine/event_log.h"
 #include "engine/link_meter.h"
 #include "engine/route.h"
-#include "engine/staging_ring.h"
+#include "engine/staging_buffers.h"
 #include "tiers/block_store.h"
 #include "tiers/device_backend.h"
 #include "tiers/host_arena.h"
@@ -74,7 +74,7 @@ struct StuckTransfers {
 
 class TransferEngine {
  public:
-  TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingRing* ring, EventLog& log,
+  TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingBuffers* staging, EventLog& log,
                  bool store_reaches_device = false);
 
   void execute(const Action& action, Finished& finished);
@@ -83,9 +83,9 @@ class TransferEngine {
   // Something is under way whose end is only seen by polling.
   bool must_poll() const;
   // Both may be null. While something is under way the same as before.
-  void set_sources(SourceFiles* sources, StagingRing* ring) {
+  void set_sources(SourceFiles* sources, StagingBuffers* staging) {
     sources_ = sources;
-    ring_ = ring;
+    staging_ = staging;
   }
   // The lower tiers are gone from here on (the runtime closed); nothing may be under way.
   void detach_lower_tiers();
@@ -104,7 +104,7 @@ class TransferEngine {
   struct Piece {
     Flight* flight = nullptr;
     uint8_t hop = 0;  // of the flight's route: under way, or awaited
-    int slot = -1;    // of the ring
+    int slot = -1;    // of the staging buffers
     Part part;
     void* host = nullptr;   // what the disk or the copy sees beside DEVICE and NVMe
     int64_t issued_ns = 0;  // since when it is with the device or the disk; 0: it waits here
@@ -133,7 +133,7 @@ class TransferEngine {
   DeviceBackend& backend_;
   HostArena* arena_;
   BlockStore* store_;
-  StagingRing* ring_;
+  StagingBuffers* staging_;
   SourceFiles* sources_ = nullptr;
   EventLog& log_;
   bool store_reaches_device_;

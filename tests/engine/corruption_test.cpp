@@ -30,7 +30,7 @@ class Corruption : public EngineTest {
   void start(bool verify) {
     reads_to_spoil = reads_spoiled = 0;
     RuntimeOptions options = small_options();
-    options.host_bytes_max = kRingBytes;
+    options.host_bytes_max = kStagingBytes;
     options.nvme_bytes_max = 4 * kMiB;
     options.prefetch = false;
     DirectStoreOptions store;

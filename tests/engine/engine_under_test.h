@@ -75,7 +75,7 @@ inline RuntimeOptions small_options() {
   options.list_run_fraction = 0.25;
   return options;
 }
-inline constexpr uint64_t kRingBytes = 256 * kKiB;  // of small_options
+inline constexpr uint64_t kStagingBytes = 256 * kKiB;  // of small_options
 
 inline std::unique_ptr<DeviceBackend> host_backend(const RuntimeOptions& options, bool asynchronous_copies) {
   HostBackendOptions host;

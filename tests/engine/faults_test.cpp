@@ -7,12 +7,13 @@
 namespace tierpage::testing {
 namespace {
 
-// Device over NVMe with no RAM between (the ring takes the whole RAM budget), so that every page that leaves is written.
+// Device over NVMe with no RAM between (the staging buffers take the whole RAM budget), so that every page that leaves
+// is written.
 class Faults : public EngineTest {
  protected:
   void start(uint64_t nvme_bytes = 4 * kMiB) {
     RuntimeOptions options = small_options();
-    options.host_bytes_max = kRingBytes;
+    options.host_bytes_max = kStagingBytes;
     options.nvme_bytes_max = nvme_bytes;
     std::unique_ptr<BlockStore> memory;
     ASSERT_TRUE(make_memory_store(nvme_bytes, &memory).ok());

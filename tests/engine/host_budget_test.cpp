@@ -53,7 +53,7 @@ TEST_F(HostBudget, TensorsAtTheEndOfRamMoveToTheDisk) {
   Caller caller(engine);
   std::vector<Region> regions = make_some(caller, 400);
   for (int round = 0; round < 3; ++round) {
-    ASSERT_TRUE(engine->set_budget(Tier::kHost, kRingBytes + 2 * kMiB).ok());
+    ASSERT_TRUE(engine->set_budget(Tier::kHost, kStagingBytes + 2 * kMiB).ok());
     EXPECT_TRUE(soon([&] { return ready(engine) == 2 * kMiB; }));
     for (const Region& region : regions) caller.expect_intact(region);
     ASSERT_TRUE(engine->set_budget(Tier::kHost, 64 * kMiB).ok());

@@ -23,7 +23,7 @@ class Progress : public EngineTest {
  protected:
   void start(double report_seconds) {
     RuntimeOptions options = small_options();
-    options.host_bytes_max = kRingBytes;
+    options.host_bytes_max = kStagingBytes;
     options.nvme_bytes_max = 4 * kMiB;
     options.stall_report_seconds = report_seconds;
     std::unique_ptr<BlockStore> memory;

@@ -32,16 +32,16 @@ class RuntimeSourcesTest : public PartsTest {
   RuntimeSources sources_{{core_, tiers_, registry_, close_mutex_, options_, reporter_}};
 };
 
-TEST_F(RuntimeSourcesTest, TheFirstFileTakesTheRingOutOfTheRamBudget) {
+TEST_F(RuntimeSourcesTest, TheFirstFileTakesTheStagingBuffersOutOfTheRamBudget) {
   const uint64_t before = host_capacity();
-  EXPECT_EQ(tiers_.ring, nullptr);
+  EXPECT_EQ(tiers_.staging, nullptr);
   uint64_t place = 0, other = 0;
   const Status status = sources_.add(descriptor(), "first", nullptr, &place);
   ASSERT_TRUE(status.ok()) << status.message;
   ASSERT_TRUE(sources_.add(descriptor(), "second", nullptr, &other).ok());
   EXPECT_NE(place, other);
-  EXPECT_NE(tiers_.ring, nullptr);
-  EXPECT_EQ(host_capacity(), before - kRingBytes);
+  EXPECT_NE(tiers_.staging, nullptr);
+  EXPECT_EQ(host_capacity(), before - kStagingBytes);
   std::vector<std::byte> read(sizeof(kContent));
   ASSERT_TRUE(sources_.read(other, read.size(), read.data()).ok());
   EXPECT_EQ(std::memcmp(read.data(), kContent, read.size()), 0);
@@ -49,17 +49,17 @@ TEST_F(RuntimeSourcesTest, TheFirstFileTakesTheRingOutOfTheRamBudget) {
 
 TEST_F(RuntimeSourcesTest, WhatCannotBeOpenedTakesNothingOutOfTheRamBudget) {
   const uint64_t before = host_capacity(), config_before = tiers_.config.host_bytes_max;
-  options_.staging_slot_bytes = 4096;  // the ring is made, and is refused afterwards
+  options_.staging_slot_bytes = 4096;  // the buffers are made, and are refused afterwards
   uint64_t place = 0;
   EXPECT_EQ(sources_.add(descriptor(), "file", nullptr, &place).code, StatusCode::kInvalidArgument);
-  EXPECT_EQ(tiers_.ring_bytes, 0u);
-  EXPECT_EQ(tiers_.ring, nullptr);
+  EXPECT_EQ(tiers_.staging_bytes, 0u);
+  EXPECT_EQ(tiers_.staging, nullptr);
   EXPECT_EQ(host_capacity(), before);
   EXPECT_EQ(tiers_.config.host_bytes_max, config_before);
-  options_.staging_slot_bytes = kRingBytes / options_.staging_slots;
+  options_.staging_slot_bytes = kStagingBytes / options_.staging_slots;
   ASSERT_TRUE(sources_.add(descriptor(), "file", nullptr, &place).ok());
-  EXPECT_EQ(tiers_.ring_bytes, kRingBytes);
-  EXPECT_EQ(host_capacity(), before - kRingBytes);
+  EXPECT_EQ(tiers_.staging_bytes, kStagingBytes);
+  EXPECT_EQ(host_capacity(), before - kStagingBytes);
 }
 
 TEST_F(RuntimeSourcesTest, AFileIsNeededUntilItIsLetGo) {

@@ -5,7 +5,7 @@
 
 #include "engine/awaited_regions.h"
 #include "engine/device_budget.h"
-#include "engine/staging_ring.h"
+#include "engine/staging_buffers.h"
 #include "engine/tag_names.h"
 
 namespace tierpage::testing {
@@ -39,15 +39,15 @@ TEST(AwaitedRegionsTest, ARegionThatIsNamedTwiceIsAwaitedOnceOver) {
   EXPECT_EQ(awaited.arrived(uses).size(), 1u);
 }
 
-TEST(StagingRingTest, ARingThatCannotBeLockedWorksAndSaysSo) {
+TEST(StagingBuffersTest, OnesThatCannotBeLockedWorkAndSaySo) {
   const auto refuse = [](void*, uint64_t) { return Status::error(StatusCode::kUnavailable, "memlock limit"); };
-  StagingRing ring(64 * kKiB, 2);
-  ASSERT_TRUE(ring.open(refuse, [](void*) { FAIL() << "it was never locked"; }).ok());
-  EXPECT_NE(ring.notice().find("memlock limit"), std::string::npos);
-  const int slot = ring.take();
+  StagingBuffers staging(64 * kKiB, 2);
+  ASSERT_TRUE(staging.open(refuse, [](void*) { FAIL() << "it was never locked"; }).ok());
+  EXPECT_NE(staging.notice().find("memlock limit"), std::string::npos);
+  const int slot = staging.take();
   ASSERT_GE(slot, 0);
-  std::memset(ring.memory(slot), 1, ring.slot_bytes());
-  StagingRing locked(64 * kKiB, 2);
+  std::memset(staging.memory(slot), 1, staging.slot_bytes());
+  StagingBuffers locked(64 * kKiB, 2);
   ASSERT_TRUE(locked.open([](void*, uint64_t) { return Status::success(); }, [](void*) {}).ok());
   EXPECT_EQ(locked.notice(), "");
 }

@@ -146,8 +146,8 @@ TEST_P(SourcesIn, EveryByteIsTheFilesUntilItIsWritten) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, SourcesIn,
-    ::testing::Values(Shape{"two_tiers"}, Shape{"no_ram", false, false, false, true, kRingBytes, 0},
-                      Shape{"hardly_any_ram", false, false, false, true, kRingBytes + 256 * kKiB, 1},
+    ::testing::Values(Shape{"two_tiers"}, Shape{"no_ram", false, false, false, true, kStagingBytes, 0},
+                      Shape{"hardly_any_ram", false, false, false, true, kStagingBytes + 256 * kKiB, 1},
                       Shape{"three_tiers", true, true}, Shape{"little_ram", true, false, false, true, 512 * kKiB},
                       Shape{"paranoid", true, false, true}, Shape{"buffered", false, true, false, false}),
     [](const auto& shape) { return std::string(shape.param.name); });
@@ -175,7 +175,7 @@ TEST_F(Sources, FrozenContentIsDroppedAndNeverWritten) {
   RuntimeOptions options = small_options();
   options.nvme_path = {directory.path()};
   options.nvme_bytes_max = 4 * kMiB;
-  options.host_bytes_max = kRingBytes + 64 * kKiB;
+  options.host_bytes_max = kStagingBytes + 64 * kKiB;
   Engine engine(options);
   Caller caller(engine);
   const uint64_t place = add(engine, file);
@@ -322,10 +322,10 @@ TEST_F(Sources, WhatRamHoldsIsReadWhileThreadsGoOn) {
   EXPECT_GT(read, 0u);
 }
 
-TEST_F(Sources, TooLittleRamForTheRingIsSaid) {
+TEST_F(Sources, TooLittleRamForStagingIsSaid) {
   const Checkpoint file(kMiB);
   RuntimeOptions options = small_options();
-  options.host_bytes_max = kRingBytes - 4096;
+  options.host_bytes_max = kStagingBytes - 4096;
   Engine engine(options);
   uint64_t place = 0;
   const Status status = engine->sources().add(file.descriptor(), "weights", nullptr, &place);

@@ -41,7 +41,7 @@ class Stalls : public EngineTest {
     auto faulty = std::make_unique<FaultyStore>(std::move(memory));
     FaultyStore* store = faulty.get();
     RuntimeOptions options = small_options();
-    options.host_bytes_max = kRingBytes;
+    options.host_bytes_max = kStagingBytes;
     options.nvme_bytes_max = 4 * kMiB;
     start(options, false, std::move(faulty));
     return store;
@@ -296,7 +296,7 @@ TEST_F(Stalls, AWaitThatEndsInAnErrorCountsToo) {
 TEST_F(Stalls, TheEquationHoldsAmongThreadsThatPageThroughThreeTiers) {
   RuntimeOptions options = small_options();
   TemporaryDirectory directory;
-  options.host_bytes_max = kRingBytes + 256 * kKiB;
+  options.host_bytes_max = kStagingBytes + 256 * kKiB;
   options.nvme_path = {directory.path()};
   options.nvme_bytes_max = 8 * kMiB;
   start(options);

@@ -35,7 +35,7 @@ class StorageToDevice : public EngineTest {
  protected:
   RuntimeOptions options() const {
     RuntimeOptions options = small_options();
-    options.host_bytes_max = kRingBytes;  // no RAM between: every page that leaves goes through the disk
+    options.host_bytes_max = kStagingBytes;  // no RAM between: every page that leaves goes through the disk
     options.nvme_bytes_max = 4 * kMiB;
     options.verify = Verify::kOff;
     options.storage = StorageWay::kDirectToDevice;

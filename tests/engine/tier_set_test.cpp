@@ -33,36 +33,36 @@ std::string refusal_of(RuntimeOptions options) {
   return status.message;
 }
 
-TEST(TierSetTest, TheRingIsTakenOutOfTheRamBudget) {
+TEST(TierSetTest, StagingIsTakenOutOfTheRamBudget) {
   RuntimeOptions options = small_options();
   TierSet tiers(options);
   tiers.store = memory_store();
   ASSERT_TRUE(tiers.open().ok());
-  EXPECT_EQ(tiers.ring_bytes, 256 * kKiB);
-  EXPECT_EQ(tiers.ring->bytes(), 256 * kKiB);
+  EXPECT_EQ(tiers.staging_bytes, 256 * kKiB);
+  EXPECT_EQ(tiers.staging->bytes(), 256 * kKiB);
   EXPECT_EQ(tiers.config.host_bytes_max, 8 * kMiB - 256 * kKiB);
   EXPECT_EQ(tiers.arena->capacity_bytes(), 8 * kMiB - 256 * kKiB);
   EXPECT_EQ(tiers.config.nvme_bytes_max, 4 * kMiB);
 }
 
-TEST(TierSetTest, WithoutAStoreThereIsNoNvmeTierAndNoRing) {
+TEST(TierSetTest, WithoutAStoreThereIsNoNvmeTierAndNoStaging) {
   RuntimeOptions options = small_options();  // no nvme_path either
   TierSet tiers(options);
   ASSERT_TRUE(tiers.open().ok());
   EXPECT_EQ(tiers.config.nvme_bytes_max, 0u);
   EXPECT_EQ(tiers.config.host_bytes_max, 8 * kMiB);
-  EXPECT_EQ(tiers.ring, nullptr);
+  EXPECT_EQ(tiers.staging, nullptr);
   EXPECT_EQ(tiers.description, "none");
 }
 
 TEST(TierSetTest, WithoutRamThereIsNoArena) {
   RuntimeOptions options = small_options();
-  options.host_bytes_max = 256 * kKiB;  // all of it the ring's
+  options.host_bytes_max = 256 * kKiB;  // all of it for staging
   TierSet tiers(options);
   tiers.store = memory_store();
   ASSERT_TRUE(tiers.open().ok());
   EXPECT_EQ(tiers.arena, nullptr);
-  EXPECT_NE(tiers.ring, nullptr);
+  EXPECT_NE(tiers.staging, nullptr);
 }
 
 TEST(TierSetTest, ASlotIsNoLargerThanAFrame) {
@@ -74,7 +74,7 @@ TEST(TierSetTest, ASlotIsNoLargerThanAFrame) {
   EXPECT_EQ(options.staging_slot_bytes, 64 * kKiB);
 }
 
-TEST(TierSetTest, ARingThatDoesNotFitOrCarriesNothingIsRefused) {
+TEST(TierSetTest, StagingThatDoesNotFitOrCarriesNothingIsRefused) {
   RuntimeOptions options = small_options();
   options.staging_slots = 0;
   EXPECT_NE(refusal_of(options).find("cannot carry pages to the NVMe tier"), std::string::npos);

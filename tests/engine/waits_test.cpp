@@ -211,7 +211,7 @@ TEST_F(Waits, RoomForTheFrameworksOwnAllocator) {
 TEST_F(Waits, CloseBringsEverythingBack) {
   TemporaryDirectory directory;
   RuntimeOptions options = small_options();
-  options.host_bytes_max = kRingBytes + 256 * kKiB;
+  options.host_bytes_max = kStagingBytes + 256 * kKiB;
   options.nvme_path = {directory.path()};
   options.nvme_bytes_max = 4 * kMiB;
   start(false, options);

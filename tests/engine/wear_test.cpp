@@ -15,7 +15,7 @@ void write_down(Engine& engine, Caller& caller, const Region& region) {
 
 std::unique_ptr<Engine> engine_over_drive(uint64_t drive_bytes, uint64_t write_bytes_max) {
   RuntimeOptions options = small_options();
-  options.host_bytes_max = kRingBytes;
+  options.host_bytes_max = kStagingBytes;
   options.nvme_bytes_max = 4 * kMiB;
   options.endurance_seconds = 2;
   options.nvme_write_bytes_max = write_bytes_max;

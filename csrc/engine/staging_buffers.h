@@ -2,7 +2,7 @@
 //
 // Owns one huge-page mapping cut into slots of equal size. A slot is taken for one piece of a transfer, is source or
 // target of a disk request and of a device copy in turn, and goes back when the second of them has completed.
-// Used by the pager thread only.
+// Which one is taken does not matter, so a list of free ones is all. Used by the pager thread only.
 #pragma once
 
 #include <cstddef>
@@ -17,14 +17,14 @@
 
 namespace tierpage {
 
-class StagingRing {
+class StagingBuffers {
  public:
-  StagingRing(uint64_t slot_bytes, uint32_t slot_count);
-  ~StagingRing();
-  StagingRing(const StagingRing&) = delete;
-  StagingRing& operator=(const StagingRing&) = delete;
+  StagingBuffers(uint64_t slot_bytes, uint32_t slot_count);
+  ~StagingBuffers();
+  StagingBuffers(const StagingBuffers&) = delete;
+  StagingBuffers& operator=(const StagingBuffers&) = delete;
 
-  // Maps and touches the memory, then locks it; a ring that cannot be locked still works, and notice() says so.
+  // Maps and touches the memory, then locks it; buffers that cannot be locked still work, and notice() says so.
   Status open(const std::function<Status(void*, uint64_t)>& lock, std::function<void(void*)> unlock);
   const std::string& notice() const { return notice_; }  // for the user; else empty
   int take();                                            // slot index, or -1

@@ -1,5 +1,5 @@
-// Memory of the staging ring.
-#include "engine/staging_ring.h"
+// Memory of the staging buffers.
+#include "engine/staging_buffers.h"
 
 #include <sys/mman.h>
 
@@ -9,16 +9,17 @@
 
 namespace tierpage {
 
-StagingRing::StagingRing(uint64_t slot_bytes, uint32_t slot_count) : slot_bytes_(slot_bytes), slot_count_(slot_count) {
+StagingBuffers::StagingBuffers(uint64_t slot_bytes, uint32_t slot_count)
+    : slot_bytes_(slot_bytes), slot_count_(slot_count) {
   for (int slot = static_cast<int>(slot_count); slot-- > 0;) free_.push_back(slot);
 }
 
-StagingRing::~StagingRing() {
+StagingBuffers::~StagingBuffers() {
   if (unlock_ && base_ != nullptr) unlock_(base_);
   if (mapping_ != nullptr) munmap(mapping_, mapping_bytes_);
 }
 
-Status StagingRing::open(const std::function<Status(void*, uint64_t)>& lock, std::function<void(void*)> unlock) {
+Status StagingBuffers::open(const std::function<Status(void*, uint64_t)>& lock, std::function<void(void*)> unlock) {
   // Two MiB more than needed, so that slots can start on a huge page: O_DIRECT into scattered small pages is slow.
   constexpr uint64_t kHugePage = 2 * kMiB;
   mapping_bytes_ = bytes() + kHugePage;
@@ -41,13 +42,13 @@ Status StagingRing::open(const std::function<Status(void*, uint64_t)>& lock, std
   return Status::success();
 }
 
-int StagingRing::take() {
+int StagingBuffers::take() {
   if (free_.empty()) return -1;
   const int slot = free_.back();
   free_.pop_back();
   return slot;
 }
 
-void StagingRing::give_back(int slot) { free_.push_back(slot); }
+void StagingBuffers::give_back(int slot) { free_.push_back(slot); }
 
 }  // namespace tierpage
