@@ -25,6 +25,8 @@ namespace tierpage {
 
 class Foresight {
  public:
+  static constexpr uint64_t kQuietUses = 32;  // for which nobody looks again after a look that found nothing to do
+
   // A use that the plan wants to be prepared now, long before it comes.
   struct EarlyUse {
     RegionId region;

@@ -156,7 +156,7 @@ void Evictor::advance_leaving() {
     if (page.leaving && page.dirty() && page.movement == Movement::kNone) pass.dirty_bytes += page.bytes;
   }
   for (const PageId id : batch) {
-    if (memory_.pages.exists(id) && advance_leaving(id, pass)) {
+    if (memory_.pages.exists(id) && advance(id, pass)) {
       departures_.keep(id);
     } else {
       departures_.drop(id);
@@ -165,7 +165,7 @@ void Evictor::advance_leaving() {
 }
 
 // One step of a page on its way out; false when it has left or stays.
-bool Evictor::advance_leaving(PageId id, LeavingPass& pass) {
+bool Evictor::advance(PageId id, LeavingPass& pass) {
   Page& page = memory_.pages[id];
   if (page.movement == Movement::kUnmap) return true;
   if (!page.mapped || !page.leaving) return false;

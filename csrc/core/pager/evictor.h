@@ -52,7 +52,7 @@ class Evictor {
   EvictionPolicy& begin_eviction(uint64_t order);
   uint64_t leave_past_write_budget(uint64_t bytes, uint64_t order);
   void make_room_over_budget(uint64_t excess);
-  bool advance_leaving(PageId id, LeavingPass& pass);
+  bool advance(PageId id, LeavingPass& pass);
   MinPolicy::Next next_use(RegionId region);
 
   Memory& memory_;

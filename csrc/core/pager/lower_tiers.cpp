@@ -7,7 +7,6 @@ namespace {
 
 constexpr uint64_t kUsesPerWrite = 4;  // of a region that is mostly read, at least
 constexpr uint64_t kSpillsAtOnce = 4;  // in place of pages that leave
-constexpr uint64_t kQuietUses = 32;    // for which nobody looks again after no idle copy was found
 
 }  // namespace
 
@@ -167,7 +166,7 @@ bool LowerTiers::take_idle_copies_place(uint64_t bytes, const LeavingPass& pass)
     room += page.bytes;
   }
   if (room < bytes) {
-    idle_copies_quiet_until_ = foresight_.trace().end() + kQuietUses;
+    idle_copies_quiet_until_ = foresight_.trace().end() + Foresight::kQuietUses;
     return false;
   }
   for (const PageId id : chosen) memory_.drop_lower(memory_.pages[id], Tier::kHost);
@@ -245,7 +244,8 @@ void LowerTiers::check_invariants() const {
   const uint64_t host_bytes_max = memory_.config.host_bytes_max;
   TP_ASSERT(host_ready_bytes_ <= host_bytes_max && host_space_wanted_ <= host_bytes_max);
   TP_ASSERT(!host_growing_ || host_ready_bytes_ < host_bytes_max);
-  TP_ASSERT(idle_copies_quiet_until_ <= foresight_.trace().end() + kQuietUses && host_hand_ <= memory_.pages.size());
+  TP_ASSERT(idle_copies_quiet_until_ <= foresight_.trace().end() + Foresight::kQuietUses &&
+            host_hand_ <= memory_.pages.size());
 }
 
 }  // namespace tierpage

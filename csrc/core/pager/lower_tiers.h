@@ -16,7 +16,7 @@
 //   bytes that were counted as written to NVMe = those of write-backs and spills that ended there (Stats);
 //   all of RAM that became ready is handed out, as far as the pool's limit; more is awaited, and asked for, within its
 //   largest size only;
-//   nobody looks away from more of the trace than kQuietUses; the hand stands on a row, or behind the last.
+//   nobody looks away from more of the trace than Foresight::kQuietUses; the hand stands on a row, or behind the last.
 #pragma once
 
 #include <cstdint>

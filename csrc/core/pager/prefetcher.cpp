@@ -6,7 +6,6 @@ namespace tierpage {
 namespace {
 
 constexpr uint64_t kUsesAheadMax = 2048;  // how far one plan looks into the future
-constexpr uint64_t kQuietUses = 32;       // for which nobody looks again after nothing was found missing
 
 }  // namespace
 
@@ -68,7 +67,7 @@ void Prefetcher::fetch_ahead() {
     }
   }
   if (ahead.unserved > 0) return;
-  quiet_until_ = foresight_.trace().end() + kQuietUses;
+  quiet_until_ = foresight_.trace().end() + Foresight::kQuietUses;
   quiet_since_ = departures_.count();
 }
 
@@ -166,7 +165,7 @@ void Prefetcher::write_ahead() {
 
 void Prefetcher::check_invariants() const {
   for (const Region& region : memory_.regions) TP_ASSERT(region.ahead_serial <= serial_);
-  TP_ASSERT(quiet_until_ <= foresight_.trace().end() + kQuietUses && quiet_since_ <= departures_.count());
+  TP_ASSERT(quiet_until_ <= foresight_.trace().end() + Foresight::kQuietUses && quiet_since_ <= departures_.count());
 }
 
 }  // namespace tierpage

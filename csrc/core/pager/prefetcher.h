@@ -3,7 +3,7 @@
 //
 // Invariants (check_invariants):
 //   no region was met by a later look ahead than the last one;
-//   nobody looks away from more of the trace than kQuietUses, nor since more departures than there were.
+//   nobody looks away from more of the trace than Foresight::kQuietUses, nor since more departures than there were.
 #pragma once
 
 #include <cstdint>

@@ -35,7 +35,7 @@ void Requests::hold_pinned(SlotId slot) {
 }
 
 // Interleavings 1 and 2: a victim that has not begun to unmap is still good; a copy down leaves it readable.
-bool Requests::grantable(const Page& page, AccessMode mode) const {
+bool Requests::serves(const Page& page, AccessMode mode) const {
   if (!page.is_valid(Tier::kDevice)) return false;
   if (page.movement == Movement::kNone) return true;
   return mode == AccessMode::kRead;  // valid in DEVICE and moving: a copy down
@@ -43,7 +43,7 @@ bool Requests::grantable(const Page& page, AccessMode mode) const {
 
 bool Requests::grantable(const Slot& slot) const {
   return std::all_of(slot.wanted.begin(), slot.wanted.end(),
-                     [this](const Wanted& wanted) { return grantable(memory_.pages[wanted.page], wanted.mode); });
+                     [this](const Wanted& wanted) { return serves(memory_.pages[wanted.page], wanted.mode); });
 }
 
 void Requests::collect(const Use& use, std::vector<Wanted>& wanted) const {
@@ -76,7 +76,7 @@ Outcome Requests::begin_op(SlotId id, uint64_t operator_hash, const char* operat
     collect(use, slot.wanted);
     slot.regions.emplace_back(use.region, use.mode == AccessMode::kWrite);
     for (size_t i = first; i < slot.wanted.size(); ++i) {
-      resident = resident && grantable(pages[slot.wanted[i].page], use.mode);
+      resident = resident && serves(pages[slot.wanted[i].page], use.mode);
     }
   }
   if (resident) {
@@ -402,7 +402,7 @@ StallCause Requests::waiting_for(SlotId id) const {
   bool fault = false, copy = false, map = false;
   for (const Wanted& wanted : slot.wanted) {
     const Page& page = memory_.pages[wanted.page];
-    if (grantable(page, wanted.mode)) continue;
+    if (serves(page, wanted.mode)) continue;
     switch (page.movement) {
       case Movement::kStage: copy = true; break;
       case Movement::kRead: break;
@@ -427,7 +427,7 @@ WaitDetails Requests::describe_wait(SlotId id) {
   std::vector<WaitDetails::Part> parts;
   for (const Wanted& wanted : slot.wanted) {
     const Page& page = memory_.pages[wanted.page];
-    if (grantable(page, wanted.mode)) continue;
+    if (serves(page, wanted.mode)) continue;
     // From behind: pages of one region mostly stand beside each other.
     auto part =
         std::find_if(parts.rbegin(), parts.rend(), [&](const auto& known) { return known.region == page.region; });

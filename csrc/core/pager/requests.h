@@ -103,7 +103,7 @@ class Requests {
     const char* name = "";
   };
 
-  bool grantable(const Page& page, AccessMode mode) const;
+  bool serves(const Page& page, AccessMode mode) const;
   bool grantable(const Slot& slot) const;
   void collect(const Use& use, std::vector<Wanted>& wanted) const;
   void note_uses(Slot& slot);
