@@ -262,6 +262,16 @@ def check_locks() -> Iterator[str]:
         yield "docs/architecture.md: the table of locks is not the list in csrc/locks/lock_rank.h"
 
 
+def check_map() -> Iterator[str]:
+    """The map of files in docs/architecture.md names every file of csrc and of the package, examples apart."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`(\w+)(?:\.h)?`", text[text.index("## Files by folder") : text.index("## The core")]))
+    sources = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "python").rglob("*.py")]
+    for path in sorted(sources):
+        if path.stem not in named and not path.stem.startswith("__") and "examples" not in path.parts:
+            yield f"docs/architecture.md: the files by folder lack {path.relative_to(ROOT)}"
+
+
 def check_settings() -> Iterator[str]:
     """Every setting has a section in docs/tuning.md, and every section a setting."""
     text = (ROOT / "python" / "tierpage" / "settings.py").read_text()
@@ -297,6 +307,7 @@ def main() -> int:
         check_circles,
         check_synchronisation,
         check_locks,
+        check_map,
         check_settings,
         check_paths,
         check_package,
