@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,13 @@ def long_functions(text: str) -> Iterator[tuple[int, int]]:
             previous = line.strip()
 
 
+def python_functions(text: str) -> Iterator[tuple[int, int]]:
+    """(first line, lines) of each function."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+            yield node.lineno, node.end_lineno - node.lineno + 1
+
+
 def check_sizes() -> Iterator[str]:
     for path in files():
         if path.suffix not in {".cpp", ".h", ".py"}:
@@ -71,10 +79,9 @@ def check_sizes() -> Iterator[str]:
         count = len(text.splitlines())
         if count > FILE_LINES_MAX:
             yield f"{path.relative_to(ROOT)}: {count} lines, at most {FILE_LINES_MAX}"
-        if path.is_relative_to(ROOT / "csrc") and path.suffix in {".cpp", ".h"}:
-            for first, lines in long_functions(text):
-                if lines > FUNCTION_LINES_MAX:
-                    yield f"{path.relative_to(ROOT)}:{first}: function of {lines} lines, at most {FUNCTION_LINES_MAX}"
+        for first, lines in python_functions(text) if path.suffix == ".py" else long_functions(text):
+            if lines > FUNCTION_LINES_MAX:
+                yield f"{path.relative_to(ROOT)}:{first}: function of {lines} lines, at most {FUNCTION_LINES_MAX}"
 
 
 def check_core() -> Iterator[str]:
@@ -141,7 +148,9 @@ def class_members(text: str) -> Iterator[tuple[str, int, int]]:
 
 def member_kind(statement: str) -> str:
     """ "function", "field" or "" for one declaration of a class."""
-    statement = re.sub(r"\b(?:public|protected|private)\s*:|\[\[\w+\]\]|\b(?:TP_|C10_)\w+\((?:[^()]|\([^()]*\))*\)", " ", statement)
+    statement = re.sub(
+        r"\b(?:public|protected|private)\s*:|\[\[\w+\]\]|\b(?:TP_|C10_)\w+\((?:[^()]|\([^()]*\))*\)", " ", statement
+    )
     while re.search(r"<[^<>]*>", statement):
         statement = re.sub(r"<[^<>]*>", " ", statement)
     statement = " ".join(statement.split())
@@ -257,7 +266,9 @@ def check_locks() -> Iterator[str]:
     ranks = (ROOT / "csrc" / "locks" / "lock_rank.h").read_text()
     listed = re.findall(r'\bLOCK\(k\w+, "([^"]+)"\)', ranks)
     text = (ROOT / "docs" / "architecture.md").read_text()
-    rows = re.findall(r"^\| `([^`]+)`", text[text.index("## Locks") : text.index("## Life of an operator")], re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([^`]+)`", text[text.index("## Locks") : text.index("## Life of an operator")], re.MULTILINE
+    )
     if [row for row in rows if row != "_lock"] != listed:
         yield "docs/architecture.md: the table of locks is not the list in csrc/locks/lock_rank.h"
 

@@ -241,6 +241,9 @@ inline void fill_memory_calls(CudaDriver* table) {
     device().memory[handle].released = true;
     return free_if_unused(handle), CUDA_SUCCESS;
   };
+}
+
+inline void fill_mapping_calls(CudaDriver* table) {
   table->mem_map = [](CUdeviceptr address, size_t bytes, size_t, CUmemGenericAllocationHandle handle,
                       unsigned long long) {
     if (CUresult result = entry(); result != CUDA_SUCCESS) return result;
@@ -329,6 +332,9 @@ inline void fill_stream_calls(CudaDriver* table) {
     std::lock_guard lock(device().mutex);
     return *id = stream_of(stream)->id, entry();
   };
+}
+
+inline void fill_event_calls(CudaDriver* table) {
   table->event_create = [](CUevent* event, unsigned) {
     if (CUresult result = entry(); result != CUDA_SUCCESS) return result;
     std::lock_guard lock(device().mutex);
@@ -381,7 +387,9 @@ inline const CudaDriver& driver() {
     CudaDriver made;
     fill_device_calls(&made);
     fill_memory_calls(&made);
+    fill_mapping_calls(&made);
     fill_stream_calls(&made);
+    fill_event_calls(&made);
     return made;
   }();
   return table;
