@@ -1,9 +1,9 @@
 // Disk rate through DirectStore into huge pages: by request size and requests in flight, and against a plain test.
 //
-//   disk_bench [--store EXTENSION] DIRECTORY[,DIRECTORY] [MIB = 1024] [REPEATS = 3] [read | full | off | encrypt]
-//                                        one JSON line a row: the median rate of the repeats, and the processor time that
-//                                        they cost. EXTENSION is a storage extension (python/tierpage/_kvikio_*.so), else
-//                                        the system's own calls
+//   disk_bench [--store EXTENSION] DIRECTORY[,DIRECTORY] [MIB = 1024] [REPEATS = 3] [read | full | off | encrypt] one
+//                                        JSON line a row: the median rate of the repeats, and the processor time that
+//                                        they cost. EXTENSION is a storage extension (python/tierpage/_kvikio_*.so),
+//                                        else the system's own calls
 //   disk_bench --plain DIRECTORY [MIB = 1024] [REPEATS = 5]     the store in each mode against what threads that only
 //                                        call pread and pwrite with O_DIRECT reach; reads, writes and both at once
 //   disk_bench --smoke                   both, tiny, in a temporary directory

@@ -1,11 +1,12 @@
-// What a recorded program moves under the production core, and what it would under other policies and with perfect knowledge.
+// What a recorded program moves under the production core, and what it would under other policies and with perfect
+// knowledge.
 //
 //   policy_replay PROGRAM --device 16 [--host 1000] [--loops 8] [--repeat-last STEPS] [--tail STEPS] [--json]
 //
-// Sizes in GiB. PROGRAM: a file made by bench/record_program.py. --repeat-last: its last steps are what repeats, for programs
-// that were recorded without a loop. Bytes and faults are of one recurrence in the steady state: the mean of the second half of
-// the loops but for the last one, whose future perfect knowledge would lack; without a loop, of a step of the second half but
-// for the last --tail steps (default 4). --smoke runs a small built-in program.
+// Sizes in GiB. PROGRAM: a file made by bench/record_program.py. --repeat-last: its last steps are what repeats, for
+// programs that were recorded without a loop. Bytes and faults are of one recurrence in the steady state: the mean of
+// the second half of the loops but for the last one, whose future perfect knowledge would lack; without a loop, of a
+// step of the second half but for the last --tail steps (default 4). --smoke runs a small built-in program.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -109,7 +110,8 @@ Status run_pages(const UseString& string, const PageReplayOptions& options, cons
   return Status::success();
 }
 
-// Rows of everything that is compared; the two of the core first. `best` is the one that perfect knowledge is judged by.
+// Rows of everything that is compared; the two of the core first. `best` is the one that perfect knowledge is judged
+// by.
 Status run_all(const Program& program, const Arguments& arguments, const UseString& string, const Window& window,
                std::vector<Row>* rows, size_t* best) {
   const PagerConfig& pager = arguments.replay.pager;

@@ -1,6 +1,7 @@
 // Replays a recorded program on the modelled machine (csrc/estimate) and prints a line for each step.
 //
-//   replay_bench PROGRAM --device 16 [--host 200] [--nvme 0] [--loops 4] [--policy auto|clock] [--no-prefetch] [--check]
+//   replay_bench PROGRAM --device 16 [--host 200] [--nvme 0] [--loops 4] [--policy auto|clock] [--no-prefetch]
+//   [--check]
 //
 // Sizes in GiB. PROGRAM: a file made by bench/record_program.py. --smoke runs a small built-in one.
 #include <algorithm>

@@ -1,5 +1,5 @@
-// One number over everything that a pager ordered, in its order: equal numbers mean equal decisions. Tests compare it with
-// the numbers in tests/sim/decisions.txt, so that a change which should decide nothing new shows if it does.
+// One number over everything that a pager ordered, in its order: equal numbers mean equal decisions. Tests compare it
+// with the numbers in tests/sim/decisions.txt, so that a change which should decide nothing new shows if it does.
 //
 // FNV-1a, 64 bits (Fowler, Noll, Vo; RFC 9923).
 #pragma once

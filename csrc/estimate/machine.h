@@ -5,8 +5,8 @@
 // What is modelled: kernels run one after the other and take what the recording says; the program thread runs ahead of
 // them until it has to wait for pages; copies go in pieces, a few with the device at a time, urgent ones first, both
 // directions slower when both are busy; mapping, unmapping and creating frames take the pager thread's time; it sees
-// completions when it next looks. What is not: contents (sim_world of the tests has those), several streams, jitter, and a disk
-// that reads and writes at once: its queue runs at the rate of what was given to it last.
+// completions when it next looks. What is not: contents (sim_world of the tests has those), several streams, jitter,
+// and a disk that reads and writes at once: its queue runs at the rate of what was given to it last.
 #pragma once
 
 #include <cstdint>

@@ -5,9 +5,9 @@
 // stretch of the program. What it uses and did not make must lie in memory when it begins or come up during it, so
 //   bytes up   >= bytes used that were made before the stretch - capacity,
 //   bytes down >= bytes made in the stretch and used after it - capacity,
-// and the stretch takes at least as long as its kernels, and as either of these over the rate of its direction. Stretches
-// that do not overlap add up. The bound is the largest such sum, over stretches between `cuts` places of the recurrence
-// (dynamic programming); more cuts can only raise it.
+// and the stretch takes at least as long as its kernels, and as either of these over the rate of its direction.
+// Stretches that do not overlap add up. The bound is the largest such sum, over stretches between `cuts` places of the
+// recurrence (dynamic programming); more cuts can only raise it.
 #pragma once
 
 #include <cstdint>

@@ -1,11 +1,12 @@
 // How much of a program the core's predictor foresees, and how long it is lost after a change.
 //
-// Runs the core's trace and predictor alone over the written-out program, one use at a time: what the core knows does not
-// depend on what it does with it.
+// Runs the core's trace and predictor alone over the written-out program, one use at a time: what the core knows does
+// not depend on what it does with it.
 //
-// An *outage* begins with a use that was not predicted and ends before the first of kSettledUses that come as predicted,
-// one after the other. Its length in steps: each use counts as its part of the step it is in. A use is *new* if it never
-// followed the use before it until then: nobody can read that off the past. The rest of the outage is what it takes to recover.
+// An *outage* begins with a use that was not predicted and ends before the first of kSettledUses that come as
+// predicted, one after the other. Its length in steps: each use counts as its part of the step it is in. A use is *new*
+// if it never followed the use before it until then: nobody can read that off the past. The rest of the outage is what
+// it takes to recover.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// A recorded program: the order in which operators use memory, and how long each runs. What the replay (machine.h) runs.
+// A recorded program: the order in which operators use memory, and how long each runs. What the replay (machine.h)
+// runs.
 //
 // Text, one record a line, written by bench/record_program.py:
 //   tierpage-program 1

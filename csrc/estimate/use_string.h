@@ -1,9 +1,9 @@
 // A program written out as the core gets it: which regions each operator needs at once, what is new, what is freed.
 //
 // The replay on the modelled machine (machine.h), the page replays (page_replay.h) and the look at the predictor
-// (prediction_report.h) take the same decisions about it: operators over lists are split into runs of the same length, the
-// repeating step runs as often. A *life* is a region from its allocation until it is freed; an id that is used again
-// afterwards is another life. Everything after now is known here: that is what the perfect knowledge consists of.
+// (prediction_report.h) take the same decisions about it: operators over lists are split into runs of the same length,
+// the repeating step runs as often. A *life* is a region from its allocation until it is freed; an id that is used
+// again afterwards is another life. Everything after now is known here: that is what the perfect knowledge consists of.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// The NVMe tier as an interface: a store of fixed capacity addressed by byte offset, with asynchronous reads and writes.
+// The NVMe tier as an interface: a store of fixed capacity addressed by byte offset, with asynchronous reads and
+// writes.
 //
 // Implementations under one conformance suite (tests/tiers): DirectStore (an unlinked, preallocated spill file,
 // O_DIRECT, worker threads), MemoryStore (RAM; tests, and machines without a disk) and FaultyStore (wraps another

@@ -184,8 +184,9 @@ Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, u
   return Status::success();
 }
 
-// CUDA captures any stream but its legacy default one, whose handle is 0. Where that is refused work because of somebody
-// else's capture, nothing was queued on it. torch runs on it unless told otherwise: five calls of the driver saved.
+// CUDA captures any stream but its legacy default one, whose handle is 0. Where that is refused work because of
+// somebody else's capture, nothing was queued on it. torch runs on it unless told otherwise: five calls of the driver
+// saved.
 bool CudaFences::capturing(uint64_t native_stream) const {
   if (native_stream == 0) return false;
   CudaContextGuard guard(driver_, context_);

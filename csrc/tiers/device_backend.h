@@ -111,9 +111,9 @@ class DeviceBackend {
   // Whether record_fence would be refused because what is queued on the stream is not run but recorded.
   virtual bool capturing(uint64_t native_stream);
 
-  // How long the device works on an operator: from mark_start, before its kernels are queued, to record_timed_fence after
-  // them, which otherwise is record_fence. A mark ends there or in drop_mark; 0 is no mark. take_times appends what has
-  // ended since the last call (pager thread). A backend without a clock of the device has no marks.
+  // How long the device works on an operator: from mark_start, before its kernels are queued, to record_timed_fence
+  // after them, which otherwise is record_fence. A mark ends there or in drop_mark; 0 is no mark. take_times appends
+  // what has ended since the last call (pager thread). A backend without a clock of the device has no marks.
   struct OpTime {
     uint64_t cookie = 0;
     double microseconds = 0;

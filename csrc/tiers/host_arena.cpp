@@ -2,11 +2,13 @@
 // and locks it piece by piece, so that the cost of fresh memory is paid beside the user's work, and never for more than
 // the budget.
 //
-// A huge page never reaches over the end of accessible memory, so an odd budget ends in small pages and is not exceeded.
-// Locked memory is a prefix: after the first failed lock no further one is tried, [0, locked_bytes()) stays locked.
+// A huge page never reaches over the end of accessible memory, so an odd budget ends in small pages and is not
+// exceeded. Locked memory is a prefix: after the first failed lock no further one is tried, [0, locked_bytes()) stays
+// locked.
 //
-// What is ready is cut at once where the limit falls, under the lock; the pieces that are cut off go back to the system in
-// the grower's thread, before it makes anything new: so what it makes never lies where something is still to be taken away.
+// What is ready is cut at once where the limit falls, under the lock; the pieces that are cut off go back to the system
+// in the grower's thread, before it makes anything new: so what it makes never lies where something is still to be
+// taken away.
 #include "tiers/host_arena.h"
 
 #include <sys/mman.h>
@@ -180,7 +182,8 @@ void GrowingArena::try_again() {
   changed_.notify_all();
 }
 
-// What lies beyond the limit. A piece across it stays whole where it is locked, since it can only be unlocked as a whole.
+// What lies beyond the limit. A piece across it stays whole where it is locked, since it can only be unlocked as a
+// whole.
 void GrowingArena::cut() {
   const uint64_t limit = round_up(limit_bytes_, kHugePage);
   while (!pieces_.empty() && pieces_.back().begin >= limit) {

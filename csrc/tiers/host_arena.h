@@ -2,11 +2,10 @@
 // grown in the background within an exact byte budget, and given back from its end where the budget shrinks.
 //
 // Owns: one reserved mapping of capacity_max bytes and one grower thread. Memory at [0, ready_bytes()) is touched and
-// locked and may be used; ready_bytes() shrinks in set_limit() only. The arena knows nothing of pages or frames: offsets
-// only.
-// It grows by what the machine and its control groups have left, and not where that is little: growth has failed then, until
-// try_again().
-// If locking fails (memlock limit, WSL), memory stays usable unlocked and `locked_bytes()` says how much is locked.
+// locked and may be used; ready_bytes() shrinks in set_limit() only. The arena knows nothing of pages or frames:
+// offsets only. It grows by what the machine and its control groups have left, and not where that is little: growth has
+// failed then, until try_again(). If locking fails (memlock limit, WSL), memory stays usable unlocked and
+// `locked_bytes()` says how much is locked.
 #pragma once
 
 #include <cstddef>
@@ -41,8 +40,8 @@ class HostArena {
   virtual uint64_t locked_bytes() const = 0;
   // Asks the grower to make at least `bytes` ready (clamped to capacity) and returns at once.
   virtual void request(uint64_t bytes) = 0;
-  // Nothing at or beyond `bytes` is used any more, nor made ready until the limit is higher. Returns ready_bytes() of now;
-  // what lay behind goes back to the system in the background. Of locked memory only whole pieces go.
+  // Nothing at or beyond `bytes` is used any more, nor made ready until the limit is higher. Returns ready_bytes() of
+  // now; what lay behind goes back to the system in the background. Of locked memory only whole pieces go.
   virtual uint64_t set_limit(uint64_t bytes) = 0;
   // Growth that had failed is tried once more, if it is still asked for.
   virtual void try_again() = 0;

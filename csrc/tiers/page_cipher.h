@@ -5,8 +5,8 @@
 // the process, so what a drive keeps after it cannot be read by anybody. While a unit is worked on, libcrypto holds the
 // expanded key in ordinary memory, which it overwrites too.
 //
-// XTS keeps lengths and hides contents; it does not prove that nobody changed them (the store's checksums find accidents),
-// and the same bytes written twice to one place look the same there.
+// XTS keeps lengths and hides contents; it does not prove that nobody changed them (the store's checksums find
+// accidents), and the same bytes written twice to one place look the same there.
 #pragma once
 
 #include <cstddef>

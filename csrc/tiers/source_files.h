@@ -45,8 +45,8 @@ class SourceFiles {
     int64_t modified_ns = 0;
   };
   // The file behind `descriptor`, which stays the caller's. `name` is for messages. kInvalidArgument for anything but a
-  // regular file, kStorageError where it is not of the `known` version any more. On success *place is the address of its
-  // first byte, a multiple of kAlignment.
+  // regular file, kStorageError where it is not of the `known` version any more. On success *place is the address of
+  // its first byte, a multiple of kAlignment.
   Status add(int descriptor, const std::string& name, const Version* known, uint64_t* place);
   void remove(uint64_t place);  // nothing of it may be under way
   size_t count() const;

@@ -10,8 +10,8 @@
 
 namespace tierpage {
 
-// Opens the library at `path`, which stays open for ever; kUnavailable, with the loader's words, where it does not load,
-// is of another version, or finds that this process cannot use it. Once it has succeeded it answers at once.
+// Opens the library at `path`, which stays open for ever; kUnavailable, with the loader's words, where it does not
+// load, is of another version, or finds that this process cannot use it. Once it has succeeded it answers at once.
 Status load_storage_extension(const std::string& path);
 
 // The loaded extension; nullptr before load_storage_extension() has succeeded.

@@ -9,8 +9,8 @@
 // With `verify_writes` a worker also reads back what it wrote, past the page cache, and compares it with the caller's
 // buffer before the request completes: a lost or torn write is found while the page still has its other copy.
 //
-// With `encrypt` a worker encrypts into memory of its own (the caller's buffer is still a valid copy and must not change)
-// and decrypts in place. Checksums are of the plain bytes, so they also find what was decrypted wrongly.
+// With `encrypt` a worker encrypts into memory of its own (the caller's buffer is still a valid copy and must not
+// change) and decrypts in place. Checksums are of the plain bytes, so they also find what was decrypted wrongly.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>

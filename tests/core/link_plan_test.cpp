@@ -1,4 +1,5 @@
-// The links' schedule: free where kernels leave time and room, the whole copy where they do not, and never over capacity.
+// The links' schedule: free where kernels leave time and room, the whole copy where they do not, and never over
+// capacity.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -124,7 +125,8 @@ TEST(LinkPlan, AWriteDueInASaturatedPhaseCostsNothingIfAnIdleOneWasBefore) {
   EXPECT_NEAR(seconds(others, {5, 6, 5, 100}), without + 90e-6, 11e-6);  // written too late for that
 }
 
-// --- random programs ---------------------------------------------------------------------------------------------------
+// --- random programs
+// ---------------------------------------------------------------------------------------------------
 
 RecordedProgram random_program(std::mt19937& random) {
   std::map<int, uint64_t> sizes;
@@ -195,7 +197,8 @@ TEST(LinkPlan, IsNeverFasterThanTheLink) {
   EXPECT_EQ(faster, 0) << "the worst by a factor of " << worst;
 }
 
-// --- the residency plan over it -----------------------------------------------------------------------------------------
+// --- the residency plan over it
+// -----------------------------------------------------------------------------------------
 
 double seconds_of(const RecordedProgram& program, const ResidencyPlan& plan_of, uint64_t capacity_bytes) {
   std::vector<bool> keep;

@@ -166,8 +166,9 @@ TEST(Pager, AHintThatCannotBeServedYetIsKeptOnce) {
   world.end(waiting);
 }
 
-// A program that repeats itself: eight weights forwards and backwards, and one page that is written once a pass and has the
-// longest way to its next use, so that the plan writes it down. What happens to it in the last passes, by what it is.
+// A program that repeats itself: eight weights forwards and backwards, and one page that is written once a pass and has
+// the longest way to its next use, so that the plan writes it down. What happens to it in the last passes, by what it
+// is.
 struct WrittenAhead {
   bool copied_down = false;  // it had a copy below while it stood in DEVICE
   bool moved = false;        // it was not in DEVICE at some time

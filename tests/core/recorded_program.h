@@ -1,4 +1,5 @@
-// A program that repeats itself, as a trace with the time of every operator, and the copies that a choice of intervals needs.
+// A program that repeats itself, as a trace with the time of every operator, and the copies that a choice of intervals
+// needs.
 #pragma once
 
 #include <cstdint>

@@ -170,8 +170,8 @@ TEST(ResidencyPlan, NeverOverCapacityAndNearTheOptimum) {
 
 // --- read-only uses of one page each: where the plan is exact --------------------------------------------------------
 //
-// The optimum here is the best choice of intervals that is the same in every recurrence. (MIN itself may fetch a page less
-// now and then by choosing others in each.) Compared by trying every choice.
+// The optimum here is the best choice of intervals that is the same in every recurrence. (MIN itself may fetch a page
+// less now and then by choosing others in each.) Compared by trying every choice.
 
 uint64_t fewest_fetched(const std::vector<Step>& steps, const std::map<int, uint64_t>& sizes, uint64_t capacity) {
   const std::vector<Gap> gaps = gaps_of(steps, sizes);
@@ -221,10 +221,11 @@ bool nested_or_disjoint(const std::vector<Step>& steps, const std::map<int, uint
   return true;
 }
 
-// Proof that the shortest first is the best where intervals are nested or disjoint: take the first interval I that it takes
-// and an optimum that agrees so far does not. What overlaps I in that optimum and was not taken before is not shorter, hence
-// contains I. If I does not fit into it, leaving out one such interval makes room everywhere along I, so the exchange loses
-// nothing. (If nothing contains I, it fits, as it did for the plan.) By induction the plan keeps as many.
+// Proof that the shortest first is the best where intervals are nested or disjoint: take the first interval I that it
+// takes and an optimum that agrees so far does not. What overlaps I in that optimum and was not taken before is not
+// shorter, hence contains I. If I does not fit into it, leaving out one such interval makes room everywhere along I, so
+// the exchange loses nothing. (If nothing contains I, it fits, as it did for the plan.) By induction the plan keeps as
+// many.
 TEST(ResidencyPlan, ExactWhereIntervalsAreNestedOrDisjoint) {
   int exact = 0, others = 0, others_exact = 0;
   for (size_t count = 1; count <= 8; ++count) {
@@ -247,8 +248,8 @@ TEST(ResidencyPlan, ExactWhereIntervalsAreNestedOrDisjoint) {
   EXPECT_GE(others_exact, others * 99 / 100);
 }
 
-// Each key once: every interval is as long as the recurrence and all of them overlap everywhere but at their own use, so
-// capacity - 1 of them is the best, and any that many do.
+// Each key once: every interval is as long as the recurrence and all of them overlap everywhere but at their own use,
+// so capacity - 1 of them is the best, and any that many do.
 TEST(ResidencyPlan, ExactForCyclicScans) {
   for (int keys = 2; keys <= 12; ++keys) {
     std::vector<Step> steps;
@@ -262,10 +263,11 @@ TEST(ResidencyPlan, ExactForCyclicScans) {
   }
 }
 
-// Forwards and backwards, as a training step reads its weights. All intervals that begin on the way forwards contain the turn
-// in the middle, all others the one at the border, so at most capacity of each kind (the use at a turn is one that it has in
-// common with the next) can stay. The shortest of both kinds are the last and the first keys; with N keys and capacity C <= N,
-// at key t at most (t - (N - C)) + (C - t - 1) + 1 <= C of them are held. So both bounds are reached.
+// Forwards and backwards, as a training step reads its weights. All intervals that begin on the way forwards contain
+// the turn in the middle, all others the one at the border, so at most capacity of each kind (the use at a turn is one
+// that it has in common with the next) can stay. The shortest of both kinds are the last and the first keys; with N
+// keys and capacity C <= N, at key t at most (t - (N - C)) + (C - t - 1) + 1 <= C of them are held. So both bounds are
+// reached.
 TEST(ResidencyPlan, ExactForwardsAndBackwards) {
   for (int keys = 2; keys <= 7; ++keys) {
     std::vector<Step> steps;

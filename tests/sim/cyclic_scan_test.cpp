@@ -2,17 +2,16 @@
 //
 // N regions of s bytes are read in turn, for ever: T = N s in all, a budget B < T, and s is also the working set.
 //
-// No policy fetches less than T - B in a pass: at any time at most B bytes are resident or on their way, and each of the
-// others has to be fetched before its next use, which is at most a pass away.
-// MIN fetches at most T - B + s in a pass, as long as nothing is wasted: where region i is used, s bytes are its own, and the
-// other B - s can all be kept until their next use.
-// The core may fetch, in a pass, at most
+// No policy fetches less than T - B in a pass: at any time at most B bytes are resident or on their way, and each of
+// the others has to be fetched before its next use, which is at most a pass away. MIN fetches at most T - B + s in a
+// pass, as long as nothing is wasted: where region i is used, s bytes are its own, and the other B - s can all be kept
+// until their next use. The core may fetch, in a pass, at most
 //   T - B + s + W + (B - W) mod s
-// W, the prefetch window in whole regions (it is looked at before a region is begun, and then all of that is fetched): what is
-// fetched ahead and not yet used holds frames that MIN would have kept content in. (B - W) mod s, granularity: the plan keeps
-// whole regions, floor((B - W) / s) of them with the one in use. Nothing is set aside for freed regions, because there are
-// none, and the pages' sizes do not matter, since any free bytes of the device serve any size. Over k passes W is added once
-// more: what was fetched ahead at the end of the last.
+// W, the prefetch window in whole regions (it is looked at before a region is begun, and then all of that is fetched):
+// what is fetched ahead and not yet used holds frames that MIN would have kept content in. (B - W) mod s, granularity:
+// the plan keeps whole regions, floor((B - W) / s) of them with the one in use. Nothing is set aside for freed regions,
+// because there are none, and the pages' sizes do not matter, since any free bytes of the device serve any size. Over k
+// passes W is added once more: what was fetched ahead at the end of the last.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -24,8 +23,8 @@
 namespace tierpage::estimate {
 namespace {
 
-// The first passes learn. Longest lasts what is kept free for allocations: all that was ever mapped, halved every 512 uses
-// until it is nothing; a single byte of it costs a page.
+// The first passes learn. Longest lasts what is kept free for allocations: all that was ever mapped, halved every 512
+// uses until it is nothing; a single byte of it costs a page.
 constexpr int kRegions = 60;
 constexpr int kLoops = 512 * 34 / kRegions + 10;
 constexpr int kCounted = 5;  // of the last passes

@@ -1,5 +1,6 @@
-// What the core decides, as hashes of all that it orders, compared with those in decisions.txt: a change that moves code and
-// should decide nothing new shows here if it does. One that means to decide otherwise records the new hashes and says why.
+// What the core decides, as hashes of all that it orders, compared with those in decisions.txt: a change that moves
+// code and should decide nothing new shows here if it does. One that means to decide otherwise records the new hashes
+// and says why.
 //   TIERPAGE_RECORD_DECISIONS=FILE  writes what is decided now into FILE instead
 #include <gtest/gtest.h>
 

@@ -1,4 +1,5 @@
-// LRU and perfect knowledge against plain definitions and exhaustive search; the written-out program; the predictor's outages.
+// LRU and perfect knowledge against plain definitions and exhaustive search; the written-out program; the predictor's
+// outages.
 #include "estimate/page_replay.h"
 
 #include <gtest/gtest.h>

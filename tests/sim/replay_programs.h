@@ -27,9 +27,9 @@ inline Program read_recorded(const char* name) {
   return program;
 }
 
-// A training step in small, in layers of 32 MiB: weights are read forwards and backwards, each has a state that is rewritten at
-// the end. `saves`: what the forward pass saves is used in the backward pass, last saved first; near and far uses side by side.
-// `frozen`: only the states are written, as with adapters beside a frozen model.
+// A training step in small, in layers of 32 MiB: weights are read forwards and backwards, each has a state that is
+// rewritten at the end. `saves`: what the forward pass saves is used in the backward pass, last saved first; near and
+// far uses side by side. `frozen`: only the states are written, as with adapters beside a frozen model.
 struct Training {
   int layers = 0;
   int steps = 3;

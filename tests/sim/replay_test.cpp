@@ -45,8 +45,8 @@ TEST(Replay, InferenceStaysNearTheLinksBound) {
   }
 }
 
-// A plan that takes over from another, or from none, does not throw away what is about to be used: no lap moves much more
-// than those that follow (before that rule 1.3 to 1.6 times as much).
+// A plan that takes over from another, or from none, does not throw away what is about to be used: no lap moves much
+// more than those that follow (before that rule 1.3 to 1.6 times as much).
 TEST(Replay, ANewPlanTakesOverWithoutFetchingTwice) {
   const Program program = read_recorded("infer-13b.txt");
   for (const uint64_t gib : {16u, 12u, 8u, 4u}) {
@@ -58,8 +58,8 @@ TEST(Replay, ANewPlanTakesOverWithoutFetchingTwice) {
   }
 }
 
-// Most of the weights on NVMe: at most 1.05 x (weights - both budgets + working set) / disk, and the disk pauses only while
-// what RAM holds comes up. RAM must not hold copies of what stays in DEVICE.
+// Most of the weights on NVMe: at most 1.05 x (weights - both budgets + working set) / disk, and the disk pauses only
+// while what RAM holds comes up. RAM must not hold copies of what stays in DEVICE.
 TEST(Replay, InferenceFromNvmeStaysNearTheDisksBound) {
   const Program program = read_recorded("infer-13b.txt");
   for (const uint64_t host_gib : {2u, 8u}) {
@@ -99,8 +99,9 @@ TEST(Replay, TrainingWritesEachPageOnceAndOverlaps) {
                                 0.9 * links);  // the optimizer, a third of the bytes, has no kernels to hide behind
 }
 
-// What DEVICE and RAM cannot hold where most is alive has to be on NVMe then, and as each page is rewritten in every step,
-// to be written there in every step. Up to half above that; 1.8 to 2.4 times as much where it is always the leaving page.
+// What DEVICE and RAM cannot hold where most is alive has to be on NVMe then, and as each page is rewritten in every
+// step, to be written there in every step. Up to half above that; 1.8 to 2.4 times as much where it is always the
+// leaving page.
 TEST(Replay, TrainingWritesToNvmeHardlyMoreThanItMust) {
   constexpr uint64_t kPage = 32 * kMiB;
   constexpr int kLayers = 160;
@@ -114,8 +115,9 @@ TEST(Replay, TrainingWritesToNvmeHardlyMoreThanItMust) {
   }
 }
 
-// What is not rewritten goes to NVMe once for ever, what is rewritten in every step: states, though used last, must not go
-// there in place of frozen weights. All that changes fits in DEVICE and RAM here (6 to 41 pages a step without that rule).
+// What is not rewritten goes to NVMe once for ever, what is rewritten in every step: states, though used last, must not
+// go there in place of frozen weights. All that changes fits in DEVICE and RAM here (6 to 41 pages a step without that
+// rule).
 TEST(Replay, FrozenWeightsGoToNvmeOnceAndStatesStay) {
   constexpr uint64_t kPage = 32 * kMiB;
   constexpr int kLayers = 120;
@@ -136,8 +138,9 @@ double processor_seconds(const Program& program, const ReplayOptions& options) {
   return static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
 }
 
-// Thousands of small pages leave at once, each waiting for room in a full RAM: who looks for that room looks at every page, so
-// it is done once a pass and not once a page (that took 50 to 190 times as long as Clock, and grew with the cube).
+// Thousands of small pages leave at once, each waiting for room in a full RAM: who looks for that room looks at every
+// page, so it is done once a pass and not once a page (that took 50 to 190 times as long as Clock, and grew with the
+// cube).
 TEST(Replay, ManyPagesThatWaitForRoomCostLittle) {
   constexpr uint64_t kLayerBytes = 32 * kMiB;
   constexpr int kLayers = 60;

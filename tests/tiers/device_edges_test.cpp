@@ -237,7 +237,8 @@ TEST_F(FakeCudaTest, CapturedStreamsGetNoFence) {
   fake::run_all(&stream);
 }
 
-// Refused while another stream is captured, the default stream is not captured itself: what ran on it before has an end.
+// Refused while another stream is captured, the default stream is not captured itself: what ran on it before has an
+// end.
 TEST_F(FakeCudaTest, TheDefaultStreamIsNeverCaptured) {
   ASSERT_TRUE(make().ok());
   fake::device().legacy.capturing = true;

@@ -1,4 +1,5 @@
-// Times of operators on CUDA streams, over the fake driver: pairs of marks and fences, and what becomes of their events.
+// Times of operators on CUDA streams, over the fake driver: pairs of marks and fences, and what becomes of their
+// events.
 #include <gtest/gtest.h>
 
 #include <memory>

@@ -1,5 +1,5 @@
-// Files that are only read: any range comes back as it stands in the file, whatever its alignment; nothing is read from a
-// file that changed; faults of the system are retried or told.
+// Files that are only read: any range comes back as it stands in the file, whatever its alignment; nothing is read from
+// a file that changed; faults of the system are retried or told.
 #include "tiers/source_files.h"
 
 #include <fcntl.h>

@@ -14,8 +14,8 @@ bool Foresight::catch_up_and_plan(uint64_t device_bytes, uint64_t cached_bytes) 
   return true;
 }
 
-// What a plan leaves to freed regions, at most: operators allocate out of them, and where the plan took their room every
-// allocation would wait for an eviction (bench/replay_bench over a recorded inference at 12 GiB). More than a few
+// What a plan leaves to freed regions, at most: operators allocate out of them, and where the plan took their room
+// every allocation would wait for an eviction (bench/replay_bench over a recorded inference at 12 GiB). More than a few
 // large pages of them is a phase that passes.
 uint64_t Foresight::cached_bytes_aside() const {
   const uint64_t few = std::min(kCachedPagesAside * config_.frame_bytes_max, config_.device_bytes_max / 32);

@@ -1,11 +1,11 @@
-// What is known of the uses to come: the trace of the past, the predictor that finds where it repeats, and the residency plan
-// that is made from what it predicts. The one place where a plan is made, and where it is decided when.
+// What is known of the uses to come: the trace of the past, the predictor that finds where it repeats, and the
+// residency plan that is made from what it predicts. The one place where a plan is made, and where it is decided when.
 //
-// Looking (the const functions) changes nothing. catch_up() reads what the trace has new; catch_up_and_plan() makes a plan as
-// well, where that is due, which takes milliseconds: whoever decides calls it, whoever only looks does not.
+// Looking (the const functions) changes nothing. catch_up() reads what the trace has new; catch_up_and_plan() makes a
+// plan as well, where that is due, which takes milliseconds: whoever decides calls it, whoever only looks does not.
 //
-// A plan is good while the program repeats what it was made from: the same distance to the past that matches. It is made
-// again when that changes, or when freed regions came to hold much more than it left for them.
+// A plan is good while the program repeats what it was made from: the same distance to the past that matches. It is
+// made again when that changes, or when freed regions came to hold much more than it left for them.
 //
 // Invariants (check_invariants):
 //   a plan was made  =>  it was made at a position that the trace has reached;
@@ -48,8 +48,8 @@ class Foresight {
   bool catch_up() { return config_.policy == PolicyKind::kAuto && predictor_.catch_up(); }
   // The same, and renews the plan for a device of that size of which freed regions hold so much now.
   bool catch_up_and_plan(uint64_t device_bytes, uint64_t cached_bytes);
-  // The first use from place `i` on of those that are to be prepared early, none if it is not yet time for it; `i` moves
-  // behind it. Places before early_begin() have passed.
+  // The first use from place `i` on of those that are to be prepared early, none if it is not yet time for it; `i`
+  // moves behind it. Places before early_begin() have passed.
   std::optional<EarlyUse> early_use(uint64_t& i);
   uint64_t early_begin() const { return early_next_; }
   uint64_t uses_until(KeyId key) { return predictor_.uses_until(key); }  // kNever: not within the known future

@@ -1,23 +1,25 @@
-// When what does not stay is copied up and down: in time that the kernels leave to the links, in room that the memory has.
+// When what does not stay is copied up and down: in time that the kernels leave to the links, in room that the memory
+// has.
 //
-// The problem. A residency plan says what is fetched before which use, and what is written down after which. Where kernels
-// are long the links have time to spare; where they are short (an optimizer over all parameters) they have not, and the
-// program waits. Given the time of every stretch of the program, the links' rate and the bytes that the residency plan
-// leaves free, copies are moved to stretches that have both time and room.
+// The problem. A residency plan says what is fetched before which use, and what is written down after which. Where
+// kernels are long the links have time to spare; where they are short (an optimizer over all parameters) they have not,
+// and the program waits. Given the time of every stretch of the program, the links' rate and the bytes that the
+// residency plan leaves free, copies are moved to stretches that have both time and room.
 //
-// Method. The recurrence is a ring, cut into buckets. Writes go forwards: from the last write on they may be carried, from
-// the last use on they are in the way; a bucket carries what fits into its time, the longest in the way first, and when
-// the memory is full what is in the way is waited for. Fetches go backwards from their uses: a bucket carries what
-// fits, the latest use first, so that fetches arrive in the order of use; what is pending across a bucket lies in memory
-// there, and when that is full the latest uses arrive right behind it and are waited for. Nothing arrives before its
-// interval begins. The order is that of use because the pager fetches in it; to serve what begins last first (earliest deadline
-// first, seen backwards; Jackson 1955) would meet more deadlines where a short interval lies inside a long one.
+// Method. The recurrence is a ring, cut into buckets. Writes go forwards: from the last write on they may be carried,
+// from the last use on they are in the way; a bucket carries what fits into its time, the longest in the way first, and
+// when the memory is full what is in the way is waited for. Fetches go backwards from their uses: a bucket carries what
+// fits, the latest use first, so that fetches arrive in the order of use; what is pending across a bucket lies in
+// memory there, and when that is full the latest uses arrive right behind it and are waited for. Nothing arrives before
+// its interval begins. The order is that of use because the pager fetches in it; to serve what begins last first
+// (earliest deadline first, seen backwards; Jackson 1955) would meet more deadlines where a short interval lies inside
+// a long one.
 //
-// Prices. A copy costs time only where its queue is never empty before something has to be waited for: there one more byte
-// is one more byte to wait for. Elsewhere it costs nothing.
+// Prices. A copy costs time only where its queue is never empty before something has to be waited for: there one more
+// byte is one more byte to wait for. Elsewhere it costs nothing.
 //
-// Invariant: in every bucket, bytes that the residency plan needs + bytes that arrived early + bytes not yet written down
-// <= capacity, unless the first alone exceed it.
+// Invariant: in every bucket, bytes that the residency plan needs + bytes that arrived early + bytes not yet written
+// down <= capacity, unless the first alone exceed it.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // One recurrence of the trace as rows: what is used when, how long that takes, and what becomes of it. For plans.
 //
-// A *slot* here is a use by its place in the recurrence. Buckets are stretches of operators: plans count in them, so that
-// their cost is bounded however long the recurrence is.
+// A *slot* here is a use by its place in the recurrence. Buckets are stretches of operators: plans count in them, so
+// that their cost is bounded however long the recurrence is.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +20,8 @@ class Recurrence {
   uint64_t bytes(uint64_t slot) const { return trace_.bytes_of(key(slot)); }
   uint64_t next(uint64_t slot) const { return next_[slot]; }  // may lie in the next recurrence
   bool wrote(uint64_t slot) const { return trace_.wrote(begin_ + slot % period_); }
-  // In how many uses the region is freed without being used again, 0: it is used. Near the end of the window the freeing
-  // may still lie in the future: then the recurrence before tells.
+  // In how many uses the region is freed without being used again, 0: it is used. Near the end of the window the
+  // freeing may still lie in the future: then the recurrence before tells.
   uint64_t freed_after(uint64_t slot) const;
   uint64_t period() const { return period_; }
   uint64_t op_count() const { return ops_.back() + 1; }

@@ -175,8 +175,8 @@ class Intervals {
   std::vector<uint32_t> version_;  // by slot: the slot of the write
 };
 
-// What copies cost where, by bucket of the use that they belong to: a fetch of the use that needs it, a write of the use
-// after which its content does not stay. Between 0 (hidden behind kernels) and 1 (waited for).
+// What copies cost where, by bucket of the use that they belong to: a fetch of the use that needs it, a write of the
+// use after which its content does not stay. Between 0 (hidden behind kernels) and 1 (waited for).
 class Prices {
  public:
   explicit Prices(size_t buckets) : fetch_(buckets, 1.0F), write_(buckets, 1.0F) {}
@@ -329,8 +329,8 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
       best = moved;
       keep_ = std::move(keep);
     }
-    // One direction alone: nothing to weigh. Prices would be of use, but they undo the even spread of equals, which is worth
-    // more where everything is read once a pass (bench/replay_bench over a recorded inference).
+    // One direction alone: nothing to weigh. Prices would be of use, but they undo the even spread of equals, which is
+    // worth more where everything is read once a pass (bench/replay_bench over a recorded inference).
     if (moved.fetched == 0 || moved.written == 0) break;
     if (round < kSettling) continue;
     (up > down ? low : high) = fetch_weight;

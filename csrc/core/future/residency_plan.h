@@ -1,9 +1,9 @@
 // Which contents stay in DEVICE between two of their uses, for a program that repeats itself.
 //
-// The problem. A recurrence of the trace cuts the life of every region into intervals: from one use to the next, and from
-// the last use until it is freed. To keep a region resident over an interval costs its bytes for that long; it saves a
-// fetch if the content is used again, and a write-back if the content is nowhere else. Choose the intervals so that never
-// more than the capacity is held at once, and the busier of the two directions moves as little as possible.
+// The problem. A recurrence of the trace cuts the life of every region into intervals: from one use to the next, and
+// from the last use until it is freed. To keep a region resident over an interval costs its bytes for that long; it
+// saves a fetch if the content is used again, and a write-back if the content is nowhere else. Choose the intervals so
+// that never more than the capacity is held at once, and the busier of the two directions moves as little as possible.
 //
 // Method. Greedy by length over what is saved, the cheapest first, each taken if the capacity holds everywhere along it
 // (a segment tree over buckets of time). By length is what MIN (Belady 1966) does one victim at a time. What is saved
@@ -11,14 +11,14 @@
 // the bottleneck, and the other way round.
 //
 // What MIN leaves open decides about speed: where many intervals cost the same (weights that are read once a pass), MIN
-// keeps any of them, and mostly those beside each other, so that all fetches fall into one part of the pass and the link
-// idles in the rest. Among equals this plan takes them in bit-reversed order (van der Corput 1935) of their place in
-// the pass: whatever number fits, it is spread evenly, and so are the fetches.
+// keeps any of them, and mostly those beside each other, so that all fetches fall into one part of the pass and the
+// link idles in the rest. Among equals this plan takes them in bit-reversed order (van der Corput 1935) of their place
+// in the pass: whatever number fits, it is spread evenly, and so are the fetches.
 //
 // Time is counted in operators: what one operator uses, it needs at once.
 //
-// Invariant: at every bucket, bytes of regions used there + bytes of intervals kept across it <= capacity, unless the uses
-// alone exceed it (checked by the tests against a plain count).
+// Invariant: at every bucket, bytes of regions used there + bytes of intervals kept across it <= capacity, unless the
+// uses alone exceed it (checked by the tests against a plain count).
 #pragma once
 
 #include <cstdint>
@@ -48,11 +48,13 @@ class ResidencyPlan {
     const uint64_t slot = (position - begin_) % period_;
     return keep_[slot] || (!arrives_.empty() && arrives_[slot] <= age);
   }
-  // Whether the content as it is after that use will be written down before it changes or ends: sooner costs nothing more.
+  // Whether the content as it is after that use will be written down before it changes or ends: sooner costs nothing
+  // more.
   bool writes(uint64_t position) const { return position >= begin_ && write_[(position - begin_) % period_]; }
   // Whether what was used at `position` is rewritten in every recurrence. A copy of what is not stays good for ever.
   bool rewrites(uint64_t position) const { return position >= begin_ && rewritten_[(position - begin_) % period_]; }
-  // What arrives early, in the order in which it is needed. Slots count from begin(), `use` may lie in the next recurrence.
+  // What arrives early, in the order in which it is needed. Slots count from begin(), `use` may lie in the next
+  // recurrence.
   struct Early {
     uint64_t arrives = 0;
     uint64_t use = 0;

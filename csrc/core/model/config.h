@@ -29,8 +29,8 @@ struct PagerConfig {
   bool prefetch = true;
   uint64_t prefetch_bytes_max =
       0;  // look ahead, and bytes on their way up at once; 0: eight of the largest pages, at most 1/8 of the budget
-  // A fence recorded here stands for all that the device has to do at that moment, on whatever stream. Where it is given,
-  // work may be queued that no event told of, until the first page is to leave.
+  // A fence recorded here stands for all that the device has to do at that moment, on whatever stream. Where it is
+  // given, work may be queued that no event told of, until the first page is to leave.
   std::optional<StreamId> every_stream;
   uint64_t trace_uses_max = 1u << 18;  // uses remembered; older ones are forgotten
 };

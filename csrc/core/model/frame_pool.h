@@ -72,8 +72,8 @@ class DevicePool {
   std::map<uint64_t, std::vector<FrameId>> free_by_size_;
 };
 
-// Pages that need a frame, by size. To free one of just that size saves taking a larger one apart: to give one back and to
-// make another are two calls of the driver (bench/vmm_probe.cu).
+// Pages that need a frame, by size. To free one of just that size saves taking a larger one apart: to give one back and
+// to make another are two calls of the driver (bench/vmm_probe.cu).
 class FramesWanted {
  public:
   void add(uint64_t bytes) {
@@ -108,9 +108,9 @@ struct Span {
 };
 using SpanList = std::vector<Span>;
 
-// The capacity, rounded up to the largest span, is also where the space ends that is handed out. What was added beyond it
-// while the capacity was larger is retired as it becomes free, and the space shrinks as far as its end is retired: so its
-// owner can give that end back to the system.
+// The capacity, rounded up to the largest span, is also where the space ends that is handed out. What was added beyond
+// it while the capacity was larger is retired as it becomes free, and the space shrinks as far as its end is retired:
+// so its owner can give that end back to the system.
 //
 // Invariants (check_invariants):
 //   free, retired and used spans are disjoint and cover exactly the space

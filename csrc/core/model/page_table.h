@@ -177,7 +177,8 @@ class PageTable {
   Page& operator[](PageId page) { return rows_[page.value]; }
   const Page& operator[](PageId page) const { return rows_[page.value]; }
   uint32_t size() const { return static_cast<uint32_t>(rows_.size()); }  // rows, gone ones included
-  // For loops over all rows: for (const PageId id : pages.ids()). Rows added meanwhile are visited, removed ones are not.
+  // For loops over all rows: for (const PageId id : pages.ids()). Rows added meanwhile are visited, removed ones are
+  // not.
   class Ids {
    public:
     class Iterator {

@@ -1,26 +1,28 @@
 // Pages on their way out of DEVICE, and whether there are or were any lately: the engagement.
 //
-// While all fits no page leaves, so nothing has to be known for the sake of pages that leave: operators owe their fences,
-// nobody looks ahead, plans or takes times. The trace alone goes on, so that the past is known when it is needed.
+// While all fits no page leaves, so nothing has to be known for the sake of pages that leave: operators owe their
+// fences, nobody looks ahead, plans or takes times. The trace alone goes on, so that the past is known when it is
+// needed.
 //
-// What is owed is one fence per stream: when the first page is told to leave, one is recorded behind everything that was
-// queued on the stream, and stands for the last use of every page that owes one there. Until then such a page counts as in
-// use; a freed region that owes one is reused on that stream only, where order is given.
+// What is owed is one fence per stream: when the first page is told to leave, one is recorded behind everything that
+// was queued on the stream, and stands for the last use of every page that owes one there. Until then such a page
+// counts as in use; a freed region that owes one is reused on that stream only, where order is given.
 //
 // Order matters here:
 //   1. leave() is the only way out of DEVICE, and engages before anything else happens. So no page leaves while fences
 //      are owed and not asked for.
-//   2. engaged() turns true in the same event that asks for the fences, and an operator that ends later brings a fence of
-//      its own (end_op checks). So whatever is owed was queued before the fence that is asked for is recorded.
-//      Work that no event told of (raw kernels while all fits) was queued by then as well: every page in DEVICE owes a fence
+//   2. engaged() turns true in the same event that asks for the fences, and an operator that ends later brings a fence
+//      of its own (end_op checks). So whatever is owed was queued before the fence that is asked for is recorded. Work
+//      that no event told of (raw kernels while all fits) was queued by then as well: every page in DEVICE owes a fence
 //      over all streams. From here on each launch brings a fence of its own.
-//   3. An operator that runs at that moment ends with a fence of its own, while the page may still owe one for earlier work.
-//      Both are kept until what is owed is settled: the fence asked for may have been recorded before this operator's work.
-//   4. A fence that cannot be recorded (the stream is being captured into a graph): its pages do not leave, and those that
-//      were about to stay, so that nobody waits for what cannot come; each tick asks again.
-//   5. It disengages only when nothing is owed, asked for, moving, leaving or waiting, everything that has content has it in
-//      DEVICE, and no page was told to leave for a tick and a whole recurrence of the plan: a program that overflows once
-//      in each of its long steps stays engaged, and its plan in force.
+//   3. An operator that runs at that moment ends with a fence of its own, while the page may still owe one for earlier
+//      work. Both are kept until what is owed is settled: the fence asked for may have been recorded before this
+//      operator's work.
+//   4. A fence that cannot be recorded (the stream is being captured into a graph): its pages do not leave, and those
+//      that were about to stay, so that nobody waits for what cannot come; each tick asks again.
+//   5. It disengages only when nothing is owed, asked for, moving, leaving or waiting, everything that has content has
+//      it in DEVICE, and no page was told to leave for a tick and a whole recurrence of the plan: a program that
+//      overflows once in each of its long steps stays engaged, and its plan in force.
 //
 // Invariants (check_invariants):
 //   a page that leaves is listed, and the pager is engaged; a page owes a fence only on streams that owe one.
@@ -48,7 +50,8 @@ class Departures {
   void keep(PageId id) { leaving_.push_back(id); }
   void drop(PageId id) { memory_.pages[id].set_listed(false); }
 
-  // --- fences of the work on pages ------------------------------------------------------------------------------------
+  // --- fences of the work on pages
+  // ------------------------------------------------------------------------------------
   FenceLedger& fences() { return fences_; }
   const FenceLedger& fences() const { return fences_; }
   bool finished(const Page& page) const;       // as far as completions are known; asks for none

@@ -36,8 +36,8 @@ enum class ActionKind : uint8_t {
   kRecordFence,   // record a fence on the stream of `fence`; tell fence_recorded or fence_refused
 };
 
-// Where a region's content lies in files that are only read: bytes of one address space, in which the executor knows each
-// file's place (tiers/source_files.h). What a page has beyond the last byte is zero.
+// Where a region's content lies in files that are only read: bytes of one address space, in which the executor knows
+// each file's place (tiers/source_files.h). What a page has beyond the last byte is zero.
 struct Source {
   uint64_t offset = 0;
   uint64_t bytes = 0;  // 0: no source, or nothing of it in this page

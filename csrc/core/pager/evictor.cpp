@@ -24,8 +24,8 @@ bool Evictor::evictable(PageId id, uint64_t order) const {
   return !departures_.refused(page);
 }
 
-// Freed regions go first. With a known future only the old ones do: a buffer freed a moment ago is about to be asked for
-// again (the next layer's temporary), while MIN's victim is not needed for long; young ones are the last resort.
+// Freed regions go first. With a known future only the old ones do: a buffer freed a moment ago is about to be asked
+// for again (the next layer's temporary), while MIN's victim is not needed for long; young ones are the last resort.
 void Evictor::make_room(FramesWanted wanted, uint64_t order) {
   const uint64_t bytes = wanted.bytes();
   uint64_t room = departures_.room();

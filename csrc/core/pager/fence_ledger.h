@@ -1,4 +1,5 @@
-// What is known of each stream's fences: how far it has finished, which sequences are watched, and whether it owes a fence.
+// What is known of each stream's fences: how far it has finished, which sequences are watched, and whether it owes a
+// fence.
 //
 // A stream's debt:
 //

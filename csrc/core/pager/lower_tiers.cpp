@@ -112,8 +112,8 @@ bool LowerTiers::mostly_read(RegionId id) const {
   return region.writes * kUsesPerWrite <= region.uses;
 }
 
-// Redundant copies go first; what only RAM holds is spilled, a few pages at a time, mostly read ones first. Both begin with
-// what lies beyond the space that is handed out: that goes even where the rest would fit.
+// Redundant copies go first; what only RAM holds is spilled, a few pages at a time, mostly read ones first. Both begin
+// with what lies beyond the space that is handed out: that goes even where the rest would fit.
 void LowerTiers::shrink_host() {
   const auto goes = [this](const Page& page, bool beyond) {
     if (!page.is_valid(Tier::kHost) || page.movement != Movement::kNone) return false;
@@ -144,9 +144,9 @@ void LowerTiers::spill_to_shrink(bool read_ones, Goes&& goes) {
   }
 }
 
-// Copies in HOST of pages that the plan keeps in DEVICE serve nobody, and NVMe is slower than HOST: a page that would fall
-// there takes their place. In a program that repeats itself each tier comes to hold what no tier above it holds. Dirty pages
-// that leave go first: that room was counted for them (RoomBelow).
+// Copies in HOST of pages that the plan keeps in DEVICE serve nobody, and NVMe is slower than HOST: a page that would
+// fall there takes their place. In a program that repeats itself each tier comes to hold what no tier above it holds.
+// Dirty pages that leave go first: that room was counted for them (RoomBelow).
 bool LowerTiers::take_idle_copies_place(uint64_t bytes, const LeavingPass& pass) {
   if (!foresight_.plan().valid() || pass.dirty_bytes > 0) return false;
   if (foresight_.trace().end() < idle_copies_quiet_until_) return false;
@@ -185,13 +185,14 @@ MinPolicy::Next LowerTiers::next_use_in_host(RegionId region) {
   return {foresight_.rewritten_each_time(key) ? foresight_.uses_until(key) : Trace::kNever};
 }
 
-// One of two has to be written to NVMe: the page that leaves DEVICE, or one whose only copy fills HOST. What the program does
-// not write again goes there once for ever, so it goes first. Else it is the one that is used later (MIN, Belady 1966),
-// whichever that is: what is written there and used soon has to be read and written again.
-// True if the page waits for the room of another, which is being spilled (interleaving 9).
+// One of two has to be written to NVMe: the page that leaves DEVICE, or one whose only copy fills HOST. What the
+// program does not write again goes there once for ever, so it goes first. Else it is the one that is used later (MIN,
+// Belady 1966), whichever that is: what is written there and used soon has to be read and written again. True if the
+// page waits for the room of another, which is being spilled (interleaving 9).
 //
-// Victims were chosen because each had somewhere to go (RoomBelow). That stays true: the other page has the same size, so its
-// spill turns one page's room in NVMe into one page's room in HOST, and it leaves NVMe room for every dirty page of this pass.
+// Victims were chosen because each had somewhere to go (RoomBelow). That stays true: the other page has the same size,
+// so its spill turns one page's room in NVMe into one page's room in HOST, and it leaves NVMe room for every dirty page
+// of this pass.
 bool LowerTiers::spill_in_place_of(PageId leaving, LeavingPass& pass, uint64_t cached_bytes) {
   const uint64_t bytes = memory_.pages[leaving].bytes;
   const KeyId key = memory_.key_of(leaving);

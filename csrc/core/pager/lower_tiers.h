@@ -1,16 +1,17 @@
 // What lies in RAM and on NVMe: where a page that leaves is written, and what makes room for it there.
 //
-// A write to NVMe costs time once and flash for ever. So redundant copies are dropped before anything is spilled. Of a page
-// that leaves and the pages that fill RAM, one goes there that the program never writes again, else the one that is used
-// last. Where RAM itself has to shrink, what lies at its end leaves first, so that this end can go back to the system, and pages
-// that are mostly read are spilled before pages that are written every time they are used (those would be written down
-// again after the next use, optimizer states for example). Near the budget of writes
-// clean pages leave before dirty ones.
+// A write to NVMe costs time once and flash for ever. So redundant copies are dropped before anything is spilled. Of a
+// page that leaves and the pages that fill RAM, one goes there that the program never writes again, else the one that
+// is used last. Where RAM itself has to shrink, what lies at its end leaves first, so that this end can go back to the
+// system, and pages that are mostly read are spilled before pages that are written every time they are used (those
+// would be written down again after the next use, optimizer states for example). Near the budget of writes clean pages
+// leave before dirty ones.
 //
 // And what NVMe has as well had better come back from RAM. RAM's room is not for copies of what stays in DEVICE.
 //
-// Nothing has to push mostly read pages out of RAM in a program that repeats itself: each comes up to DEVICE, its copy in
-// RAM is redundant then and gives way to a dirty page, and when it leaves again it is written to NVMe, once for ever.
+// Nothing has to push mostly read pages out of RAM in a program that repeats itself: each comes up to DEVICE, its copy
+// in RAM is redundant then and gives way to a dirty page, and when it leaves again it is written to NVMe, once for
+// ever.
 //
 // Invariants (check_invariants):
 //   bytes that were counted as written to NVMe = those of write-backs and spills that ended there (Stats);
@@ -30,7 +31,8 @@
 
 namespace tierpage {
 
-// Bytes that dirty pages may still be sent down to, counted once per choice of victims. As send_down() (but interleaving 9).
+// Bytes that dirty pages may still be sent down to, counted once per choice of victims. As send_down() (but
+// interleaving 9).
 struct RoomBelow {
   uint64_t host = 0;
   uint64_t nvme = 0;

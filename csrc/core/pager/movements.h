@@ -1,10 +1,10 @@
-// Movements of pages between tiers: begun here, each with the action that the executor is given, and counted while they run.
+// Movements of pages between tiers: begun here, each with the action that the executor is given, and counted while they
+// run.
 //
 // A row changes its movement here and where completions come back (Pager::transfer_done), nowhere else.
 //
-// Invariants (check_invariants):
-//   under way = pages whose movement is not none;
-//   arriving, descending and spilling bytes = bytes of the pages that map or are fetched, are written back, are spilled.
+// Invariants (check_invariants): under way = pages whose movement is not none; arriving, descending and spilling bytes
+//   = bytes of the pages that map or are fetched, are written back, are spilled.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,8 @@ class Movements {
   uint64_t count_copy(
       const Page& page);  // a copy that has arrived; before its row is told. Bytes that a spill file got.
   void return_frame(FrameId frame);
-  // The device refused the frame: it is fuller than the budget says (another program?). Goes on with what it gave so far.
+  // The device refused the frame: it is fuller than the budget says (another program?). Goes on with what it gave so
+  // far.
   void frame_refused(FrameId frame);
 
   // --- frames and fences --------------------------------------------------------------------------------------------

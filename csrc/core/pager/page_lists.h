@@ -1,5 +1,6 @@
-// Two lists of pages for later: hints (pages that the user asked to have) and pages to be written down ahead of need. Each
-// names a page together with its region, since ids of gone pages are reused; the page's row says whether it stands there.
+// Two lists of pages for later: hints (pages that the user asked to have) and pages to be written down ahead of need.
+// Each names a page together with its region, since ids of gone pages are reused; the page's row says whether it stands
+// there.
 //
 // Invariants (check_invariants): no page stands twice in a list; a page stands in a list exactly if its row says so.
 #pragma once
@@ -23,12 +24,14 @@ class PageLists {
   }
   void forget(PageId id);  // the page goes, or becomes another region's
 
-  // --- hints, in the order in which they were given --------------------------------------------------------------------
+  // --- hints, in the order in which they were given
+  // --------------------------------------------------------------------
   void add_hint(PageId id);  // however often a hint is given, it is kept once
   bool hints() const { return !hinted_.empty(); }
   std::vector<Entry> take_hints();
 
-  // --- pages to be written, in the order of their last use -------------------------------------------------------------
+  // --- pages to be written, in the order of their last use
+  // -------------------------------------------------------------
   void add_cleanable(PageId id) {
     Page& page = memory_.pages[id];
     page.set_cleanable(true);

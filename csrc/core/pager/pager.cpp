@@ -26,8 +26,8 @@ Pager::Pager(const PagerConfig& config)
       requests_(memory_, movements_, foresight_, departures_, lower_, store_, evictor_, lists_),
       device_capacity_wanted_(config.device_bytes_max) {}
 
-// The order is the priority: budgets, operators that wait, hints, pages on their way out and prediction; last, whoever can
-// never be served fails.
+// The order is the priority: budgets, operators that wait, hints, pages on their way out and prediction; last, whoever
+// can never be served fails.
 void Pager::plan() {
   do {
     requests_.planning_begins();

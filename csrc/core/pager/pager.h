@@ -15,11 +15,12 @@
 //   evictor       who leaves so that others fit
 //   prefetcher    what is done before anybody waits for it
 //   requests      who asks for pages, waits, is granted or fails
-// Beside them core/future/foresight knows when a region is used next. This class hands events to them, gives plan() its order,
-// and brings completions home.
+// Beside them core/future/foresight knows when a region is used next. This class hands events to them, gives plan() its
+// order, and brings completions home.
 //
 // Interleavings that matter, by number (the code refers to them):
-//   1. A page is chosen as a victim, then needed again before it left: `leaving` is taken back unless it unmaps already.
+//   1. A page is chosen as a victim, then needed again before it left: `leaving` is taken back unless it unmaps
+//      already.
 //   2. A write-back is under way and the page is needed: readers are granted at once, writers wait for its end.
 //   3. A region is freed while one of its pages moves: the movement runs to its end, then the page is taken apart.
 //   4. A page is freed inside the operator that pins it: the region is cached at once, its row lives until the unpin.
@@ -27,10 +28,11 @@
 //   6. A fence of the last use is not finished: the page neither copies down nor unmaps before fence_done.
 //   7. A movement fails: the source stays valid, the target's memory is given back, requests that cannot be served
 //      because of it get the error; nobody waits for ever.
-//   8. A page is written down ahead of need and stays: readers go on, a writer waits for the end of the copy (as in 2). Only
-//      what may be evicted: held memory, and memory never seen as a tensor, may be written without an operator that says
-//      so, and the copy would be taken for its content.
-//   9. A dirty page leaves, HOST is full: it waits while another's only copy is spilled; if that fails, it goes to NVMe itself.
+//   8. A page is written down ahead of need and stays: readers go on, a writer waits for the end of the copy (as in 2).
+//      Only what may be evicted: held memory, and memory never seen as a tensor, may be written without an operator
+//      that says so, and the copy would be taken for its content.
+//   9. A dirty page leaves, HOST is full: it waits while another's only copy is spilled; if that fails, it goes to NVMe
+//      itself.
 //
 // Invariants stand at each part, and are checked by check_invariants() after every event in tests.
 #pragma once
@@ -93,7 +95,8 @@ class Pager {
   void fence_recorded(StreamId stream, Fence fence);  // behind all that was queued before engaged() became true
   void fence_refused(StreamId stream);                // none can be recorded now; asked for again at a tick
   // The device worked so long on the operator whose uses stand in the trace from `position` on (op_position() before
-  // end_op). Not every operator has to be timed: what was timed once is known whenever the program comes that way again.
+  // end_op). Not every operator has to be timed: what was timed once is known whenever the program comes that way
+  // again.
   void op_timed(uint64_t position, double microseconds) { foresight_.trace().set_microseconds(position, microseconds); }
   void set_fetch_rate(double bytes_per_microsecond) {
     foresight_.set_fetch_rate(bytes_per_microsecond);

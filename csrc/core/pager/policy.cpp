@@ -56,7 +56,8 @@ void MinPolicy::scan() {
   }
   complete_ = best_.size() <= kCandidatesMax;
   if (!complete_) {
-    // A heap of the best few costs more: a scan meets its pages in the order of their next uses, each better than the last.
+    // A heap of the best few costs more: a scan meets its pages in the order of their next uses, each better than the
+    // last.
     const auto first = best_.end() - kCandidatesMax;
     std::nth_element(best_.begin(), first, best_.end());
     best_.erase(best_.begin(), first);

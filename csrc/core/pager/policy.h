@@ -47,11 +47,12 @@ class ClockPolicy final : public EvictionPolicy {
 
 class MinPolicy final : public EvictionPolicy {
  public:
-  // In how many uses from now a page's region is used next (Trace::kNever: not within the known future), how many ago it
-  // was used last, and whether a plan says that it stays until then. What does not stay leaves before what does, whatever
-  // the distances, and in the order of last uses: it will be fetched again in any case, and the work on the oldest has
-  // ended first. But what has stayed for a good part of the way to its next use, because another plan held or none, is
-  // worth keeping that long: it leaves after those, the farthest first. So a new plan takes over without fetching twice.
+  // In how many uses from now a page's region is used next (Trace::kNever: not within the known future), how many ago
+  // it was used last, and whether a plan says that it stays until then. What does not stay leaves before what does,
+  // whatever the distances, and in the order of last uses: it will be fetched again in any case, and the work on the
+  // oldest has ended first. But what has stayed for a good part of the way to its next use, because another plan held
+  // or none, is worth keeping that long: it leaves after those, the farthest first. So a new plan takes over without
+  // fetching twice.
   struct Next {
     uint64_t distance = 0;
     uint64_t age = 0;
@@ -62,7 +63,8 @@ class MinPolicy final : public EvictionPolicy {
   const char* name() const override { return "min"; }
   void begin(PageTable& pages, Eligible eligible) override;
   PageId next() override;
-  // In how many uses the page that next() returned last is used, and the one that it would return now (0: there is none).
+  // In how many uses the page that next() returned last is used, and the one that it would return now (0: there is
+  // none).
   uint64_t distance() const { return distance_; }
   uint64_t distance_ahead();
   // Of the best few candidates one that is not planned to stay, has just that size and is used later than in `distance`

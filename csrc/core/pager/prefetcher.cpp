@@ -71,8 +71,8 @@ void Prefetcher::fetch_ahead() {
   quiet_since_ = departures_.count();
 }
 
-// What the plan wants here long before its use, because later the link has no time for it: after what is used sooner, and
-// with as much on its way, or waiting for room, as keeps the link busy.
+// What the plan wants here long before its use, because later the link has no time for it: after what is used sooner,
+// and with as much on its way, or waiting for room, as keeps the link busy.
 void Prefetcher::fetch_early() {
   if (movements_.arriving_bytes() >= memory_.config.prefetch_bytes_max) return;
   if (memory_.device.used_bytes() > memory_.device.capacity_bytes() || !evictor_.catch_up_and_plan()) return;
@@ -146,15 +146,16 @@ bool Prefetcher::make_room(PageId id, uint64_t distance, Ahead& ahead) {
   return true;
 }
 
-// Writes down what is planned to be written, before anybody needs its frame; it stays readable where it is. Only into room
-// that is free: what has to make room first is left to the eviction.
+// Writes down what is planned to be written, before anybody needs its frame; it stays readable where it is. Only into
+// room that is free: what has to make room first is left to the eviction.
 void Prefetcher::write_ahead() {
   const PagerConfig& config = memory_.config;
   const uint64_t limit = std::max(config.frame_bytes_max * 8, config.granule_bytes);
   while (lists_.cleanable() && movements_.descending_bytes() < limit) {
     const PageId id = lists_.first_cleanable().first;
     const Page& page = memory_.pages[id];
-    // Interleaving 8: only what may leave. Memory that is held, or was never seen as a tensor, may be written unannounced.
+    // Interleaving 8: only what may leave. Memory that is held, or was never seen as a tensor, may be written
+    // unannounced.
     const bool wanted = config.prefetch && evictor_.evictable(id) && page.dirty() && foresight_.plan().valid() &&
                         foresight_.written(memory_.key_of(id)) && memory_.host.can_take(page.bytes);
     if (wanted && !departures_.finished_or_watched(memory_.pages[id])) return;

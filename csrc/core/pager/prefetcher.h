@@ -1,5 +1,5 @@
-// What is done before anybody waits for it: pages fetched in predicted order, pages that a plan wants early, hints of the
-// user, and pages written down before their frames are needed.
+// What is done before anybody waits for it: pages fetched in predicted order, pages that a plan wants early, hints of
+// the user, and pages written down before their frames are needed.
 //
 // Invariants (check_invariants):
 //   no region was met by a later look ahead than the last one;

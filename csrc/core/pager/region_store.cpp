@@ -97,8 +97,8 @@ bool RegionStore::ordered_before(const Region& region, StreamId stream) const {
   });
 }
 
-// One of just that size, the newest first; else a part of a larger one, or of several that lie side by side. Pages cannot
-// be cut, so a part ends where a page does.
+// One of just that size, the newest first; else a part of a larger one, or of several that lie side by side. Pages
+// cannot be cut, so a part ends where a page does.
 RegionId RegionStore::reuse(uint64_t bytes, StreamId stream) {
   if (const auto found = cached_.find(bytes); found != cached_.end()) {
     for (size_t i = found->second.size(); i-- > 0;) {
@@ -190,8 +190,9 @@ uint64_t RegionStore::drop_oldest(uint64_t age_min) {
   return 0;
 }
 
-// The same for regions of which more are kept than the trace announces allocations of their size, and whose frames can be
-// had now because the work on them is known to have ended. page_bytes: only one with a page of just that size; 0: any.
+// The same for regions of which more are kept than the trace announces allocations of their size, and whose frames can
+// be had now because the work on them is known to have ended. page_bytes: only one with a page of just that size; 0:
+// any.
 uint64_t RegionStore::drop_surplus(uint64_t page_bytes) {
   look_for_allocations();
   for (const auto& [serial, id] : cached_by_age_) {

@@ -1,8 +1,8 @@
-// Regions: cut into pages when they are made, kept for reuse by size when they are freed, taken apart when their frames are
-// wanted.
+// Regions: cut into pages when they are made, kept for reuse by size when they are freed, taken apart when their frames
+// are wanted.
 //
-// Invariants (check_invariants):
-//   cached bytes = bytes of the regions in the state kCached, each of which stands once by its size and once by its age.
+// Invariants (check_invariants): cached bytes = bytes of the regions in the state kCached, each of which stands once by
+//   its size and once by its age.
 #pragma once
 
 #include <cstdint>
