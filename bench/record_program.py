@@ -75,6 +75,17 @@ def cuda_kernels() -> Iterator[None]:
         yield
 
 
+def written(schema: torch.FunctionSchema, argument: torch.Argument, unscales: bool) -> bool:
+    """Whether the operator writes the argument, as the interceptor announces it (csrc/torch/operator_info.cpp).
+
+    A fused optimizer stores a gradient only where it unscales it, whatever its schema says.
+    """
+    if argument.alias_info is None or not argument.alias_info.is_write:
+        return False
+    fused = schema.name.startswith(("aten::_fused_ada", "aten::_fused_sgd"))
+    return not fused or argument.name != "grads" or unscales
+
+
 class Recorder(TorchDispatchMode):
     """Writes a line for each operator below autograd, and one wherever a storage that it knows dies.
 
@@ -139,17 +150,18 @@ class Recorder(TorchDispatchMode):
         tensors: list[tuple[torch.Tensor, bool]] = []  # read or written
         lists: list[tuple[list, bool]] = []
         given = [*zip(schema.arguments, args, strict=False), *((a, kwargs.get(a.name)) for a in schema.arguments)]
+        unscales = kwargs.get("grad_scale") is not None
         for argument, value in given:
-            written = argument.alias_info is not None and argument.alias_info.is_write
+            writes = written(schema, argument, unscales)
             if isinstance(value, torch.Tensor):
-                tensors.append((value, written))
+                tensors.append((value, writes))
             elif isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
-                lists.append((value, written))
-        used = tensors + [(t, written) for value, written in lists for t in value if t is not None]
+                lists.append((value, writes))
+        used = tensors + [(t, writes) for value, writes in lists for t in value if t is not None]
         known = {t.untyped_storage()._cdata for t, _ in used}
         outputs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
         fresh = {t.untyped_storage()._cdata: t for t in outputs if t.untyped_storage()._cdata not in known}
-        if not fresh and not any(written for _, written in used):
+        if not fresh and not any(writes for _, writes in used):
             return  # a view, or a question about shapes
         us = self._microseconds(func, args, kwargs, out, used, list(fresh.values()))
         for tensor, _ in used:

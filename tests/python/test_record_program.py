@@ -58,6 +58,23 @@ def test_fake_tensors_live_and_die_as_real_ones(recorder, monkeypatch: pytest.Mo
     assert fake.late_frees == 0
 
 
+def test_gradients_of_a_fused_optimizer_are_read_as_the_interceptor_announces_them(recorder) -> None:
+    lines = recorder.record(tiny(recorder, "train-3b"), SMALLEST).lines
+    updates = [
+        group.split() for line in lines if "_fused_adamw_" in line for group in line.split(" ", 3)[3].split(" ; ")
+    ]
+    assert updates
+    for _, gradient, *_ in updates:
+        assert gradient.endswith("r")
+    assert all(use.endswith("w") for parameter, _, *states in updates for use in (parameter, *states))
+
+
+def test_and_written_where_they_are_unscaled(recorder) -> None:
+    schema = recorder.torch.ops.aten._fused_adamw_.default._schema
+    written = {argument.name for argument in schema.arguments if recorder.written(schema, argument, unscales=True)}
+    assert written == {"self", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"}
+
+
 STEP = """O forward 5 0r
 O forward 5 1r
 O backward 5 1r +4:100
