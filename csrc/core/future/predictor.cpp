@@ -22,15 +22,15 @@ uint64_t spread(KeyId key) { return (uint64_t{key.value} + 1) * 0xd6e8feb86659fd
 }  // namespace
 
 Predictor::Predictor(Trace& trace) : trace_(trace) {
-  const uint64_t slots = trace.uses_max() < (1u << 16) ? trace.uses_max() * 2 : trace.uses_max();
-  table_mask_ = std::bit_ceil(slots) - 1;
+  const uint64_t entries = trace.uses_max() < (1u << 16) ? trace.uses_max() * 2 : trace.uses_max();
+  table_mask_ = std::bit_ceil(entries) - 1;
   for (auto& table : table_) table.resize(table_mask_ + 1);
 }
 
 uint64_t Predictor::look_up(int length_index, uint64_t hash) const {
-  const Slot& slot = table_[length_index][hash >> 20 & table_mask_];
-  if (slot.hash != hash || slot.position == kNever || slot.position < trace_.begin()) return kNever;
-  return slot.position;
+  const Entry& entry = table_[length_index][hash >> 20 & table_mask_];
+  if (entry.hash != hash || entry.position == kNever || entry.position < trace_.begin()) return kNever;
+  return entry.position;
 }
 
 void Predictor::consume(uint64_t position) {

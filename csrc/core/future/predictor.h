@@ -39,7 +39,7 @@ class Predictor {
 
  private:
   static constexpr int kLengths = 2;
-  struct Slot {
+  struct Entry {
     uint64_t hash = 0;
     uint64_t position = kNever;
   };
@@ -53,7 +53,7 @@ class Predictor {
   uint64_t predicted_uses_ = 0;
   uint64_t mispredicted_uses_ = 0;
   uint64_t table_mask_;
-  std::vector<Slot> table_[kLengths];
+  std::vector<Entry> table_[kLengths];
 };
 
 }  // namespace tierpage
