@@ -20,7 +20,7 @@ KVIKIO_PACKAGES=("libkvikio-cu13==26.10.*" "rapids-logger==0.3.*" nvidia-cufile)
 TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen "safetensors>=0.5" matplotlib)
 TEST_PROGRAMS=(ruff mypy "clang-format==23.1.5")
 PYTHON_SOURCES=(bench python tests/python tests/tidy.py tools)
-TEST_SYSTEM_PACKAGES=(/usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build clang++=clang)
+TEST_SYSTEM_PACKAGES=(/usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build clang++=clang clang-tidy=clang-tidy)
 JOBS=${JOBS:-$(nproc)}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
@@ -160,6 +160,13 @@ thread_safety() {  # clang proves what csrc/locks/mutex.h lets classes say about
     -isystem "$torch/include/torch/csrc/api/include" -isystem "$python" -isystem "$cuda"
 }
 
+fault_checks() {  # those of .clang-tidy; csrc/torch and csrc/python apart, since torch's headers take minutes
+  local cuda
+  cuda=$(sed -n 's/^CUDA_HEADERS_INCLUDE_DIR:PATH=//p' build/tests/CMakeCache.txt)
+  printf '%s\n' csrc/core/*/*.cpp csrc/{tiers,engine,estimate,guard}/*.cpp |
+    xargs -P "$JOBS" -n 6 sh -c 'clang-tidy --quiet "$@" -- -std=c++20 -DNDEBUG -Icsrc -isystem "$0"' "$cuda"
+}
+
 source_rules() {
   "$VENV/bin/python" tests/tidy.py
   "$VENV/bin/python" tools/include_graph.py --check docs/architecture.md
@@ -203,6 +210,7 @@ run_tests() {
   ASAN_OPTIONS="detect_leaks=1" UBSAN_OPTIONS="print_stacktrace=1" native_suites asan address,undefined
   say "source rules, lint, locks and stubs"
   phase "rules, lint, locks, stubs" source_rules
+  phase "clang-tidy" fault_checks
   say "Python tests"
   phase "Python tests" "$VENV/bin/python" -m pytest -q --junit-xml=build/pytest.xml
   phases
