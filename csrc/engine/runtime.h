@@ -62,8 +62,7 @@ struct Scope {
   uint64_t native_stream = TP_NO_STREAM;  // while open: that its end will be marked on
   Scope* outer = nullptr;  // while open: the one of the same thread that it interrupts (a signal handler's operators)
   bool pinned = false;     // something was pinned or allocated since it opened
-  bool waiting_allocation = false;
-  bool touched = false;           // sticky may hold something; of this thread alone
+  bool touched = false;    // sticky may hold something; of this thread alone
   bool blocked_by_touch = false;  // its own pins cannot end before a touch is served: see touch()
   OperatorMark mark;              // when the open operator began to work, while its time is wanted
   struct KnownStream {

@@ -90,7 +90,6 @@ Status Runtime::begin(Scope& scope, const tp_operator& op, const tp_access* acce
   if (scope.uses.empty()) return Status::success();
   scope.pinned = true;
   scope.waiting_slot = scope.slot;
-  scope.waiting_allocation = false;
   const Status status = core_.events_locked([&] { core_->begin_op(scope.slot, op.hash, op.name, scope.uses); });
   return status.ok() ? outcome_locked(scope, op.name, asked_ns) : status;
 }
@@ -146,7 +145,6 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   request.inside_operator = scope.open;
   if (sourced) request.source = {place, bytes};
   scope.waiting_slot = scope.slot;
-  scope.waiting_allocation = true;
   scope.pinned = scope.pinned || scope.open;
   const Status status = core_.events_locked([&] {
     core_.assert_locked();
@@ -320,7 +318,6 @@ Status Runtime::touch(Scope& scope, uint64_t address, uint32_t keep) {
     core_->mark_seen(region);
     if (keep == 0) core_->hold_region(region);
     scope.waiting_slot = core_->add_slot();
-    scope.waiting_allocation = false;
     scope.sticky.push_back({scope.waiting_slot, keep, region});
     scope.touched = true;
     core_->set_permanent(scope.waiting_slot, true);

@@ -32,7 +32,6 @@ Status Runtime::begin_launch(Scope& scope, const tp_access* accesses, size_t cou
     scope.uses.push_back({id, 0, region.bytes_asked - 1, mode});
   }
   if (scope.uses.empty()) return Status::success();
-  scope.waiting_allocation = false;
   Status status = core_.events_locked([&] {
     if (!scope.launch.slot.valid()) scope.launch.slot = core_->add_slot();
     scope.waiting_slot = scope.launch.slot;
