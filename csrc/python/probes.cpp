@@ -11,7 +11,7 @@
 
 #include "csrc_python.h"
 #include "engine/event_log.h"
-#include "engine/staging_ring.h"
+#include "engine/staging_buffers.h"
 #include "options.h"
 #include "tiers/block_store.h"
 #include "tiers/device_backend.h"
@@ -126,7 +126,7 @@ py::dict measure_links(const std::string& device, int index, const std::vector<s
   py::dict out;
   std::unique_ptr<DeviceBackend> backend;
   const Status status = open_probe_backend(cuda, index, &backend);
-  StagingRing memory(kProbeBytes, 2);
+  StagingBuffers memory(kProbeBytes, 2);
   const auto lock = [&](void* address, uint64_t bytes) { return backend->lock_host(address, bytes); };
   const auto unlock = [&](void* address) { backend->unlock_host(address); };
   const bool lockable = cuda && status.ok();
