@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TIERPAGE_ENGINE_API_VERSION 7u
+#define TIERPAGE_ENGINE_API_VERSION 8u
 
 // Numbers equal to tierpage::StatusCode.
 enum tp_code {
@@ -110,9 +110,9 @@ typedef struct tp_engine_api {
   // 1: one of these regions (addresses of their first bytes) is held: by a pin, a touch, a raw pointer that escaped or a
   // running operator.
   int32_t (*held)(const uint64_t* regions, size_t count);
-  // Bytes that the framework's own allocator holds on the device: they count against device_budget.
-  void (*set_native_reserved)(uint64_t bytes);
-  // Makes up to `bytes` of device memory free for the native allocator by evicting; returns what became free. Blocks.
+  // Makes `bytes` of device memory free for the native allocator by evicting, and keeps them free of pages until
+  // room_settled(). Returns `bytes`, or 0 where they cannot be had: nothing is kept then. May be called with the native
+  // allocator locked: it waits for pages that are on their way out, never for a pin to end.
   uint64_t (*make_room)(uint64_t bytes);
   // While *wants_times is not 0, call launching() after begin() was granted and before the kernels are launched: the
   // engine wants to know how long operators keep the device busy. Read it without a lock; a late answer does no harm.
@@ -137,6 +137,10 @@ typedef struct tp_engine_api {
   void (*note_capture)(int32_t change);
   // 1 in a thread of the engine's own, whose copies are no program's.
   int32_t (*own_thread)(void);
+  // The native allocator has taken `bytes` that make_room kept for it, or will not take them. Of the device it holds
+  // `reserved` now, which counts against device_budget. Each make_room that did not return 0 is followed by one such call,
+  // or a part of one; with 0 bytes it only tells what is held.
+  void (*room_settled)(uint64_t bytes, uint64_t reserved);
 } tp_engine_api;
 
 // Exported by the torch library (one .so per torch minor version); called through ctypes with the GIL held.

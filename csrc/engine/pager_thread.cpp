@@ -175,6 +175,7 @@ bool PagerThread::round(UniqueLock& lock, Finished& finished, std::vector<Action
   if (core_.closed_locked()) core_->release_free_frames();
   keep_accounts_locked();
   actions.clear();
+  ++rounds_begun_;
   core_->take_actions(actions);
   for (Action& action : actions) {
     if (action.kind == ActionKind::kRecordFence) action.native_stream = native_of_locked(action.fence.stream);
@@ -248,6 +249,8 @@ void PagerThread::run() {
   while (!core_.stopped_locked() && core_.alive_locked()) {
     try {
       const bool acted = round(lock, finished, actions);
+      rounds_ended_ = rounds_begun_;
+      core_.wake_other_waiters_locked();
       idle_wait(lock, acted);
     } catch (const std::exception& error) {
       core_.die_locked(Status::error(StatusCode::kInternal, error.what()));

@@ -46,6 +46,16 @@ class PagerThread {
   Status start();
   void join();  // after LockedCore::stop(); without the lock, and not in a forked child
 
+  // The round that executes what the core has ordered until now, and whether it is over.
+  uint64_t round_of_orders_locked() const {
+    core_.assert_locked();
+    return rounds_begun_ + (core_->has_actions() ? 1 : 0);
+  }
+  bool round_ended_locked(uint64_t round) const {
+    core_.assert_locked();
+    return rounds_ended_ >= round;
+  }
+
   void arena_grew();  // on the grower's thread
   bool lower_tiers_closed_locked() const {
     core_.assert_locked();
@@ -85,6 +95,8 @@ class PagerThread {
 
   std::unique_ptr<TransferEngine> transfers_;  // of this thread alone
   bool lower_tiers_closed_ TP_GUARDED_BY(core_.mutex()) = false;
+  uint64_t rounds_begun_ TP_GUARDED_BY(core_.mutex()) = 0;
+  uint64_t rounds_ended_ TP_GUARDED_BY(core_.mutex()) = 0;
   int64_t last_tick_ns_ = 0;
   std::atomic<void (*)()> watch_hook_{nullptr};
   bool watch_asked_ = false;  // of the pager thread alone

@@ -37,6 +37,7 @@
 #include "engine/event_log.h"
 #include "engine/host_growth.h"
 #include "engine/locked_core.h"
+#include "engine/native_room.h"
 #include "engine/operator_mark.h"
 #include "engine/pager_thread.h"
 #include "engine/runtime_options.h"
@@ -120,8 +121,6 @@ class Runtime {
   bool may_defer(uint64_t kept_bytes);
   bool held(const uint64_t* regions, size_t count);
   uint64_t list_run_bytes_max();
-  void set_native_reserved(uint64_t bytes);
-  uint64_t make_room(uint64_t bytes);
   // An access that nothing announced (signal handler, host device): brings the region up and holds it.
   bool resolve_missed_access(uint64_t address);
 
@@ -142,6 +141,8 @@ class Runtime {
   // What files do for a running pager, and what can be known of it.
   RuntimeSources& sources() { return sources_; }
   RuntimeReports& reports() { return reports_; }
+  // What the framework's own allocator takes of the device.
+  NativeRoom& native_room() { return native_room_; }
 
  private:
   explicit Runtime(const RuntimeOptions& options);
@@ -191,6 +192,8 @@ class Runtime {
   std::vector<Scope*> scopes_ TP_GUARDED_BY(core_.mutex());
   SourceRegistry source_registry_ TP_GUARDED_BY(core_.mutex());
   PagerThread pager_thread_{{core_, tiers_, accounts_, watchdog_, host_growth_, streams_, source_registry_}};
+
+  NativeRoom native_room_{{core_, pager_thread_, accounts_, device_budget_}};
 
   std::atomic<bool> open_{false};
   std::atomic<uint64_t> missed_accesses_{0};

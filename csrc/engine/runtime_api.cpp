@@ -116,16 +116,17 @@ int32_t held(const uint64_t* regions, size_t count) {
   Runtime* runtime = count > 0 ? g_runtimes.of_address(regions[0]) : nullptr;
   return static_cast<int32_t>(answered(runtime, 1, [&] { return runtime->held(regions, count) ? 1 : 0; }));
 }
-void set_native_reserved(uint64_t bytes) {
+uint64_t make_room(uint64_t bytes) {
+  Runtime* runtime = g_runtimes.active();
+  return answered(runtime, 0, [&] { return runtime->native_room().make(bytes); });
+}
+void room_settled(uint64_t bytes, uint64_t reserved) {
   Runtime* runtime = g_runtimes.active();
   (void)answered(runtime, 0, [&] {
-    runtime->set_native_reserved(bytes);
+    runtime->native_room().settle(bytes, reserved);
     return 0;
   });
 }
-uint64_t make_room(uint64_t bytes) {
-  Runtime* runtime = g_runtimes.active();
-  return answered(runtime, 0, [&] { return runtime->make_room(bytes); });
 }
 void launching(tp_scope* scope, uint64_t native_stream) {
   (void)answered(scope->runtime, 0, [&] {
@@ -191,7 +192,6 @@ void Runtime::fill_api() {
       .list_run_bytes_max = tierpage::list_run_bytes_max,
       .may_defer = tierpage::may_defer,
       .held = tierpage::held,
-      .set_native_reserved = tierpage::set_native_reserved,
       .make_room = tierpage::make_room,
       .wants_times = pager_thread_.wants_times_flag(),
       .launching = tierpage::launching,
@@ -203,6 +203,7 @@ void Runtime::fill_api() {
       .set_watch_hook = tierpage::set_watch_hook,
       .note_capture = tierpage::note_capture,
       .own_thread = own_thread,
+      .room_settled = tierpage::room_settled,
   };
 }
 

@@ -259,42 +259,6 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
   return status;
 }
 
-void Runtime::set_native_reserved(uint64_t bytes) {
-  LockGuard lock(core_.mutex());
-  if (core_.ended_locked() || core_.closed_locked()) return;
-  device_budget_.native_reserved(bytes);
-  core_->note_native_reserved(bytes);
-  if (core_->memory().capacity(Tier::kDevice) == device_budget_.for_pages()) return;
-  (void)core_.change_locked([&] {
-    core_.assert_locked();
-    core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
-    core_->plan();
-  });
-}
-
-uint64_t Runtime::make_room(uint64_t bytes) {
-  UniqueLock lock(core_.mutex());
-  if (core_.ended_locked() || core_.closed_locked()) return 0;
-  device_budget_.native_expected(bytes);
-  const uint64_t before = core_->memory().device_held_bytes();
-  const Status status = core_.change_locked([&] {
-    core_.assert_locked();
-    core_->set_capacity(Tier::kDevice, device_budget_.for_pages());
-    core_->drop_cached_regions();
-    core_->plan();
-    core_->release_free_frames();
-  });
-  if (!status.ok()) return 0;
-  (void)wait_until(lock, 10'000, "torch's own allocator", [&] {
-    core_.assert_locked();
-    return core_->memory().device_held_bytes() <= device_budget_.for_pages();
-  });
-  if (core_.ended_locked()) return 0;
-  (void)core_.change_locked([&] { core_->release_free_frames(); });
-  const uint64_t after = core_->memory().device_held_bytes();
-  return before > after ? before - after : 0;
-}
-
 uint64_t Runtime::list_run_bytes_max() {
   LockGuard lock(core_.mutex());
   const auto bytes = static_cast<double>(core_->memory().capacity(Tier::kDevice)) * options_.list_run_fraction;

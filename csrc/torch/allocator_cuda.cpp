@@ -10,22 +10,13 @@
 #include "torch/deferral.h"
 #include "torch/engine_link.h"
 #include "torch/errors.h"
+#include "torch/native_request.h"
 
 namespace tierpage {
 namespace {
 
 CudaProxyAllocator* proxy = nullptr;
 caching::CUDAAllocator* native_allocator = nullptr;
-
-// What this thread asks torch's allocator for, and whether that made it look for new memory.
-struct NativeRequest {
-  uint64_t bytes = 0;
-  bool grew = false;
-};
-constinit thread_local NativeRequest native_request;
-
-// Free memory that torch's allocator may need above a request: it rounds segments up to 2 MiB or 20 MiB.
-constexpr uint64_t kSegmentSlack = 20ull << 20;
 
 void delete_any(void* address) {
   if (engine_of(address) != nullptr) {
@@ -46,22 +37,30 @@ const tp_engine_api* cuda_engine() {
                                                                                                              : nullptr;
 }
 
+uint64_t native_reserved(const tp_engine_api& engine) {
+  const auto stats = native_allocator->getDeviceStats(static_cast<c10::DeviceIndex>(engine.device_index));
+  constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  return static_cast<uint64_t>(stats.reserved_bytes[kAll].current);
+}
+
 // torch calls these, holding its allocator's lock, when its cache has no block for a request and it is about to ask
-// the driver. Making room now keeps the driver from refusing, which would cost it all its cached blocks.
+// the driver. Making room now keeps the driver from refusing, which would cost it all its cached blocks. Whoever
+// asks torch's allocator past ours has no request, and takes what there is.
 class RoomMaker final : public c10::FreeMemoryCallback {
  public:
   bool Execute() override {
-    native_request.grew = true;
-    const tp_engine_api* engine = cuda_engine();
-    if (engine == nullptr || stream_is_capturing(*engine)) return false;
+    NativeRequest* request = NativeRequest::current();
+    const tp_engine_api* engine = request != nullptr ? cuda_engine() : nullptr;
+    if (engine == nullptr) return false;
+    request->grows(*engine);
+    if (stream_is_capturing(*engine)) return false;
     size_t free_bytes = 0;
     size_t total_bytes = 0;
     if (cuda_symbols().mem_get_info(&free_bytes, &total_bytes) != cudaSuccess) {
       (void)cuda_symbols().get_last_error();
       return false;
     }
-    const uint64_t wanted = native_request.bytes + kSegmentSlack;
-    if (free_bytes < wanted) engine->make_room(wanted - free_bytes);
+    (void)request->make_room(*engine, free_bytes);
     return false;  // nothing was returned to torch's cache, so there is no use in searching it again
   }
 };
@@ -81,31 +80,24 @@ bool room_maker_registered = false;
 // the engine is on this device, a question to the CUDA runtime, is asked only where it matters.
 template <class Call>
 auto call_native(size_t bytes, Call call) {
-  NativeRequest& request = native_request;
-  request = {bytes, false};
-  auto result = [&] {
-    try {
-      return call();
-    } catch (const c10::OutOfMemoryError&) {
-      const tp_engine_api* engine = cuda_engine();
-      if (engine == nullptr || engine->make_room(bytes + kSegmentSlack) == 0) throw;
-    }
-    request.grew = true;
-    return call();
-  }();
-  if (C10_UNLIKELY(request.grew || (!room_maker_registered && bytes >= (1u << 20)))) {
-    if (const tp_engine_api* engine = cuda_engine()) report_native_reserved(engine);
+  NativeRequest request(bytes, &native_reserved);
+  if (C10_UNLIKELY(!room_maker_registered && bytes >= (1u << 20))) {
+    if (const tp_engine_api* engine = cuda_engine()) request.grows(*engine);
   }
-  return result;
+  try {
+    return call();
+  } catch (const c10::OutOfMemoryError&) {
+    const tp_engine_api* engine = cuda_engine();
+    if (engine == nullptr || !request.make_room(*engine, 0)) throw;
+  }
+  return call();
 }
 
 }  // namespace
 
 void report_native_reserved(const tp_engine_api* engine) {
   if (native_allocator == nullptr || !native_allocator->initialized()) return;
-  const auto stats = native_allocator->getDeviceStats(static_cast<c10::DeviceIndex>(engine->device_index));
-  constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-  engine->set_native_reserved(static_cast<uint64_t>(stats.reserved_bytes[kAll].current));
+  engine->room_settled(0, native_reserved(*engine));
 }
 
 bool install_cuda_allocator() {

@@ -236,7 +236,7 @@ class EngineApi:
             ("range_bytes", ctypes.c_uint64),
         ]
 
-    VERSION = 7
+    VERSION = 8
 
     def __init__(self, address: int) -> None:
         head = self._Head.from_address(address)

@@ -125,6 +125,23 @@ TEST(Memory, TheTableOfTiersNamesEachWithItsBudget) {
   EXPECT_EQ(memory.tier_table(), "device 0.0 of 4.0 MiB, host 0.0 of 3.0 MiB, nvme 0.0 of 0.0 MiB, pinned 0.5 MiB");
 }
 
+TEST(Memory, CountsWhatNobodyMayTellToLeave) {
+  PartsWorld world(small_config(8, 4, 4));
+  const RegionId pinned = world.make(), held = world.make(), unseen = world.make(), cached = world.make();
+  (void)world.make();
+  (void)world.make_below(Tier::kHost);
+  EXPECT_EQ(world.memory.staying_bytes(), 0u);
+  world.page(pinned).pin();
+  world.memory.region(held).held = true;
+  world.memory.region(unseen).seen = false;
+  world.memory.region(cached).held = true;
+  EXPECT_EQ(world.memory.staying_bytes(), 4 * kPage);
+  world.free(cached);
+  EXPECT_EQ(world.memory.staying_bytes(), 3 * kPage) << "a freed region's frames can go, whatever it was";
+  world.page(pinned).unpin();
+  EXPECT_EQ(world.memory.staying_bytes(), 2 * kPage);
+}
+
 class BrokenMemory : public ::testing::Test {
  protected:
   BrokenMemory() : world(small_config(4, 4, 4)), a(world.make()) { world.memory.check_invariants(); }

@@ -106,7 +106,8 @@ class CommandedBackend final : public DeviceBackend {
   std::atomic<bool> hold_fences{false};
   std::atomic<int> poll_delay_rounds{0};  // completions of copies are seen this many polls later
   std::atomic<int> map_delay_ms{0};
-  std::atomic<uint64_t> unmaps{0};
+  std::atomic<int> release_delay_ms{0};
+  std::atomic<uint64_t> unmaps{0}, frames_released{0};
   std::atomic<bool> fence_fails{false};
   std::atomic<bool> captures{false};
   std::atomic<uint64_t> fences_recorded{0};
@@ -120,7 +121,11 @@ class CommandedBackend final : public DeviceBackend {
     if (due(fail_create)) return Status::error(StatusCode::kOutOfMemory, "injected: no frame");
     return inner_->create_frame(frame, bytes);
   }
-  void release_frame(FrameId frame) override { inner_->release_frame(frame); }
+  void release_frame(FrameId frame) override {
+    std::this_thread::sleep_for(std::chrono::milliseconds(release_delay_ms));
+    inner_->release_frame(frame);
+    ++frames_released;
+  }
   Status map(FrameId frame, uint64_t offset) override {
     std::this_thread::sleep_for(std::chrono::milliseconds(map_delay_ms));
     if (due(fail_map)) return Status::error(StatusCode::kUnavailable, "injected: no map");

@@ -73,16 +73,52 @@ TEST(DeviceBudgetTest, TheFrameworksOwnMemoryIsTakenOff) {
   EXPECT_EQ(budget.for_pages(), 100u);
   budget.native_reserved(30);
   EXPECT_EQ(budget.for_pages(), 70u);
-  budget.native_expected(20);
-  EXPECT_EQ(budget.for_pages(), 50u);
-  budget.native_reserved(50);  // what was expected has come
-  EXPECT_EQ(budget.for_pages(), 50u);
-  budget.native_expected(47);
+  budget.native_reserved(98);
   EXPECT_EQ(budget.for_pages(), 4u);
   budget.native_reserved(1000);
   EXPECT_EQ(budget.for_pages(), 4u);
   budget.set(2000);
   EXPECT_EQ(budget.for_pages(), 1000u);
+}
+
+TEST(DeviceBudgetTest, EachExpectationEndsByItself) {
+  DeviceBudget budget;
+  budget.open(100, 4);
+  budget.native_reserved(30);
+  budget.expect(20, 70);
+  EXPECT_EQ(budget.for_pages(), 50u);
+  budget.expect(10, 50);
+  EXPECT_EQ(budget.for_pages(), 40u);
+  budget.settle(20);
+  budget.native_reserved(50);  // what was expected has come
+  EXPECT_EQ(budget.for_pages(), 40u);
+  budget.settle(10);
+  EXPECT_EQ(budget.for_pages(), 50u);
+  budget.settle(10);
+  EXPECT_EQ(budget.for_pages(), 50u);
+}
+
+TEST(DeviceBudgetTest, WhatIsExpectedComesOffWhatPagesHold) {
+  DeviceBudget budget;
+  budget.open(100, 4);
+  budget.expect(20, 60);  // others have taken the rest of the device
+  EXPECT_EQ(budget.for_pages(), 40u);
+  budget.settle(20);
+  EXPECT_EQ(budget.for_pages(), 100u);
+}
+
+TEST(DeviceBudgetTest, WhatCannotFitIsNotExpected) {
+  DeviceBudget budget;
+  budget.open(100, 4);
+  budget.native_reserved(30);
+  EXPECT_TRUE(budget.can_expect(70, 70, 0));
+  EXPECT_FALSE(budget.can_expect(71, 200, 0));
+  EXPECT_FALSE(budget.can_expect(60, 70, 11));
+  EXPECT_FALSE(budget.can_expect(60, 50, 0)) << "pages hold no more than 50";
+  EXPECT_FALSE(budget.can_expect(~uint64_t{0}, ~uint64_t{0}, 0));
+  budget.expect(40, 70);
+  EXPECT_FALSE(budget.can_expect(31, 70, 0));
+  EXPECT_TRUE(budget.can_expect(30, 70, 0));
 }
 
 }  // namespace

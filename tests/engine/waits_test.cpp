@@ -52,7 +52,7 @@ class Waits : public EngineTest {
     });
     add([this] {
       uint64_t bytes = 0;
-      const Status status = engine()->evict({leaving_.address}, &bytes);
+      const Status status = engine()->evict({leaving_.address, resident_.address}, &bytes);
       codes_[3] = static_cast<int32_t>(status.code);
       messages_[3] = status.message;
     });
@@ -63,7 +63,7 @@ class Waits : public EngineTest {
       messages_[4] = waiter.error();
     });
     add([this] {
-      engine()->make_room(64 * kKiB);
+      (void)engine()->native_room().make(64 * kKiB);
       codes_[5] = TP_OK;
     });
     std::this_thread::sleep_for(std::chrono::milliseconds(30));  // most of them wait by now; all will
@@ -200,10 +200,10 @@ TEST_F(Waits, RoomForTheFrameworksOwnAllocator) {
   std::vector<Region> regions;
   for (uint64_t i = 0; i < 4; ++i) regions.push_back(caller.make(64 * kKiB, i));
   EXPECT_GE(engine().api().make_room(100 * kKiB), 100 * kKiB);
-  engine().api().set_native_reserved(128 * kKiB);
+  engine().api().room_settled(100 * kKiB, 128 * kKiB);
   EXPECT_LE(engine()->reports().snapshot().stats.resident_bytes[index_of(Tier::kDevice)].current, 128 * kKiB);
   for (const Region& region : regions) caller.expect_intact(region);
-  engine().api().set_native_reserved(0);
+  engine().api().room_settled(0, 0);
   for (const Region& region : regions) caller.expect_intact(region);
   EXPECT_EQ(engine().api().list_run_bytes_max(), 64 * kKiB);
 }

@@ -290,8 +290,14 @@ int32_t watch_launches = 0;
 void set_watch_hook(void (*)()) {}
 void note_capture(int32_t) {}
 int32_t own_thread() { return 0; }
-void set_native_reserved(uint64_t) {}
-uint64_t make_room(uint64_t) { return 0; }
+uint64_t room_kept = 0;
+uint64_t room_max = 0;
+uint64_t make_room(uint64_t bytes) {
+  if (bytes > room_max) return 0;
+  room_kept += bytes;
+  return bytes;
+}
+void room_settled(uint64_t bytes, uint64_t) { room_kept -= bytes; }
 
 // Says which operator missed what, then lets Python's faulthandler print the stack.
 void explain_fault(int signal_number, siginfo_t* info, void*) {
@@ -343,7 +349,6 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
                         list_run_bytes_max,
                         may_defer,
                         held,
-                        set_native_reserved,
                         make_room,
                         &wants_times,
                         launching,
@@ -354,7 +359,8 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
                         &watch_launches,
                         set_watch_hook,
                         note_capture,
-                        own_thread};
+                        own_thread,
+                        room_settled};
   return &table;
 }
 
@@ -365,6 +371,8 @@ extern "C" uint64_t fake_live_bytes() {
   const std::lock_guard<std::mutex> lock(mutex);
   return live_bytes();
 }
+extern "C" void fake_set_room(uint64_t bytes) { room_max = bytes; }
+extern "C" uint64_t fake_room_kept() { return room_kept; }
 extern "C" void fake_set_defers(int32_t yes) { defers = yes; }
 extern "C" void fake_set_refuses(int32_t yes) { refuses = yes; }
 extern "C" void fake_set_wait_slices(int64_t slices) { wait_slices = slices; }

@@ -12,6 +12,8 @@ void fake_set_run_bytes_max(uint64_t bytes);  // list_run_bytes_max()
 void fake_set_budget(uint64_t bytes);         // what one scope may hold
 void fake_set_total(uint64_t bytes);          // what all regions may take
 uint64_t fake_live_bytes();                   // what they take
+void fake_set_room(uint64_t bytes);           // what make_room() can make
+uint64_t fake_room_kept();                    // what it keeps that was not settled
 void fake_set_defers(int32_t yes);            // may_defer()
 void fake_set_refuses(int32_t yes);           // begin() fails
 void fake_set_wait_slices(int64_t slices);    // begin, allocate and touch have to wait so often

@@ -67,6 +67,17 @@ uint64_t Memory::dirty_bytes() const {
   return bytes;
 }
 
+uint64_t Memory::staying_bytes() const {
+  uint64_t bytes = 0;
+  for (const PageId id : pages.ids()) {
+    const Page& page = pages[id];
+    const Region& owner = region(page.region);
+    const bool stays = page.pins > 0 || (owner.state == RegionState::kLive && (owner.held || !owner.seen));
+    if (page.frame.valid() && stays) bytes += page.bytes;
+  }
+  return bytes;
+}
+
 std::string Memory::tier_table() const {
   std::string text;
   for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kNvme}) {

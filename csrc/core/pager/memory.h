@@ -79,6 +79,7 @@ struct Memory {
   uint64_t used(Tier tier) const;
   uint64_t device_held_bytes() const { return device.used_bytes() + device.free_bytes(); }
   uint64_t dirty_bytes() const;
+  uint64_t staying_bytes() const;  // in DEVICE that nobody may tell to leave now: pinned, held, or no tensor yet
   std::string tier_table() const;  // "device 3.9 of 4.0 GiB, ..." for messages
   void update_gauges();
 
