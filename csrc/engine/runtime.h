@@ -133,7 +133,7 @@ class Runtime {
   Status evict(const std::vector<uint64_t>& addresses, uint64_t* bytes);
   Status pause(const std::string& tag, uint64_t* bytes);
   void set_tag(const std::string& tag);  // this thread; empty: leave
-  uint64_t resume(const std::string& tag);
+  Status resume(const std::string& tag, uint64_t* bytes);
   Status set_budget(Tier tier, uint64_t bytes);
   Status close();
   void shutdown();  // at process exit: stops the thread, brings nothing back

@@ -23,7 +23,8 @@ uint64_t bytes_that_leave(const Pager& pager, const std::vector<RegionId>& regio
     if (!pager.memory().live(region)) continue;
     for (const PageId id : pager.memory().region(region).pages) {
       const Page& page = pager.memory().pages[id];
-      if (page.evict_asked && (page.leaving || page.movement == Movement::kUnmap)) bytes += page.bytes;
+      const bool turns_back = page.kept_out && page.movement == Movement::kFetch && page.claim == 0;
+      if (turns_back || (page.evict_asked && (page.leaving || page.movement == Movement::kUnmap))) bytes += page.bytes;
       if (bytes >= enough) return bytes;
     }
   }
@@ -34,6 +35,16 @@ std::vector<RegionId> regions_of_tag(const Pager& pager, TagId tag) {
   std::vector<RegionId> regions = pager.memory().live_regions();
   std::erase_if(regions, [&](RegionId region) { return pager.memory().region(region).tag != tag; });
   return regions;
+}
+
+TagId known_tag(const TagNames& tags, const std::string& name, Status* status) {
+  const TagId tag = tags.find(name);
+  if (tag == 0) {
+    *status = Status::error(StatusCode::kInvalidArgument,
+                            "tag \"" + name + "\" is unknown: no tensor was ever made inside tierpage.paged(\"" + name +
+                                "\")");
+  }
+  return tag;
 }
 
 // What close() still has to bring up, or to stop from leaving, or of which a lower copy is left.
@@ -210,32 +221,28 @@ Status Runtime::pause(const std::string& tag, uint64_t* bytes) {
   *bytes = 0;
   UniqueLock lock(core_.mutex());
   if (core_.ended_locked()) return core_.end_locked();
-  const TagId id = tags_.find(tag);
-  if (id == 0) return Status::success();
+  Status status;
+  const TagId id = known_tag(tags_, tag, &status);
+  if (id == 0) return status;
   const std::vector<RegionId> regions = regions_of_tag(*core_, id);
-  Status status = core_.change_locked([&] {
-    for (const RegionId region : regions) *bytes += core_->evict(region);
+  status = core_.change_locked([&] {
+    for (const RegionId region : regions) *bytes += core_->evict(region, true);
     core_->plan();
   });
   if (status.ok()) status = wait_for_evictions(lock, regions, "tierpage.pause");
-  if (core_.ended_locked()) return core_.end_locked();
-  const Status released = core_.change_locked([&] {
-    core_->drop_cached_regions();
-    core_->plan();
-    core_->release_free_frames();
-  });
-  return status.ok() ? released : status;
+  return status.ok() ? native_room_.give_back_unused(lock) : status;
 }
 
-uint64_t Runtime::resume(const std::string& tag) {
+Status Runtime::resume(const std::string& tag, uint64_t* bytes) {
+  *bytes = 0;
   LockGuard lock(core_.mutex());
-  const TagId id = tags_.find(tag);
-  if (id == 0 || core_.ended_locked()) return 0;
-  uint64_t bytes = 0;
-  (void)core_.change_locked([&] {
-    for (const RegionId region : regions_of_tag(*core_, id)) bytes += core_->prefetch(region);
+  if (core_.ended_locked()) return core_.end_locked();
+  Status status;
+  const TagId id = known_tag(tags_, tag, &status);
+  if (id == 0) return status;
+  return core_.change_locked([&] {
+    for (const RegionId region : regions_of_tag(*core_, id)) *bytes += core_->prefetch(region, true);
   });
-  return bytes;
 }
 
 Status Runtime::set_budget(Tier tier, uint64_t bytes) {

@@ -14,7 +14,7 @@ namespace tierpage {
 class TagNames {
  public:
   TagId add(const std::string& name) { return ids_.emplace(name, static_cast<TagId>(ids_.size() + 1)).first->second; }
-  // 0: nothing was ever allocated under it.
+  // 0: nobody ever named it.
   TagId find(const std::string& name) const {
     const auto known = ids_.find(name);
     return known == ids_.end() ? 0 : known->second;

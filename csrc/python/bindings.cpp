@@ -223,6 +223,12 @@ uint64_t pause_tag(const PyRuntime& self, const std::string& tag) {
   return bytes;
 }
 
+uint64_t resume_tag(const PyRuntime& self, const std::string& tag) {
+  uint64_t bytes = 0;
+  check(interruptible([&] { return self.runtime().resume(tag, &bytes); }));
+  return bytes;
+}
+
 void set_budget(const PyRuntime& self, const std::string& tier, uint64_t bytes) {
   check(self.runtime().set_budget(tier_named(tier), bytes));
 }
@@ -286,9 +292,7 @@ PYBIND11_MODULE(_C, module) {
           },
           py::arg("tag"))
       .def("pause", &pause_tag, py::arg("tag"))
-      .def(
-          "resume", [](const PyRuntime& self, const std::string& tag) { return self.runtime().resume(tag); },
-          py::arg("tag"), Release())
+      .def("resume", &resume_tag, py::arg("tag"))
       .def("set_budget", &set_budget, py::arg("tier"), py::arg("bytes"))
       .def(
           "events", [](const PyRuntime& self) { return event_rows(self.runtime()); },

@@ -235,16 +235,18 @@ def paged(tag: str | None = None) -> Iterator[None]:
 
 
 def pause(tag: str) -> int:
-    """Moves the tensors made inside ``paged(tag)`` out of device memory, once, and gives it back to the device.
+    """Moves the tensors made inside ``paged(tag)`` out of device memory, gives it back to the device, and keeps them out.
 
     Waits until they have left, and returns the bytes that did. Addresses stay; pinned tensors and those that an operator
-    uses now stay where they are. It is no lock: a tensor comes back when an operator uses it, and with ``prefetch`` also
-    when one is predicted to use it soon. To keep room free while the program runs on, lower :func:`set_budget`.
+    uses now stay where they are. It is no lock: a tensor comes back when an operator uses it. Until then, or until
+    :func:`resume`, no prediction and no :func:`prefetch` brings it back. The memory is the device's on return; to keep the
+    program's other tensors from taking it again, lower :func:`set_budget`.
 
     A tag that no living tensor carries gives 0: all of them may have died, or been too small to be paged.
 
     Raises:
-        TierpageError while tierpage is off. ConfigError: the tag is no text, or empty. PagerDeadError: an earlier failure
+        TierpageError while tierpage is off. ConfigError: the tag is no text, or empty, or nobody ever gave it to
+        :func:`paged`. PagerDeadError: an earlier failure
         stopped the pager, or one that came meanwhile. InternalError: none of them left for a minute.
     """
     session = current()
@@ -257,10 +259,12 @@ def resume(tag: str) -> int:
     """Hint: the tensors made inside ``paged(tag)`` are needed soon, after :func:`pause` or without it.
 
     Returns the bytes that are not in device memory and begin to move, as far as they fit; never waits. 0 for a tag that no
-    living tensor carries. Raises TierpageError while tierpage is off, ConfigError where the tag is no text, or empty.
+    living tensor carries. Raises TierpageError while tierpage is off, ConfigError where the tag is no text, or empty, or
+    nobody ever gave it to :func:`paged`.
     """
+    session = current()
     with native.translated():
-        return int(current().runtime.resume(_tag(tag)))
+        return int(session.runtime.resume(_tag(tag)))
 
 
 def _tag(tag: object) -> str:
@@ -294,7 +298,10 @@ def pin(*things: Any) -> Iterator[None]:
 
 
 def prefetch(*things: Any) -> int:
-    """Hint: these tensors are needed soon. Returns the bytes that began to move; never waits, never fails for room."""
+    """Hint: these tensors are needed soon. Returns the bytes that began to move; never waits, never fails for room.
+
+    What :func:`pause` keeps out stays out.
+    """
     return _hint("prefetch", things)
 
 

@@ -223,6 +223,45 @@ TEST(Pager, Interleaving8WhatMayBeWrittenUnannouncedIsNeverCopiedDown) {
   }
 }
 
+TEST(Pager, WhatIsKeptOutStaysOutUntilAnOperatorUsesItOrItIsLetIn) {
+  ManualWorld world(small_config(4, 4, 0));
+  const RegionId a = world.make(), b = world.make();
+  for (const RegionId region : {a, b}) EXPECT_EQ(world.pager.evict(region, true), kPage);
+  world.settle();
+  world.complete_all();
+  EXPECT_EQ(world.pager.prefetch(a) + world.pager.prefetch(b), 0u);
+  const SlotId slot = world.pager.add_slot();
+  ASSERT_EQ(world.begin(slot, {{a, AccessMode::kRead}}), Outcome::kWait);
+  world.complete_all();
+  ASSERT_EQ(world.pager.outcome(slot), Outcome::kGranted);
+  world.end(slot);
+  EXPECT_EQ(world.pager.evict(a), kPage);
+  world.settle();
+  world.complete_all();
+  EXPECT_EQ(world.pager.prefetch(a), kPage) << "it was used";
+  EXPECT_EQ(world.pager.prefetch(b, true), kPage);
+  world.settle();
+  EXPECT_EQ(world.count(ActionKind::kFetch), 2u);
+  world.complete_all();
+}
+
+TEST(Pager, AnArrivalThatNobodyWaitsForTurnsBackWhenItIsKeptOut) {
+  ManualWorld world(small_config(4, 4, 0));
+  const RegionId guessed = world.make(), wanted = world.make();
+  for (const RegionId region : {guessed, wanted}) (void)world.pager.evict(region);
+  world.settle();
+  world.complete_all();
+  (void)world.pager.prefetch(guessed);
+  world.settle();
+  const SlotId slot = world.pager.add_slot();
+  ASSERT_EQ(world.begin(slot, {{wanted, AccessMode::kRead}}), Outcome::kWait);
+  for (const RegionId region : {guessed, wanted}) EXPECT_EQ(world.pager.evict(region, true), 0u);
+  world.complete_all();
+  EXPECT_FALSE(world.page(guessed).mapped);
+  EXPECT_TRUE(world.page(wanted).is_valid(Tier::kDevice));
+  world.end(slot);
+}
+
 TEST(Pager, ARequestLargerThanTheBudgetFailsAtOnce) {
   ManualWorld world(small_config(2, 4, 0));
   const SlotId slot = world.pager.add_slot();

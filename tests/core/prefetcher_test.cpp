@@ -35,10 +35,12 @@ TEST(Prefetcher, AHintWaitsWhileOperatorsDo) {
   EXPECT_TRUE(on_its_way(world, a));
 }
 
-TEST(Prefetcher, AHintThatIsServedAlreadyOrHasLostItsContentIsLetGo) {
+TEST(Prefetcher, AHintThatIsServedAlreadyOrHasLostItsContentOrIsKeptOutIsLetGo) {
   PartsWorld world(small_config(4, 4, 4));
   const RegionId resident = world.make(), freed = world.make(), moving = world.make_below(Tier::kNvme);
-  for (const RegionId region : {resident, freed, moving}) world.lists.add_hint(world.id(region));
+  const RegionId paused = world.make_below(Tier::kHost);
+  for (const RegionId region : {resident, freed, moving, paused}) world.lists.add_hint(world.id(region));
+  world.page(paused).keep_out();
   world.free(freed);
   world.movements.start_stage(world.id(moving));
   world.actions();
@@ -171,10 +173,11 @@ TEST(Prefetcher, NobodyOvertakesAPageForWhichRoomIsMade) {
   EXPECT_FALSE(world.movements.has_actions()) << "though the small one would fit";
 }
 
-TEST(Prefetcher, MemoryWithoutContentIsNotFetched) {
+TEST(Prefetcher, MemoryWithoutContentOrThatIsKeptOutIsNotFetched) {
   PartsWorld world(guessing(small_config(4, 4, 0), 4));
-  const RegionId empty = world.open(1), a = world.make();
-  world.use_in_turn({empty, a}, 16);
+  const RegionId empty = world.open(1), paused = world.make_below(Tier::kHost), a = world.make();
+  world.page(paused).keep_out();
+  world.use_in_turn({empty, paused, a}, 16);
   world.actions();
   world.prefetcher.fetch_ahead();
   EXPECT_FALSE(world.movements.has_actions());

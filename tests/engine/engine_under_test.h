@@ -222,6 +222,12 @@ class Engine {
     EXPECT_TRUE(status.ok()) << status.message;
     return bytes;
   }
+  uint64_t resume(const std::string& tag) const {
+    uint64_t bytes = 0;
+    const Status status = runtime_->resume(tag, &bytes);
+    EXPECT_TRUE(status.ok()) << status.message;
+    return bytes;
+  }
   uint64_t now(Gauge Stats::* gauge) const { return (runtime_->reports().snapshot().stats.*gauge).current; }
 
  private:

@@ -126,5 +126,38 @@ TEST_F(NativeRoomTest, TheWaitEndsWhenNothingIsOnItsWayAnyMore) {
   EXPECT_EQ(caller.close(), TP_OK);
 }
 
+// --- what pause gives back -------------------------------------------------------------------------------------------
+
+TEST_F(NativeRoomTest, WhatIsPausedIsGivenBackWithFreedMemoryAndStaysOut) {
+  Caller caller(*engine);
+  (*engine)->set_tag("paused");
+  const Region paused = caller.make(64 * kKiB, 1);
+  (*engine)->set_tag("");
+  const Region other = caller.make(64 * kKiB, 2), freed = caller.make(64 * kKiB, 3);
+  caller.free(freed);
+  backend->release_delay_ms = 20;
+  EXPECT_EQ(engine->pause("paused"), 64 * kKiB);
+  EXPECT_EQ(backend->frames_released, 2u) << "the freed region's as well";
+  EXPECT_EQ((*engine)->prefetch({paused.address}), 0u);
+  EXPECT_EQ((*engine)->reports().placement(paused.address).device, 0u);
+  EXPECT_EQ(engine->resume("paused"), 64 * kKiB);
+  EXPECT_TRUE(eventually([&] { return (*engine)->reports().placement(paused.address).device == 64 * kKiB; }));
+  caller.expect_intact(paused);
+  caller.expect_intact(other);
+}
+
+TEST_F(NativeRoomTest, ATagThatNobodyNamedIsRefused) {
+  Caller caller(*engine);
+  uint64_t bytes = 1;
+  const Status paused = (*engine)->pause("typo", &bytes);
+  EXPECT_EQ(paused.code, StatusCode::kInvalidArgument);
+  EXPECT_NE(paused.message.find("\"typo\" is unknown"), std::string::npos) << paused.message;
+  EXPECT_EQ((*engine)->resume("typo", &bytes).code, StatusCode::kInvalidArgument);
+  EXPECT_EQ(bytes, 0u);
+  (*engine)->set_tag("named");
+  (*engine)->set_tag("");
+  EXPECT_EQ(engine->pause("named") + engine->resume("named"), 0u) << "and nothing was made under it";
+}
+
 }  // namespace
 }  // namespace tierpage::testing

@@ -439,7 +439,8 @@ int in_child(Engine& engine, Caller& caller, const Region& region) {
   uint64_t bytes = 0;
   if (engine->evict({region.address}, &bytes).code != StatusCode::kUnavailable) return 18;
   if (engine->pause("x", &bytes).code != StatusCode::kUnavailable) return 21;
-  if (bytes + engine->prefetch({region.address}) + engine->resume("x") != 0) return 22;
+  if (bytes + engine->prefetch({region.address}) != 0) return 22;
+  if (engine->resume("x", &bytes).code != StatusCode::kUnavailable) return 24;
   if (engine->set_budget(Tier::kDevice, kMiB).code != StatusCode::kUnavailable) return 19;
   (void)engine->reports().snapshot();
   (void)engine->reports().take_notices();

@@ -60,10 +60,20 @@ def test_pause_and_resume(options: dict[str, Any], device: str) -> None:
         assert [tensor.data_ptr() for tensor in first] == before
         for i, tensor in enumerate(first):
             assert torch.equal(tensor.cpu(), expected(i))
-        assert tierpage.pause("unknown") == 0
-        assert tierpage.resume("unknown") == 0
-        with pytest.raises(tierpage.ConfigError):
-            tierpage.pause("")
+        for call in (tierpage.pause, tierpage.resume):
+            with pytest.raises(tierpage.ConfigError, match='"unknown" is unknown'):
+                call("unknown")
+            with pytest.raises(tierpage.ConfigError):
+                call("")
+
+
+def test_a_tag_whose_tensors_have_died_gives_nothing(options: dict[str, Any], device: str) -> None:
+    with tierpage.enable(**options):
+        with tierpage.paged("gone"):
+            numbers(device)
+        gc.collect()
+        assert tierpage.pause("gone") == 0
+        assert tierpage.resume("gone") == 0
 
 
 def test_pause_gives_the_device_memory_back(options: dict[str, Any], device: str) -> None:
@@ -77,9 +87,9 @@ def test_pause_gives_the_device_memory_back(options: dict[str, Any], device: str
         assert all(torch.equal(t.cpu(), expected(i)) for i, t in enumerate(tensors))
 
 
-@pytest.mark.parametrize("prefetch", [True, False])
-def test_pause_is_no_lock(options: dict[str, Any], device: str, prefetch: bool) -> None:
-    with tierpage.enable(**{**options, "prefetch": prefetch}):
+def test_pause_keeps_out_what_nobody_uses(options: dict[str, Any], device: str) -> None:
+    """In every lap so far all were used in turn, so that each use predicts the next ones."""
+    with tierpage.enable(**options):
         with tierpage.paged("all"):
             tensors = [numbers(device, i) for i in range(80)]
         for _ in range(8):
@@ -89,11 +99,14 @@ def test_pause_is_no_lock(options: dict[str, Any], device: str, prefetch: bool) 
         assert [placed(t) for t in tensors] == [0] * 80
         for tensor in tensors[:40]:
             tensor.add_(0)
-        if prefetch:
-            wait_for(lambda: placed(tensors[41]) > 0)  # nobody used it: in every lap so far it came soon
-        else:
-            time.sleep(0.2)
-            assert [placed(t) for t in tensors[40:]] == [0] * 40
+        assert tierpage.prefetch(tensors[60:]) == 0
+        time.sleep(0.2)
+        assert [placed(t) for t in tensors[40:]] == [0] * 40
+        assert all(torch.equal(t.cpu(), expected(i)) for i, t in enumerate(tensors))  # used: they come back
+        tierpage.evict(tensors)
+        tierpage.pause("all")
+        assert tierpage.resume("all") > 0
+        wait_for(lambda: any(placed(t) > 0 for t in tensors))
 
 
 def test_tags_belong_to_their_thread(options: dict[str, Any], device: str) -> None:

@@ -138,6 +138,7 @@ void Page::forget_content() {
   sourced = false;
   claim = 0;
   evict_asked = false;
+  kept_out = false;
 }
 
 SpanList Page::drop(Tier tier) {

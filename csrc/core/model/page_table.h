@@ -82,6 +82,8 @@ struct Page {
   bool cleanable = false;    // stands in the pager's list of pages to be written ahead
   bool listed = false;       // stands in the pager's list of leaving pages
   bool hinted = false;       // stands in the pager's list of hints
+  bool unmarked = false;     // work that no fence marks may be queued on streams that its region knows
+  bool kept_out = false;     // the user wants it out of DEVICE until an operator uses it: no guess brings it back
   uint32_t pins = 0;
   RegionId region;
   FrameId frame;              // DEVICE
@@ -139,6 +141,7 @@ struct Page {
     stay();
     wrote_back = false;
     referenced = true;
+    kept_out = false;
   }
   void tell_to_leave() {
     leaving = true;
@@ -152,6 +155,9 @@ struct Page {
   void claim_for(uint64_t order) { claim = claim == 0 || claim > order ? order : claim; }
   void give_up_claim(uint64_t order) { claim = claim == order ? 0 : claim; }
   bool take_second_chance() { return std::exchange(referenced, false); }
+  void set_unmarked(bool may_be) { unmarked = may_be; }
+  void keep_out() { kept_out = true; }
+  void let_in() { kept_out = false; }
   void reached(ArrivalStage stage) { arrival = stage; }
   void give_to(RegionId owner) { region = owner; }
 

@@ -104,6 +104,8 @@ void Pager::arrival_done(PageId id, const TransferResult& result) {
   if (result.status.ok()) {
     if (live && page.movement == Movement::kFetch) movements_.count_copy(page);
     page.finish_arrival(live);
+    // It was on its way when it was told to stay out, and no operator waits for it.
+    if (page.kept_out && page.claim == 0) (void)evictor_.evict(id);
     store_.settle_freed(id);  // interleaving 3
     return;
   }
@@ -204,9 +206,12 @@ void Pager::set_capacity(Tier tier, uint64_t bytes) {
   }
 }
 
-uint64_t Pager::evict(RegionId region) {
+uint64_t Pager::evict(RegionId region, bool keep_out) {
   uint64_t bytes = 0;
-  for (const PageId id : memory_.region(region).pages) bytes += evictor_.evict(id);
+  for (const PageId id : memory_.region(region).pages) {
+    if (keep_out) memory_.pages[id].keep_out();
+    bytes += evictor_.evict(id);
+  }
   requests_.ask_for_planning();
   return bytes;
 }
@@ -218,11 +223,12 @@ uint64_t Pager::evict_all() {
   return bytes;
 }
 
-uint64_t Pager::prefetch(RegionId region) {
+uint64_t Pager::prefetch(RegionId region, bool let_in) {
   uint64_t bytes = 0;
   for (const PageId id : memory_.region(region).pages) {
-    const Page& page = memory_.pages[id];
-    if (page.is_valid(Tier::kDevice) || !page.has_content()) continue;
+    Page& page = memory_.pages[id];
+    if (let_in) page.let_in();
+    if (page.kept_out || page.is_valid(Tier::kDevice) || !page.has_content()) continue;
     bytes += page.bytes;
     lists_.add_hint(id);
   }

@@ -113,9 +113,12 @@ class Pager {
   // --- events from the user ------------------------------------------------------------------------------------
   void set_capacity(Tier tier, uint64_t bytes);
   void note_native_reserved(uint64_t bytes) { requests_.note_native_reserved(bytes); }  // for messages only
-  uint64_t evict(RegionId region);     // returns bytes that will leave DEVICE
-  uint64_t evict_all();                // every evictable page
-  uint64_t prefetch(RegionId region);  // bytes asked for; a hint
+  // Returns bytes that will leave DEVICE. keep_out: and no guess or hint brings a page back before an operator uses it, or
+  // it is let in.
+  uint64_t evict(RegionId region, bool keep_out = false);
+  uint64_t evict_all();  // every evictable page
+  // Bytes asked for; a hint. let_in: also of pages that are kept out.
+  uint64_t prefetch(RegionId region, bool let_in = false);
   void release_free_frames() { movements_.release(memory_.device.release_free()); }
   void drop_cached_regions();  // freed regions kept for reuse give their frames back
 

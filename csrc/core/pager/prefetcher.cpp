@@ -15,6 +15,7 @@ void Prefetcher::serve_hints(bool requests_wait) {
   for (const auto& [id, region] : lists_.take_hints()) {
     const Page& page = memory_.pages[id];
     if (!memory_.live(region) || page.is_valid(Tier::kDevice) || page.movement != Movement::kNone) continue;
+    if (page.kept_out) continue;
     if (!requests_wait && movements_.start_arrival(id, false)) continue;
     lists_.add_hint(id);
     if (wanted.bytes() + page.bytes <= memory_.device.capacity_bytes() / 2) wanted.add(page.bytes);
@@ -103,7 +104,9 @@ bool Prefetcher::fetch(RegionId region, uint64_t distance, Ahead& ahead) {
 // Of a page that is used soon: whether it is to be fetched. One that was about to leave for another's sake stays.
 bool Prefetcher::wants_fetch(PageId id) {
   Page& page = memory_.pages[id];
-  if (!page.is_valid(Tier::kDevice)) return page.movement == Movement::kNone && page.has_content();
+  if (!page.is_valid(Tier::kDevice)) {
+    return page.movement == Movement::kNone && page.has_content() && !page.kept_out;
+  }
   if (page.leaving && !page.evict_asked) page.stay();
   return false;
 }
