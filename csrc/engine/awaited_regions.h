@@ -16,30 +16,26 @@ namespace tierpage {
 
 class AwaitedRegions {
  public:
-  struct PutOff {
-    RegionId region;
-    std::vector<Fence> fences;
-  };
   void await(std::span<const Use> uses) {
     for (const Use& use : uses) ++waits_[use.region.value];
   }
   bool contains(RegionId region) const { return waits_.contains(region.value); }
-  void put_off(RegionId region, std::vector<Fence> fences) { put_off_.push_back({region, std::move(fences)}); }
+  void put_off(RegionId region) { put_off_.push_back(region); }
   // The wait of these uses is over. What is to be freed now.
-  std::vector<PutOff> arrived(std::span<const Use> uses) {
+  std::vector<RegionId> arrived(std::span<const Use> uses) {
     for (const Use& use : uses) {
       const auto entry = waits_.find(use.region.value);
       if (--entry->second == 0) waits_.erase(entry);
     }
-    std::vector<PutOff> due, rest;
-    for (PutOff& free : put_off_) (contains(free.region) ? rest : due).push_back(std::move(free));
+    std::vector<RegionId> due, rest;
+    for (const RegionId region : put_off_) (contains(region) ? rest : due).push_back(region);
     put_off_ = std::move(rest);
     return due;
   }
 
  private:
   std::unordered_map<uint32_t, uint32_t> waits_;  // of each region
-  std::vector<PutOff> put_off_;
+  std::vector<RegionId> put_off_;
 };
 
 }  // namespace tierpage

@@ -93,6 +93,8 @@ typedef struct tp_engine_api {
   int32_t (*allocate)(tp_scope*, uint64_t bytes, uint64_t native_stream, uint64_t place, uint64_t* address);
   uint64_t (*allocate_result)(tp_scope*);
   void (*deallocate)(uint64_t address);  // any thread; never blocks
+  // Work that no scope's end marks was queued on the stream or will be before the region is freed (raw kernels).
+  // TP_NO_STREAM: on any.
   void (*record_stream)(uint64_t address, uint64_t native_stream);
   uint64_t (*region_bytes)(uint64_t address, uint64_t* region_base);  // 0: not a live region
 
@@ -177,6 +179,7 @@ typedef struct tp_engine_api {
 //                                                    gives an empty StorageImpl a region of so many bytes whose content
 //                                                    lies at `place`; 0, or an error code with the Python error set
 //   int32_t tierpage_torch_hold(uint64_t address)    the same, and resident until the region is freed
+//   int32_t tierpage_torch_note_stream(uint64_t address)     raw work may use the region on the stream that is current
 //   uint64_t tierpage_torch_storage_address(uint64_t storage_impl)   first byte of a StorageImpl; fetches nothing
 
 #ifdef __cplusplus

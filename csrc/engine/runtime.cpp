@@ -48,8 +48,11 @@ Status Runtime::open() {
   const int64_t now_ns = steady_ns();
   accounts_.opened(now_ns);
   watchdog_.something_ended(now_ns);
-  if (tiers_.config.every_stream) {
-    (void)streams_.may_owe(*tiers_.config.every_stream, DeviceBackend::kEveryStream);
+  if (tiers_.backend->info().synchronous_streams) streams_.all_are_synchronous();
+  if (tiers_.backend->info().fences_every_stream) {
+    const StreamId every = tiers_.backend->stream_id(DeviceBackend::kEveryStream);
+    (void)streams_.may_owe(every, DeviceBackend::kEveryStream);
+    streams_.every_stream_is(every);
   }
   pager_thread_.open(log_, reaches_device(options_.storage), now_ns);
   fill_api();

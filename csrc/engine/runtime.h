@@ -168,7 +168,7 @@ class Runtime {
   Status fetch_blocking(UniqueLock& lock, SlotId slot, const std::vector<Use>& uses, const char* name)
       TP_REQUIRES(core_.mutex());
   void drop_touches_locked(RegionId region) TP_REQUIRES(core_.mutex());
-  void free_region_locked(RegionId region, const std::vector<Fence>& fences) TP_REQUIRES(core_.mutex());
+  void free_region_locked(RegionId region) TP_REQUIRES(core_.mutex());
   Status bring_all_up(UniqueLock& lock, SlotId slot) TP_REQUIRES(core_.mutex());
   void release_when_closed_locked() TP_REQUIRES(core_.mutex());
 

@@ -143,6 +143,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   request.stream = stream;
   request.tag = tag_in(this);
   request.inside_operator = scope.open;
+  (void)streams_.may_owe(stream, native_stream);  // it is known from here on
   if (sourced) request.source = {place, bytes};
   scope.waiting_slot = scope.slot;
   scope.pinned = scope.pinned || scope.open;
@@ -161,10 +162,9 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
       core_.pages_may_be_away();
     }
     if (core_.closed_locked()) core_->hold_region(region);
-    streams_.region_made(region);
-    // A scope's end is marked on the stream that it works on: memory for another one is marked when it is freed.
+    // A scope's end is marked on the stream that it works on, and there alone.
     const bool marked_at_end = scope.open && native_stream == scope.native_stream;
-    if (!marked_at_end && !tiers_.backend->info().synchronous_streams) streams_.used_on(region, native_stream);
+    if (!marked_at_end) streams_.note_unmarked(*core_, region, stream);
   });
   if (!status.ok()) return status;
   Status outcome = outcome_locked(scope, "an allocation", asked_ns);
@@ -331,26 +331,14 @@ Status Runtime::touch(Scope& scope, uint64_t address, uint32_t keep) {
 }
 
 void Runtime::deallocate(uint64_t address) {
-  std::vector<Fence> fences;
-  std::vector<uint64_t> streams;
-  {
-    LockGuard lock(core_.mutex());
-    const RegionId region = core_.region_of_locked(address);
-    if (!region.valid() || core_.refuses_locked()) return;
-    streams = streams_.region_freed(region);
-  }
-  for (const uint64_t stream : streams) {
-    Fence fence;
-    if (tiers_.backend->record_fence(stream, &fence).ok()) fences.push_back(fence);
-  }
   LockGuard lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
-  if (!region.valid() || !core_.alive_locked()) return;
+  if (!region.valid() || core_.refuses_locked()) return;
   if (awaited_.contains(region)) {
-    awaited_.put_off(region, std::move(fences));
-    return;
+    awaited_.put_off(region);
+  } else {
+    free_region_locked(region);
   }
-  free_region_locked(region, fences);
 }
 
 // A freed region needs no touch, and the thread that touched it may never run another operator. Where work is queued on
@@ -367,12 +355,15 @@ void Runtime::drop_touches_locked(RegionId region) {
   }
 }
 
-void Runtime::free_region_locked(RegionId region, const std::vector<Fence>& fences) {
+// Memory that no tensor was seen in, or of which a pointer escaped, may be in use wherever it was made.
+void Runtime::free_region_locked(RegionId id) {
   (void)core_.change_locked([&] {
     core_.assert_locked();
-    drop_touches_locked(region);
-    core_->free_region(region, fences);
-    if (source_registry_.region_gone(region)) core_.wake_locked();
+    const Region& region = core_->memory().region(id);
+    if (region.held || !region.seen) streams_.note_unmarked(*core_, id, region.stream);
+    drop_touches_locked(id);
+    core_->free_region(id, {});
+    if (source_registry_.region_gone(id)) core_.wake_locked();
     if (core_.closed_locked()) release_when_closed_locked();
   });
 }
@@ -381,9 +372,13 @@ void Runtime::record_stream(uint64_t address, uint64_t native_stream) {
   const StreamId stream = tiers_.backend->stream_id(native_stream);
   LockGuard lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
-  if (!region.valid() || tiers_.backend->info().synchronous_streams) return;
-  core_->note_stream_use(region, stream);
-  streams_.used_on(region, native_stream);
+  if (!region.valid() || core_.refuses_locked()) return;
+  const bool nameless = native_stream == TP_NO_STREAM && !tiers_.backend->info().fences_every_stream;
+  if (!nameless) (void)streams_.may_owe(stream, native_stream);
+  (void)core_.change_locked([&] {
+    core_.assert_locked();
+    streams_.note_unmarked(*core_, region, stream);
+  });
 }
 
 uint64_t Runtime::region_bytes(uint64_t address, uint64_t* region_base) {

@@ -17,6 +17,7 @@ Status Runtime::begin_launch(Scope& scope, const tp_access* accesses, size_t cou
   int64_t asked_ns = 0;
   const UniqueLock lock(core_.mutex(), NoteWait{asked_ns});
   if (core_.refuses_locked()) return core_.refusal_locked();
+  (void)streams_.may_owe(stream, native_stream);
   const bool lives_on = scope.stream.known && scope.stream.native == native_stream;
   scope.uses.clear();
   for (size_t i = 0; i < count; ++i) {
@@ -24,8 +25,7 @@ Status Runtime::begin_launch(Scope& scope, const tp_access* accesses, size_t cou
     if (!id.valid()) continue;
     const Region& region = core_->memory().region(id);
     if (lives_on && (region.held || !region.seen)) {
-      core_->note_stream_use(id, stream);
-      streams_.used_on(id, native_stream);
+      streams_.note_unmarked(*core_, id, stream);
       continue;
     }
     const AccessMode mode = (accesses[i].mode & TP_WRITE) != 0 ? AccessMode::kWrite : AccessMode::kRead;

@@ -110,7 +110,7 @@ Status Runtime::fetch_blocking(UniqueLock& lock, SlotId slot, const std::vector<
     (void)core_.events_locked([&] { core_->cancel(slot); });
     status = stopped(name);
   }
-  for (const AwaitedRegions::PutOff& free : awaited_.arrived(uses)) free_region_locked(free.region, free.fences);
+  for (const RegionId freed : awaited_.arrived(uses)) free_region_locked(freed);
   return core_.alive_locked() ? status : core_.dead_locked();
 }
 

@@ -10,6 +10,7 @@
 #include "torch/deferral.h"
 #include "torch/engine_link.h"
 #include "torch/errors.h"
+#include "torch/launch_guard.h"
 #include "torch/native_request.h"
 
 namespace tierpage {
@@ -74,6 +75,15 @@ bool register_room_maker() {
 }
 
 bool room_maker_registered = false;
+
+// Where no guard sees captures, a pool into which torch allocates may belong to one: a fence over all streams would break
+// it.
+std::atomic<int64_t> noted_pools{0};
+void note_pool(const tp_engine_api& engine, int32_t change) {
+  if (change > 0 ? graphs_are_read() : noted_pools.load() == 0) return;
+  noted_pools.fetch_add(change);
+  engine.note_capture(change);
+}
 
 // Runs one call of torch's allocator: makes room and tries once more when it is out of memory, and tells the engine
 // when torch holds more than before. Nearly every operator comes here for a small result that torch has at hand: whether
@@ -184,10 +194,14 @@ void CudaProxyAllocator::beginAllocateToPool(c10::DeviceIndex device, c10::Mempo
   // A capture begins after this. What is deferred must not become part of its graph.
   open_pools.fetch_add(1);  // from here on nobody defers
   try {
-    if (const tp_engine_api* engine = cuda_engine()) run_all_deferred(thread_state(), engine);
+    if (const tp_engine_api* engine = cuda_engine()) {
+      run_all_deferred(thread_state(), engine);
+      note_pool(*engine, 1);
+    }
     native_->beginAllocateToPool(device, pool, std::move(filter));
   } catch (...) {
     open_pools.fetch_sub(1);
+    if (const tp_engine_api* engine = cuda_engine()) note_pool(*engine, -1);
     throw;
   }
 }
@@ -195,6 +209,7 @@ void CudaProxyAllocator::beginAllocateToPool(c10::DeviceIndex device, c10::Mempo
 void CudaProxyAllocator::endAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool) {
   native_->endAllocateToPool(device, pool);
   open_pools.fetch_sub(1);
+  if (const tp_engine_api* engine = cuda_engine()) note_pool(*engine, -1);
 }
 
 #if TIERPAGE_TORCH_AT_LEAST(12)

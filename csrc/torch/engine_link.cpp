@@ -197,14 +197,28 @@ void note_announced(ThreadState& state, const tp_engine_api& engine, const tp_ac
   state.announced.insert(state.announced.end(), accesses, accesses + count);
 }
 
+namespace {
+
+// A scope's end is marked on one stream. What is used on another inside it is told to the engine.
+void note_side_stream(const ThreadState& state, const tp_access* accesses, size_t count) {
+  if (state.engine->device_type == 0) return;
+  const uint64_t stream = native_stream(*state.engine);
+  if (stream == state.scope_stream) return;
+  for (size_t i = 0; i < count; ++i) state.engine->record_stream(accesses[i].address, stream);
+}
+
+}  // namespace
+
 void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* accesses, size_t count) {
   check_usable(state.engine);
+  const bool extends = state.scope_open || state.depth > 1;
   tp_scope* scope = opened_scope(state);
   const int32_t code = settled_with_room(
       state, state.engine, [&] { return state.engine->begin(scope, &op, accesses, count); },
       // What its kernel asks for cannot be tried again, so that waits for as long as it takes.
       state.depth == 1 ? state.give_way : nullptr);
   check_code(state, state.engine, code);
+  if (C10_UNLIKELY(extends)) note_side_stream(state, accesses, count);
   note_announced(state, *state.engine, accesses, count);
 }
 
@@ -218,10 +232,15 @@ void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scope
   }
 }
 
+void note_stream(const tp_engine_api* engine, uint64_t address) {
+  if (engine->device_type != 0) engine->record_stream(address, native_stream(*engine));
+}
+
 void touch_address(ThreadState& state, const tp_engine_api* engine, uint64_t address, uint32_t keep) {
   check_usable(engine);
   tp_scope* scope = scope_for(state, engine);
   check_code(state, engine, settled_with_room(state, engine, [&] { return engine->touch(scope, address, keep); }));
+  note_stream(engine, address);
   note_announced(state, *engine, nullptr, 0);
 }
 

@@ -157,7 +157,9 @@ void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* 
 // What comes between two operators counts as `scopes` more of them for the touches of this thread: a program may run for
 // long without any operator. Outside operators only.
 void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scopes);
-// Makes one region usable outside any operator, for at least `keep` scopes.
+// Work that no operator stands for may use the region on the stream that is current now.
+void note_stream(const tp_engine_api* engine, uint64_t address);
+// Makes one region usable outside any operator, for at least `keep` scopes, on the stream that is current now.
 void touch_address(ThreadState& state, const tp_engine_api* engine, uint64_t address, uint32_t keep);
 
 }  // namespace tierpage

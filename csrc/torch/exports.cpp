@@ -190,6 +190,11 @@ TIERPAGE_EXPORT int32_t tierpage_torch_hold(uint64_t address) {
   return reach(address, [](const tp_engine_api* engine, uint64_t base, uint64_t) { tierpage::raw_hold(engine, base); });
 }
 
+TIERPAGE_EXPORT int32_t tierpage_torch_note_stream(uint64_t address) {
+  return reach(address,
+               [](const tp_engine_api* engine, uint64_t base, uint64_t) { tierpage::note_stream(engine, base); });
+}
+
 TIERPAGE_EXPORT int32_t tierpage_torch_fill_storage(uint64_t storage_impl, uint64_t place, uint64_t bytes) {
   return raising([&] {
     const tp_engine_api* engine = tierpage::engine_now();

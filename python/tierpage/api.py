@@ -278,7 +278,9 @@ def pin(*things: Any) -> Iterator[None]:
     """Keeps tensors, or those of modules and containers, in device memory during the block.
 
     For everything that no operator announces: raw pointers, CUDA graphs, hand-written kernels. Waits until they are
-    there. Raises OutOfMemoryError where they do not fit the device budget together.
+    there. Work that is queued on the current stream when the block ends is waited for before they leave.
+
+    Raises OutOfMemoryError where they do not fit the device budget together.
     """
     tensors = list(tensors_in(things))
     session = current_or_none()
@@ -293,6 +295,8 @@ def pin(*things: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        for address in addresses:
+            session.library.note_stream(address)
         with native.translated():
             session.runtime.unpin(handle)
 

@@ -49,6 +49,27 @@ TEST(FenceLedger, ADebtIsAskedForOnceAndAgainWhenItWasRefused) {
   EXPECT_FALSE(ledger.any_owed());
 }
 
+TEST(FenceLedger, WhatIsOwedAfterItWasAskedForIsOwedStill) {
+  FenceLedger ledger;
+  const Fence before = ledger.owe(2);
+  EXPECT_TRUE(before.owed());
+  EXPECT_EQ(ledger.owe(2), before);
+  EXPECT_TRUE(ledger.ask(2));
+  EXPECT_FALSE(ledger.ask(2));
+  const Fence later = ledger.owe(2);
+  EXPECT_GT(later.sequence, before.sequence);
+  EXPECT_FALSE(ledger.ask(2)) << "one at a time";
+  EXPECT_EQ(ledger.settle(2), before);
+  EXPECT_TRUE(ledger.owes(2));
+  EXPECT_TRUE(ledger.ask(2));
+  ledger.refuse(2);
+  EXPECT_FALSE(ledger.ask(2)) << "at a tick";
+  EXPECT_EQ(ledger.ask_what_was_refused(), (std::vector<StreamId>{2}));
+  EXPECT_GT(ledger.settle(2).sequence, later.sequence) << "the newest fence stands for all";
+  EXPECT_FALSE(ledger.owes(2));
+  EXPECT_THROW((void)ledger.ask(2), InternalError);
+}
+
 TEST(FenceLedger, NobodyAnswersWhatWasNotAsked) {
   FenceLedger ledger;
   EXPECT_THROW(ledger.settle(0), InternalError);

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -104,6 +105,7 @@ class CommandedBackend final : public DeviceBackend {
   std::atomic<int> fail_unmap{0}, fail_map{0}, fail_create{0}, fail_copy{0};
   std::atomic<bool> hold_copies{false};
   std::atomic<bool> hold_fences{false};
+  std::atomic<int64_t> hold_stream{-1};   // fences of this one do not pass
   std::atomic<int> poll_delay_rounds{0};  // completions of copies are seen this many polls later
   std::atomic<int> map_delay_ms{0};
   std::atomic<int> release_delay_ms{0};
@@ -167,18 +169,32 @@ class CommandedBackend final : public DeviceBackend {
   Status record_fence(uint64_t native_stream, Fence* fence) override {
     if (!streams_) return inner_->record_fence(native_stream, fence);
     if (fence_fails || captures) return Status::error(StatusCode::kUnavailable, "injected: no fence");
+    {
+      const std::lock_guard lock(mutex_);
+      records_on_dead_streams +=
+          std::find(dead_streams_.begin(), dead_streams_.end(), native_stream) != dead_streams_.end();
+    }
     *fence = Fence{stream_id(native_stream), ++last_fence_};
     ++fences_recorded;
     if (native_stream == kEveryStream) ++fences_over_all_streams;
     return Status::success();
   }
-  bool fence_done(Fence fence) override { return !hold_fences || fence.sequence <= fences_passed; }
+  bool fence_done(Fence fence) override {
+    if (hold_stream == static_cast<int64_t>(fence.stream)) return false;
+    return !hold_fences || fence.sequence <= fences_passed;
+  }
+  // A stream that is gone: to record on it would end a program.
+  void destroy_stream(uint64_t native_stream) {
+    const std::lock_guard lock(mutex_);
+    dead_streams_.push_back(native_stream);
+  }
+  std::atomic<uint64_t> records_on_dead_streams{0};
+  static constexpr StreamId kStreamOfAll = 1000;                           // no test has so many
+  void fence_single_streams_only() { info_.fences_every_stream = false; }  // before the engine is made
   bool capturing(uint64_t) override { return captures; }
   DeviceMemoryInfo memory_info() override { return inner_->memory_info(); }
 
  private:
-  static constexpr StreamId kStreamOfAll = 1000;  // no test has so many
-
   static bool due(std::atomic<int>& countdown) {
     const int left = countdown.load();
     if (left == 0) return false;
@@ -192,6 +208,7 @@ class CommandedBackend final : public DeviceBackend {
   std::atomic<uint64_t> last_fence_{0};
   std::mutex mutex_;
   std::vector<CopyCompletion> done_;
+  std::vector<uint64_t> dead_streams_;
   int polls_left_ = 0;
   void (*wake_)(void*) = nullptr;
   void* context_ = nullptr;

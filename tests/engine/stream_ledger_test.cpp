@@ -1,4 +1,4 @@
-// Which streams may owe a fence, and which ones a freed region waits for.
+// Which streams may owe a fence, and which one owes for another.
 #include "engine/stream_ledger.h"
 
 #include <gtest/gtest.h>
@@ -24,22 +24,16 @@ TEST(StreamLedgerTest, AForeignStreamNeverOwesAndOneThatWasToldLaterKeepsItsDebt
   EXPECT_EQ(streams.native_of(5), 0x3000u);  // of what it owes already
 }
 
-TEST(StreamLedgerTest, AFreedRegionGivesEachOfItsStreamsOnceInOrder) {
+TEST(StreamLedgerTest, AFenceOverAllStreamsOwesForAForeignOne) {
   StreamLedger streams;
-  const RegionId region(7);
-  streams.used_on(region, 2);
-  streams.used_on(region, 1);
-  streams.used_on(region, 2);
-  streams.used_on(RegionId(8), 9);
-  EXPECT_EQ(streams.region_freed(region), (std::vector<uint64_t>{2, 1}));
-  EXPECT_EQ(streams.region_freed(region), std::vector<uint64_t>{});
-}
-
-TEST(StreamLedgerTest, ANewRegionHasNothingOfTheOneThatHadItsNumber) {
-  StreamLedger streams;
-  streams.used_on(RegionId(7), 2);
-  streams.region_made(RegionId(7));
-  EXPECT_EQ(streams.region_freed(RegionId(7)), std::vector<uint64_t>{});
+  streams.is_foreign(0x2000);
+  (void)streams.may_owe(4, 0x2000);
+  (void)streams.may_owe(5, 0x3000);
+  EXPECT_EQ(streams.owes_for(5), 5u);
+  EXPECT_EQ(streams.owes_for(4), std::nullopt);
+  streams.every_stream_is(1);
+  EXPECT_EQ(streams.owes_for(4), 1u);
+  EXPECT_EQ(streams.owes_for(5), 5u);
 }
 
 }  // namespace

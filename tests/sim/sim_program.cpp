@@ -279,7 +279,7 @@ void SimProgram::run_kernel(Thread& thread, const std::vector<ModelUse>& uses) {
   std::map<uint64_t, Touch> touches;
   for (const ModelUse& use : uses) {
     ModelRegion& region = regions_.at(use.serial);
-    world_.pager().note_stream_use(region.id, thread.stream);
+    world_.pager().note_stream_use(region.id, {thread.stream, 0});
     const uint64_t base = region.pages.front().offset;
     for (ModelPage& page : region.pages) {
       if (page.offset - base > use.last || page.offset - base + page.bytes <= use.first) continue;

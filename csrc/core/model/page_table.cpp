@@ -148,8 +148,11 @@ SpanList Page::drop(Tier tier) {
   return std::exchange(spans(tier), {});
 }
 
-void Page::settle_owed(StreamId stream, Fence fence) {
-  if (std::erase(fences, Fence{stream, Fence::kOwed}) > 0) add_fence(fence);
+void Page::settle_owed(Fence owed, Fence fence) {
+  const auto settled = [owed](const Fence& known) {
+    return known.owed() && known.stream == owed.stream && known.sequence <= owed.sequence;
+  };
+  if (std::erase_if(fences, settled) > 0) add_fence(fence);
 }
 
 void Page::check_invariants() const {

@@ -132,7 +132,7 @@ struct Page {
     if (fence.sequence != 0) fences.push_back(fence);
   }
 
-  void settle_owed(StreamId stream, Fence fence);  // what was owed there ends with `fence`
+  void settle_owed(Fence owed, Fence fence);  // what was owed on that stream until then ends with `fence`
 
   // Who uses it, and whether it is to leave.
   bool pin() { return pins++ == 0; }    // true: it was not pinned

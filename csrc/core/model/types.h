@@ -44,10 +44,11 @@ constexpr const char* name_of(Tier tier) {
 
 // "All work queued on `stream` up to `sequence` has finished." Sequences of one stream only grow.
 struct Fence {
-  static constexpr uint64_t kOwed = ~uint64_t{0};  // work was queued, and nothing marks its end yet
+  // From here on: work was queued, and nothing marks its end yet. The fence ledger numbers what is owed.
+  static constexpr uint64_t kOwed = uint64_t{1} << 63;
   StreamId stream = 0;
   uint64_t sequence = 0;  // 0: nothing was queued, finished by definition
-  constexpr bool owed() const { return sequence == kOwed; }
+  constexpr bool owed() const { return sequence >= kOwed; }
   friend constexpr bool operator==(const Fence&, const Fence&) = default;
 };
 

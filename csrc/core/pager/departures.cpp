@@ -29,9 +29,27 @@ void Departures::owe_every_stream() {
   const std::optional<StreamId> every = memory_.config.every_stream;
   if (!every) return;
   for (const PageId id : memory_.pages.ids()) {
-    if (memory_.pages[id].is_valid(Tier::kDevice)) memory_.pages[id].add_fence({*every, Fence::kOwed});
+    if (memory_.pages[id].is_valid(Tier::kDevice)) memory_.pages[id].add_fence(fences_.owe(*every));
   }
-  fences_.owe(*every);
+}
+
+void Departures::note_work(RegionId id, Fence work) {
+  Region& region = memory_.region(id);
+  std::vector<StreamId>& streams = region.unmarked_on;
+  const bool known = std::find(streams.begin(), streams.end(), work.stream) != streams.end();
+  if (work.owed() && !known) streams.push_back(work.stream);
+  for (const PageId page_id : region.pages) {
+    Page& page = memory_.pages[page_id];
+    if (work.owed()) page.set_unmarked(true);
+    if (page.mapped) page.add_fence(work.owed() ? fences_.owe(work.stream) : work);
+  }
+}
+
+void Departures::owe_unmarked(Page& page, Fence fence) {
+  if (!page.mapped) return;
+  for (const StreamId stream : memory_.region(page.region).unmarked_on) {
+    if (fence.sequence == 0 || fence.stream != stream) page.add_fence(fences_.owe(stream));
+  }
 }
 
 void Departures::disengage_if_all_fits(bool rests) {
@@ -50,12 +68,13 @@ void Departures::disengage_if_all_fits(bool rests) {
 void Departures::tick(bool rests) {
   disengage_if_all_fits(rests);
   movements_.record_fences(fences_.ask_what_was_refused());
+  if (engaged_) movements_.record_fences(fences_.ask_what_is_owed());
 }
 
 void Departures::fence_recorded(StreamId stream, Fence fence) {
   TP_ASSERT(!fence.owed());
-  fences_.settle(stream);
-  for (const PageId id : memory_.pages.ids()) memory_.pages[id].settle_owed(stream, fence);
+  const Fence owed = fences_.settle(stream);
+  for (const PageId id : memory_.pages.ids()) memory_.pages[id].settle_owed(owed, fence);
 }
 
 void Departures::fence_refused(StreamId stream) {
@@ -76,7 +95,10 @@ bool Departures::finished_or_watched(const Page& page) {
   for (const Fence& fence : page.fences) {
     if (fences_.finished(fence)) continue;
     all = false;
-    if (fence.owed()) continue;  // asked for when the pager engaged
+    if (fence.owed()) {
+      if (fences_.ask(fence.stream)) movements_.record_fences({fence.stream});
+      continue;
+    }
     if (fences_.watch(fence)) movements_.watch(fence);
   }
   return all;

@@ -15,6 +15,10 @@
 //      of its own (end_op checks). So whatever is owed was queued before the fence that is asked for is recorded. Work
 //      that no event told of (raw kernels while all fits) was queued by then as well: every page in DEVICE owes a fence
 //      over all streams. From here on each launch brings a fence of its own.
+//      Work that no operator's end marks (raw kernels, streams that a tensor was recorded for) is owed while the pager
+//      is engaged as well: on each stream that its region knows, whenever a pin of the region ends and when it is
+//      freed. Its fence is asked for when a page that owes it wants to leave or to be written down, at the latest at the
+//      next tick.
 //   3. An operator that runs at that moment ends with a fence of its own, while the page may still owe one for earlier
 //      work. Both are kept until what is owed is settled: the fence asked for may have been recorded before this
 //      operator's work.
@@ -54,9 +58,12 @@ class Departures {
   // ------------------------------------------------------------------------------------
   FenceLedger& fences() { return fences_; }
   const FenceLedger& fences() const { return fences_; }
-  bool finished(const Page& page) const;       // as far as completions are known; asks for none
-  bool finished_or_watched(const Page& page);  // the same, and has what is not finished watched
-  bool refused(const Page& page) const;        // it owes a fence that cannot be recorded
+  bool finished(const Page& page) const;        // as far as completions are known; asks for none
+  bool finished_or_watched(const Page& page);   // the same, and has what is not finished watched, or recorded first
+  bool refused(const Page& page) const;         // it owes a fence that cannot be recorded
+  void note_work(RegionId region, Fence work);  // see Pager::note_stream_use
+  // The page owes what its region's streams may have queued, but for the stream of `fence`, which marks that already.
+  void owe_unmarked(Page& page, Fence fence);
   void fence_recorded(StreamId stream, Fence fence);
   void fence_refused(StreamId stream);
   void tick(bool rests);  // rests: nothing moves, waits or is asked for

@@ -19,41 +19,53 @@ bool FenceLedger::watch(Fence fence) {
   return true;
 }
 
-std::vector<StreamId> FenceLedger::ask(Debt which) {
+std::vector<StreamId> FenceLedger::ask_all(State which) {
   std::vector<StreamId> asked;
   for (StreamId stream = 0; stream < debts_.size(); ++stream) {
-    if (debts_[stream] != which) continue;
-    debts_[stream] = Debt::kAsked;
+    if (debts_[stream].state != which) continue;
+    ask(debts_[stream]);
     asked.push_back(stream);
   }
   return asked;
 }
 
-std::vector<StreamId> FenceLedger::ask_what_is_owed() { return ask(Debt::kOwes); }
+bool FenceLedger::ask(StreamId stream) {
+  TP_ASSERT(owes(stream));
+  if (debts_[stream].state != State::kOwes) return false;
+  ask(debts_[stream]);
+  return true;
+}
+
+std::vector<StreamId> FenceLedger::ask_what_is_owed() { return ask_all(State::kOwes); }
 
 std::vector<StreamId> FenceLedger::ask_what_was_refused() {
   if (refusals_ == 0) return {};
   refusals_ = 0;
-  return ask(Debt::kRefused);
+  return ask_all(State::kRefused);
 }
 
-void FenceLedger::settle(StreamId stream) {
-  TP_ASSERT(stream < debts_.size() && debts_[stream] == Debt::kAsked);
-  debts_[stream] = Debt::kNothing;
+Fence FenceLedger::settle(StreamId stream) {
+  TP_ASSERT(stream < debts_.size() && debts_[stream].state == State::kAsked);
+  Debt& debt = debts_[stream];
+  debt.state = debt.more ? State::kOwes : State::kNothing;
+  debt.more = false;
+  return {stream, Fence::kOwed + debt.times_asked - 1};
 }
 
 void FenceLedger::refuse(StreamId stream) {
-  TP_ASSERT(stream < debts_.size() && debts_[stream] == Debt::kAsked);
-  debts_[stream] = Debt::kRefused;
+  TP_ASSERT(stream < debts_.size() && debts_[stream].state == State::kAsked);
+  debts_[stream].state = State::kRefused;
   ++refusals_;
 }
 
 bool FenceLedger::any_owed() const {
-  return std::any_of(debts_.begin(), debts_.end(), [](Debt debt) { return debt != Debt::kNothing; });
+  return std::any_of(debts_.begin(), debts_.end(), [](const Debt& debt) { return debt.state != State::kNothing; });
 }
 
 void FenceLedger::check_invariants() const {
-  TP_ASSERT(refusals_ == static_cast<size_t>(std::count(debts_.begin(), debts_.end(), Debt::kRefused)));
+  TP_ASSERT(refusals_ == static_cast<size_t>(std::count_if(debts_.begin(), debts_.end(), [](const Debt& debt) {
+              return debt.state == State::kRefused;
+            })));
   for (StreamId stream = 0; stream < watched_.size(); ++stream) {
     for (const uint64_t sequence : watched_[stream]) TP_ASSERT(!finished({stream, sequence}));
   }

@@ -139,6 +139,7 @@ void Memory::check_invariants() const {
     ahead_bytes += page.prefetched ? page.bytes : 0;
     const Region& owner = region(page.region);
     TP_ASSERT(owner.state != RegionState::kGone);
+    TP_ASSERT(page.unmarked == !owner.unmarked_on.empty());
     if (owner.state != RegionState::kLive) TP_ASSERT(!page.has_content());
   }
   TP_ASSERT(frame_bytes == device.used_bytes() && host_bytes == host.used_bytes() && nvme_bytes == nvme.used_bytes());

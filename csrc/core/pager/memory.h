@@ -9,6 +9,7 @@
 //   page rows and pools: see page_table.h, frame_pool.h;
 //   used bytes of each pool = sum over the pages that own memory there: every frame and span has exactly one owner;
 //   a page of a region that is not live has no content;
+//   a page is unmarked exactly if its region knows of such streams;
 //   prefetched bytes = bytes of the pages that were fetched ahead and not used yet.
 #pragma once
 
@@ -40,7 +41,8 @@ struct Region {  // what every operator looks at stands in the first cache line
   uint64_t writes = 0;  // of them, those that write
   std::vector<PageId> pages;
 
-  uint64_t bytes = 0;  // rounded up to the granule
+  uint64_t bytes = 0;                 // rounded up to the granule
+  std::vector<StreamId> unmarked_on;  // work on it may be queued there at any time, and no operator's end marks it
   StreamId stream = 0;
   TagId tag = 0;
   Source source;               // of the pages that are sourced

@@ -75,9 +75,10 @@ void Pager::free_region(RegionId region, std::span<const Fence> fences) {
   if (requests_.wait() || !departures_.none()) requests_.ask_for_planning();
 }
 
-void Pager::note_stream_use(RegionId id, StreamId stream) {
+void Pager::note_stream_use(RegionId id, Fence work) {
   Region& region = memory_.region(id);
-  if (region.stream != stream) region.other_streams = true;
+  if (region.stream != work.stream) region.other_streams = true;
+  if (work.sequence != 0) departures_.note_work(id, work);
 }
 
 // --- events from the executor of actions -------------------------------------------------------------------------

@@ -84,7 +84,9 @@ class Pager {
     memory_.region(region).held = true;
   }  // a raw pointer to it escaped: resident until it is freed
   void hold_pinned(SlotId slot) { requests_.hold_pinned(slot); }  // the same for everything that the slot pins
-  void note_stream_use(RegionId region, StreamId stream);
+  // Work on the region is queued on a stream. {stream, 0}: by an operator, whose end marks it. Owed: nothing marks it, it was
+  // queued before or will be until the region is freed. Else: that fence marks what was queued.
+  void note_stream_use(RegionId region, Fence work);
 
   // --- events from the executor of actions ---------------------------------------------------------------------
   void transfer_done(TransferId transfer, const TransferResult& result);

@@ -42,6 +42,8 @@ void RegionStore::open(RegionId id, const AllocateRequest& request) {
   region.bytes_asked = request.bytes;
   region.stream = request.stream;
   region.other_streams = false;
+  region.unmarked_on.clear();
+  for (const PageId page : region.pages) memory_.pages[page].set_unmarked(false);
   region.seen = false;
   region.held = false;
   region.uses = region.writes = 0;
@@ -69,6 +71,7 @@ void RegionStore::free(RegionId id, std::span<const Fence> fences) {
     if (memory_.take_prefetched(page)) ++memory_.stats.prefetch_wasted;
     page.forget_content();
     for (const Fence& fence : fences) page.add_fence(fence);
+    if (page.unmarked) departures_.owe_unmarked(page, {});
     if (page.movement == Movement::kNone) {
       memory_.drop_lower(page, Tier::kHost);
       memory_.drop_lower(page, Tier::kNvme);

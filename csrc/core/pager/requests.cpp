@@ -231,7 +231,7 @@ void Requests::end_op(SlotId id, Fence fence) {
   Slot& slot = slots_[id.value];
   TP_ASSERT(slot.order == 0);
   TP_ASSERT(!fence.owed() || !departures_.engaged());
-  if (fence.owed()) departures_.fences().owe(fence.stream);
+  if (fence.owed()) fence = departures_.fences().owe(fence.stream);
   const bool writes_ahead = departures_.engaged() && foresight_.plan().valid();
   Memory& memory = memory_;  // in a register: the compiler cannot know that no page is this object
   bool freed = false;
@@ -239,6 +239,8 @@ void Requests::end_op(SlotId id, Fence fence) {
     Page& page = memory.pages[page_id];
     TP_ASSERT(page.pins > 0);
     page.add_fence(fence);
+    if (page.unmarked) [[unlikely]]
+      departures_.owe_unmarked(page, fence);
     if (page.unpin()) {
       memory.stats.pinned_bytes.current -= page.bytes;
       freed = freed || memory.region(page.region).state == RegionState::kDying;
