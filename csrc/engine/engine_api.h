@@ -61,6 +61,17 @@ typedef struct tp_operator {
   uint64_t hash;     // stable across runs: a hash of name and overload
 } tp_operator;
 
+// Regions on which work goes on when their operator has returned.
+typedef struct tp_kept_api {
+  // Keeps regions, which the open scope has pinned, resident after it has closed, until let_go, which names one of the
+  // addresses. 0: nothing is kept. Who lacks room waits for let_go if the work ends by itself, and not if it ends only after
+  // something that the program does.
+  uint64_t (*keep)(const uint64_t* addresses, size_t count, int32_t ends_by_itself);
+  void (*let_go)(uint64_t address, uint64_t handle);
+  // `hook` is called, without any lock, every now and then while a thread waits in a call of the user's.
+  void (*set_wait_hook)(void (*hook)(void));
+} tp_kept_api;
+
 typedef struct tp_engine_api {
   uint32_t version;
   uint32_t size;  // sizeof(tp_engine_api)
@@ -143,6 +154,7 @@ typedef struct tp_engine_api {
   // `reserved` now, which counts against device_budget. Each make_room that did not return 0 is followed by one such call,
   // or a part of one; with 0 bytes it only tells what is held.
   void (*room_settled)(uint64_t bytes, uint64_t reserved);
+  tp_kept_api kept;
 } tp_engine_api;
 
 // Exported by the torch library (one .so per torch minor version); called through ctypes with the GIL held.
@@ -173,6 +185,7 @@ typedef struct tp_engine_api {
 //   const char* tierpage_torch_typed_operators(void) the operators to which "typed" applies, one a line
 //   int32_t tierpage_torch_run_deferred(uint64_t address)   runs what was deferred of this region, of all for 0; returns
 //                                                    0, or an error code with the Python error set
+//   void tierpage_torch_ask_works(void)              lets collectives that have ended let go of what they used
 //   int32_t tierpage_torch_touch(uint64_t address)   touch() for this thread with the GIL released while waiting;
 //                                                    0, or an error code with the Python error set
 //   int32_t tierpage_torch_fill_storage(uint64_t storage_impl, uint64_t place, uint64_t bytes)

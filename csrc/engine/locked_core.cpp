@@ -10,6 +10,7 @@ constexpr auto kSlice = std::chrono::milliseconds(50);  // of a wait, between tw
 }  // namespace
 
 thread_local StopAsked t_stop_asked = nullptr;
+std::atomic<void (*)()> g_wait_hook{nullptr};
 
 void LockedCore::hand_over_locked() {
   if (pager_->has_actions() || pager_->wants_planning() || !host_growth_.asked_for(pager_->host_space_wanted())) {
@@ -80,6 +81,7 @@ LockedCore::WaitEnd LockedCore::wait_or_stop(UniqueLock& lock, Clock::time_point
     bool stop = false;
     {
       const Unlocked unlocked(lock, mutex_);
+      if (void (*const hook)() = g_wait_hook.load(); hook != nullptr) hook();
       stop = stop_asked();
     }
     if (stop) return done() ? WaitEnd::kDone : WaitEnd::kStopped;

@@ -28,6 +28,8 @@ namespace tierpage {
 // Set by who calls the user's side in this thread and may be asked to stop: asked every 50 ms of a wait. Null: never.
 using StopAsked = bool (*)();
 extern thread_local StopAsked t_stop_asked;
+// Asked as often as t_stop_asked, and only where that is: what may let go of pages meanwhile. Null: nothing.
+extern std::atomic<void (*)()> g_wait_hook;
 
 // Notes when a caller asked for a lock that another thread has; else the time stays as it is. For who counts waits.
 struct NoteWait {

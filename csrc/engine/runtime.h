@@ -36,6 +36,7 @@
 #include "engine/engine_api.h"
 #include "engine/event_log.h"
 #include "engine/host_growth.h"
+#include "engine/kept_regions.h"
 #include "engine/locked_core.h"
 #include "engine/native_room.h"
 #include "engine/operator_mark.h"
@@ -143,6 +144,7 @@ class Runtime {
   RuntimeReports& reports() { return reports_; }
   // What the framework's own allocator takes of the device.
   NativeRoom& native_room() { return native_room_; }
+  KeptRegions& kept() { return kept_; }
 
  private:
   explicit Runtime(const RuntimeOptions& options);
@@ -189,6 +191,7 @@ class Runtime {
   TagNames tags_ TP_GUARDED_BY(core_.mutex());
   std::unordered_set<uint32_t> pins_ TP_GUARDED_BY(core_.mutex());  // slots of pin()
   AwaitedRegions awaited_ TP_GUARDED_BY(core_.mutex());
+  KeptRegions kept_{core_};
   std::vector<Scope*> scopes_ TP_GUARDED_BY(core_.mutex());
   SourceRegistry source_registry_ TP_GUARDED_BY(core_.mutex());
   PagerThread pager_thread_{{core_, tiers_, accounts_, watchdog_, host_growth_, streams_, source_registry_}};

@@ -127,7 +127,18 @@ void room_settled(uint64_t bytes, uint64_t reserved) {
     return 0;
   });
 }
+uint64_t keep_regions(const uint64_t* addresses, size_t count, int32_t ends_by_itself) {
+  Runtime* runtime = count > 0 ? g_runtimes.of_address(addresses[0]) : nullptr;
+  return answered(runtime, 0, [&] { return runtime->kept().keep(addresses, count, ends_by_itself != 0); });
 }
+void let_go(uint64_t address, uint64_t handle) {
+  Runtime* runtime = g_runtimes.of_address(address);
+  (void)answered(runtime, 0, [&] {
+    runtime->kept().let_go(handle);
+    return 0;
+  });
+}
+void set_wait_hook(void (*hook)()) { g_wait_hook.store(hook); }
 void launching(tp_scope* scope, uint64_t native_stream) {
   (void)answered(scope->runtime, 0, [&] {
     scope->runtime->launching(*scope, native_stream);
@@ -204,6 +215,7 @@ void Runtime::fill_api() {
       .note_capture = tierpage::note_capture,
       .own_thread = own_thread,
       .room_settled = tierpage::room_settled,
+      .kept = {.keep = keep_regions, .let_go = tierpage::let_go, .set_wait_hook = tierpage::set_wait_hook},
   };
 }
 

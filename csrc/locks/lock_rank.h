@@ -29,6 +29,7 @@ namespace tierpage {
   LOCK(kRuntimeRegistry, "RuntimeRegistry::mutex_") \
   LOCK(kCore, "LockedCore::mutex_")                 \
   /* leaves */                                      \
+  LOCK(kPendingWorks, "PendingWorks::mutex")        \
   LOCK(kLateStream, "LateStream::mutex_")           \
   LOCK(kTypedNames, "Names::mutex")                 \
   LOCK(kThreadRegistry, "ThreadRegistry::mutex")    \

@@ -45,6 +45,7 @@ ThreadState* new_state() {
 }
 
 void retire(ThreadState* state) {
+  for (const ThreadState::InBatch& part : state->batch) part.engine->kept.let_go(part.address, part.handle);
   if (state->scope != nullptr) state->engine->scope_destroy(state->scope);
   ThreadRegistry& all = registry();
   {
@@ -162,12 +163,29 @@ void wait_in_slices(const std::function<bool(uint32_t)>& slice) {
 }
 
 bool (*make_room)() = [] { return false; };
+std::atomic<bool (*)()> ask_works{+[] { return false; }};
+
+namespace {
+
+constexpr uint32_t kWorkSliceMilliseconds = 2;
+
+// Up to so long. Works that hold pages are asked again and again: nobody else may be there to do it.
+int32_t wait_and_ask_works(const ThreadState& state, const tp_engine_api* engine, uint32_t milliseconds) {
+  for (uint32_t waited = 0; waited < milliseconds; waited += kWorkSliceMilliseconds) {
+    if (!ask_works.load()()) return engine->wait(state.scope, milliseconds - waited);
+    const int32_t code = engine->wait(state.scope, kWorkSliceMilliseconds);
+    if (code != TP_WAIT) return code;
+  }
+  return TP_WAIT;
+}
+
+}  // namespace
 
 int32_t settled(ThreadState& state, const tp_engine_api* engine, int32_t code, const GiveWay* limit) {
   if (code != TP_WAIT) return code;
   try {
     wait_in_slices([&](uint32_t milliseconds) {
-      code = engine->wait(state.scope, milliseconds);
+      code = wait_and_ask_works(state, engine, milliseconds);
       if (code == TP_WAIT && limit != nullptr && limit->now()) throw GaveWay{};
       return code != TP_WAIT;
     });

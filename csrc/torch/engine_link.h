@@ -50,6 +50,12 @@ struct ThreadState {
   std::vector<tp_access> announced;                    // by the open scope, while launches are watched (launch_guard.h)
   std::vector<uint64_t> addresses;                     // of its results
   std::vector<std::pair<uint64_t, uint64_t>> touches;  // the newest: address, bytes (raw_access.h)
+  struct InBatch {
+    const tp_engine_api* engine;
+    uint64_t address, handle;
+  };
+  std::vector<InBatch> batch;                                       // what collectives of a batch use (pending_works.h)
+  bool in_collective = false;                                       // the open scope is one
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages;  // to arm at the close (raw_access.h)
   std::atomic<uint64_t> counters[kCounterCount] = {};
 
@@ -135,6 +141,9 @@ tp_scope* opened_scope(ThreadState& state);
 void check_usable(const tp_engine_api* engine);
 // Calls slice(milliseconds) until it returns true: without the GIL, with a look at signals (python_wait.h).
 void wait_in_slices(const std::function<bool(uint32_t)>& slice);
+// Lets works that have ended let go of their pages; whether others hold some still. Asked during waits. That of
+// pending_works.h, which stands above.
+extern std::atomic<bool (*)()> ask_works;
 // What to try before anybody fails for want of room; whether it changed anything. Deferral's, which stands above.
 extern bool (*make_room)();
 // Waits while `code` is TP_WAIT; the code of the end.

@@ -17,6 +17,7 @@
 #include "torch/errors.h"
 #include "torch/interceptor.h"
 #include "torch/launch_guard.h"
+#include "torch/pending_works.h"
 #include "torch/raw_access.h"
 #include "torch/registration.h"
 #include "torch/typed_operators.h"
@@ -179,6 +180,8 @@ int32_t reach(uint64_t address, Access access) {
 TIERPAGE_EXPORT int32_t tierpage_torch_close_guard(void) {
   return raising([] { tierpage::close_launch_guard(); });
 }
+
+TIERPAGE_EXPORT void tierpage_torch_ask_works(void) { (void)tierpage::let_go_of_ended_works(); }
 
 TIERPAGE_EXPORT int32_t tierpage_torch_touch(uint64_t address) {
   return reach(address, [](const tp_engine_api* engine, uint64_t base, uint64_t bytes) {

@@ -3,6 +3,7 @@
 
 #include "torch/cuda_capture.h"
 #include "torch/launch_guard.h"
+#include "torch/pending_works.h"
 
 namespace tierpage {
 
@@ -14,7 +15,11 @@ int32_t OperatorFrame::close_scope() {
   const uint64_t known = state_.scope_stream;
   const uint64_t stream = known != TP_NO_STREAM ? known : native_stream(*state_.engine);
   state_.announced.clear();
-  return state_.engine->scope_close(state_.scope, stream);
+  const int32_t code = state_.engine->scope_close(state_.scope, stream);
+  if (C10_UNLIKELY(works_pending())) (void)let_go_of_ended_works();
+  if (C10_UNLIKELY(!state_.batch.empty()) && !state_.in_collective) let_go_of_batch(state_);
+  state_.in_collective = false;
+  return code;
 }
 
 void OperatorFrame::raise_close(int32_t code) { throw PagerError(code, state_.engine->error_message(state_.scope)); }
@@ -45,6 +50,12 @@ void announce_results(const OperatorInfo& info, const c10::Stack& stack, ThreadS
   announce_addresses(state);
 }
 
+// Its work goes on: what it used stays.
+void keep_for_work(const OperatorCall& call, const std::vector<uint64_t>& addresses) {
+  const c10::IValue* results = call.stack->data() + (call.stack->size() - call.info.return_count);
+  keep_until_done(call.state, results[call.info.work_index], call.info.is_message, addresses);
+}
+
 }  // namespace
 
 void announce_paged(const OperatorInfo& info, ThreadState& state, const AccessTail& tail) {
@@ -66,15 +77,24 @@ void run_in_frame(const OperatorCall& call, bool* launched) {
   ThreadState& state = call.state;
   OperatorFrame frame(state, call.engine);
   try {
+    std::vector<uint64_t> outlived;  // by its work
     {
       const AccessTail tail(state);
       collect_arguments(call, *state.engine, materializer_enabled());
       announce(call.info, state, tail);
+      // What a graph records stays for as long as the graph may run.
+      if (C10_UNLIKELY(call.info.work_index >= 0) && !stream_is_capturing(*state.engine)) {
+        for (size_t i = 0; i < tail.count(); ++i) outlived.push_back(tail.data()[i].address);
+      }
     }
     note_launch(state, *call.engine, frame);
     if (launched != nullptr) *launched = true;
     call.op.redispatchBoxed(call.keys, call.stack);
     if (state.fresh_region && state.scope_open) announce_results(call.info, *call.stack, state);
+    if (C10_UNLIKELY(!outlived.empty())) {
+      state.in_collective = true;
+      keep_for_work(call, outlived);
+    }
   } catch (const PagedOutOfMemoryError& error) {
     rethrow(frame, error);
   }

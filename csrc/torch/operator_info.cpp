@@ -4,6 +4,7 @@
 #include <ATen/NestedTensorImpl.h>
 #include <ATen/SparseCsrTensorImpl.h>
 #include <ATen/SparseTensorImpl.h>
+#include <ATen/core/class_type.h>
 
 #include <algorithm>
 #include <array>
@@ -154,6 +155,11 @@ void note_unscaled_gradients(const c10::FunctionSchema& schema, OperatorInfo& in
   if (info.read_if_none_index < 0) info.read_index = -1;
 }
 
+bool is_work(const c10::Type& type) {
+  const auto* const work = type.castRaw<c10::ClassType>();
+  return work != nullptr && work->name() && work->name()->qualifiedName() == "__torch__.torch.classes.c10d.Work";
+}
+
 bool is_tensor_list(const c10::Type& type) {
   return type.kind() == c10::TypeKind::ListType && type.containedType(0)->kind() == c10::TypeKind::TensorType;
 }
@@ -199,6 +205,10 @@ std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
   info.argument_count = static_cast<uint32_t>(schema.arguments().size());
   info.return_count = static_cast<uint32_t>(schema.returns().size());
   // A write that nobody was told of is lost with the page. A page that only seems written costs a copy down.
+  for (uint32_t index = 0; index < info.return_count; ++index) {
+    if (is_work(*schema.returns()[index].type())) info.work_index = static_cast<int32_t>(index);
+  }
+  info.is_message = name.starts_with("c10d::send") || name.starts_with("c10d::recv");
   const bool unmarked = !is_trusted(op);
   const bool whole = touches_whole_storage(name);
   for (uint32_t index = 0; index < info.argument_count; ++index) {

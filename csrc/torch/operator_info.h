@@ -45,6 +45,8 @@ struct OperatorInfo {
   std::vector<c10::DispatchKey> composite_keys;
   uint32_t composition = 0;                  // composition_of() when it was described
   bool splittable;                           // a result for an index depends on that index alone (list_ops.h)
+  int32_t work_index = -1;                   // the result that is a Work (pending_works.h); -1: its work ends with it
+  bool is_message = false;                   // between two ranks
   uint32_t fresh_lists = 0;                  // of splittable operators: results that are new lists
   std::vector<ArgumentInfo> arguments;       // those that can hold tensors
   std::vector<ArgumentInfo> list_arguments;  // of splittable operators: every list, in order

@@ -251,6 +251,7 @@ def pause(tag: str) -> int:
     """
     session = current()
     session.library.run_deferred(0)
+    session.library.ask_works()
     with native.translated():
         return int(session.runtime.pause(_tag(tag)))
 
@@ -322,6 +323,7 @@ def _hint(name: str, things: tuple[Any, ...]) -> int:
     session = current_or_none()
     if session is None:
         return 0
+    session.library.ask_works()
     with native.translated():
         return int(getattr(session.runtime, name)(session.addresses(tensors)))
 

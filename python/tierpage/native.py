@@ -171,6 +171,7 @@ class TorchLibrary:
         self._counter = function("tierpage_torch_counter", ctypes.c_uint64, ctypes.c_int32)
         self.touch = function("tierpage_torch_touch", ctypes.c_int32, ctypes.c_uint64)
         self.note_stream = function("tierpage_torch_note_stream", ctypes.c_int32, ctypes.c_uint64)
+        self.ask_works = function("tierpage_torch_ask_works", None)
         self.hold = function("tierpage_torch_hold", ctypes.c_int32, ctypes.c_uint64)
         self._fill_storage = function(
             "tierpage_torch_fill_storage", ctypes.c_int32, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -290,6 +291,19 @@ int32_t watch_launches = 0;
 void set_watch_hook(void (*)()) {}
 void note_capture(int32_t) {}
 int32_t own_thread() { return 0; }
+std::set<uint64_t> kept_handles;
+uint64_t next_handle = 1;
+uint64_t keep_regions(const uint64_t*, size_t count, int32_t ends_by_itself) {
+  const Entry entry;
+  announcements += "keep " + std::to_string(count) + (ends_by_itself != 0 ? "\n" : " for a message\n");
+  kept_handles.insert(next_handle);
+  return next_handle++;
+}
+void let_go(uint64_t, uint64_t handle) {
+  const Entry entry;
+  announcements += kept_handles.erase(handle) == 1 ? "let go\n" : "let go of nothing\n";
+}
+void set_wait_hook(void (*)()) {}
 uint64_t room_kept = 0;
 uint64_t room_max = 0;
 uint64_t make_room(uint64_t bytes) {
@@ -360,7 +374,8 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
                         set_watch_hook,
                         note_capture,
                         own_thread,
-                        room_settled};
+                        room_settled,
+                        {keep_regions, let_go, set_wait_hook}};
   return &table;
 }
 
