@@ -44,6 +44,7 @@ struct DeviceInfo {
   uint64_t frame_bytes_max = 0;      // largest frame
   bool fences_every_stream = false;  // record_fence takes kEveryStream
   bool synchronous_streams = false;  // true: an operator's work has finished when the operator returns (host)
+  bool guards_writes = false;        // forbid_writes and allow_writes do something
   bool must_poll = false;            // true: completions of copies are only seen by polling (CUDA)
   std::optional<DriverFacts> facts;  // none: there is no driver (host)
 };
@@ -86,6 +87,17 @@ class DeviceBackend {
   // (and every kernel). After unmap() an access is an error that the hardware reports (host: SIGSEGV).
   virtual Status map(FrameId frame, uint64_t offset) = 0;
   virtual Status unmap(FrameId frame, uint64_t offset) = 0;
+
+  // The same for a frame that gets its content first: from place() on copies reach it at memory_at(), and reveal() makes
+  // it appear in the range, whole. It is read-only there until allow_writes, where the device can guard. A device whose
+  // addresses nobody looks at meanwhile (CUDA: the pager gates its kernels) maps at once.
+  virtual Status place(FrameId frame, uint64_t offset) { return map(frame, offset); }
+  virtual Status reveal(FrameId, uint64_t) { return Status::success(); }
+  virtual std::byte* memory_at(uint64_t offset) const { return base() + offset; }
+  // From forbid_writes on a write to a mapped frame is an error that the hardware reports. allow_writes: any thread,
+  // while nothing is done to that frame.
+  virtual Status forbid_writes(uint64_t, uint64_t) { return Status::success(); }
+  virtual Status allow_writes(uint64_t, uint64_t) { return Status::success(); }
 
   // Locked RAM: makes [host, host + bytes) fast for asynchronous copies. Any thread.
   virtual Status lock_host(void* host, uint64_t bytes) = 0;

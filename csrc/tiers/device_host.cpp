@@ -9,6 +9,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <map>
 #include <unordered_map>
 #include <utility>
 
@@ -51,6 +52,13 @@ class HostBackend final : public DeviceBackend {
   void release_frame(FrameId frame) override;
   Status map(FrameId frame, uint64_t offset) override;
   Status unmap(FrameId frame, uint64_t offset) override;
+  Status place(FrameId frame, uint64_t offset) override;
+  Status reveal(FrameId frame, uint64_t offset) override;
+  std::byte* memory_at(uint64_t offset) const override;
+  Status forbid_writes(uint64_t offset, uint64_t bytes) override { return set_access(offset, bytes, PROT_READ); }
+  Status allow_writes(uint64_t offset, uint64_t bytes) override {
+    return set_access(offset, bytes, PROT_READ | PROT_WRITE);
+  }
 
   // RAM needs no locking to be copied by a CPU.
   Status lock_host(void*, uint64_t) override { return Status::success(); }
@@ -75,6 +83,8 @@ class HostBackend final : public DeviceBackend {
   Status take_slot(uint64_t bytes, uint64_t* file_offset);
   Status grow_file(uint64_t end);
   Status make_inaccessible(uint64_t offset, uint64_t bytes);
+  Status set_access(uint64_t offset, uint64_t bytes, int access) const;
+  Status map_at(void* where, const FrameRecord& record, int flags, void** mapped) const;
   Status close_place(uint64_t offset, uint64_t bytes);
   void take_spare();
   bool spend_spare();
@@ -88,6 +98,11 @@ class HostBackend final : public DeviceBackend {
   int file_ = -1;
   pid_t owner_ = 0;
   FrameTable frames_;
+  struct Placed {
+    std::byte* memory = nullptr;
+    uint64_t bytes = 0;
+  };
+  std::map<uint64_t, Placed> placed_;  // by offset in the range: not revealed yet
 
   // Slots: a slot's size never changes; a free one is a hole that costs nothing.
   uint64_t file_bytes_ = 0;                                         // length of the file
@@ -130,6 +145,7 @@ Status HostBackend::open(const HostBackendOptions& options) {
   info_.granule_bytes = granule;
   info_.frame_bytes_max = options.frame_bytes_max;
   info_.synchronous_streams = true;
+  info_.guards_writes = true;
   info_.must_poll = !options.asynchronous_copies;  // inline copies finish inside submit_copy, where nobody is woken
   frames_.configure(range_bytes_, granule, options.frame_bytes_max);
   take_spare();
@@ -254,16 +270,73 @@ Status HostBackend::map(FrameId frame, uint64_t offset) {
   if (Status status = frames_.check_map(frame, offset); !status.ok()) return status;
   const FrameRecord& record = *frames_.find(frame);
   LockGuard no_fork(fork_mutex());
-  void* mapped = mmap(base_ + offset, record.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file_,
-                      static_cast<off_t>(record.handle));
-  if (mapped == MAP_FAILED) return mapping_status("mapping a frame of " + format_bytes(record.bytes), errno);
-  if (madvise(mapped, record.bytes, MADV_DONTFORK) != 0) {
-    const int error = errno;
-    (void)close_place(offset, record.bytes);
-    return mapping_status("madvise(MADV_DONTFORK) on a mapped frame", error);
+  void* mapped = nullptr;
+  if (Status status = map_at(base_ + offset, record, MAP_FIXED, &mapped); !status.ok()) {
+    if (mapped != nullptr) (void)close_place(offset, record.bytes);
+    return status;
   }
   frames_.set_mapped(frame, offset);
   return Status::success();
+}
+
+// With fork_mutex() held. *mapped also where it failed later.
+Status HostBackend::map_at(void* where, const FrameRecord& record, int flags, void** mapped) const {
+  void* at =
+      mmap(where, record.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | flags, file_, static_cast<off_t>(record.handle));
+  if (at == MAP_FAILED) return mapping_status("mapping a frame of " + format_bytes(record.bytes), errno);
+  *mapped = at;
+  if (madvise(at, record.bytes, MADV_DONTFORK) == 0) return Status::success();
+  return mapping_status("madvise(MADV_DONTFORK) on a mapped frame", errno);
+}
+
+// Somewhere else in the address space first, where no tensor is.
+Status HostBackend::place(FrameId frame, uint64_t offset) {
+  if (Status status = frames_.check_map(frame, offset); !status.ok()) return status;
+  const FrameRecord& record = *frames_.find(frame);
+  LockGuard no_fork(fork_mutex());
+  void* mapped = nullptr;
+  if (Status status = map_at(nullptr, record, 0, &mapped); !status.ok()) {
+    if (mapped != nullptr) (void)munmap(mapped, record.bytes);
+    return status;
+  }
+  placed_[offset] = {static_cast<std::byte*>(mapped), record.bytes};
+  frames_.set_mapped(frame, offset);
+  return Status::success();
+}
+
+// The mapping moves with the kernel's tables for it: nothing is touched again.
+Status HostBackend::reveal(FrameId frame, uint64_t offset) {
+  const auto found = placed_.find(offset);
+  if (found == placed_.end()) {
+    return Status::error(StatusCode::kInternal, "frame " + std::to_string(frame.value) + " was not placed");
+  }
+  const Placed placed = found->second;
+  if (mprotect(placed.memory, placed.bytes, PROT_READ) != 0) {
+    return mapping_status("mprotect on a frame of " + format_bytes(placed.bytes), errno);
+  }
+  LockGuard no_fork(fork_mutex());
+  void* const there = base_ + offset;
+  if (mremap(placed.memory, placed.bytes, placed.bytes, MREMAP_MAYMOVE | MREMAP_FIXED, there) == MAP_FAILED) {
+    const int error = errno;
+    (void)close_place(offset, placed.bytes);  // the kernel may have taken the hole away
+    return mapping_status("moving a frame of " + format_bytes(placed.bytes) + " into the range", error);
+  }
+  placed_.erase(found);
+  return Status::success();
+}
+
+std::byte* HostBackend::memory_at(uint64_t offset) const {
+  auto after = placed_.upper_bound(offset);
+  if (after != placed_.begin()) {
+    const auto& [first, placed] = *--after;
+    if (offset - first < placed.bytes) return placed.memory + (offset - first);
+  }
+  return base_ + offset;
+}
+
+Status HostBackend::set_access(uint64_t offset, uint64_t bytes, int access) const {
+  if (mprotect(base_ + offset, bytes, access) == 0) return Status::success();
+  return mapping_status("mprotect on a frame of " + format_bytes(bytes), errno);
 }
 
 Status HostBackend::make_inaccessible(uint64_t offset, uint64_t bytes) {
@@ -307,14 +380,19 @@ bool HostBackend::spend_spare() {
 
 Status HostBackend::unmap(FrameId frame, uint64_t offset) {
   if (Status status = frames_.check_unmap(frame, offset); !status.ok()) return status;
-  if (Status status = make_inaccessible(offset, frames_.find(frame)->bytes); !status.ok()) return status;
+  if (const auto found = placed_.find(offset); found != placed_.end()) {
+    (void)munmap(found->second.memory, found->second.bytes);
+    placed_.erase(found);
+  } else if (Status status = make_inaccessible(offset, frames_.find(frame)->bytes); !status.ok()) {
+    return status;
+  }
   frames_.set_unmapped(frame);
   return Status::success();
 }
 
 Status HostBackend::submit_copy(const CopyRequest& request) {
   if (Status status = frames_.check_access(request.device_offset, request.bytes); !status.ok()) return status;
-  std::byte* const device = base_ + request.device_offset;
+  std::byte* const device = memory_at(request.device_offset);
   const bool to_device = request.direction == CopyDirection::kToDevice;
   void* const destination = to_device ? static_cast<void*>(device) : request.host;
   const void* const source = to_device ? request.host : static_cast<const void*>(device);

@@ -47,6 +47,59 @@ TEST_P(DeviceBackendTest, ContentSurvivesUnmapAndMapElsewhere) {
   EXPECT_EQ(device_->base(), base);
 }
 
+// Nobody sees half of it. From a device's memory that only kernels use the difference cannot be told.
+TEST_P(DeviceBackendTest, APlacedFrameGetsItsContentBeforeItAppears) {
+  for (int round = 0; round < 3; ++round) {
+    const FrameId frame{7};
+    const uint64_t offset = frame_max() * 2;
+    ok(device_->create_frame(frame, frame_max()));
+    ok(device_->place(frame, offset));
+    fails(device_->map(frame, offset));
+    if (is_host()) {
+      EXPECT_FALSE(readable(device_->base() + offset));
+      EXPECT_NE(device_->memory_at(offset), device_->base() + offset);
+      EXPECT_EQ(device_->memory_at(offset + 5), device_->memory_at(offset) + 5);
+      EXPECT_EQ(device_->memory_at(offset + frame_max()), device_->base() + offset + frame_max());
+    }
+    write(offset, frame_max() / 2, 3);
+    write(offset + frame_max() / 2, frame_max() / 2, 4);
+    if (round < 2) {
+      ok(device_->reveal(frame, offset));
+      EXPECT_EQ(device_->memory_at(offset), device_->base() + offset);
+      if (is_host()) {
+        EXPECT_TRUE(readable(device_->base() + offset));
+        EXPECT_FALSE(writable(device_->base() + offset));
+      }
+      expect(offset, frame_max() / 2, 3);
+      expect(offset + frame_max() / 2, frame_max() / 2, 4);
+    }
+    ok(device_->unmap(frame, offset));  // also of one that never appeared
+    if (is_host()) {
+      EXPECT_FALSE(readable(device_->base() + offset));
+    }
+    device_->release_frame(frame);
+  }
+}
+
+TEST_P(DeviceBackendTest, WritesAreForbiddenUntilTheyAreAllowed) {
+  const FrameId frame{1};
+  ok(device_->create_frame(frame, granule()));
+  ok(device_->map(frame, granule()));
+  write(granule(), granule(), 1);
+  ok(device_->forbid_writes(granule(), granule()));
+  if (device_->info().guards_writes) {
+    EXPECT_TRUE(readable(device_->base() + granule()));
+    EXPECT_FALSE(writable(device_->base() + granule()));
+  }
+  expect(granule(), granule(), 1);
+  ok(device_->allow_writes(granule(), granule()));
+  if (device_->info().guards_writes) {
+    EXPECT_TRUE(writable(device_->base() + granule()));
+  }
+  write(granule(), granule(), 2);
+  expect(granule(), granule(), 2);
+}
+
 TEST_P(DeviceBackendTest, RandomSequencesAgreeWithAModel) {
   struct Model {
     uint64_t bytes;

@@ -150,6 +150,16 @@ class DeviceBackendTest : public ::testing::TestWithParam<DeviceKind> {
     return read;
   }
 
+  // The same for writing; what stands there is written again.
+  static bool writable(void* address) {
+    int ends[2];
+    if (pipe(ends) != 0) return false;
+    const bool written = ::write(ends[1], address, 1) == 1 && ::read(ends[0], address, 1) == 1;
+    close(ends[0]);
+    close(ends[1]);
+    return written;
+  }
+
   std::unique_ptr<DeviceBackend> device_;
   const CudaDriver* driver_ = nullptr;  // none for host
   uint64_t cookie_ = 0;
