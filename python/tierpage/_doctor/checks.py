@@ -227,6 +227,20 @@ def check_storage(machine: DoctorMachine) -> Row:
     )  # fmt: skip
 
 
+def check_launch_guard(machine: DoctorMachine) -> Row:
+    if not machine.probe_device("cuda", 0).get("available"):
+        return Row("launch guard", OK, "not needed without a GPU")
+    if machine.native_problem() is not None:
+        return Row("launch guard", WARN, "not tried", "tierpage's native parts do not load", "see the row build")
+    problem = machine.guard_problem()
+    if problem is None:
+        return Row("launch guard", OK, "launches can be looked at through CUPTI")
+    return Row(
+        "launch guard", WARN, "launches cannot be looked at", problem,
+        "needed for raw kernels and CUDA graphs under pressure only: docs/limits.md says what is not seen without it",
+    )  # fmt: skip
+
+
 def check_encryption(machine: DoctorMachine) -> Row:
     found = any(machine.library(name) for name in ("libcrypto.so.3", "libcrypto.so.1.1"))
     return Row("encryption", OK, "libcrypto found" if found else "no libcrypto (only needed for encrypt=True)")
@@ -297,7 +311,8 @@ def check_links(machine: DoctorMachine) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     check_build, check_python, check_device, check_vmm, check_host_mapping, check_copy_engines, check_memory,
     check_memlock, check_huge_pages, check_map_count, check_directory, check_file_system, check_direct_io,
-    check_disk_kind, check_io_uring, check_cufile, check_storage, check_encryption, check_conflicts, check_settings,
+    check_disk_kind, check_io_uring, check_cufile, check_storage, check_launch_guard, check_encryption,
+    check_conflicts, check_settings,
 )  # fmt: skip
 
 

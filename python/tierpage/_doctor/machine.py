@@ -77,6 +77,19 @@ class DoctorMachine:
             return str(error)
         return None
 
+    def guard_problem(self) -> str | None:
+        """Why launches cannot be looked at (``launch_guard``); None if they can. Where they are already, they can."""
+        from tierpage import native
+        from tierpage.session import current_or_none
+
+        if current_or_none() is not None:
+            return None  # its own line of config() tells
+        library = native.TorchLibrary.load()
+        refusal = library.open_guard()
+        if not refusal:
+            library.close_guard()
+        return refusal or None
+
     def probe_device(self, kind: str, index: int) -> dict[str, Any]:
         """Facts of a device from the driver; {"available": False, "reason": ...} without one."""
         if (kind, index) not in self._facts:
