@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 import tierpage
+from tierpage.session import current_or_none
 
 MIB = 1 << 20
 BUDGET = "256MiB"
@@ -74,7 +75,7 @@ def raw_streams() -> list[torch.Tensor]:
             if chance.random() < 0.2:
                 torch.cuda._sleep(20_000_000)
             launch(addresses[first], addresses[second], all_of_them[0].numel())
-        if chance.random() < 0.3 and tierpage_is_on():
+        if chance.random() < 0.3 and current_or_none() is not None:
             tierpage.evict(all_of_them[second])
     for stream in streams:
         torch.cuda.current_stream().wait_stream(stream)
@@ -162,40 +163,46 @@ def side_stream_in_operator() -> list[torch.Tensor]:
         torch.cuda.current_stream().wait_stream(side)
         return y
 
-    name = f"guardtest::body{int(tierpage_is_on())}"
+    name = f"guardtest::body{int(current_or_none() is not None)}"
     operator = torch.library.custom_op(name, body, mutates_args=(), schema="(Tensor x) -> Tensor")
     all_of_them = tensors(32)
     return [operator(operator(tensor)) for tensor in all_of_them]
 
 
-def cost() -> None:
-    """Microseconds of an operator on paged tensors and of a raw launch, with and without the guard, under pressure."""
-    from tierpage import session
+def profiled() -> list[torch.Tensor]:
+    """torch's profiler goes first: the guard steps aside for it, and the profiler sees the kernels."""
+    all_of_them = tensors(32)
+    for tensor in all_of_them:
+        tensor.mul_(0.5)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        for tensor in all_of_them:
+            tensor.add_(1)
+        torch.cuda.synchronize()
+    if not any("elementwise" in event.name for event in profiler.events()):
+        raise RuntimeError("the profiler saw no kernel")
+    if current_or_none() is not None:
+        state = tierpage.config().in_force["launch_guard"]
+        if not str(state).startswith("off: torch's profiler"):
+            raise RuntimeError(f"launch_guard is {state!r}")
+    for tensor in all_of_them:
+        tensor.mul_(3)
+    return all_of_them
 
-    tierpage.enable(device="cuda", device_budget="2GiB", host_budget="4GiB", launch_guard=True)
-    all_of_them = tensors(8, mib=4)
-    tierpage.evict(all_of_them[0])
-    all_of_them[0].add_(1)
-    one, two = all_of_them[:2]
-    addresses = [one.data_ptr(), two.data_ptr()]
 
-    def microseconds(work: Callable[[], Any], count: int = 4000) -> float:
-        best = float("inf")
-        for _ in range(5):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(count):
-                work()
-            best = min(best, (time.perf_counter() - start) / count * 1e6)
-        return best
+def microseconds(work: Callable[[], Any], count: int = 4000) -> float:
+    best = float("inf")
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(count):
+            work()
+        best = min(best, (time.perf_counter() - start) / count * 1e6)
+    return best
 
-    small = one[:4]
-    works = {
-        "operator": lambda: small.add_(1),
-        "matmul": lambda: torch.mm(one[:4096].view(64, 64), two[:4096].view(64, 64)),
-        "raw launch": lambda: launch(addresses[0], addresses[1], 4),
-    }
-    library = session.current().library
+
+def print_pairs(title: str, works: dict[str, Callable[[], Any]], library: Any) -> None:
+    """The best of three turns each way."""
     best: dict[tuple[str, bool], float] = {}
     for turn in range(6):
         guarded = turn % 2 == 0
@@ -205,21 +212,44 @@ def cost() -> None:
             library.close_guard()
         for name, work in works.items():
             work()  # the first announcement switches the callbacks on
-            before = library.counters()["launches.guarded"]
             best[name, guarded] = min(best.get((name, guarded), float("inf")), microseconds(work))
-            if guarded and turn == 0:
-                print(f"{name}: {library.counters()['launches.guarded'] - before} of 20000 launches for themselves")
     for name in works:
-        print(f"{name:12} {best[name, True]:.2f} us with the guard, {best[name, False]:.2f} without", flush=True)
+        print(
+            f"{title}: {name:12} {best[name, True]:.2f} us with the guard, {best[name, False]:.2f} without", flush=True
+        )
+
+
+def cost() -> None:
+    """Microseconds of operators on paged tensors and of a raw launch, with and without the guard."""
+    from tierpage import session
+
+    tierpage.enable(device="cuda", device_budget="2GiB", host_budget="4GiB", launch_guard=True)
+    all_of_them = tensors(8, mib=4)
+    one, two = all_of_them[:2]
+    addresses = [one.data_ptr(), two.data_ptr()]
+    small = one[:4]
+    works: dict[str, Callable[[], Any]] = {
+        "operator": lambda: small.add_(1),
+        "matmul": lambda: torch.mm(one[:4096].view(64, 64), two[:4096].view(64, 64)),
+        "raw launch": lambda: launch(addresses[0], addresses[1], 4),
+    }
+    library = session.current().library
+    print_pairs("all fits", works, library)
+    tierpage.evict(all_of_them[2])
+    all_of_them[2].add_(1)
+    print_pairs("under pressure", works, library)
     tierpage.disable()
 
 
-def tierpage_is_on() -> bool:
-    return bool(tierpage.enabled()) if hasattr(tierpage, "enabled") else _on
-
-
-PROGRAMS: list[Program] = [raw_addresses, raw_streams, copies, graph, compiled_graphs, side_stream_in_operator]
-_on = False
+PROGRAMS: list[Program] = [
+    raw_addresses,
+    raw_streams,
+    copies,
+    graph,
+    compiled_graphs,
+    side_stream_in_operator,
+    profiled,
+]
 
 
 def outcome(program: Program) -> tuple[Any, float]:
@@ -229,7 +259,6 @@ def outcome(program: Program) -> tuple[Any, float]:
 
 
 def compare(program: Program) -> bool:
-    global _on
     plain, _ = outcome(program)
     torch.compiler.reset()
     gc.collect()
@@ -240,19 +269,19 @@ def compare(program: Program) -> bool:
         host_budget="4GiB",
         launch_guard=True,
     )
-    _on = True
     try:
         before = tierpage.memory_stats()
         paged, seconds = outcome(program)
         after = tierpage.memory_stats()
+        missed = current_or_none().runtime.missed_accesses()
     finally:
-        _on = False
         torch.compiler.reset()
     same = all(torch.equal(a, b) for a, b in zip(plain, paged, strict=True))
-    moved = {key: after[key] - before[key] for key in ("launches.guarded", "pointers.unannounced")}
+    guarded = after["launches.guarded"] - before["launches.guarded"]
     fetched = sum(value - before[key] for key, value in after.items() if key.startswith("fetch_bytes"))
     print(
-        f"{program.__name__:24} {'ok' if same else 'DIFFERS'}  {seconds:.2f} s, fetched {fetched / MIB:.0f} MiB, {moved}",
+        f"{program.__name__:24} {'ok' if same else 'DIFFERS'}  {seconds:.2f} s, fetched {fetched / MIB:.0f} MiB, "
+        f"launches of their own {guarded}, missed {missed}",
         flush=True,
     )
     tierpage.disable()
