@@ -231,6 +231,17 @@ void PagerThread::close_lower_tiers(UniqueLock& lock) {
   core_.wake_other_waiters_locked();
 }
 
+// Whether nothing is left to do for ever: who allocates is refused from then on.
+bool PagerThread::retire_locked() {
+  if (!lower_tiers_closed_ || core_.wanted_locked() || !transfers_->idle()) return false;
+  if (core_->wants_planning() || core_->waits()) return false;
+  if (core_->memory().device_held_bytes() > 0 || !core_->memory().live_regions().empty()) return false;
+  retired_ = true;
+  tiers_.retire_backend();
+  core_.wake_other_waiters_locked();
+  return true;
+}
+
 void PagerThread::idle_wait(UniqueLock& lock, bool acted) {
   if (acted || core_.wanted_locked()) return;
   if (transfers_->idle() && accounts_.levels_due(true)) accounts_.note_levels(levels_of(*core_));
@@ -251,6 +262,7 @@ void PagerThread::run() {
       const bool acted = round(lock, finished, actions);
       rounds_ended_ = rounds_begun_;
       core_.wake_other_waiters_locked();
+      if (!acted && retire_locked()) return;
       idle_wait(lock, acted);
     } catch (const std::exception& error) {
       core_.die_locked(Status::error(StatusCode::kInternal, error.what()));

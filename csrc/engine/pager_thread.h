@@ -2,7 +2,8 @@
 //
 // Owns the thread and the transfers; borrows the parts that it works on, which are guarded by the core's lock and must
 // outlive it. It applies completions and plans under that lock, executes and polls outside of it. It ends when the core
-// was stopped or is dead. Once the core is closed it gives the lower tiers back, as soon as they are empty.
+// was stopped or is dead. Once the core is closed it gives the lower tiers back, as soon as they are empty, and ends when the
+// last tensor has gone: the backend is another pager's then.
 #pragma once
 
 #include <atomic>
@@ -61,6 +62,10 @@ class PagerThread {
     core_.assert_locked();
     return lower_tiers_closed_;
   }
+  bool retired_locked() const {
+    core_.assert_locked();
+    return retired_;
+  }
   // Whether callers should time operators: a hint, read without the lock.
   bool wants_times() const { return __atomic_load_n(&wants_times_, __ATOMIC_RELAXED) != 0; }
   void note_capture(int change) { tiers_.backend->note_capture(change); }
@@ -83,6 +88,7 @@ class PagerThread {
   void limit_host_space_locked() TP_REQUIRES(core_.mutex());
   void request_host_space_locked() TP_REQUIRES(core_.mutex());
   void once_a_second_locked() TP_REQUIRES(core_.mutex());
+  bool retire_locked() TP_REQUIRES(core_.mutex());
   void close_lower_tiers(UniqueLock& lock) TP_REQUIRES(core_.mutex());
 
   LockedCore& core_;
@@ -97,6 +103,7 @@ class PagerThread {
   bool lower_tiers_closed_ TP_GUARDED_BY(core_.mutex()) = false;
   uint64_t rounds_begun_ TP_GUARDED_BY(core_.mutex()) = 0;
   uint64_t rounds_ended_ TP_GUARDED_BY(core_.mutex()) = 0;
+  bool retired_ TP_GUARDED_BY(core_.mutex()) = false;  // nothing of the pager is left, and its thread has ended
   int64_t last_tick_ns_ = 0;
   std::atomic<void (*)()> watch_hook_{nullptr};
   bool watch_asked_ = false;  // of the pager thread alone

@@ -13,7 +13,8 @@
 //
 // Life: open -> (closing) -> closed; or dead at the first broken invariant or driver failure that leaves the state
 // unknown: the first cause is kept and every waiter and later caller gets it. A Runtime is never deleted: tensors may
-// outlive it. After close its regions are resident for good and their memory goes back as they are freed.
+// outlive it. After close its regions are resident for good and their memory goes back as they are freed. When the last is
+// freed the pager thread ends, and another runtime may have the backend with its addresses (retired_backends.h).
 //
 // Fork: the registry's lock and mutex_ are held across fork, so that the child's copy is consistent; the child may ask
 // and free, but is refused pages and waits for nothing. See RuntimeRegistry.

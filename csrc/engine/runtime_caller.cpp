@@ -40,7 +40,8 @@ Scope* Runtime::add_scope() {
 
 void Runtime::remove_scope(Scope* scope) {
   if (t_open_scope == scope) t_open_scope = scope->outer;
-  {
+  // In a forked child nothing is given back, and the lock of a pager that had ended may be held by nobody here.
+  if (!g_runtimes.forked()) {
     LockGuard lock(core_.mutex());
     std::erase(scopes_, scope);
     accounts_.stall_ends(scope->waiting_slot, steady_ns());
@@ -132,6 +133,7 @@ Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, u
   const UniqueLock lock(core_.mutex(), NoteWait{asked_ns});
   if (Status refusal = core_.refusal_locked(); !refusal.ok()) return refusal;
   if (bytes == 0) return Status::error(StatusCode::kInvalidArgument, "an allocation of 0 bytes has no pages");
+  if (pager_thread_.retired_locked()) return Status::error(StatusCode::kUnavailable, "paging is disabled");
   const bool sourced = place != TP_NO_SOURCE;
   if (sourced && (scope.open || core_.closed_locked())) {
     return Status::error(StatusCode::kUnavailable, scope.open

@@ -1,6 +1,6 @@
 // The runtimes of this process: which one owns an address, which one is active, and what a fork does to them.
 //
-// One that was added stays for ever, because tensors may outlive it. Look-ups take no lock.
+// One that was added stays until another one has its range, which is when none of its tensors lives. Look-ups take no lock.
 #pragma once
 
 #include <array>
@@ -17,7 +17,7 @@ class Runtime;
 
 class RuntimeRegistry {
  public:
-  static constexpr int kRuntimesMax = 1024;
+  static constexpr int kRangesMax = 1024;
 
   // `start` runs before anybody can find the runtime; if it fails nothing is added. `mutex` is held across forks.
   Status add(Runtime* runtime, uint64_t range_base, uint64_t range_bytes, Mutex* mutex,
@@ -36,14 +36,16 @@ class RuntimeRegistry {
   void after_fork_in_child();
 
  private:
-  struct Entry {  // written before count_ tells of it, and never again
-    Runtime* runtime = nullptr;
+  struct Entry {  // written before count_ tells of it; the range never changes
+    std::atomic<Runtime*> runtime = nullptr;
     uint64_t range_base = 0;
     uint64_t range_bytes = 0;
-    Mutex* mutex = nullptr;
+    Mutex* mutex = nullptr;  // guarded by mutex_
   };
-  std::array<Entry, kRuntimesMax> entries_{};
+  Entry* entry_for(uint64_t range_base, uint64_t range_bytes);  // null: there are too many
+  std::array<Entry, kRangesMax> entries_{};
   std::atomic<int> count_{0};
+  std::atomic<Runtime*> last_{nullptr};  // that was added
   std::atomic<Runtime*> active_{nullptr};
   std::atomic<bool> forked_{false};
   Mutex mutex_{LockRank::kRuntimeRegistry};  // adding; forking. Taken before any runtime's

@@ -363,6 +363,9 @@ Status Runtime::close() {
     release_when_closed_locked();
   });
   (void)wait_until(lock, 10'000, "tierpage.disable", [&] { return pager_thread_.lower_tiers_closed_locked(); });
+  // Where no tensor is left the next enable() finds the addresses free.
+  (void)wait_until(lock, 100, "tierpage.disable",
+                   [&] { return pager_thread_.retired_locked() || !core_->memory().live_regions().empty(); });
   return status;
 }
 

@@ -67,20 +67,34 @@ Status TierSet::size_staging(uint64_t* bytes) {
 
 Status TierSet::open_backend() {
   if (backend) return Status::success();
+  std::unique_ptr<DeviceBackend> made;
+  Status status;
   if (options_.cuda) {
     CudaBackendOptions cuda;
     cuda.device_index = options_.device_index;
     cuda.range_bytes = options_.range_bytes;
     cuda.granule_bytes = options_.granule_bytes;
     if (options_.frame_bytes_max > 0) cuda.frame_bytes_max = options_.frame_bytes_max;
-    return make_cuda_backend(cuda, &backend);
+    made_of_ = {true, cuda.device_index, cuda.range_bytes, cuda.granule_bytes, cuda.frame_bytes_max};
+    if (backend = retired_backends().take(*made_of_); backend) return Status::success();
+    status = make_cuda_backend(cuda, &made);
+    backend = std::move(made);
+    return status;
   }
   HostBackendOptions host;
   const uint64_t all = options_.device_bytes_max + options_.host_bytes_max + options_.nvme_bytes_max;
   host.range_bytes = options_.range_bytes > 0 ? options_.range_bytes : std::max(64 * kGiB, 4 * round_up(all, kGiB));
   if (options_.granule_bytes > 0) host.granule_bytes = options_.granule_bytes;
   if (options_.frame_bytes_max > 0) host.frame_bytes_max = options_.frame_bytes_max;
-  return make_host_backend(host, &backend);
+  made_of_ = {false, 0, host.range_bytes, host.granule_bytes, host.frame_bytes_max};
+  if (backend = retired_backends().take(*made_of_); backend) return Status::success();
+  status = make_host_backend(host, &made);
+  backend = std::move(made);
+  return status;
+}
+
+void TierSet::retire_backend() {
+  if (made_of_) retired_backends().put(*made_of_, backend);
 }
 
 Status TierSet::check_storage_extension() const {

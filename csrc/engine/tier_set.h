@@ -7,9 +7,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "core/model/config.h"
+#include "engine/retired_backends.h"
 #include "engine/runtime_options.h"
 #include "engine/staging_buffers.h"
 #include "tiers/block_store.h"
@@ -30,7 +32,10 @@ class TierSet {
   Status size_staging(uint64_t* bytes);
   Status open_staging(std::unique_ptr<StagingBuffers>* opened);
 
-  std::unique_ptr<DeviceBackend> backend;
+  // Nothing on the device is in use any more: another pager may have the backend. Questions about what is past go on.
+  void retire_backend();
+
+  std::shared_ptr<DeviceBackend> backend;
   std::unique_ptr<HostArena> arena;
   std::unique_ptr<BlockStore> store;
   std::unique_ptr<StagingBuffers> staging;
@@ -45,6 +50,7 @@ class TierSet {
   Status open_lower_tiers();
 
   RuntimeOptions& options_;
+  std::optional<RetiredBackends::Key> made_of_;  // of a backend that was not given
 };
 
 }  // namespace tierpage

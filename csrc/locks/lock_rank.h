@@ -36,6 +36,7 @@ namespace tierpage {
   LOCK(kLaunchGuard, "LaunchGuard::mutex_")         \
   LOCK(kLaunchWords, "LaunchWords::mutex_")         \
   LOCK(kGraphBook, "GraphBook::mutex_")             \
+  LOCK(kRetiredBackends, "RetiredBackends::mutex_") \
   LOCK(kBoundedLog, "BoundedLog::mutex_")           \
   LOCK(kHostArena, "GrowingArena::mutex_")          \
   LOCK(kStoreWorkers, "StoreWorkers::mutex_")       \

@@ -96,7 +96,13 @@ void* new_region(ThreadState& state, const tp_engine_api* engine, uint64_t bytes
 void* allocate_region(const tp_engine_api* engine, uint64_t bytes) {
   if (bytes < engine->min_paged_bytes || engine->wants(bytes) == 0) return nullptr;
   ThreadState& state = thread_state();
-  return new_region(state, engine_for(state, engine), bytes, TP_NO_SOURCE);
+  try {
+    return new_region(state, engine_for(state, engine), bytes, TP_NO_SOURCE);
+  } catch (const PagerError& error) {
+    // Paging has ended between the question and the answer.
+    if (error.code() == TP_UNAVAILABLE && engine->wants(bytes) == 0) return nullptr;
+    throw;
+  }
 }
 
 void fill_storage(const tp_engine_api* engine, c10::StorageImpl* storage, uint64_t place, uint64_t bytes) {

@@ -17,6 +17,16 @@ class RuntimeRegistryTest : public ::testing::Test {
     return registry_->add(runtime(number), base, bytes, &mutex_[number], [] { return Status::success(); });
   }
 
+  // Asked by another thread.
+  static bool is_free(Mutex& mutex) {
+    bool locked = false;
+    std::thread([&] {
+      locked = mutex.try_lock();
+      if (locked) mutex.unlock();
+    }).join();
+    return locked;
+  }
+
   std::unique_ptr<RuntimeRegistry> registry_ = std::make_unique<RuntimeRegistry>();
   Mutex mutex_[4] = {Mutex(LockRank::kCore), Mutex(LockRank::kCore), Mutex(LockRank::kCore), Mutex(LockRank::kCore)};
 };
@@ -59,14 +69,6 @@ TEST_F(RuntimeRegistryTest, OneThatDoesNotStartIsNotFound) {
 TEST_F(RuntimeRegistryTest, AForkHoldsEveryLockAndTheChildKnows) {
   ASSERT_TRUE(add(1, 100, 50).ok());
   ASSERT_TRUE(add(2, 200, 50).ok());
-  const auto is_free = [](Mutex& mutex) {
-    bool locked = false;
-    std::thread([&] {
-      locked = mutex.try_lock();
-      if (locked) mutex.unlock();
-    }).join();
-    return locked;
-  };
   registry_->before_fork();
   EXPECT_FALSE(is_free(mutex_[1]));
   EXPECT_FALSE(is_free(mutex_[2]));
@@ -81,9 +83,23 @@ TEST_F(RuntimeRegistryTest, AForkHoldsEveryLockAndTheChildKnows) {
 }
 
 TEST_F(RuntimeRegistryTest, AProcessHasABoundedNumber) {
-  for (int i = 0; i < RuntimeRegistry::kRuntimesMax; ++i) ASSERT_TRUE(add(1, 100, 50).ok());
-  EXPECT_EQ(add(2, 200, 50).code, StatusCode::kUnavailable);
+  for (uint64_t i = 1; i <= RuntimeRegistry::kRangesMax; ++i) ASSERT_TRUE(add(1, 100 * i, 50).ok());
+  EXPECT_EQ(add(2, 50, 50).code, StatusCode::kUnavailable);
   EXPECT_EQ(registry_->active(), runtime(1));
+}
+
+TEST_F(RuntimeRegistryTest, WhoGetsARangeThatWasAnothersTakesItsPlace) {
+  for (int i = 0; i < 2 * RuntimeRegistry::kRangesMax; ++i) ASSERT_TRUE(add(1 + i % 2, 100, 50).ok());
+  ASSERT_TRUE(add(1, 200, 50).ok());
+  ASSERT_TRUE(add(3, 100, 50).ok());
+  EXPECT_EQ(registry_->of_address(120), runtime(3));
+  EXPECT_EQ(registry_->of_address(220), runtime(1));
+  registry_->deactivate(runtime(3));
+  EXPECT_EQ(registry_->newest(), runtime(3));
+  registry_->before_fork();
+  EXPECT_FALSE(is_free(mutex_[3]));
+  EXPECT_TRUE(is_free(mutex_[2]));
+  registry_->after_fork_in_parent();
 }
 
 }  // namespace
