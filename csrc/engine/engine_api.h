@@ -170,8 +170,7 @@ typedef struct tp_engine_api {
 //   uint64_t tierpage_torch_counter(int32_t which)   0: operators seen, 1: operators with paged arguments,
 //                                                    2: list operators split, 3: raw pointer touches,
 //                                                    4: indices of list operators deferred, 5: launches that the
-//                                                    guard pinned memory for, 6: pointers in operators' launches that
-//                                                    no operator had announced
+//                                                    guard pinned memory for
 //   int32_t tierpage_torch_set_option(const char* name, int32_t value)
 //                                                    "materializer": 1 (the default) arms storages against accesses
 //                                                    that no operator announces (torch >= 2.13), 0 does not;
@@ -181,7 +180,6 @@ typedef struct tp_engine_api {
 //   const char* tierpage_torch_open_guard(void)      looks at launches from now on (CUDA); "" or why that cannot be
 //   int32_t tierpage_torch_close_guard(void)         gives CUPTI back, for a profiler; what graphs use is held from then
 //                                                    on. 0, or an error code with the Python error set
-//   const char* tierpage_torch_unannounced(void)     the kernel of the newest pointer of counter 6, mangled
 //   const char* tierpage_torch_typed_operators(void) the operators to which "typed" applies, one a line
 //   int32_t tierpage_torch_run_deferred(uint64_t address)   runs what was deferred of this region, of all for 0; returns
 //                                                    0, or an error code with the Python error set

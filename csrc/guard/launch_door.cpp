@@ -192,13 +192,15 @@ void LaunchDoor::enter(const DriverCall& call, const cupti::CallbackData& data) 
     if (call.kind == CallKind::kExecDestroy) graphs_.forget(*static_cast<const CUgraphExec*>(data.parameters));
     return;
   }
+  const uint64_t stream = stream_of(call, data.parameters);
+  if (!handler_->looks_at(stream)) return;
   static thread_local std::vector<Pointer> found;
   std::vector<Pointer> pointers = std::move(found);  // ours alone, though the handler may come back here
   pointers.clear();
   read(call, data.parameters, handler_->range(), pointers);
   if (!pointers.empty()) {
     const char* name = data.symbol_name != nullptr ? data.symbol_name : data.function_name;
-    const auto answer = handler_->before({name, stream_of(call, data.parameters), pointers});
+    const auto answer = handler_->before({name, stream, pointers});
     if (answer == LaunchHandler::Answer::kGoAndTell) *data.correlation_data = 1;
     if (answer == LaunchHandler::Answer::kRefuse) spoil(call, data.parameters);
   }

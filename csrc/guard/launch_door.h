@@ -36,6 +36,8 @@ class LaunchHandler {
  public:
   virtual ~LaunchHandler() = default;
   virtual AddressRange range() const = 0;
+  // False: this thread's launches on that stream need no look now, and nothing of them is read.
+  virtual bool looks_at(uint64_t stream) const = 0;
   enum class Answer : uint8_t {
     kGo,
     kGoAndTell,  // after() is wanted, in the same thread, when the driver has queued the call

@@ -29,8 +29,7 @@ enum Counter : int32_t {
   kRawTouches = 3,
   kIndicesDeferred = 4,
   kLaunchesGuarded = 5,
-  kPointersUnannounced = 6,
-  kCounterCount = 7
+  kCounterCount = 6
 };
 
 // Ends the wait of an operator whose pages another thread needs more, or that has waited for long enough.
@@ -43,6 +42,7 @@ struct ThreadState {
   tp_scope* scope = nullptr;                           // made on first use
   int32_t depth = 0;                                   // nesting of intercepted operators
   bool scope_open = false;                             // depth > 0 and the engine was told
+  bool announces_all = false;                          // the innermost operator is torch's own (launch_guard.h)
   const GiveWay* give_way = nullptr;                   // when the wait of its outermost operator's pages ends early
   bool fresh_region = false;                           // this scope allocated, so results have to be announced
   std::vector<tp_access> accesses;                     // of the operator that begins now

@@ -128,12 +128,6 @@ TIERPAGE_EXPORT const char* tierpage_torch_open_guard(void) {
   return refusal.c_str();
 }
 
-TIERPAGE_EXPORT const char* tierpage_torch_unannounced(void) {
-  static std::string name;  // guarded by the GIL
-  name = tierpage::newest_unannounced();
-  return name.c_str();
-}
-
 TIERPAGE_EXPORT const char* tierpage_torch_typed_operators(void) {
   static std::string names;  // guarded by the GIL
   names = tierpage::typed_operator_names();

@@ -9,12 +9,14 @@
 #include <algorithm>
 #include <atomic>
 
-#include "locks/mutex.h"
 #include "torch/cuda_symbols.h"
 #include "torch/python_wait.h"
 
 namespace tierpage {
 namespace {
+
+// CUDA's two names of the default stream; torch knows the first.
+uint64_t known_name(uint64_t stream) { return stream == reinterpret_cast<uint64_t>(CU_STREAM_LEGACY) ? 0 : stream; }
 
 class LaunchGuard final : public LaunchHandler {
  public:
@@ -22,31 +24,18 @@ class LaunchGuard final : public LaunchHandler {
     const tp_engine_api* engine = engine_now();
     return engine != nullptr ? AddressRange{engine->range_base, engine->range_bytes} : AddressRange{};
   }
+  bool looks_at(uint64_t stream) const override;
   Answer before(const Launch& launch) override;
   void after(uint64_t stream) override;
   void capture(int change) override {
     if (const tp_engine_api* engine = engine_now()) engine->note_capture(change);
   }
-
-  std::string newest_unannounced() {
-    const LockGuard lock(mutex_);
-    return newest_unannounced_;
-  }
-
- private:
-  void note_unannounced(ThreadState& state, const char* name, size_t count);
-
-  Mutex mutex_{LockRank::kLaunchGuard};
-  std::string newest_unannounced_ TP_GUARDED_BY(mutex_);
 };
 
 LaunchGuard& guard() {
   static LaunchGuard* const instance = new LaunchGuard;  // the driver may call until the process ends
   return *instance;
 }
-
-// CUDA's two names of the default stream; torch knows the first.
-uint64_t known_name(uint64_t stream) { return stream == reinterpret_cast<uint64_t>(CU_STREAM_LEGACY) ? 0 : stream; }
 
 bool capturing(uint64_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -62,9 +51,19 @@ bool was_announced(const ThreadState& state, uint64_t address) {
                      [&](const tp_access& access) { return address - access.address < access.bytes; });
 }
 
+// An operator of torch's own has announced all that it uses, and marks its end on one stream. Its kernels' arguments hold
+// more: structs with room for many dimensions, of which few are filled, carry what was on the stack before, old pointers
+// among it. They are worth a look only where the mark does not reach.
+bool LaunchGuard::looks_at(uint64_t stream) const {
+  const tp_engine_api* engine = engine_now();
+  if (engine == nullptr || engine->device_type == 0 || engine->own_thread() != 0) return false;
+  const ThreadState& state = thread_state();
+  return !state.announces_all || (state.scope_open && known_name(stream) != state.scope_stream);
+}
+
 LaunchHandler::Answer LaunchGuard::before(const Launch& launch) {
   const tp_engine_api* engine = engine_now();
-  if (engine == nullptr || engine->device_type == 0 || engine->own_thread() != 0) return Answer::kGo;
+  if (engine == nullptr) return Answer::kGo;
   ThreadState& state = thread_state();
   engine = engine_for(state, engine);
   const uint64_t stream = known_name(launch.stream);
@@ -77,7 +76,6 @@ LaunchHandler::Answer LaunchGuard::before(const Launch& launch) {
     accesses.push_back({pointer.address, 1, pointer.written ? uint32_t{TP_READ | TP_WRITE} : uint32_t{TP_READ}, 0});
   }
   if (accesses.empty() || capturing(stream)) return Answer::kGo;
-  if (in_scope) note_unannounced(state, launch.name, accesses.size());
   state.count(kLaunchesGuarded);
   tp_scope* scope = scope_for(state, engine);
   int32_t code = engine->launch_begin(scope, accesses.data(), accesses.size(), stream);
@@ -100,12 +98,6 @@ void begin_watching() {
   door.watch(true);
   launch_watch.store(door.watching());
   if (!door.watching()) launch_watch.store(false);
-}
-
-void LaunchGuard::note_unannounced(ThreadState& state, const char* name, size_t count) {
-  for (size_t i = 0; i < count; ++i) state.count(kPointersUnannounced);
-  const LockGuard lock(mutex_);
-  newest_unannounced_ = name != nullptr ? name : "(no name)";
 }
 
 }  // namespace
@@ -134,7 +126,5 @@ void close_launch_guard() {
     touch_address(thread_state(), engine, pointer.address, 0);
   }
 }
-
-std::string newest_unannounced() { return guard().newest_unannounced(); }
 
 }  // namespace tierpage

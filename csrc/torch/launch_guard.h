@@ -18,7 +18,6 @@ namespace tierpage {
 std::string open_launch_guard();  // empty, or why it stays closed
 // What recorded graphs use is held from then on. Throws what fetching it throws.
 void close_launch_guard();
-std::string newest_unannounced();  // kernel, mangled
 
 // True where graphs are read when they are made; else what a capture uses has to stay for good.
 inline bool graphs_are_read() { return watch_launches_hook.load() != nullptr; }

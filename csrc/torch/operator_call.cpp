@@ -75,7 +75,7 @@ void rethrow(const OperatorFrame& frame, const PagedOutOfMemoryError& error) {
 
 void run_in_frame(const OperatorCall& call, bool* launched) {
   ThreadState& state = call.state;
-  OperatorFrame frame(state, call.engine);
+  OperatorFrame frame(state, call.engine, call.info.torchs_own);
   try {
     std::vector<uint64_t> outlived;  // by its work
     {

@@ -31,7 +31,8 @@ struct OperatorCall {
 // Spans one intercepted operator. The outermost one owns the scope.
 class OperatorFrame {
  public:
-  OperatorFrame(ThreadState& state, const tp_engine_api* engine) : state_(state) {
+  OperatorFrame(ThreadState& state, const tp_engine_api* engine, bool announces_all)
+      : state_(state), around_announces_all_(std::exchange(state.announces_all, announces_all)) {
     if (state.depth++ == 0) use_engine(state, engine);
   }
   ~OperatorFrame() {
@@ -50,6 +51,7 @@ class OperatorFrame {
 
  private:
   int32_t leave() {
+    state_.announces_all = around_announces_all_;
     if (--state_.depth > 0) return TP_OK;
     if (state_.scope_open) return close_scope();
     if (!state_.storages.empty()) arm_storages(state_);  // refused before the scope was opened
@@ -59,6 +61,7 @@ class OperatorFrame {
   [[noreturn]] void raise_close(int32_t code);
 
   ThreadState& state_;
+  const bool around_announces_all_;
   bool left_ = false;
 };
 

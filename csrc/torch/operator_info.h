@@ -44,6 +44,7 @@ struct OperatorInfo {
   // Slots above ours at which an extension's composite kernel runs, which may be raw C++: we stand there, too.
   std::vector<c10::DispatchKey> composite_keys;
   uint32_t composition = 0;                  // composition_of() when it was described
+  bool torchs_own = false;                   // by its name: its kernels use what it announces, and nothing else
   bool splittable;                           // a result for an index depends on that index alone (list_ops.h)
   int32_t work_index = -1;                   // the result that is a Work (pending_works.h); -1: its work ends with it
   bool is_message = false;                   // between two ranks

@@ -164,7 +164,7 @@ class TypedInterceptor<Result(Arguments...)> final : public c10::OperatorKernel 
                                                                        std::forward<Arguments>(arguments)...);
     }
     state.count(kOperatorsSeen);
-    OperatorFrame frame(state, engine);
+    OperatorFrame frame(state, engine, true);
     try {
       announce_arguments(state, *engine, arguments...);
       note_launch(state, *engine, frame);

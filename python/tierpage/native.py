@@ -24,7 +24,7 @@ from tierpage import errors
 TORCH_REQUIREMENT = "torch>=2.11,<2.14"
 _LIBRARY = re.compile(r"libtierpage_torch_(\d+)_(\d+)\.so")
 _COUNTERS = {"operators.seen": 0, "operators.paged": 1, "operators.split": 2, "raw_pointer_touches.count": 3,
-             "updates.deferred": 4, "launches.guarded": 5, "pointers.unannounced": 6}  # fmt: skip
+             "updates.deferred": 4, "launches.guarded": 5}  # fmt: skip
 Result = TypeVar("Result")
 
 
@@ -180,7 +180,6 @@ class TorchLibrary:
         self._set_option = function("tierpage_torch_set_option", ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32)
         self._open_guard = function("tierpage_torch_open_guard", ctypes.c_char_p)
         self.close_guard = function("tierpage_torch_close_guard", ctypes.c_int32)
-        self._unannounced = function("tierpage_torch_unannounced", ctypes.c_char_p)
         self._storage_address = function("tierpage_torch_storage_address", ctypes.c_uint64, ctypes.c_uint64)
 
     def _check(self, code: int) -> None:
@@ -205,10 +204,6 @@ class TorchLibrary:
     def open_guard(self) -> str:
         """Looks at every launch of this process from now on. Returns ``""``, or why that cannot be."""
         return str((self._open_guard() or b"").decode(errors="replace"))
-
-    def unannounced(self) -> str:
-        """Kernel (mangled) of the newest pointer that its operator had not announced, or ``""``."""
-        return str((self._unannounced() or b"").decode(errors="replace"))
 
     def detach(self) -> None:
         """Back to plain torch; tensors that are paged keep their memory until they are freed."""

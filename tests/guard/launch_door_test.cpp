@@ -14,6 +14,7 @@ namespace {
 
 struct Handler final : LaunchHandler {
   AddressRange range() const override { return kRange; }
+  bool looks_at(uint64_t) const override { return looks; }
   Answer before(const Launch& launch) override {
     name = launch.name;
     stream = launch.stream;
@@ -27,6 +28,7 @@ struct Handler final : LaunchHandler {
   }
   void capture(int change) override { captures += change; }
 
+  bool looks = true;
   Answer answer = Answer::kGoAndTell;
   std::string name;
   uint64_t stream = 0;
@@ -88,6 +90,17 @@ TEST_F(LaunchDoorTest, OthersMemoryIsNobodysBusiness) {
   call(cupti::kLaunchKernel, &arguments);
   EXPECT_EQ(handler.begun, 0);
   EXPECT_EQ(handler.ended, 0);
+}
+
+TEST_F(LaunchDoorTest, ALaunchThatNeedsNoLookIsNotRead) {
+  ASSERT_EQ(door->open(&handler), "");
+  door->watch(true);
+  handler.looks = false;
+  const LaunchArguments arguments = launch();
+  call(cupti::kLaunchKernel, &arguments);
+  EXPECT_EQ(handler.begun, 0);
+  EXPECT_EQ(handler.ended, 0);
+  EXPECT_EQ(cuda().questions, 0);
 }
 
 TEST_F(LaunchDoorTest, ASecondUserOfCuptiIsToldOf) {
@@ -195,6 +208,7 @@ TEST_F(LaunchDoorTest, CloseWaitsForWhoIsInside) {
   door->watch(true);
   struct Slow final : LaunchHandler {
     AddressRange range() const override { return kRange; }
+    bool looks_at(uint64_t) const override { return true; }
     Answer before(const Launch&) override {
       inside = true;
       while (!go) std::this_thread::yield();
@@ -228,6 +242,7 @@ TEST_F(LaunchDoorTest, CloseWaitsForWhoIsInside) {
 TEST_F(LaunchDoorTest, WhatAHandlerThrowsStaysBelowTheDriver) {
   struct Throwing final : LaunchHandler {
     AddressRange range() const override { return kRange; }
+    bool looks_at(uint64_t) const override { return true; }
     Answer before(const Launch&) override { throw std::bad_alloc(); }
     void after(uint64_t) override { throw std::bad_alloc(); }
     void capture(int) override { throw std::bad_alloc(); }

@@ -323,7 +323,7 @@ TEST_F(DeferralTest, WhoRunsAnIndexGivesWayToAThreadThatNeedsItInsideAnOperator)
   std::thread other([&] { right = at::equal(model.parameters[0], after[0]); });
   while (waits == nullptr) std::this_thread::yield();
   {
-    const OperatorFrame inside(thread_state(), &stuck);
+    const OperatorFrame inside(thread_state(), &stuck, false);
     EXPECT_TRUE(at::equal(model.parameters[0], after[0]));
   }
   other.join();

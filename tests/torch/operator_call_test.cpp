@@ -24,7 +24,9 @@ at::Tensor nested(const at::Tensor& x) { return x.mul(2).add_(1); }
 // Raw C++ that a library registers without a device, and as another operator's kernel for the CPU. Neither announces
 // anything by itself.
 double first_of(const at::Tensor& x) { return x.const_data_ptr<float>()[0]; }
+bool square_announces_all = false;
 at::Tensor raw_square(const at::Tensor& x) {
+  square_announces_all = thread_state().announces_all;
   at::Tensor result = at::empty_like(x);
   const float* from = x.const_data_ptr<float>();
   float* to = result.mutable_data_ptr<float>();
@@ -121,6 +123,29 @@ TEST_F(OperatorCallTest, NestedOperatorsAddToTheScopeOfTheOutermost) {
   EXPECT_EQ(all.back().name, "aten::add_");
   EXPECT_EQ(all.back().accesses[0].address, "new0+0") << "the product, which nobody outside sees";
   EXPECT_TRUE(all_equal(result, 3));
+}
+
+// What a launch of the innermost operator may use decides whether its arguments are looked at.
+TEST_F(OperatorCallTest, OnlyTorchsOwnOperatorsAnnounceAllThatTheyUse) {
+  EXPECT_TRUE(described("aten::mul.Tensor")->torchs_own);
+  EXPECT_FALSE(described("tierpage_calls::meanwhile")->torchs_own);
+  torch::Library library(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);
+  library.impl("square", &raw_square);
+  register_pending();
+  const at::Tensor x = matrix(3);
+  bool before = true, after = true;
+  meanwhile_action = [&] {
+    before = thread_state().announces_all;
+    (void)at::square(x);
+    after = thread_state().announces_all;
+  };
+  square_announces_all = false;
+  call("tierpage_calls::meanwhile", x);
+  meanwhile_action = [] {};
+  EXPECT_FALSE(before);
+  EXPECT_TRUE(square_announces_all);
+  EXPECT_FALSE(after);
+  EXPECT_FALSE(thread_state().announces_all);
 }
 
 TEST_F(OperatorCallTest, AWaitEndsWithThePages) {
