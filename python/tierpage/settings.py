@@ -53,7 +53,7 @@ class Config:
     trace_events_max: int = 1 << 18
     list_run_fraction: float = 0.0625
     defer_updates: bool = False
-    launch_guard: bool = False
+    launch_guard: bool = True
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     in_force: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
