@@ -70,6 +70,9 @@ typedef struct tp_kept_api {
   void (*let_go)(uint64_t address, uint64_t handle);
   // `hook` is called, without any lock, every now and then while a thread waits in a call of the user's.
   void (*set_wait_hook)(void (*hook)(void));
+  // An object was made through which somebody uses the region, or has ended (1, -1): an array, a DLPack capsule. Until
+  // then the region is used although nobody touches it again. Touch it first.
+  void (*view)(uint64_t address, int32_t change);
 } tp_kept_api;
 
 typedef struct tp_engine_api {
@@ -109,9 +112,10 @@ typedef struct tp_engine_api {
   void (*record_stream)(uint64_t address, uint64_t native_stream);
   uint64_t (*region_bytes)(uint64_t address, uint64_t* region_base);  // 0: not a live region
 
-  // An access that no operator announces (data_ptr, numpy, DLPack): fetches the region and keeps it resident until
-  // `keep` more scopes of this thread have closed (0: until the region is freed). Opens its own scope; may block in
-  // the same begin/wait protocol on `scope`, which must not be waiting.
+  // An access that no operator announces (data_ptr, numpy, DLPack): fetches the region and keeps it resident. How long
+  // it is used is a guess: until `keep` more scopes of this thread have closed, or somebody else needs the room and
+  // nothing else can leave, what was touched first going first. 0: it stays until the region is freed, whatever others
+  // need. May wait on `scope` as begin() does.
   int32_t (*touch)(tp_scope*, uint64_t address, uint32_t keep);
 
   // Operators over lists are split into runs of at most this many bytes, counted in whole
@@ -189,8 +193,10 @@ typedef struct tp_engine_api {
 //   int32_t tierpage_torch_fill_storage(uint64_t storage_impl, uint64_t place, uint64_t bytes)
 //                                                    gives an empty StorageImpl a region of so many bytes whose content
 //                                                    lies at `place`; 0, or an error code with the Python error set
-//   int32_t tierpage_torch_hold(uint64_t address)    the same, and resident until the region is freed
 //   int32_t tierpage_torch_note_stream(uint64_t address)     raw work may use the region on the stream that is current
+//   void tierpage_torch_view(uint64_t address, int32_t change)   view() of this region's engine
+//   int32_t tierpage_torch_watch_capsule(uint64_t address, PyObject* capsule)   the same for a new DLPack capsule,
+//                                                    whose end comes when its consumer calls its deleter
 //   uint64_t tierpage_torch_storage_address(uint64_t storage_impl)   first byte of a StorageImpl; fetches nothing
 
 #ifdef __cplusplus

@@ -20,6 +20,16 @@ void LockedCore::hand_over_locked() {
   note_engagement_locked();
 }
 
+// One short system call for each page, of the host device only.
+void LockedCore::make_writable_locked() {
+  writable_.clear();
+  pager_->take_writable(writable_);
+  for (const WritableRange& range : writable_) {
+    const Status status = backend_->allow_writes(range.offset, range.bytes);
+    if (!status.ok()) throw InternalError(status.message);
+  }
+}
+
 Status LockedCore::die(const Status& cause) {
   const LockGuard lock(mutex_);
   die_locked(cause);

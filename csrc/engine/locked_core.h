@@ -15,6 +15,7 @@
 #include <functional>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "core/pager/pager.h"
 #include "engine/event_log.h"
@@ -22,6 +23,7 @@
 #include "engine/runtime_registry.h"
 #include "engine/watchdog.h"
 #include "locks/mutex.h"
+#include "tiers/device_backend.h"
 
 namespace tierpage {
 
@@ -41,9 +43,11 @@ class LockedCore {
  public:
   // Both are guarded by this lock too.
   LockedCore(Watchdog& watchdog, const HostGrowth& host_growth) : watchdog_(watchdog), host_growth_(host_growth) {}
-  void open(std::unique_ptr<Pager> pager, uint64_t range_base) TP_NOT_CHECKED {  // before anybody else knows of it
+  // Before anybody else knows of it. The backend is asked to allow writes, where it guards them.
+  void open(std::unique_ptr<Pager> pager, uint64_t range_base, DeviceBackend* backend = nullptr) TP_NOT_CHECKED {
     pager_ = std::move(pager);
     range_base_ = range_base;
+    backend_ = backend;
   }
 
   // With the lock held. clang does not know whose an operator's lock is, so a build that checks the order of locks looks.
@@ -68,6 +72,7 @@ class LockedCore {
   Status events_locked(Events&& events) TP_REQUIRES(mutex_) {
     try {
       events();
+      allow_writes_locked();
       return Status::success();
     } catch (const std::exception& error) {
       die_locked(Status::error(StatusCode::kInternal, error.what()));
@@ -83,6 +88,11 @@ class LockedCore {
     return status;
   }
   void hand_over_locked() TP_REQUIRES(mutex_);  // actions to the pager thread; waiters are woken
+  // What may be written from now on; before the lock is let go, so before anybody learns of it. Throws where that fails.
+  void allow_writes_locked() TP_REQUIRES(mutex_) {
+    if (!pager_->memory().writable.empty()) [[unlikely]]
+      make_writable_locked();
+  }
 
   // --- ends ----------------------------------------------------------------------------------------------------
   Status die(const Status& cause);  // returns what everybody gets
@@ -143,13 +153,17 @@ class LockedCore {
   void pages_may_be_away() { __atomic_store_n(&watch_launches_, 1, __ATOMIC_RELEASE); }
 
  private:
+  void make_writable_locked() TP_REQUIRES(mutex_);
+
   Watchdog& watchdog_;
   const HostGrowth& host_growth_;
   Mutex mutex_{LockRank::kCore};
   Condition slots_changed_;  // waiting callers
   Condition work_;           // the pager thread
   std::unique_ptr<Pager> pager_ TP_GUARDED_BY(mutex_);
+  DeviceBackend* backend_ = nullptr;
   uint64_t range_base_ = 0;
+  std::vector<WritableRange> writable_ TP_GUARDED_BY(mutex_);  // scratch
   bool woken_ TP_GUARDED_BY(mutex_) = false;
   bool stop_ TP_GUARDED_BY(mutex_) = false;
   bool closed_ TP_GUARDED_BY(mutex_) = false;

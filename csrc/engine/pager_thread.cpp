@@ -84,7 +84,7 @@ void PagerThread::once_a_second_locked() {
   if (tiers_.arena && host_growth_.failed()) tiers_.arena->try_again();
   watchdog_.look_at_writes(core_->writes(), elapsed_seconds);
   if (const int64_t patience_ns = watchdog_.patience_ns(); patience_ns > 0) {
-    watchdog_.look_at_progress(transfers_->stuck(now, patience_ns), core_->waits(), now,
+    watchdog_.look_at_progress(transfers_->stuck(now, patience_ns), core_->requests().wait(), now,
                                [this] { return transfers_->queue_state() + "; " + core_->memory().tier_table(); });
   }
 }
@@ -97,7 +97,7 @@ void PagerThread::apply_locked(const Finished& finished) {
   const auto look = [&](int64_t now_ns) {
     if (!waits) return;
     ledger.look(now_ns, [this](SlotId slot, StallCause before) {
-      return core_->wanted_pages(slot) > kPagesLookedAtMax ? before : core_->waiting_for(slot);
+      return core_->requests().wanted_pages(slot) > kPagesLookedAtMax ? before : core_->requests().waiting_for(slot);
     });
   };
   for (const Finished::Recorded& recorded : finished.recorded) {
@@ -150,7 +150,8 @@ uint64_t PagerThread::native_of_locked(StreamId stream) const {
 
 void PagerThread::keep_accounts_locked() {
   if (accounts_.ledger().waits()) {
-    accounts_.ledger().look(steady_ns(), [this](SlotId slot, StallCause) { return core_->waiting_for(slot); });
+    accounts_.ledger().look(steady_ns(),
+                            [this](SlotId slot, StallCause) { return core_->requests().waiting_for(slot); });
   }
   if (accounts_.levels_due(false)) accounts_.note_levels(levels_of(*core_));
   const PlanReport plan = report_of(core_->foresight().plan());
@@ -184,6 +185,7 @@ bool PagerThread::round(UniqueLock& lock, Finished& finished, std::vector<Action
   // Closed below, without the lock. Only while nothing is under way: a region that was freed may still be arriving.
   std::vector<uint64_t> unused_sources;
   if (actions.empty() && transfers_->idle()) unused_sources = source_registry_.take_unused();
+  core_.allow_writes_locked();
   const bool waiters_may_go = core_.waiters_may_go_locked();
   if (core_.closed_locked() && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
   SourceFiles* const sources = tiers_.sources.get();  // only this thread takes it away
@@ -234,7 +236,7 @@ void PagerThread::close_lower_tiers(UniqueLock& lock) {
 // Whether nothing is left to do for ever: who allocates is refused from then on.
 bool PagerThread::retire_locked() {
   if (!lower_tiers_closed_ || core_.wanted_locked() || !transfers_->idle()) return false;
-  if (core_->wants_planning() || core_->waits()) return false;
+  if (core_->wants_planning()) return false;
   if (core_->memory().device_held_bytes() > 0 || !core_->memory().live_regions().empty()) return false;
   retired_ = true;
   tiers_.retire_backend();

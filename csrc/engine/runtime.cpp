@@ -38,7 +38,7 @@ Status Runtime::open() {
     tiers_.store->set_wake([](void* self) { static_cast<LockedCore*>(self)->wake(); }, &core_);
   }
   const auto range_base = reinterpret_cast<uint64_t>(tiers_.backend->base());
-  core_.open(std::make_unique<Pager>(tiers_.config), range_base);
+  core_.open(std::make_unique<Pager>(tiers_.config), range_base, tiers_.backend.get());
   core_->on_request_waits([this] {
     core_.assert_locked();
     enqueued_ns_ = steady_ns();

@@ -65,7 +65,8 @@ struct Scope {
   uint64_t native_stream = TP_NO_STREAM;  // while open: that its end will be marked on
   Scope* outer = nullptr;  // while open: the one of the same thread that it interrupts (a signal handler's operators)
   bool pinned = false;     // something was pinned or allocated since it opened
-  bool touched = false;    // sticky may hold something; of this thread alone
+  SlotId touch_slot;       // asks for what is touched; made when it is needed first
+  uint32_t ageing = 0;     // closes that its touches still count; of this thread alone
   bool blocked_by_touch = false;  // its own pins cannot end before a touch is served: see touch()
   OperatorMark mark;              // when the open operator began to work, while its time is wanted
   struct KnownStream {
@@ -74,17 +75,11 @@ struct Scope {
     StreamId id = 0;
   } stream;  // that this thread's operators ended on last, if that may owe fences
   std::string error;
-  struct Sticky {
-    SlotId slot;
-    uint32_t closes_left = 0;
-    RegionId region;
-  };
   struct Launch {
     SlotId slot;          // made when it is needed first
     bool pinned = false;  // between its begin and its end
   } launch;
-  std::vector<Sticky> sticky;  // touches that last some more operators
-  std::vector<Use> uses;       // scratch
+  std::vector<Use> uses;  // scratch
 };
 
 class Runtime {
@@ -118,13 +113,14 @@ class Runtime {
   void deallocate(uint64_t address);
   void record_stream(uint64_t address, uint64_t native_stream);
   void foreign_stream(uint64_t native_stream);
+  void view(uint64_t address, int32_t change);
   uint64_t region_bytes(uint64_t address, uint64_t* region_base);
   bool wants(uint64_t bytes) const;
   bool may_defer(uint64_t kept_bytes);
   bool held(const uint64_t* regions, size_t count);
   uint64_t list_run_bytes_max();
-  // An access that nothing announced (signal handler, host device): brings the region up and holds it.
-  bool resolve_missed_access(uint64_t address);
+  // An access that nothing announced (signal handler, host device): brings the region up and keeps it, as a touch does.
+  bool resolve_missed_access(uint64_t address, AccessMode mode);
 
   // User's side (bindings). All block without the GIL. What waits ends with kInterrupted once t_stop_asked says so;
   // nothing is lost then and the call may be made again.
@@ -168,9 +164,8 @@ class Runtime {
   class OperatorStandsStill;
   Status wait_for_evictions(UniqueLock& lock, const std::vector<RegionId>& regions, const char* name)
       TP_REQUIRES(core_.mutex());
-  Status fetch_blocking(UniqueLock& lock, SlotId slot, const std::vector<Use>& uses, const char* name)
-      TP_REQUIRES(core_.mutex());
-  void drop_touches_locked(RegionId region) TP_REQUIRES(core_.mutex());
+  Status fetch_blocking(UniqueLock& lock, SlotId slot, const std::vector<Use>& uses, const char* name,
+                        const Touch* touch = nullptr) TP_REQUIRES(core_.mutex());
   void free_region_locked(RegionId region) TP_REQUIRES(core_.mutex());
   Status bring_all_up(UniqueLock& lock, SlotId slot) TP_REQUIRES(core_.mutex());
   void release_when_closed_locked() TP_REQUIRES(core_.mutex());

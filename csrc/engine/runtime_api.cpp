@@ -139,6 +139,13 @@ void let_go(uint64_t address, uint64_t handle) {
   });
 }
 void set_wait_hook(void (*hook)()) { g_wait_hook.store(hook); }
+void view(uint64_t address, int32_t change) {
+  Runtime* runtime = g_runtimes.of_address(address);
+  (void)answered(runtime, 0, [&] {
+    runtime->view(address, change);
+    return 0;
+  });
+}
 void launching(tp_scope* scope, uint64_t native_stream) {
   (void)answered(scope->runtime, 0, [&] {
     scope->runtime->launching(*scope, native_stream);
@@ -215,7 +222,10 @@ void Runtime::fill_api() {
       .note_capture = tierpage::note_capture,
       .own_thread = own_thread,
       .room_settled = tierpage::room_settled,
-      .kept = {.keep = keep_regions, .let_go = tierpage::let_go, .set_wait_hook = tierpage::set_wait_hook},
+      .kept = {.keep = keep_regions,
+               .let_go = tierpage::let_go,
+               .set_wait_hook = tierpage::set_wait_hook,
+               .view = tierpage::view},
   };
 }
 

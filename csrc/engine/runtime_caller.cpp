@@ -20,7 +20,7 @@ TagId tag_in(const Runtime* runtime) { return t_tag.runtime == runtime ? t_tag.t
 void time_locked(LockedCore& core, Scope& scope) TP_REQUIRES(core.mutex()) {
   const int64_t started_ns = scope.mark.take_start_ns();
   if (started_ns == 0) return;
-  const uint64_t position = core->op_position(scope.slot);
+  const uint64_t position = core->requests().op_position(scope.slot);
   if (position != Trace::kNever) core->op_timed(position, static_cast<double>(steady_ns() - started_ns) / 1e3);
 }
 
@@ -56,10 +56,7 @@ void Runtime::remove_scope(Scope* scope) {
           core_->end_op(scope->launch.slot, {});
           core_->remove_slot(scope->launch.slot);
         }
-        for (const Scope::Sticky& sticky : scope->sticky) {
-          core_->end_op(sticky.slot, {});
-          core_->remove_slot(sticky.slot);
-        }
+        if (scope->touch_slot.valid()) core_->remove_slot(scope->touch_slot);
       });
     }
   }
@@ -119,7 +116,7 @@ void Runtime::count_request_locked(SlotId slot, const char* name, int64_t asked_
     return;
   }
   StallLedger& ledger = accounts_.ledger();
-  ledger.begin(slot, asked_ns != 0 ? asked_ns : enqueued_ns, core_->waiting_for(slot), steady_ns());
+  ledger.begin(slot, asked_ns != 0 ? asked_ns : enqueued_ns, core_->requests().waiting_for(slot), steady_ns());
   const WaitDetails details = core_->describe_wait(slot);
   ledger.describe(slot, details, tags_.name_of(details.tag));
   if (core_->outcome(slot) != Outcome::kWait) accounts_.stall_ends(slot, steady_ns());
@@ -212,26 +209,14 @@ void Runtime::cancel(Scope& scope) {
   core_.hand_over_locked();
 }
 
-// The wait of a touch is over, if it was one: one that failed holds nothing and goes.
+// The wait of a touch or a launch is over, if it was one.
 void Runtime::settle_touch_locked(Scope& scope, bool failed) {
   if (scope.waiting_slot == scope.slot) return;
   const SlotId slot = std::exchange(scope.waiting_slot, scope.slot);
   if (!core_.alive_locked()) return;
   if (scope.blocked_by_touch) core_->set_permanent(scope.slot, false);
   scope.blocked_by_touch = false;
-  if (slot == scope.launch.slot) {
-    scope.launch.pinned = !failed;
-    return;
-  }
-  const auto entry = std::find_if(scope.sticky.begin(), scope.sticky.end(),
-                                  [&](const Scope::Sticky& sticky) { return sticky.slot == slot; });
-  // A held region stays without a pin, which would outlive it in a thread that runs no more operators.
-  if (!failed && (entry == scope.sticky.end() || entry->closes_left > 0)) return;
-  if (entry != scope.sticky.end()) scope.sticky.erase(entry);
-  (void)core_.events_locked([&] {
-    if (!failed) core_->end_op(slot, {});
-    core_->remove_slot(slot);
-  });
+  if (slot == scope.launch.slot) scope.launch.pinned = !failed;
 }
 
 void Runtime::seen(const uint64_t* addresses, size_t count) {
@@ -247,16 +232,12 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
   if (t_open_scope == &scope) t_open_scope = scope.outer;
   if (scope.launch.pinned) [[unlikely]]
     end_launch(scope, TP_NO_STREAM);
-  if (!scope.pinned && !scope.touched) {
+  if (!scope.pinned && scope.ageing == 0) {
     scope.mark.drop(*tiers_.backend);
     return Status::success();
   }
-  // With synchronous streams other threads may end touches (drop_touches_locked): the list is read under the lock only.
   const bool synchronous = tiers_.backend->info().synchronous_streams;
-  const bool lets_go =
-      !synchronous &&
-      (scope.pinned || std::any_of(scope.sticky.begin(), scope.sticky.end(),
-                                   [](const Scope::Sticky& sticky) { return sticky.closes_left <= 1; }));
+  const bool lets_go = !synchronous && scope.pinned;
   if (!lets_go && !synchronous) scope.mark.drop(*tiers_.backend);
   Fence fence;
   // Before the pins are let go: whoever evicts afterwards sees the fence.
@@ -272,6 +253,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
     lock.lock();
   }
   scope.pinned = false;
+  if (scope.ageing > 0) --scope.ageing;
   if (core_.refuses_locked()) return Status::success();  // the operator itself has run; the next begin tells
   Status status = core_.events_locked([&] {
     core_.assert_locked();
@@ -279,15 +261,7 @@ Status Runtime::close_scope(Scope& scope, uint64_t native_stream) {
     if (!recorded.ok()) core_->hold_pinned(scope.slot);
     time_locked(core_, scope);
     core_->end_op(scope.slot, fence);
-    for (Scope::Sticky& sticky : scope.sticky) {
-      if (--sticky.closes_left > 0) continue;
-      if (!recorded.ok()) core_->hold_pinned(sticky.slot);
-      core_->end_op(sticky.slot, fence);
-      core_->remove_slot(sticky.slot);
-    }
   });
-  std::erase_if(scope.sticky, [](const Scope::Sticky& sticky) { return sticky.closes_left == 0; });
-  scope.touched = !scope.sticky.empty();
   if (!status.ok()) return status;
   if (!options_.paranoid || core_.closed_locked()) {
     if (core_->wants_planning()) core_.wake_locked();
@@ -314,18 +288,15 @@ Status Runtime::touch(Scope& scope, uint64_t address, uint32_t keep) {
   if (Status refusal = core_.refusal_locked(); !refusal.ok()) return refusal;
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return Status::success();
-  // A raw pointer may be written through, so the lower copies go.
-  const Use use{region, 0, core_->memory().region(region).bytes_asked - 1, AccessMode::kWrite};
   Status status = core_.events_locked([&] {
     core_->mark_seen(region);
     if (keep == 0) core_->hold_region(region);
-    scope.waiting_slot = core_->add_slot();
-    scope.sticky.push_back({scope.waiting_slot, keep, region});
-    scope.touched = true;
-    core_->set_permanent(scope.waiting_slot, true);
+    if (!scope.touch_slot.valid()) scope.touch_slot = core_->add_slot();
+    scope.waiting_slot = scope.touch_slot;
+    scope.ageing = std::max(scope.ageing, keep);
     scope.blocked_by_touch = true;
     core_->set_permanent(scope.slot, true);
-    core_->begin_op(scope.waiting_slot, 0, "a raw access", {&use, 1});
+    core_->touch(scope.touch_slot, {region, keep == 0 ? SlotId::none() : scope.slot, keep, AccessMode::kWrite});
   });
   if (status.ok()) status = outcome_locked(scope, "a raw access", 0);
   if (status.code != StatusCode::kWait) settle_touch_locked(scope, !status.ok());
@@ -343,27 +314,12 @@ void Runtime::deallocate(uint64_t address) {
   }
 }
 
-// A freed region needs no touch, and the thread that touched it may never run another operator. Where work is queued on
-// streams the pins stay until their scope closes, which records the fence that the frames must wait for.
-void Runtime::drop_touches_locked(RegionId region) {
-  if (!tiers_.backend->info().synchronous_streams) return;
-  for (Scope* scope : scopes_) {
-    std::erase_if(scope->sticky, [&](const Scope::Sticky& sticky) {
-      if (sticky.region != region || sticky.slot == scope->waiting_slot) return false;
-      core_->end_op(sticky.slot, {});
-      core_->remove_slot(sticky.slot);
-      return true;
-    });
-  }
-}
-
 // Memory that no tensor was seen in, or of which a pointer escaped, may be in use wherever it was made.
 void Runtime::free_region_locked(RegionId id) {
   (void)core_.change_locked([&] {
     core_.assert_locked();
     const Region& region = core_->memory().region(id);
     if (region.held || !region.seen) streams_.note_unmarked(*core_, id, region.stream);
-    drop_touches_locked(id);
     core_->free_region(id, {});
     if (source_registry_.region_gone(id)) core_.wake_locked();
     if (core_.closed_locked()) release_when_closed_locked();
@@ -380,6 +336,19 @@ void Runtime::record_stream(uint64_t address, uint64_t native_stream) {
   (void)core_.change_locked([&] {
     core_.assert_locked();
     streams_.note_unmarked(*core_, region, stream);
+  });
+}
+
+void Runtime::view(uint64_t address, int32_t change) {
+  LockGuard lock(core_.mutex());
+  const RegionId region = core_.region_of_locked(address);
+  if (!region.valid() || core_.refuses_locked()) return;
+  (void)core_.change_locked([&] {
+    if (change > 0) {
+      core_->guesses().view_made(region);
+    } else {
+      core_->guesses().view_ended(region);
+    }
   });
 }
 

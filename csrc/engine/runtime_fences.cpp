@@ -53,7 +53,7 @@ Status Runtime::record_end(Scope& scope, uint64_t native_stream, Fence* fence) {
   uint64_t position = Trace::kNever;
   {
     const LockGuard lock(core_.mutex());
-    position = core_->op_position(scope.slot);
+    position = core_->requests().op_position(scope.slot);
   }
   if (position != Trace::kNever && scope.mark.on(native_stream)) {
     return tiers_.backend->record_timed_fence(native_stream, mark, position, fence);

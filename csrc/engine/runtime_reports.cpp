@@ -42,13 +42,14 @@ RuntimeReports::Placement RuntimeReports::placement(uint64_t address) {
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return placement;
   placement.bytes = core_->memory().region(region).bytes_asked;
+  const bool guessed = core_->guesses().keeps(region);
   for (const PageId id : core_->memory().region(region).pages) {
     const Page& page = core_->memory().pages[id];
     if (page.is_valid(Tier::kDevice)) placement.device += page.bytes;
     if (page.is_valid(Tier::kHost)) placement.host += page.bytes;
     if (page.is_valid(Tier::kNvme)) placement.nvme += page.bytes;
     if (page.sourced) placement.source += page.bytes;
-    if (page.pins > 0) placement.pinned += page.bytes;
+    if (page.pins > 0 || (guessed && page.is_valid(Tier::kDevice))) placement.pinned += page.bytes;
   }
   return placement;
 }

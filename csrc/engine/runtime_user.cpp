@@ -83,15 +83,20 @@ class Runtime::OperatorStandsStill {
   Scope* const scope_;
 };
 
-// Begins an operator on `slot` and waits for its end. The lock is held from where the regions were looked up, so none of
-// them has been freed; what is freed during the wait lives until its end.
-Status Runtime::fetch_blocking(UniqueLock& lock, SlotId slot, const std::vector<Use>& uses, const char* name) {
+// Begins an operator on `slot`, or a touch, and waits until it is granted. The lock is held from where the regions were
+// looked up, so none of them has been freed; what is freed during the wait lives until its end.
+Status Runtime::fetch_blocking(UniqueLock& lock, SlotId slot, const std::vector<Use>& uses, const char* name,
+                               const Touch* touch) {
   if (core_.ended_locked()) return core_.end_locked();
   const OperatorStandsStill stands_still(this);
   Status status = core_.events_locked([&] {
     core_.assert_locked();
     awaited_.await(uses);
-    core_->begin_op(slot, 0, name, uses);
+    if (touch != nullptr) {
+      core_->touch(slot, *touch);
+    } else {
+      core_->begin_op(slot, 0, name, uses);
+    }
   });
   if (!status.ok()) return status;
   core_.hand_over_locked();
@@ -288,7 +293,7 @@ bool Runtime::held(const uint64_t* regions, size_t count) {
   return std::any_of(regions, regions + count, [this](uint64_t address) {
     core_.assert_locked();
     const RegionId region = core_.region_of_locked(address);
-    if (!region.valid() || core_->memory().region(region).held) return true;
+    if (!region.valid() || core_->memory().region(region).held || core_->guesses().keeps(region)) return true;
     const auto& pages = core_->memory().region(region).pages;
     return std::any_of(pages.begin(), pages.end(), [this](PageId id) { return core_->memory().pages[id].pins > 0; });
   });

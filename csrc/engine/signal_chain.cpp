@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cerrno>
 #include <list>
+#include <utility>
 
 namespace tierpage {
 namespace {
@@ -55,6 +56,7 @@ bool readable(uint64_t address) {
 }
 
 thread_local uint64_t t_last_fault = 0;  // of this thread that reached us, by whichever way
+thread_local bool t_last_fault_wrote = false;
 
 struct Passing {  // of this thread, to a handler before ours; it stays so where that one never returns
   const siginfo_t* info = nullptr;
@@ -114,13 +116,23 @@ void pass_on(int number, siginfo_t* info, void* context) {
 }
 
 uint64_t faulting_address(const siginfo_t* info, const void* context) {
+  const bool wrote = std::exchange(t_last_fault_wrote, faulted_writing(context));
   if (info->si_code > 0) return t_last_fault = reinterpret_cast<uint64_t>(info->si_addr);
   const bool sent = info->si_code == SI_TKILL || info->si_code == SI_USER || info->si_code == SI_QUEUE;
   if (!sent || info->si_pid != getpid()) return 0;
   const uint64_t address = last_fault_of(context);
   // An old fault that was served: this time somebody only wants the process to end.
-  if (address == t_last_fault && readable(address)) return 0;
+  if (address == t_last_fault && wrote == t_last_fault_wrote && readable(address)) return 0;
   return t_last_fault = address;
+}
+
+bool faulted_writing([[maybe_unused]] const void* context) {
+#if defined(__x86_64__)
+  constexpr greg_t kWrites = 2;  // of a page fault's error code
+  return (static_cast<const ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & kWrites) != 0;
+#else
+  return true;
+#endif
 }
 
 }  // namespace tierpage

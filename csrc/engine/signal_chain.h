@@ -22,4 +22,7 @@ void pass_on(int number, siginfo_t* info, void* context);
 // sends the signal again after it has removed itself, and then the address is what the thread's context still tells.
 uint64_t faulting_address(const siginfo_t* info, const void* context);
 
+// Whether the instruction wanted to write; also true where the processor does not say.
+bool faulted_writing(const void* context);
+
 }  // namespace tierpage

@@ -24,6 +24,7 @@ Status TierSet::open() {
   // Without the guard nobody counts the graph captures that such a fence would break.
   if (options_.launch_guard && backend->info().fences_every_stream)
     config.every_stream = backend->stream_id(DeviceBackend::kEveryStream);
+  config.guards_writes = backend->info().guards_writes;
   config.device_bytes_max = options_.device_bytes_max;
   config.host_bytes_max = options_.host_bytes_max;
   config.nvme_bytes_max = options_.nvme_path.empty() && !store ? 0 : options_.nvme_bytes_max;

@@ -111,6 +111,12 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
       break;
     }
     case ActionKind::kWriteBack:
+      // Before the first byte is read: what is written meanwhile through a raw pointer is noticed.
+      if (Status status = backend_.forbid_writes(action.device_offset, action.bytes); !status.ok()) {
+        finished.transfers.push_back({action.transfer, TransferResult{std::move(status)}, steady_ns()});
+        return;
+      }
+      break;
     case ActionKind::kSpill:
     case ActionKind::kStage: break;
   }
@@ -135,9 +141,11 @@ bool TransferEngine::bring_frame(const Action& action, TransferResult& result, F
     log_.add({EventKind::kCreate, page_of(action.transfer), start, realtime_ns() - start, action.bytes});
     if (!result.status.ok()) return false;
   }
-  result.status = backend_.map(action.frame, action.device_offset);
+  const bool fetches = action.kind == ActionKind::kFetch;
+  result.status =
+      fetches ? backend_.place(action.frame, action.device_offset) : backend_.map(action.frame, action.device_offset);
   result.mapped = result.status.ok();
-  if (action.kind == ActionKind::kFetch) {
+  if (fetches) {
     finished.arrivals.push_back({action.transfer, ArrivalStage::kCopying, steady_ns()});
   }
   return result.mapped;
@@ -157,7 +165,7 @@ void TransferEngine::cut(Flight& flight) {
   for (Cutter cutter(flight.action, flight.route); cutter.next(&piece.part);) {
     switch (flight.route.memory) {
       case Route::Memory::kArena: piece.host = arena_->base() + piece.part.arena_offset; break;
-      case Route::Memory::kDevice: piece.host = backend_.base() + piece.part.device_offset; break;
+      case Route::Memory::kDevice: piece.host = backend_.memory_at(piece.part.device_offset); break;
       case Route::Memory::kSlot: break;  // once it has one
     }
     add_piece(piece);
@@ -339,7 +347,10 @@ void TransferEngine::next_hop(uint32_t piece_index, Finished& finished) {
 
 void TransferEngine::finish_flight(TransferId id, Finished& finished) {
   const auto found = flights_.find(id);
-  const Flight& flight = found->second;
+  Flight& flight = found->second;
+  if (flight.status.ok() && flight.action.kind == ActionKind::kFetch) {
+    flight.status = backend_.reveal(flight.action.frame, flight.action.device_offset);
+  }
   const int64_t duration_ns = realtime_ns() - flight.start_ns;
   log_.add({flight.route.event, page_of(id), flight.start_ns, duration_ns, flight.action.bytes});
   finished.transfers.push_back({id, TransferResult{flight.status, true, true}, steady_ns()});

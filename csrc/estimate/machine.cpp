@@ -118,7 +118,7 @@ class Machine {
     totals_.compute += microseconds;
     kernel_ends_.push_back(kernels_end_);
     if (options_.timed && pager_.wants_times())
-      timed_.push_back({kernels_end_, pager_.op_position(slot_), microseconds});
+      timed_.push_back({kernels_end_, pager_.requests().op_position(slot_), microseconds});
     pager_.end_op(slot_, Fence{0, kernel_ends_.size()});
     for (const ProgramAllocation& fresh : line.fresh) pager_.mark_seen(regions_[fresh.id]);
     double resume = now_ + rates_.launch_us;

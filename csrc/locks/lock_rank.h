@@ -33,6 +33,7 @@ namespace tierpage {
   LOCK(kLateStream, "LateStream::mutex_")           \
   LOCK(kTypedNames, "Names::mutex")                 \
   LOCK(kThreadRegistry, "ThreadRegistry::mutex")    \
+  LOCK(kCapsules, "Watched::mutex")                 \
   LOCK(kLaunchGuard, "LaunchGuard::mutex_")         \
   LOCK(kLaunchWords, "LaunchWords::mutex_")         \
   LOCK(kGraphBook, "GraphBook::mutex_")             \

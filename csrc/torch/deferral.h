@@ -5,7 +5,7 @@
 // Every use sees what it would see in the program's order:
 //  (1) The result of an index depends on its own tensors alone (OperatorInfo::splittable): indices run in any order.
 //  (2) Whoever uses a region of a deferred index runs that index first: operators (the interceptor), raw pointers
-//      (raw_touch, raw_hold), and, for all indices, pin, pause, disable and a graph's capture (run_all_deferred).
+//      (raw_touch), and, for all indices, pin, pause, disable and a graph's capture (run_all_deferred).
 //  (3) Tensors whose use we do not see, because they are not paged (step counts, a learning rate), are copied when the
 //      operator is deferred; regions to which somebody holds a raw pointer are not deferred.
 //  (4) An index keeps its tensors alive, as new objects: neither freeing a gradient nor giving a parameter other data

@@ -240,16 +240,6 @@ void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* 
   note_announced(state, *state.engine, accesses, count);
 }
 
-void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scopes) {
-  check_usable(engine);
-  tp_scope* scope = scope_for(state, engine);
-  const uint64_t stream = native_stream(*engine);
-  for (; scopes > 0; --scopes) {
-    engine->scope_open(scope, stream);
-    check_code(state, engine, engine->scope_close(scope, stream));
-  }
-}
-
 void note_stream(const tp_engine_api* engine, uint64_t address) {
   if (engine->device_type != 0) engine->record_stream(address, native_stream(*engine));
 }

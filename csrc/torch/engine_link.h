@@ -38,18 +38,17 @@ struct GiveWay;
 
 // What one thread knows. Only its own thread writes it; others read the counters.
 struct ThreadState {
-  const tp_engine_api* engine = nullptr;               // whose `scope` is; changes only between operators (see above)
-  tp_scope* scope = nullptr;                           // made on first use
-  int32_t depth = 0;                                   // nesting of intercepted operators
-  bool scope_open = false;                             // depth > 0 and the engine was told
-  bool announces_all = false;                          // the innermost operator is torch's own (launch_guard.h)
-  const GiveWay* give_way = nullptr;                   // when the wait of its outermost operator's pages ends early
-  bool fresh_region = false;                           // this scope allocated, so results have to be announced
-  std::vector<tp_access> accesses;                     // of the operator that begins now
-  uint64_t scope_stream = TP_NO_STREAM;                // that the open scope's end will be marked on
-  std::vector<tp_access> announced;                    // by the open scope, while launches are watched (launch_guard.h)
-  std::vector<uint64_t> addresses;                     // of its results
-  std::vector<std::pair<uint64_t, uint64_t>> touches;  // the newest: address, bytes (raw_access.h)
+  const tp_engine_api* engine = nullptr;  // whose `scope` is; changes only between operators (see above)
+  tp_scope* scope = nullptr;              // made on first use
+  int32_t depth = 0;                      // nesting of intercepted operators
+  bool scope_open = false;                // depth > 0 and the engine was told
+  bool announces_all = false;             // the innermost operator is torch's own (launch_guard.h)
+  const GiveWay* give_way = nullptr;      // when the wait of its outermost operator's pages ends early
+  bool fresh_region = false;              // this scope allocated, so results have to be announced
+  std::vector<tp_access> accesses;        // of the operator that begins now
+  uint64_t scope_stream = TP_NO_STREAM;   // that the open scope's end will be marked on
+  std::vector<tp_access> announced;       // by the open scope, while launches are watched (launch_guard.h)
+  std::vector<uint64_t> addresses;        // of its results
   struct InBatch {
     const tp_engine_api* engine;
     uint64_t address, handle;
@@ -163,12 +162,9 @@ void check_code(const ThreadState& state, const tp_engine_api* engine, int32_t c
 void note_announced(ThreadState& state, const tp_engine_api& engine, const tp_access* accesses, size_t count);
 // Announces accesses to the open scope and waits for them.
 void begin_accesses(ThreadState& state, const tp_operator& op, const tp_access* accesses, size_t count);
-// What comes between two operators counts as `scopes` more of them for the touches of this thread: a program may run for
-// long without any operator. Outside operators only.
-void age_touches(ThreadState& state, const tp_engine_api* engine, uint32_t scopes);
 // Work that no operator stands for may use the region on the stream that is current now.
 void note_stream(const tp_engine_api* engine, uint64_t address);
-// Makes one region usable outside any operator, for at least `keep` scopes, on the stream that is current now.
+// Makes one region usable outside any operator, on the stream that is current now: see touch() of the engine.
 void touch_address(ThreadState& state, const tp_engine_api* engine, uint64_t address, uint32_t keep);
 
 }  // namespace tierpage

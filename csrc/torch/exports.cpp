@@ -10,6 +10,7 @@
 #include "engine/engine_api.h"
 #include "torch/allocator.h"
 #include "torch/allocator_cuda.h"
+#include "torch/capsules.h"
 #include "torch/cuda_capture.h"
 #include "torch/deferral.h"
 #include "torch/deferred_table.h"
@@ -183,8 +184,15 @@ TIERPAGE_EXPORT int32_t tierpage_torch_touch(uint64_t address) {
   });
 }
 
-TIERPAGE_EXPORT int32_t tierpage_torch_hold(uint64_t address) {
-  return reach(address, [](const tp_engine_api* engine, uint64_t base, uint64_t) { tierpage::raw_hold(engine, base); });
+TIERPAGE_EXPORT void tierpage_torch_view(uint64_t address, int32_t change) {
+  const tp_engine_api* engine = tierpage::engine_of(reinterpret_cast<void*>(address));
+  if (engine != nullptr && engine->forked() == 0) engine->kept.view(address, change);
+}
+
+TIERPAGE_EXPORT int32_t tierpage_torch_watch_capsule(uint64_t address, PyObject* capsule) {
+  return reach(address, [&](const tp_engine_api* engine, uint64_t base, uint64_t) {
+    tierpage::watch_capsule(capsule, engine, base);
+  });
 }
 
 TIERPAGE_EXPORT int32_t tierpage_torch_note_stream(uint64_t address) {

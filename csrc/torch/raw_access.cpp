@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "torch/allocator.h"
+#include "torch/cuda_capture.h"
 #include "torch/deferral_hooks.h"
+#include "torch/launch_guard.h"
 
 namespace tierpage {
 
@@ -15,24 +17,8 @@ std::atomic<bool> materializer_wanted{true};
 
 namespace {
 
-constexpr uint32_t kKeepScopes = 64;   // pointers are fetched one after another and used somewhat later
-constexpr uint32_t kKeepTouches = 16;  // the pointers of one launch: they stay whatever their size
+constexpr uint32_t kKeepScopes = 64;  // pointers are fetched one after another and used somewhat later
 const tp_operator kRawAccess{"tierpage::raw_access", 0x7261775f61636365ull};
-
-// Somebody who asks for the pointers of a whole model looks at each and drops it. So that they do not fill the device,
-// the older touches end early once together they take half a run.
-void limit_touches(ThreadState& state, const tp_engine_api* engine, uint64_t address, uint64_t bytes) {
-  auto& touches = state.touches;
-  std::erase_if(touches, [&](const auto& touch) { return touch.first == address; });
-  touches.emplace_back(address, bytes);
-  if (touches.size() > kKeepScopes) touches.erase(touches.begin());
-  if (touches.size() <= kKeepTouches) return;
-  uint64_t total = 0;
-  for (const auto& touch : touches) total += touch.second;
-  if (total <= engine->list_run_bytes_max() / 2) return;
-  age_touches(state, engine, kKeepScopes - kKeepTouches);
-  touches.erase(touches.begin(), touches.end() - kKeepTouches);
-}
 
 }  // namespace
 
@@ -40,22 +26,18 @@ void raw_touch(const tp_engine_api* engine, uint64_t address, uint64_t bytes) {
   ThreadState& state = thread_state();
   state.count(kRawTouches);
   deferral_hooks.settle_address(state, engine, address);
+  // Recording into a graph: what is launched with the pointer runs later, without us.
+  if (C10_UNLIKELY(stream_is_capturing(*engine))) {
+    if (!graphs_are_read()) touch_address(state, engine, address, 0);
+    return;
+  }
   if (state.depth > 0) {
     // Inside an operator the scope is ours to extend; what it holds already costs a lookup.
     const tp_access access{address, bytes, TP_READ | TP_WRITE, 0};
     begin_accesses(state, kRawAccess, &access, 1);
     return;
   }
-  limit_touches(state, engine, address, bytes);
-  age_touches(state, engine, 1);
   touch_address(state, engine, address, kKeepScopes);
-}
-
-void raw_hold(const tp_engine_api* engine, uint64_t address) {
-  ThreadState& state = thread_state();
-  state.count(kRawTouches);
-  deferral_hooks.settle_address(state, engine, address);
-  touch_address(state, engine, address, 0);
 }
 
 #if TIERPAGE_HAS_MATERIALIZER

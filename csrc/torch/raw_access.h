@@ -27,7 +27,4 @@ void arm_storages(ThreadState& state);
 // engine_for() of this thread, here and below.
 void raw_touch(const tp_engine_api* engine, uint64_t address, uint64_t bytes);
 
-// Fetches the region of `address` and keeps it resident until it is freed: the pointer goes to somebody who may keep it.
-void raw_hold(const tp_engine_api* engine, uint64_t address);
-
 }  // namespace tierpage

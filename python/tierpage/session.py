@@ -59,7 +59,7 @@ class Session:
         backend = storage.choose(config)
         with native.translated():
             self.runtime: _C.Runtime = module.Runtime({**config.engine_options(), **backend.engine_options()})
-        self.wrappers = touching.Wrappers(self._touch, self._hold)
+        self.wrappers = touching.Wrappers(self.library, self._is_paged)
         self.loads = LoadWatch(self.library.take_up)
         self.notices = NoticeThread(self.log_notices)
         attached = False
@@ -88,15 +88,8 @@ class Session:
     def _note_guard(self, state: str) -> None:
         self.config = in_force(self.config, {**self.config.in_force, "launch_guard": state})
 
-    def _touch(self, storage: torch.UntypedStorage) -> None:
-        address = self.library.storage_address(storage)
-        if self._range.base <= address < self._range.end:
-            self.library.touch(address)
-
-    def _hold(self, storage: torch.UntypedStorage) -> None:
-        address = self.library.storage_address(storage)
-        if self._range.base <= address < self._range.end:
-            self.library.hold(address)
+    def _is_paged(self, address: int) -> bool:
+        return self._range.base <= address < self._range.end
 
     def end_step(self) -> None:
         """Counts a step and logs, at INFO, one line with what it moved and waited for."""
@@ -165,7 +158,7 @@ class Session:
         found: dict[int, None] = {}
         for tensor in tensors_in(things):
             address = self.address_of(tensor)
-            if self._range.base <= address < self._range.end:
+            if self._is_paged(address):
                 found[address] = None
         return list(found)
 

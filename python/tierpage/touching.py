@@ -2,25 +2,35 @@
 
 These calls never reach the interceptor. While tierpage is enabled they are replaced by functions that first touch the
 pages of the storage; ``disable`` puts the originals back. Tensors that are not paged cost one comparison more.
+
+How long a pointer is used is a guess (csrc/core/pager/guesses.h). Arrays and DLPack capsules tell when they end: until
+then the memory stays, on the host device as long as nobody else needs the room, for there a view is served where it is
+used.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import sys
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["Wrappers", "storage_of"]
+from tierpage.safetensors_files import around_serialize_file
 
-_Touch = Callable[[torch.UntypedStorage], None]
+if TYPE_CHECKING:
+    from tierpage.native import TorchLibrary
+
+__all__ = ["Wrappers", "storage_of"]
 
 # (class, names). Each call reads, or hands out a pointer to, the memory of `self`.
 _TENSOR_CALLS = ("data_ptr", "const_data_ptr", "numpy", "tolist", "__dlpack__", "__array__")
 _TENSOR_PROPERTIES = ("__cuda_array_interface__",)
-# What these hand out may be kept: the region stays resident until it is freed. The others are kept for a while.
-_ESCAPES = ("numpy", "__dlpack__", "__array__", "__cuda_array_interface__")
+_ARRAYS = ("numpy", "__array__")  # hand out an array over the memory, or a copy
+_CAPSULES = ("__dlpack__", "to_dlpack", "_to_dlpack")
 _STORAGE_CALLS = (
     "data_ptr", "resize_", "tolist", "__getitem__", "__setitem__", "copy_", "fill_", "clone", "byteswap",
     "_byteswap", "_write_file", "_set_from_file", "_share_filename_cpu_", "_share_fd_cpu_", "_share_cuda_",
@@ -38,9 +48,9 @@ def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
 class Wrappers:
     """The replaced methods of torch. ``install`` and ``remove`` may be called repeatedly."""
 
-    def __init__(self, touch: _Touch, hold: _Touch) -> None:
-        self._touch = touch
-        self._hold = hold
+    def __init__(self, library: TorchLibrary, is_paged: Callable[[int], bool]) -> None:
+        self._library = library
+        self._is_paged = is_paged
         self._undo: list[tuple[Any, str, Any]] = []
 
     def install(self) -> None:
@@ -55,9 +65,22 @@ class Wrappers:
             for name in _STORAGE_CALLS:
                 self._replace(torch.UntypedStorage, name, self._around_storage_call)
             self._replace(torch._C.PyTorchFileWriter, "write_record", self._around_write_record)
+            for module in (torch, torch.utils.dlpack):
+                self._replace(module, "to_dlpack", self._around_tensor_call)
+            self._replace_in_safetensors()
         except BaseException:
             self.remove()
             raise
+
+    def _replace_in_safetensors(self) -> None:
+        """In the package too, where modules of it that are imported later find it."""
+        if importlib.util.find_spec("safetensors") is None:
+            return
+        importlib.import_module("safetensors")
+        around = around_serialize_file(self._is_paged)
+        for name, module in list(sys.modules.items()):
+            if name.split(".")[0] == "safetensors" and hasattr(module, "serialize_file"):
+                self._replace(module, "serialize_file", around)
 
     def remove(self) -> None:
         """Puts the originals back, unless somebody else has replaced them meanwhile."""
@@ -82,20 +105,41 @@ class Wrappers:
         self._undo.append((owner, name, owner.__dict__.get(name)))
         setattr(owner, name, replacement)
 
+    def _touch(self, storage: torch.UntypedStorage) -> int:
+        """The address of its memory if that is paged, else 0."""
+        address = self._library.storage_address(storage)
+        if not self._is_paged(address):
+            return 0
+        self._library.touch(address)
+        return address
+
     def _around_tensor_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        touch = self._hold if original.__name__ in _ESCAPES else self._touch
+        touch = self._touch
+        name = original.__name__
+        watch = self._watch_array if name in _ARRAYS else self._watch_capsule if name in _CAPSULES else None
 
         @functools.wraps(original)
         def touched(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             storage = storage_of(self)
-            if storage is not None:
-                touch(storage)
-            return original(self, *args, **kwargs)
+            address = 0 if storage is None else touch(storage)
+            result = original(self, *args, **kwargs)
+            if address and watch is not None:
+                watch(address, result)
+            return result
 
         return touched
 
+    def _watch_array(self, address: int, array: Any) -> None:
+        if array.flags.owndata:
+            return  # a copy
+        self._library.view(address, 1)
+        weakref.finalize(array, self._library.view, address, -1).atexit = False
+
+    def _watch_capsule(self, address: int, capsule: Any) -> None:
+        self._library.watch_capsule(address, capsule)
+
     def _around_tensor_property(self, original: property) -> property:
-        touch = self._hold
+        touch = self._touch
 
         def touched(self: torch.Tensor) -> Any:
             storage = storage_of(self)

@@ -26,6 +26,15 @@ struct Asking : PartsWorld {
     request.inside_operator = inside;
     return requests.allocate(slot, request);
   }
+  // Whose owner is `owner`; a slot of its own asks.
+  Outcome touch(RegionId region, SlotId owner = SlotId::none(), uint32_t operators = 0) {
+    const SlotId slot = requests.add_slot();
+    requests.touch(slot, {region, owner, operators, kWrite});
+    settle();
+    const Outcome outcome = requests.outcome(slot);
+    if (outcome != Outcome::kWait) requests.remove_slot(slot);
+    return outcome;
+  }
   bool granted(SlotId slot) const { return requests.outcome(slot) == Outcome::kGranted; }
   bool waits(SlotId slot) const { return requests.outcome(slot) == Outcome::kWait; }
   bool failed(SlotId slot) const { return requests.outcome(slot) == Outcome::kFailed; }

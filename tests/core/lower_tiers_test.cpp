@@ -52,7 +52,8 @@ class GrowingRam : public ::testing::Test {
   Movements movements{memory};
   Departures departures{memory, movements, foresight};
   PageLists lists{memory};
-  RegionStore store{memory, foresight, departures, lists};
+  Guesses guesses{memory};
+  RegionStore store{memory, foresight, departures, lists, guesses};
   LowerTiers lower{memory, movements, foresight, departures};
   PageId pages[3];
 };

@@ -33,6 +33,42 @@ TEST(Movements, AnEmptyPageIsMappedIntoAFrameOfItsOwn) {
   world.check();
 }
 
+// Where the device can guard: a clean page may only be read until somebody is granted more.
+TEST(Movements, WhatIsCleanIsGuarded) {
+  PagerConfig config = small_config(2, 4, 4);
+  config.guards_writes = true;
+  PartsWorld world(config);
+  const RegionId a = world.make();
+  EXPECT_FALSE(world.page(a).guarded);
+  const auto writable = [&] {
+    const std::vector<WritableRange> ranges = std::exchange(world.memory.writable, {});
+    return ranges.size() == 1 && ranges[0].offset == world.page(a).offset && ranges[0].bytes == kPage;
+  };
+  world.movements.allow_writes(world.id(a));
+  EXPECT_TRUE(world.memory.writable.empty()) << "it was writable";
+  world.movements.start_write_back(world.id(a), Tier::kHost);
+  EXPECT_TRUE(world.page(a).guarded) << "before the copy is made";
+  world.finish(world.id(a));
+  world.check();
+  world.movements.allow_writes(world.id(a));
+  EXPECT_TRUE(writable());
+  world.memory.drop_lower(world.page(a), Tier::kHost);
+  world.check();
+  world.copy_to(a, Tier::kHost);
+  world.unmap(a);
+  ASSERT_TRUE(world.movements.start_arrival(world.id(a), true));
+  world.finish(world.id(a));
+  EXPECT_TRUE(world.page(a).guarded) << "it came up as it is below";
+  const SlotId slot = world.requests.add_slot();
+  const Use use{a, 0, kPage - 1, AccessMode::kRead};
+  ASSERT_EQ(world.requests.begin_op(slot, 1, "reads", {&use, 1}), Outcome::kGranted);
+  EXPECT_TRUE(world.memory.writable.empty());
+  const Use write{a, 0, kPage - 1, AccessMode::kWrite};
+  ASSERT_EQ(world.requests.begin_op(slot, 1, "writes", {&write, 1}), Outcome::kGranted);
+  EXPECT_TRUE(writable());
+  EXPECT_FALSE(world.page(a).guarded);
+}
+
 TEST(Movements, WithoutAFreeFrameNothingBegins) {
   PartsWorld world(small_config(1, 4, 4));
   world.make();

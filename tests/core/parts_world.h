@@ -26,11 +26,12 @@ struct PartsWorld {
   Movements movements{memory};
   Departures departures{memory, movements, foresight};
   PageLists lists{memory};
-  RegionStore store{memory, foresight, departures, lists};
+  Guesses guesses{memory};
+  RegionStore store{memory, foresight, departures, lists, guesses};
   LowerTiers lower{memory, movements, foresight, departures};
-  Evictor evictor{memory, movements, foresight, departures, lower, store};
+  Evictor evictor{memory, movements, foresight, departures, lower, store, guesses};
   Prefetcher prefetcher{memory, movements, foresight, departures, lower, store, evictor, lists};
-  Requests requests{memory, movements, foresight, departures, lower, store, evictor, lists};
+  Requests requests{memory, movements, foresight, departures, lower, store, evictor, lists, guesses};
 
   void check() const {
     memory.check_invariants();
@@ -38,6 +39,7 @@ struct PartsWorld {
     movements.check_invariants();
     departures.check_invariants();
     lists.check_invariants();
+    guesses.check_invariants();
     store.check_invariants();
     lower.check_invariants();
     evictor.check_invariants();

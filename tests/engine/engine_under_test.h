@@ -138,6 +138,15 @@ class CommandedBackend final : public DeviceBackend {
     ++unmaps;
     return inner_->unmap(frame, offset);
   }
+  Status place(FrameId frame, uint64_t offset) override {
+    std::this_thread::sleep_for(std::chrono::milliseconds(map_delay_ms));
+    if (due(fail_map)) return Status::error(StatusCode::kUnavailable, "injected: no map");
+    return inner_->place(frame, offset);
+  }
+  Status reveal(FrameId frame, uint64_t offset) override { return inner_->reveal(frame, offset); }
+  std::byte* memory_at(uint64_t offset) const override { return inner_->memory_at(offset); }
+  Status forbid_writes(uint64_t offset, uint64_t bytes) override { return inner_->forbid_writes(offset, bytes); }
+  Status allow_writes(uint64_t offset, uint64_t bytes) override { return inner_->allow_writes(offset, bytes); }
   Status lock_host(void* host, uint64_t bytes) override { return inner_->lock_host(host, bytes); }
   void unlock_host(void* host) override { inner_->unlock_host(host); }
   Status submit_copy(const CopyRequest& request) override {

@@ -17,7 +17,8 @@ class PartsTest : public EngineTest {
     backend_ = backend.get();
     tiers_.backend = std::move(backend);
     EXPECT_TRUE(tiers_.open().ok());
-    core_.open(std::make_unique<Pager>(tiers_.config), reinterpret_cast<uint64_t>(tiers_.backend->base()));
+    core_.open(std::make_unique<Pager>(tiers_.config), reinterpret_cast<uint64_t>(tiers_.backend->base()),
+               tiers_.backend.get());
     tiers_.arena->set_wake([](void* thread) { static_cast<PagerThread*>(thread)->arena_grew(); }, &thread_);
     tiers_.backend->set_wake([](void* core) { static_cast<LockedCore*>(core)->wake(); }, &core_);
     thread_.open(log_, false, steady_ns());

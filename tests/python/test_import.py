@@ -67,9 +67,16 @@ def test_torch_minor():
 
 
 def test_touching_wraps_and_restores():
-    touched = []
+    touched, views = [], []
+
+    class Library:
+        storage_address = staticmethod(lambda storage: 4096)
+        touch = staticmethod(touched.append)
+        view = staticmethod(lambda address, change: views.append(change))
+        watch_capsule = staticmethod(lambda address, capsule: views.append(capsule))
+
     before = dict(torch.Tensor.__dict__), dict(torch.UntypedStorage.__dict__)
-    wrappers = touching.Wrappers(touched.append, touched.append)
+    wrappers = touching.Wrappers(Library, lambda address: address == 4096)
     tensor = torch.arange(6.0)
     wrappers.install()
     wrappers.install()
@@ -85,6 +92,11 @@ def test_touching_wraps_and_restores():
             call()
             assert touched
         assert torch.eye(3).to_sparse().is_sparse
+        views.clear()
+        array = tensor.numpy()
+        assert views == [1]
+        del array
+        assert views == [1, -1]
     finally:
         wrappers.remove()
     assert before == (dict(torch.Tensor.__dict__), dict(torch.UntypedStorage.__dict__))

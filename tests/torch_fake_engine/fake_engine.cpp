@@ -40,6 +40,7 @@ struct Region {
   bool seen = false;
   const tp_scope* keeper = nullptr;
   uint64_t keep_until = 0;
+  int32_t views = 0;
 };
 
 std::mutex mutex;
@@ -312,6 +313,11 @@ uint64_t make_room(uint64_t bytes) {
   return bytes;
 }
 void room_settled(uint64_t bytes, uint64_t) { room_kept -= bytes; }
+void view(uint64_t address, int32_t change) {
+  const Entry entry;
+  const auto found = region_at(address);
+  if (found != regions.end()) found->second.views += change;
+}
 
 // Says which operator missed what, then lets Python's faulthandler print the stack.
 void explain_fault(int signal_number, siginfo_t* info, void*) {
@@ -375,11 +381,16 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
                         note_capture,
                         own_thread,
                         room_settled,
-                        {keep_regions, let_go, set_wait_hook}};
+                        {keep_regions, let_go, set_wait_hook, view}};
   return &table;
 }
 
 extern "C" void fake_set_run_bytes_max(uint64_t bytes) { run_bytes_max = bytes; }
+extern "C" int32_t fake_views(uint64_t address) {
+  const Entry entry;
+  const auto found = region_at(address);
+  return found == regions.end() ? -1 : found->second.views;
+}
 extern "C" void fake_set_budget(uint64_t bytes) { budget = bytes; }
 extern "C" void fake_set_total(uint64_t bytes) { total_max = bytes; }
 extern "C" uint64_t fake_live_bytes() {

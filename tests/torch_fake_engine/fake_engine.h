@@ -22,4 +22,5 @@ const char* fake_log();
 uint64_t fake_begins();
 uint64_t fake_evictions();
 uint64_t fake_take_largest_scope();
+int32_t fake_views(uint64_t address);  // of the region there that have not ended; -1: no region
 }

@@ -32,6 +32,8 @@ struct PagerConfig {
   // A fence recorded here stands for all that the device has to do at that moment, on whatever stream. Where it is
   // given, work may be queued that no event told of, until the first page is to leave.
   std::optional<StreamId> every_stream;
+  // Clean pages can only be read in DEVICE until an operator is granted the right to write them.
+  bool guards_writes = false;
   uint64_t trace_uses_max = 1u << 18;  // uses remembered; older ones are forgotten
 };
 

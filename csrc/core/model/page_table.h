@@ -71,8 +71,9 @@ const char* name_of(PageState state);
 // What every operator looks at, when all fits, stands in the first cache line.
 struct Page {
   alignas(64) uint8_t valid = 0;  // bit index_of(tier): that tier's copy is the content
-  bool mapped = false;
-  bool sourced = false;  // the NVME copy is its region's source
+  bool mapped : 1 = false;
+  bool sourced : 1 = false;  // the NVME copy is its region's source
+  bool guarded : 1 = false;  // mapped so that it can only be read; every clean one is, where the device can do that
   Movement movement = Movement::kNone;
   bool leaving = false;      // chosen as a victim; not yet unmapping
   bool evict_asked = false;  // leaving because the user or a smaller budget wants it

@@ -9,6 +9,8 @@ void Departures::leave(PageId id) {
   memory_.pages[id].tell_to_leave();
   ++count_;
   left_at_ = foresight_.trace().end();
+  // What was queued through a raw pointer since a pin ended: it is owed now, whatever was settled before.
+  if (memory_.pages[id].unmarked && memory_.region_of(id).guess != 0) owe_unmarked(memory_.pages[id], {});
   if (!engaged_) engage();
   list(id);
 }

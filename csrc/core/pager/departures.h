@@ -16,9 +16,9 @@
 //      that no event told of (raw kernels while all fits) was queued by then as well: every page in DEVICE owes a fence
 //      over all streams. From here on each launch brings a fence of its own.
 //      Work that no operator's end marks (raw kernels, streams that a tensor was recorded for) is owed while the pager
-//      is engaged as well: on each stream that its region knows, whenever a pin of the region ends and when it is
-//      freed. Its fence is asked for when a page that owes it wants to leave or to be written down, at the latest at the
-//      next tick.
+//      is engaged as well: on each stream that its region knows, whenever a pin of the region ends, when it is freed
+//      and, if it was touched, when its page is told to leave. Its fence is asked for when a page that owes it wants to
+//      leave or to be written down, at the latest at the next tick.
 //   3. An operator that runs at that moment ends with a fence of its own, while the page may still owe one for earlier
 //      work. Both are kept until what is owed is settled: the fence asked for may have been recorded before this
 //      operator's work.

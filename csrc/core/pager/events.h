@@ -75,6 +75,20 @@ struct AllocateRequest {
   Source source = {};            // bytes > 0: the content, of that many bytes; nothing is mapped until it is used
 };
 
+// Bytes of the range that may be written from now on.
+struct WritableRange {
+  uint64_t offset = 0;
+  uint64_t bytes = 0;
+};
+
+// A raw pointer to a region is taken (core/pager/guesses.h).
+struct Touch {
+  RegionId region;
+  SlotId owner;                          // whose operators its age is counted in; none: everybody's
+  uint32_t operators = 0;                // after so many of them the guess is old
+  AccessMode mode = AccessMode::kWrite;  // for which it is brought up now; what comes later is not known
+};
+
 // What a request lacked when it began to wait. Pages and bytes are those that were not there.
 struct WaitDetails {
   struct Part {

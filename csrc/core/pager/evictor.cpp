@@ -5,9 +5,9 @@
 namespace tierpage {
 
 Evictor::Evictor(Memory& memory, Movements& movements, Foresight& foresight, Departures& departures, LowerTiers& lower,
-                 RegionStore& store)
+                 RegionStore& store, Guesses& guesses)
     : memory_(memory), movements_(movements), foresight_(foresight), departures_(departures), lower_(lower),
-      store_(store), min_([this](RegionId region) { return next_use(region); }) {}
+      store_(store), guesses_(guesses), min_([this](RegionId region) { return next_use(region); }) {}
 
 MinPolicy::Next Evictor::next_use(RegionId region) {
   const KeyId key = memory_.region(region).key;
@@ -15,12 +15,13 @@ MinPolicy::Next Evictor::next_use(RegionId region) {
   return {foresight_.uses_until(key), age, foresight_.stays_until_age(key, age)};
 }
 
-bool Evictor::evictable(PageId id, uint64_t order) const {
+bool Evictor::may_leave(PageId id, uint64_t order) const {
   const Page& page = memory_.pages[id];
   if (!page.is_valid(Tier::kDevice) || page.pins > 0 || page.leaving || page.movement != Movement::kNone) return false;
   if (page.claim != 0 && page.claim <= order) return false;
   const Region& region = memory_.region(page.region);
   if (region.state != RegionState::kLive || !region.seen || region.held) return false;
+  if (region.views > 0 && !memory_.config.guards_writes) return false;  // its next use cannot be served
   return !departures_.refused(page);
 }
 
@@ -54,7 +55,8 @@ void Evictor::make_room(FramesWanted wanted, uint64_t order) {
   }
   drop_cached(0);
   const bool needed = order != kLastInLine;  // by an operator; a hint is not worth a write past the budget
-  if (room < bytes && needed && lower_.sparing_writes()) leave_past_write_budget(bytes - room, order);
+  if (room < bytes && needed && lower_.sparing_writes()) room += leave_past_write_budget(bytes - room, order);
+  if (room < bytes && needed) give_up_guesses(bytes - room, order);
 }
 
 // Victims whose frames have just the sizes that are wanted, as far as there are any that cost nothing more than others.
@@ -122,7 +124,8 @@ void Evictor::make_room_over_budget(uint64_t excess) {
     departures_.leave(victim);
     left += memory_.pages[victim].bytes;
   }
-  if (left < excess && lower_.sparing_writes()) leave_past_write_budget(excess - left, kLastInLine);
+  if (left < excess && lower_.sparing_writes()) left += leave_past_write_budget(excess - left, kLastInLine);
+  if (left < excess) give_up_guesses(excess - left, kLastInLine);
 }
 
 // Victims although the budget of writes is nearly or quite used up, because an operator cannot go on without: a program
@@ -140,8 +143,28 @@ uint64_t Evictor::leave_past_write_budget(uint64_t bytes, uint64_t order) {
   return left;
 }
 
+// Nothing else can leave: the pointers that were taken first are the likeliest to be done with. A region of which no
+// page can leave now stays guessed.
+uint64_t Evictor::give_up_guesses(uint64_t bytes, uint64_t order) {
+  RoomBelow below = lower_.room(false);
+  uint64_t left = 0;
+  for (const RegionId region : guesses_.oldest_first()) {
+    if (left >= bytes) break;
+    for (const PageId id : memory_.region(region).pages) {
+      if (!may_leave(id, order)) continue;
+      const Page& page = memory_.pages[id];
+      if (page.dirty() && !below.take(page.bytes)) continue;
+      guesses_.end(region);
+      departures_.leave(id);
+      left += page.bytes;
+    }
+  }
+  return left;
+}
+
 uint64_t Evictor::evict(PageId id) {
-  if (!evictable(id)) return 0;
+  if (!may_leave(id, kLastInLine)) return 0;
+  guesses_.end(memory_.pages[id].region);
   departures_.leave(id);
   memory_.pages[id].ask_to_leave();
   return memory_.pages[id].bytes;

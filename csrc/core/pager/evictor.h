@@ -7,6 +7,7 @@
 
 #include "core/future/foresight.h"
 #include "core/pager/departures.h"
+#include "core/pager/guesses.h"
 #include "core/pager/lower_tiers.h"
 #include "core/pager/memory.h"
 #include "core/pager/movements.h"
@@ -20,14 +21,16 @@ class Evictor {
   static constexpr uint64_t kLastInLine = ~uint64_t{0};  // the order of who no operator waits for
 
   Evictor(Memory& memory, Movements& movements, Foresight& foresight, Departures& departures, LowerTiers& lower,
-          RegionStore& store);
+          RegionStore& store, Guesses& guesses);
 
   // --- room in DEVICE -----------------------------------------------------------------------------------------------
   // order: pages that an older request claims stay.
   void make_room(FramesWanted wanted, uint64_t order);
   void honour_capacity();  // budgets that shrank
-  bool evictable(PageId id, uint64_t order = kLastInLine) const;
-  uint64_t evict(PageId id);  // because the user asks for it; bytes that will leave
+  bool evictable(PageId id, uint64_t order = kLastInLine) const {
+    return may_leave(id, order) && !guesses_.keeps(memory_.pages[id].region);
+  }
+  uint64_t evict(PageId id);  // because the user asks for it, who knows better than a guess; bytes that will leave
 
   // --- choice of victims, for who makes room ahead of need -----------------------------------------------------------
   bool catch_up_and_plan() {  // whether MIN can choose
@@ -48,9 +51,11 @@ class Evictor {
   }
 
  private:
+  bool may_leave(PageId id, uint64_t order) const;  // but for guesses
   uint64_t free_exactly(FramesWanted& wanted, RoomBelow& below, uint64_t bytes);
   EvictionPolicy& begin_eviction(uint64_t order);
   uint64_t leave_past_write_budget(uint64_t bytes, uint64_t order);
+  uint64_t give_up_guesses(uint64_t bytes, uint64_t order);
   void make_room_over_budget(uint64_t excess);
   bool advance(PageId id, LeavingPass& pass);
   MinPolicy::Next next_use(RegionId region);
@@ -61,6 +66,7 @@ class Evictor {
   Departures& departures_;
   LowerTiers& lower_;
   RegionStore& store_;
+  Guesses& guesses_;
   ClockPolicy clock_;
   MinPolicy min_;
 };

@@ -31,9 +31,10 @@ enum class RegionState : uint8_t { kGone, kLive, kCached, kDying };
 
 struct Region {  // what every operator looks at stands in the first cache line
   alignas(64) RegionState state = RegionState::kGone;
-  bool other_streams = false;  // used on more streams than its own
-  bool seen = false;
-  bool held = false;  // never evictable again
+  bool other_streams : 1 = false;  // used on more streams than its own
+  bool seen : 1 = false;
+  bool held : 1 = false;     // never evictable again
+  bool guessed : 1 = false;  // a raw pointer to it was taken (guesses.h)
   KeyId key;
   uint64_t offset = 0;
   uint64_t bytes_asked = 0;
@@ -49,6 +50,8 @@ struct Region {  // what every operator looks at stands in the first cache line
   uint64_t cached_at = 0;      // trace position when it was freed: its age in uses
   uint64_t cached_serial = 0;  // place in the region store's order by age
   uint64_t ahead_serial = 0;   // last look ahead that met it
+  uint64_t guess = 0;          // its place in the order of guesses, while it is guessed
+  uint32_t views = 0;          // objects that somebody uses the memory through; each tells of its end
 };
 
 struct Memory {
@@ -63,6 +66,7 @@ struct Memory {
   std::vector<Region> regions;
   Stats stats;
   uint64_t prefetched_bytes = 0;
+  std::vector<WritableRange> writable;  // pages that are guarded no more; the owner is to see to it
 
   Region& region(RegionId id) { return regions[id.value]; }
   const Region& region(RegionId id) const { return regions[id.value]; }

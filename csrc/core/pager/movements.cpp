@@ -14,6 +14,7 @@ bool Movements::start_arrival(PageId id, bool urgent) {
   const Tier source = page.is_valid(Tier::kHost) ? Tier::kHost : Tier::kNvme;
   const Movement kind = page.has_content() ? Movement::kFetch : Movement::kMap;
   page.start_arrival(kind, taken->frame, source);
+  page.guarded = memory_.config.guards_writes && kind == Movement::kFetch;
   arriving_bytes_ += page.bytes;
   if (urgent && kind == Movement::kFetch) ++memory_.stats.fault_pages;
   Action& action = push(kind == Movement::kFetch ? ActionKind::kFetch : ActionKind::kMap, id);
@@ -25,6 +26,7 @@ bool Movements::start_arrival(PageId id, bool urgent) {
 void Movements::start_write_back(PageId id, Tier target) {
   Page& page = memory_.pages[id];
   page.start_write_back(target, memory_.lower(target).take(page.bytes));
+  page.guarded = memory_.config.guards_writes;
   descending_bytes_ += page.bytes;
   push(ActionKind::kWriteBack, id);
 }
@@ -109,6 +111,12 @@ void Movements::frame_refused(FrameId frame) {
   set_device_capacity(std::min(memory_.device.capacity_bytes(), memory_.device_held_bytes()));
 }
 
+void Movements::unguard(PageId id) {
+  Page& page = memory_.pages[id];
+  page.guarded = false;
+  memory_.writable.push_back({page.offset, page.bytes});
+}
+
 void Movements::release(const std::vector<FrameId>& frames) {
   for (const FrameId frame : frames) {
     Action action;
@@ -168,6 +176,11 @@ void Movements::check_invariants() const {
     arriving += page.movement == Movement::kMap || page.movement == Movement::kFetch ? page.bytes : 0;
     descending += page.movement == Movement::kWriteBack ? page.bytes : 0;
     spilling += page.movement == Movement::kSpill ? page.bytes : 0;
+  }
+  for (const PageId id : memory_.pages.ids()) {
+    const Page& page = memory_.pages[id];
+    const bool clean = page.is_valid(Tier::kDevice) && !page.dirty();
+    TP_ASSERT(!memory_.config.guards_writes || !clean || page.guarded);
   }
   TP_ASSERT(under_way == under_way_ && arriving == arriving_bytes_);
   TP_ASSERT(descending == descending_bytes_ && spilling == spilling_bytes_);

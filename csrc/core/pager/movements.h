@@ -39,6 +39,11 @@ class Movements {
   // far.
   void frame_refused(FrameId frame);
 
+  // An operator is granted the right to write the page, or it is given new content.
+  void allow_writes(PageId id) {
+    if (memory_.pages[id].guarded) unguard(id);
+  }
+
   // --- frames and fences --------------------------------------------------------------------------------------------
   void release(const std::vector<FrameId>& frames);
   void set_device_capacity(uint64_t bytes) { release(memory_.device.set_capacity(bytes)); }
@@ -56,6 +61,7 @@ class Movements {
 
  private:
   Action& push(ActionKind kind, PageId id);
+  void unguard(PageId id);
 
   Memory& memory_;
   std::vector<Action> actions_;

@@ -19,11 +19,11 @@ PagerConfig with_defaults(PagerConfig config) {
 
 Pager::Pager(const PagerConfig& config)
     : memory_(with_defaults(config)), foresight_(memory_.config), movements_(memory_),
-      departures_(memory_, movements_, foresight_), lists_(memory_), store_(memory_, foresight_, departures_, lists_),
-      lower_(memory_, movements_, foresight_, departures_),
-      evictor_(memory_, movements_, foresight_, departures_, lower_, store_),
+      departures_(memory_, movements_, foresight_), lists_(memory_), guesses_(memory_),
+      store_(memory_, foresight_, departures_, lists_, guesses_), lower_(memory_, movements_, foresight_, departures_),
+      evictor_(memory_, movements_, foresight_, departures_, lower_, store_, guesses_),
       prefetcher_(memory_, movements_, foresight_, departures_, lower_, store_, evictor_, lists_),
-      requests_(memory_, movements_, foresight_, departures_, lower_, store_, evictor_, lists_),
+      requests_(memory_, movements_, foresight_, departures_, lower_, store_, evictor_, lists_, guesses_),
       device_capacity_wanted_(config.device_bytes_max) {}
 
 // The order is the priority: budgets, operators that wait, hints, pages on their way out and prediction; last, whoever
@@ -51,6 +51,8 @@ void Pager::plan() {
 Outcome Pager::begin_op(SlotId slot, uint64_t operator_hash, const char* operator_name, std::span<const Use> uses) {
   return plan_for(slot, requests_.begin_op(slot, operator_hash, operator_name, uses));
 }
+
+Outcome Pager::touch(SlotId slot, const Touch& touch) { return plan_for(slot, requests_.touch(slot, touch)); }
 
 Outcome Pager::allocate(SlotId slot, const AllocateRequest& request) {
   return plan_for(slot, requests_.allocate(slot, request));
@@ -219,7 +221,7 @@ uint64_t Pager::evict(RegionId region, bool keep_out) {
 
 uint64_t Pager::evict_all() {
   uint64_t bytes = 0;
-  for (const PageId id : memory_.pages.ids()) bytes += evictor_.evict(id);
+  for (const PageId id : memory_.pages.ids()) bytes += evictor_.evictable(id) ? evictor_.evict(id) : 0;
   requests_.ask_for_planning();
   return bytes;
 }
@@ -249,6 +251,7 @@ void Pager::check_invariants() const {
   movements_.check_invariants();
   departures_.check_invariants();
   lists_.check_invariants();
+  guesses_.check_invariants();
   store_.check_invariants();
   lower_.check_invariants();
   evictor_.check_invariants();

@@ -10,6 +10,7 @@
 //   fence_ledger  what is known of streams' fences
 //   departures    pages on their way out, and whether there are any: the engagement
 //   page_lists    hints, and pages to be written ahead of need
+//   guesses       raw pointers that were taken
 //   region_store  regions' lives, and freed ones kept for reuse
 //   lower_tiers   where pages are written, and room there
 //   evictor       who leaves so that others fit
@@ -30,7 +31,8 @@
 //      because of it get the error; nobody waits for ever.
 //   8. A page is written down ahead of need and stays: readers go on, a writer waits for the end of the copy (as in 2).
 //      Only what may be evicted: held memory, and memory never seen as a tensor, may be written without an operator
-//      that says so, and the copy would be taken for its content.
+//      that says so, and the copy would be taken for its content. Where the device guards clean pages such a write is
+//      noticed, and becomes a request.
 //   9. A dirty page leaves, HOST is full: it waits while another's only copy is spilled; if that fails, it goes to NVMe
 //      itself.
 //
@@ -49,6 +51,7 @@
 #include "core/pager/departures.h"
 #include "core/pager/events.h"
 #include "core/pager/evictor.h"
+#include "core/pager/guesses.h"
 #include "core/pager/lower_tiers.h"
 #include "core/pager/memory.h"
 #include "core/pager/movements.h"
@@ -68,6 +71,8 @@ class Pager {
   void remove_slot(SlotId slot) { requests_.remove_slot(slot); }  // not waiting, nothing pinned
   // Adds the pages of `uses` to the slot. kWait: outcome() changes later.
   Outcome begin_op(SlotId slot, uint64_t operator_hash, const char* operator_name, std::span<const Use> uses);
+  // The slot pins nothing and holds nothing of another request.
+  Outcome touch(SlotId slot, const Touch& touch);
   Outcome allocate(SlotId slot, const AllocateRequest& request);
   Outcome outcome(SlotId slot) const { return requests_.outcome(slot); }
   RegionId allocated(SlotId slot) const { return requests_.allocated(slot); }   // after allocate was granted
@@ -118,7 +123,7 @@ class Pager {
   // Returns bytes that will leave DEVICE. keep_out: and no guess or hint brings a page back before an operator uses it, or
   // it is let in.
   uint64_t evict(RegionId region, bool keep_out = false);
-  uint64_t evict_all();  // every evictable page
+  uint64_t evict_all();  // every page that may leave; what is guessed to be in use stays
   // Bytes asked for; a hint. let_in: also of pages that are kept out.
   uint64_t prefetch(RegionId region, bool let_in = false);
   void release_free_frames() { movements_.release(memory_.device.release_free()); }
@@ -126,16 +131,17 @@ class Pager {
 
   // --- waits ----------------------------------------------------------------------------------------------------
   void on_request_waits(std::function<void()> hook) { request_waits_ = std::move(hook); }  // before it is planned for
-  StallCause waiting_for(SlotId slot) const { return requests_.waiting_for(slot); }
-  WaitDetails describe_wait(SlotId slot) { return requests_.describe_wait(slot); }  // of a waiting slot
+  WaitDetails describe_wait(SlotId slot) { return requests_.describe_wait(slot); }         // of a waiting slot
 
   // --- actions --------------------------------------------------------------------------------------------------
   void take_actions(std::vector<Action>& actions) { movements_.take_actions(actions); }
   bool has_actions() const { return movements_.has_actions(); }
+  // What may be written from now on (config.guards_writes). To be seen to before anybody learns that his request is
+  // granted; nothing moves there meanwhile.
+  void take_writable(std::vector<WritableRange>& ranges) { ranges.swap(memory_.writable); }
   bool slots_changed() { return requests_.take_slots_changed(); }  // some waiting slot may go on
   bool wants_planning() const { return requests_.want_planning(); }
   void plan();  // grants, evictions, prefetches; called after a batch of events
-  bool waits() const { return requests_.wait(); }
   // Pages leave, or did so lately. While not, all fits, nobody looks ahead, and operators may owe their fences:
   // departures.h.
   bool engaged() const { return departures_.engaged(); }
@@ -144,15 +150,15 @@ class Pager {
   // --- looks ----------------------------------------------------------------------------------------------------
   const Memory& memory() const { return memory_; }  // rows, pools, regions, counters
   const Foresight& foresight() const { return foresight_; }
+  const Requests& requests() const { return requests_; }  // slots
+  Guesses& guesses() { return guesses_; }
   Stats& stats() { return memory_.stats; }
   const WriteEconomy& writes() const { return lower_.writes(); }
   // By what the last plan() knew: a look changes nothing.
   const char* policy_in_force() const { return evictor_.policy_name(); }
-  uint64_t op_position(SlotId slot) const { return requests_.op_position(slot); }  // Trace::kNever: it used nothing
   bool wants_times() const { return departures_.engaged() && foresight_.wants_times(); }
   uint64_t arriving_bytes() const { return movements_.arriving_bytes(); }
   uint64_t leaving_bytes() const { return departures_.bytes(); }  // on their way out of DEVICE
-  size_t wanted_pages(SlotId slot) const { return requests_.wanted_pages(slot); }
   void check_invariants() const;
 
  private:
@@ -166,6 +172,7 @@ class Pager {
   Movements movements_;
   Departures departures_;
   PageLists lists_;
+  Guesses guesses_;
   RegionStore store_;
   LowerTiers lower_;
   Evictor evictor_;

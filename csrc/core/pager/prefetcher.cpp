@@ -159,8 +159,10 @@ void Prefetcher::write_ahead() {
     const Page& page = memory_.pages[id];
     // Interleaving 8: only what may leave. Memory that is held, or was never seen as a tensor, may be written
     // unannounced.
-    const bool wanted = config.prefetch && evictor_.evictable(id) && page.dirty() && foresight_.plan().valid() &&
-                        foresight_.written(memory_.key_of(id)) && memory_.host.can_take(page.bytes);
+    const bool raw = page.unmarked && memory_.region_of(id).guess != 0;  // kernels may write it that nothing marks
+    const bool wanted = config.prefetch && !raw && evictor_.evictable(id) && page.dirty() &&
+                        foresight_.plan().valid() && foresight_.written(memory_.key_of(id)) &&
+                        memory_.host.can_take(page.bytes);
     if (wanted && !departures_.finished_or_watched(memory_.pages[id])) return;
     lists_.drop_first_cleanable();
     if (wanted) evictor_.write_ahead(id);

@@ -46,6 +46,8 @@ void RegionStore::open(RegionId id, const AllocateRequest& request) {
   for (const PageId page : region.pages) memory_.pages[page].set_unmarked(false);
   region.seen = false;
   region.held = false;
+  region.views = 0;
+  region.guess = 0;
   region.uses = region.writes = 0;
   region.tag = request.tag;
   region.source = request.source;
@@ -63,6 +65,7 @@ void RegionStore::adopt_source(RegionId id) {
 void RegionStore::free(RegionId id, std::span<const Fence> fences) {
   Region& region = memory_.region(id);
   TP_ASSERT(region.state == RegionState::kLive);
+  guesses_.end(id);
   foresight_.trace().close_key(region.key);
   memory_.stats.live_bytes.current -= region.bytes_asked;
   bool whole = true;  // every page mapped and at rest: worth keeping

@@ -14,6 +14,7 @@
 #include "core/future/foresight.h"
 #include "core/pager/departures.h"
 #include "core/pager/events.h"
+#include "core/pager/guesses.h"
 #include "core/pager/memory.h"
 #include "core/pager/page_lists.h"
 
@@ -23,8 +24,8 @@ class RegionStore {
  public:
   static constexpr uint64_t kCachedAgeOld = 256;  // uses since a region was freed, after which nobody expects it back
 
-  RegionStore(Memory& memory, Foresight& foresight, Departures& departures, PageLists& lists)
-      : memory_(memory), foresight_(foresight), departures_(departures), lists_(lists) {}
+  RegionStore(Memory& memory, Foresight& foresight, Departures& departures, PageLists& lists, Guesses& guesses)
+      : memory_(memory), foresight_(foresight), departures_(departures), lists_(lists), guesses_(guesses) {}
 
   // --- a region's life ----------------------------------------------------------------------------------------------
   RegionId make(uint64_t bytes);                           // none: the address range has no room
@@ -65,6 +66,7 @@ class RegionStore {
   Foresight& foresight_;
   Departures& departures_;
   PageLists& lists_;
+  Guesses& guesses_;
   std::map<uint64_t, std::vector<RegionId>> cached_;  // by rounded size, newest last
   std::map<uint64_t, RegionId> cached_by_age_;        // by cached_serial, oldest first
   uint64_t next_cached_serial_ = 1;

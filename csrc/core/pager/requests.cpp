@@ -66,6 +66,25 @@ Outcome Requests::begin_op(SlotId id, uint64_t operator_hash, const char* operat
   slot.name = operator_name;
   slot.is_allocation = false;
   slot.pin_result = true;
+  slot.touch = {};
+  return ask(id, uses);
+}
+
+Outcome Requests::touch(SlotId id, const Touch& touch) {
+  Slot& slot = slots_[id.value];
+  TP_ASSERT(slot.in_use && slot.order == 0 && slot.pinned.empty());
+  foresight_.trace().note_operator(0);
+  slot.name = "a raw access";
+  slot.is_allocation = false;
+  slot.pin_result = false;
+  slot.traced_at = Trace::kNever;
+  slot.touch = touch;
+  const Use all{touch.region, 0, memory_.region(touch.region).bytes_asked - 1, touch.mode};
+  return ask(id, {&all, 1});
+}
+
+Outcome Requests::ask(SlotId id, std::span<const Use> uses) {
+  Slot& slot = slots_[id.value];
   slot.wanted.clear();
   slot.regions.clear();
   bool resident = true;
@@ -79,14 +98,18 @@ Outcome Requests::begin_op(SlotId id, uint64_t operator_hash, const char* operat
       resident = resident && serves(pages[slot.wanted[i].page], use.mode);
     }
   }
-  if (resident) {
-    for (const Wanted& wanted : slot.wanted) pin(slot, wanted.page, wanted.mode);
-    note_uses(slot);
-    ++memory_.stats.grants;
-    slot.outcome = Outcome::kGranted;
-    return Outcome::kGranted;
-  }
-  return enqueue(id);
+  if (!resident) return enqueue(id);
+  take(slot);
+  return Outcome::kGranted;
+}
+
+// What was asked for is there.
+void Requests::take(Slot& slot) {
+  for (const Wanted& wanted : slot.wanted) pin(slot, wanted.page, wanted.mode);
+  note_uses(slot);
+  if (slot.touch.region.valid()) guesses_.make(slot.touch);
+  ++memory_.stats.grants;
+  slot.outcome = Outcome::kGranted;
 }
 
 // What an operator uses later (operators that it is made of, its results) belongs to it like what it used first. An
@@ -110,6 +133,7 @@ Outcome Requests::allocate(SlotId id, const AllocateRequest& request) {
   TP_ASSERT(slot.in_use && slot.order == 0 && request.bytes > 0);
   ++memory_.stats.allocations;
   slot.name = "an allocation";
+  slot.touch = {};
   slot.is_allocation = true;
   slot.pin_result = request.inside_operator;
   slot.wanted.clear();
@@ -136,6 +160,7 @@ Outcome Requests::allocate(SlotId id, const AllocateRequest& request) {
   }
   ++memory_.stats.allocations_reused;
   for (const PageId page : memory_.region(region).pages) {
+    movements_.allow_writes(page);
     memory_.pages[page].write();
     if (slot.pin_result) pin(slot, page, AccessMode::kRead);
   }
@@ -156,6 +181,7 @@ Outcome Requests::address_range_is_full(Slot& slot, uint64_t bytes) {
 inline void Requests::pin(Slot& slot, PageId id, AccessMode mode) {
   Memory& memory = memory_;
   Page& page = memory.pages[id];
+  if (mode == AccessMode::kWrite) movements_.allow_writes(id);
   if (mode == AccessMode::kWrite && page.has_lower_memory()) {
     memory.drop_lower(page, Tier::kHost);
     memory.drop_lower(page, Tier::kNvme);
@@ -203,12 +229,8 @@ void Requests::leave_queue(SlotId id) {
 }
 
 void Requests::grant(SlotId id) {
-  Slot& slot = slots_[id.value];
   leave_queue(id);
-  for (const Wanted& wanted : slot.wanted) pin(slot, wanted.page, wanted.mode);
-  note_uses(slot);
-  ++memory_.stats.grants;
-  slot.outcome = Outcome::kGranted;
+  take(slots_[id.value]);
 }
 
 void Requests::fail(SlotId id, Status status) {
@@ -256,6 +278,7 @@ void Requests::end_op(SlotId id, Fence fence) {
   slot.pinned.clear();
   slot.age = 0;
   slot.traced_at = Trace::kNever;
+  guesses_.operator_ended(id);
   const bool looks_ahead = departures_.engaged() && memory_.config.prefetch;
   if (!waiting_.empty() || !departures_.none() || looks_ahead) wants_planning_ = true;
 }

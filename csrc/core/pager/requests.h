@@ -20,6 +20,7 @@
 #include "core/pager/departures.h"
 #include "core/pager/events.h"
 #include "core/pager/evictor.h"
+#include "core/pager/guesses.h"
 #include "core/pager/lower_tiers.h"
 #include "core/pager/memory.h"
 #include "core/pager/movements.h"
@@ -31,9 +32,9 @@ namespace tierpage {
 class Requests {
  public:
   Requests(Memory& memory, Movements& movements, Foresight& foresight, Departures& departures, LowerTiers& lower,
-           RegionStore& store, Evictor& evictor, PageLists& lists)
+           RegionStore& store, Evictor& evictor, PageLists& lists, Guesses& guesses)
       : memory_(memory), movements_(movements), foresight_(foresight), departures_(departures), lower_(lower),
-        store_(store), evictor_(evictor), lists_(lists) {}
+        store_(store), evictor_(evictor), lists_(lists), guesses_(guesses) {}
 
   // --- slots --------------------------------------------------------------------------------------------------------
   SlotId add_slot();
@@ -42,12 +43,13 @@ class Requests {
   Outcome outcome(SlotId slot) const { return slots_[slot.value].outcome; }
   RegionId allocated(SlotId slot) const { return slots_[slot.value].allocated; }
   const Status& failure(SlotId slot) const { return slots_[slot.value].failure; }
-  uint64_t op_position(SlotId slot) const { return slots_[slot.value].traced_at; }
+  uint64_t op_position(SlotId slot) const { return slots_[slot.value].traced_at; }  // Trace::kNever: it used nothing
   size_t wanted_pages(SlotId slot) const { return slots_[slot.value].wanted.size(); }
   void hold_pinned(SlotId slot);
 
   // --- a request's life: kWait stands in the queue until it is granted or fails --------------------------------------
   Outcome begin_op(SlotId slot, uint64_t operator_hash, const char* operator_name, std::span<const Use> uses);
+  Outcome touch(SlotId slot, const Touch& touch);  // of the whole region; pins nothing when it is granted
   Outcome allocate(SlotId slot, const AllocateRequest& request);
   bool cancel(SlotId slot);  // false if it does not wait
   void end_op(SlotId slot, Fence fence);
@@ -99,6 +101,7 @@ class Requests {
     std::vector<PageId> under_way;  // of them: being fetched before this request asked for them; sorted
     std::vector<std::pair<RegionId, bool>> regions;  // for the trace; true: written
     RegionId allocated;
+    Touch touch;  // that the request is; no region: it is none
     int storage_failures = 0;
     const char* name = "";
   };
@@ -107,6 +110,8 @@ class Requests {
   bool grantable(const Slot& slot) const;
   void collect(const Use& use, std::vector<Wanted>& wanted) const;
   void note_uses(Slot& slot);
+  Outcome ask(SlotId id, std::span<const Use> uses);
+  void take(Slot& slot);
   void pin(Slot& slot, PageId id, AccessMode mode);
   Outcome enqueue(SlotId id);
   void leave_queue(SlotId id);
@@ -127,6 +132,7 @@ class Requests {
   RegionStore& store_;
   Evictor& evictor_;
   PageLists& lists_;
+  Guesses& guesses_;
   std::vector<Slot> slots_;
   std::vector<SlotId> waiting_;  // by order
   uint64_t next_order_ = 1;
