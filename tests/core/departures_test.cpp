@@ -169,7 +169,7 @@ TEST(Departures, ARecordedFenceStandsForWhatWasOwedBesideAFenceOfItsOwn) {
   EXPECT_TRUE(world.departures.finished(world.page(a)));
   EXPECT_EQ(world.page(a).fences, (std::vector<Fence>{{1, 9}}));
   EXPECT_EQ(world.page(b).fences, (std::vector<Fence>{{1, 8}})) << "though it does not leave";
-  EXPECT_FALSE(world.departures.fences().any_owed());
+  EXPECT_FALSE(world.departures.fences().any_asked());
   EXPECT_THROW(world.departures.fence_recorded(1, owed(1)), InternalError);
   world.check();
 }
@@ -242,9 +242,22 @@ TEST_F(AllFitsAgain, NotWhileContentLiesBelow) {
   EXPECT_FALSE(stays_engaged());
 }
 
-TEST_F(AllFitsAgain, NotWhileAFenceIsOwed) {
+// What is owed is asked for when the next page leaves, as ever while all fits.
+TEST_F(AllFitsAgain, ThoughAStreamOwes) {
   owe(world, a, 1);
+  EXPECT_FALSE(stays_engaged());
+  EXPECT_TRUE(world.departures.fences().owes(1));
+  world.departures.leave(world.id(a));
+  EXPECT_FALSE(world.departures.fences().ask(1)) << "it is asked";
+  EXPECT_FALSE(world.departures.finished(world.page(a)));
+}
+
+TEST_F(AllFitsAgain, NotWhileAFenceIsAskedFor) {
+  owe(world, a, 1);
+  ASSERT_TRUE(world.departures.fences().ask(1));
   EXPECT_TRUE(stays_engaged());
+  world.departures.fence_recorded(1, {1, 1});
+  EXPECT_FALSE(stays_engaged());
 }
 
 TEST_F(AllFitsAgain, NotWhileAPageIsListed) {

@@ -44,9 +44,9 @@ TEST(FenceLedger, ADebtIsAskedForOnceAndAgainWhenItWasRefused) {
   EXPECT_TRUE(ledger.owes(3) && ledger.refused(3) && ledger.any_refused());
   EXPECT_EQ(ledger.ask_what_was_refused(), (std::vector<StreamId>{3}));
   EXPECT_FALSE(ledger.any_refused());
-  EXPECT_TRUE(ledger.any_owed());
+  EXPECT_TRUE(ledger.any_asked());
   ledger.settle(3);
-  EXPECT_FALSE(ledger.any_owed());
+  EXPECT_FALSE(ledger.any_asked());
 }
 
 TEST(FenceLedger, WhatIsOwedAfterItWasAskedForIsOwedStill) {

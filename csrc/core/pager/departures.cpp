@@ -59,7 +59,7 @@ void Departures::disengage_if_all_fits(bool rests) {
   const uint64_t left_before = std::exchange(left_at_tick_, left_at_);
   if (!engaged_ || !rests || left_before != left_at_) return;
   if (foresight_.trace().end() < left_at_ + std::max<uint64_t>(foresight_.plan().period(), 1)) return;
-  if (fences_.any_owed()) return;
+  if (fences_.any_asked()) return;
   for (const PageId id : memory_.pages.ids()) {
     const Page& page = memory_.pages[id];
     if (page.has_content() && !page.is_valid(Tier::kDevice)) return;

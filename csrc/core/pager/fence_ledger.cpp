@@ -58,8 +58,9 @@ void FenceLedger::refuse(StreamId stream) {
   ++refusals_;
 }
 
-bool FenceLedger::any_owed() const {
-  return std::any_of(debts_.begin(), debts_.end(), [](const Debt& debt) { return debt.state != State::kNothing; });
+bool FenceLedger::any_asked() const {
+  return std::any_of(debts_.begin(), debts_.end(),
+                     [](const Debt& debt) { return debt.state == State::kAsked || debt.state == State::kRefused; });
 }
 
 void FenceLedger::check_invariants() const {

@@ -50,7 +50,7 @@ class FenceLedger {
   void refuse(StreamId stream);
   bool owes(StreamId stream) const { return stream < debts_.size() && debts_[stream].state != State::kNothing; }
   bool refused(StreamId stream) const { return stream < debts_.size() && debts_[stream].state == State::kRefused; }
-  bool any_owed() const;
+  bool any_asked() const;  // or refused: recorded, or tried again, without the pager's asking
   bool any_refused() const { return refusals_ > 0; }
   void check_invariants() const;
 
