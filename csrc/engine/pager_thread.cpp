@@ -141,10 +141,12 @@ void PagerThread::ask_to_watch() {
   std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
-// A fence over all streams breaks a graph capture, and only who looks at launches counts captures. Where nobody does, what
-// no operator announces is waited for nowhere: the default stream's fence settles the debt.
+// A fence over all streams breaks a graph capture. Who looks at launches counts all captures; without that only torch's are
+// counted. So where nobody looks it is recorded only if it stands for work on streams that cannot owe; what else owes it
+// is settled by the default stream's.
 uint64_t PagerThread::native_of_locked(StreamId stream) const {
-  if (stream == tiers_.config.every_stream && watch_hook_.load() == nullptr) return 0;
+  const bool nobody_looks = watch_hook_.load() == nullptr;
+  if (stream == tiers_.config.every_stream && nobody_looks && !streams_.every_stream_stands_for_others()) return 0;
   return streams_.native_of(stream);
 }
 

@@ -17,7 +17,6 @@ Status Runtime::begin_launch(Scope& scope, const tp_access* accesses, size_t cou
   int64_t asked_ns = 0;
   const UniqueLock lock(core_.mutex(), NoteWait{asked_ns});
   if (core_.refuses_locked()) return core_.refusal_locked();
-  (void)streams_.may_owe(stream, native_stream);
   const bool lives_on = scope.stream.known && scope.stream.native == native_stream;
   scope.uses.clear();
   for (size_t i = 0; i < count; ++i) {

@@ -25,20 +25,25 @@ class StreamLedger {
   uint64_t native_of(StreamId stream) const { return native_.at(stream); }  // of one that may owe
   // The stream that owes for work on that one, of which may_owe() was asked; none if nothing can.
   std::optional<StreamId> owes_for(StreamId stream) const {
-    return native_.contains(stream) ? std::optional(stream) : every_;
+    const auto known = native_.find(stream);
+    const bool lives_on = known != native_.end() && !foreign_.contains(known->second);
+    return lives_on ? std::optional(stream) : every_;
   }
   void every_stream_is(StreamId stream) { every_ = stream; }  // it may owe
   void all_are_synchronous() { synchronous_ = true; }         // nothing is queued when a caller goes on
 
   // Work on a region is queued on a stream, of which may_owe() was asked, or will be before the region is freed, and no
   // operator's end marks it.
-  void note_unmarked(Pager& pager, RegionId region, StreamId stream) const;
+  void note_unmarked(Pager& pager, RegionId region, StreamId stream);
+  // Whether a fence over all streams stands for work whose own stream cannot owe.
+  bool every_stream_stands_for_others() const { return every_stands_for_others_; }
 
  private:
   std::unordered_map<StreamId, uint64_t> native_;  // of streams that may owe
   std::unordered_set<uint64_t> foreign_;
   std::optional<StreamId> every_;
   bool synchronous_ = false;
+  bool every_stands_for_others_ = false;
 };
 
 }  // namespace tierpage

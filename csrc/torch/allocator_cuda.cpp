@@ -170,8 +170,9 @@ void CudaProxyAllocator::recordStream(const c10::DataPtr& data, c10::Stream stre
     native_->recordStream(data, stream);
     return;
   }
-  engine->record_stream(reinterpret_cast<uint64_t>(data.get_context()),
-                        reinterpret_cast<uint64_t>(stream.native_handle()));
+  const auto handle = reinterpret_cast<uint64_t>(stream.native_handle());
+  if (is_foreign(stream, handle)) engine->foreign_stream(handle);
+  engine->record_stream(reinterpret_cast<uint64_t>(data.get_context()), handle);
 }
 
 caching::ShareableHandle CudaProxyAllocator::shareIpcHandle(void* address) {

@@ -124,8 +124,7 @@ uint64_t native_stream(const tp_engine_api& engine) {
   KnownStream& known = known_stream;
   if (C10_LIKELY(known.engine == &engine && known.id == stream.id())) return known.handle;
   const auto handle = reinterpret_cast<uint64_t>(stream.native_handle());
-  // torch's own streams live as long as the process; one that it was given has its handle for an id.
-  if (handle != 0 && static_cast<uint64_t>(stream.id()) == handle) engine.foreign_stream(handle);
+  if (is_foreign(stream, handle)) engine.foreign_stream(handle);
   known = {&engine, stream.id(), handle};
   return handle;
 }

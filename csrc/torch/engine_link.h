@@ -8,6 +8,7 @@
 #pragma once
 
 #include <c10/core/StorageImpl.h>
+#include <c10/core/Stream.h>
 #include <c10/util/intrusive_ptr.h>
 
 #include <atomic>
@@ -128,6 +129,10 @@ inline bool owns(const tp_engine_api& engine, const void* address) {
 void remember_engine(const tp_engine_api* engine);
 const tp_engine_api* engine_of(const void* address);  // null: not ours
 
+// torch's own streams live as long as the process; one that it was given has its handle for an id.
+inline bool is_foreign(const c10::Stream& stream, uint64_t handle) {
+  return handle != 0 && static_cast<uint64_t>(stream.id()) == handle;
+}
 // The current stream of this thread on the engine's device; 0 for CPU tensors.
 uint64_t native_stream(const tp_engine_api& engine);
 

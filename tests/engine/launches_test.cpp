@@ -149,6 +149,17 @@ TEST_F(LaunchesGuarded, WhereNobodyLooksAtLaunchesNoFenceIsOverAllStreams) {
   caller.expect_intact(a);
 }
 
+// Nothing else can stand for a stream that may be gone when the page leaves.
+TEST_F(LaunchesGuarded, WorkOnAForeignStreamIsWaitedForThoughNobodyLooksAtLaunches) {
+  Caller caller(*engine);
+  const Region a = caller.make(64 * kKiB, 1);
+  engine->api().foreign_stream(77);
+  engine->api().record_stream(a.address, 77);
+  EXPECT_EQ(engine->evict({a.address}), 64 * kKiB);
+  EXPECT_EQ(backend->fences_over_all_streams, 1u);
+  caller.expect_intact(a);
+}
+
 TEST_F(Launches, WithoutTheGuardNoFenceIsOverAllStreams) {
   Caller caller(*engine);
   const Region a = caller.make(64 * kKiB, 1);

@@ -13,6 +13,16 @@ TEST(StreamLedgerTest, AStreamThatMayOweIsKnownByItsHandle) {
   EXPECT_TRUE(streams.may_owe(3, 0x1000));
 }
 
+TEST(StreamLedgerTest, WhereAStreamTurnsOutToBeForeignTheFenceOverAllOwes) {
+  StreamLedger streams;
+  streams.every_stream_is(9);
+  EXPECT_TRUE(streams.may_owe(5, 0x3000));
+  EXPECT_EQ(streams.owes_for(5), std::optional<StreamId>(5));
+  streams.is_foreign(0x3000);
+  EXPECT_EQ(streams.owes_for(5), std::optional<StreamId>(9));
+  EXPECT_FALSE(streams.every_stream_stands_for_others()) << "nothing was noted";
+}
+
 TEST(StreamLedgerTest, AForeignStreamNeverOwesAndOneThatWasToldLaterKeepsItsDebt) {
   StreamLedger streams;
   streams.is_foreign(0x2000);
