@@ -90,7 +90,11 @@ void keep_until_done(ThreadState& state, const c10::IValue& value, bool is_messa
 
 bool let_go_of_ended_works() {
   PendingWorks& works = pending();
-  if (!works_pending() || works.asking.exchange(true)) return works_pending();
+  if (!works_pending()) return false;
+  // A forked child asks nobody: the lock may be held by a thread that does not exist here.
+  const tp_engine_api* attached = engine_now();
+  if (attached != nullptr && attached->forked() != 0) return true;
+  if (works.asking.exchange(true)) return works_pending();
   std::vector<KeptWork> kept, rest;
   {
     const LockGuard lock(works.mutex);
