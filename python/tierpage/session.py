@@ -195,8 +195,7 @@ def release_retired() -> None:
     """Lets go of ended sessions whose last tensor has died."""
     for session in list(_retired):
         if session.runtime.alive_bytes() == 0:
-            session.runtime.shutdown()
-            _retired.remove(session)
+            _retired.remove(session)  # its thread gives the last frames back, and ends by itself
 
 
 def current() -> Session:
