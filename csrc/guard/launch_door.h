@@ -9,7 +9,7 @@
 //      before() or after(). close() waits for these, so a handler may then go. It waits without the lock of watch(): who is
 //      inside may wait for a thread that comes to watch(true).
 //   2. A call that was seen at its begin is not seen at its end if watching ended in between: CUPTI asks at each site
-//      whether the call is enabled. What before() took is then ended by the same thread's next launch or operator.
+//      whether the call is enabled. What before() took then stays for good.
 //   3. A thread inside before() may wait for other threads that call the driver: CUPTI holds no lock while it calls us.
 #pragma once
 

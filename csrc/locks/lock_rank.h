@@ -34,7 +34,6 @@ namespace tierpage {
   LOCK(kTypedNames, "Names::mutex")                 \
   LOCK(kThreadRegistry, "ThreadRegistry::mutex")    \
   LOCK(kCapsules, "Watched::mutex")                 \
-  LOCK(kLaunchGuard, "LaunchGuard::mutex_")         \
   LOCK(kLaunchWords, "LaunchWords::mutex_")         \
   LOCK(kGraphBook, "GraphBook::mutex_")             \
   LOCK(kRetiredBackends, "RetiredBackends::mutex_") \

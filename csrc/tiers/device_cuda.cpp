@@ -17,7 +17,7 @@ namespace {
 constexpr uint64_t kRangePerMemory = 16;  // address space is free; sixteen times leaves room for fragmentation
 // Where to reserve, in this order; 0: wherever the driver likes. It likes low addresses, whose upper halves are common
 // sizes: two 32-bit numbers side by side among a kernel's arguments then look like a pointer (guard/launch_words.h). No
-// upper half of the 4 TiB behind these is a multiple of 1024.
+// upper half of the next 1023 x 4 GiB is a multiple of 1024.
 constexpr CUdeviceptr kRangeHints[] = {0x5c01'0000'0000, 0x6801'0000'0000, 0x4c01'0000'0000, 0};
 
 class CudaBackend final : public DeviceBackend {
