@@ -17,7 +17,7 @@ def address_space_bytes() -> int:
 
 
 @pytest.mark.parametrize("delete_first", [True, False])
-def test_addresses_are_used_again(host_only: None, delete_first: bool) -> None:
+def test_addresses_are_used_again(delete_first: bool) -> None:
     before = 0
     for cycle in range(12):
         tierpage.enable(device="cpu", device_budget="8MiB", host_budget="64MiB", min_paged_bytes="64KiB")
