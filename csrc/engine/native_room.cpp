@@ -61,6 +61,7 @@ bool NativeRoom::wait_until_released(UniqueLock& lock, LockedCore::Clock::time_p
 }
 
 Status NativeRoom::give_back_unused(UniqueLock& lock) {
+  core_.assert_locked();  // the caller's, and clang cannot tell that it is the same core
   const auto until = LockedCore::Clock::now() + kPatience;
   std::vector<RegionId> cached;
   const Memory& memory = core_->memory();

@@ -35,7 +35,7 @@ class NativeRoom {
   void settle(uint64_t bytes, uint64_t reserved);
   // Gives back what pages hold and do not use: free frames, and those of freed regions that are kept for reuse. The device
   // has them on return, but for those whose work does not end. `lock` is the core's.
-  Status give_back_unused(UniqueLock& lock) TP_REQUIRES(core_.mutex());
+  Status give_back_unused(UniqueLock& lock);
 
  private:
   bool wait_until_free(UniqueLock& lock, uint64_t held_most) TP_REQUIRES(core_.mutex());
