@@ -23,6 +23,7 @@ Status RuntimeRegistry::add(Runtime* runtime, uint64_t range_base, uint64_t rang
     entry->range_base = range_base;
     entry->range_bytes = range_bytes;
   }
+  if (Runtime* const before = entry->runtime.load(); before != nullptr) replaced_ = new Replaced{before, replaced_};
   entry->mutex = mutex;
   entry->runtime.store(runtime, std::memory_order_release);
   if (index == count_.load()) count_.store(index + 1, std::memory_order_release);

@@ -42,10 +42,16 @@ class RuntimeRegistry {
     uint64_t range_bytes = 0;
     Mutex* mutex = nullptr;  // guarded by mutex_
   };
+  // Of runtimes whose range is another's now: none is ever deleted, and each can be found by whoever looks for lost memory.
+  struct Replaced {
+    Runtime* runtime;
+    Replaced* next;
+  };
   Entry* entry_for(uint64_t range_base, uint64_t range_bytes);  // null: there are too many
   std::array<Entry, kRangesMax> entries_{};
   std::atomic<int> count_{0};
   std::atomic<Runtime*> last_{nullptr};  // that was added
+  Replaced* replaced_ = nullptr;         // guarded by mutex_
   std::atomic<Runtime*> active_{nullptr};
   std::atomic<bool> forked_{false};
   Mutex mutex_{LockRank::kRuntimeRegistry};  // adding; forking. Taken before any runtime's
