@@ -3,8 +3,8 @@
 
 #include <gtest/gtest.h>
 
-#include <memory>
 #include <thread>
+#include <vector>
 
 namespace tierpage::testing {
 namespace {
@@ -27,7 +27,13 @@ class RuntimeRegistryTest : public ::testing::Test {
     return locked;
   }
 
-  std::unique_ptr<RuntimeRegistry> registry_ = std::make_unique<RuntimeRegistry>();
+  // As long-lived as the process's own: it keeps what it has replaced.
+  static RuntimeRegistry* make() {
+    static auto* const made = new std::vector<RuntimeRegistry*>;
+    return made->emplace_back(new RuntimeRegistry);
+  }
+
+  RuntimeRegistry* const registry_ = make();
   Mutex mutex_[4] = {Mutex(LockRank::kCore), Mutex(LockRank::kCore), Mutex(LockRank::kCore), Mutex(LockRank::kCore)};
 };
 
