@@ -125,8 +125,7 @@ TEST(LinkPlan, AWriteDueInASaturatedPhaseCostsNothingIfAnIdleOneWasBefore) {
   EXPECT_NEAR(seconds(others, {5, 6, 5, 100}), without + 90e-6, 11e-6);  // written too late for that
 }
 
-// --- random programs
-// ---------------------------------------------------------------------------------------------------
+// --- random programs -------------------------------------------------------------------------------------------------
 
 RecordedProgram random_program(std::mt19937& random) {
   std::map<int, uint64_t> sizes;
@@ -197,8 +196,7 @@ TEST(LinkPlan, IsNeverFasterThanTheLink) {
   EXPECT_EQ(faster, 0) << "the worst by a factor of " << worst;
 }
 
-// --- the residency plan over it
-// -----------------------------------------------------------------------------------------
+// --- the residency plan over it --------------------------------------------------------------------------------------
 
 double seconds_of(const RecordedProgram& program, const ResidencyPlan& plan_of, uint64_t capacity_bytes) {
   std::vector<bool> keep;

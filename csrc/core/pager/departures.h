@@ -55,8 +55,7 @@ class Departures {
   void keep(PageId id) { leaving_.push_back(id); }
   void drop(PageId id) { memory_.pages[id].set_listed(false); }
 
-  // --- fences of the work on pages
-  // ------------------------------------------------------------------------------------
+  // --- fences of the work on pages -----------------------------------------------------------------------------------
   FenceLedger& fences() { return fences_; }
   const FenceLedger& fences() const { return fences_; }
   bool finished(const Page& page) const;        // as far as completions are known; asks for none

@@ -24,14 +24,12 @@ class PageLists {
   }
   void forget(PageId id);  // the page goes, or becomes another region's
 
-  // --- hints, in the order in which they were given
-  // --------------------------------------------------------------------
+  // --- hints, in the order in which they were given ------------------------------------------------------------------
   void add_hint(PageId id);  // however often a hint is given, it is kept once
   bool hints() const { return !hinted_.empty(); }
   std::vector<Entry> take_hints();
 
-  // --- pages to be written, in the order of their last use
-  // -------------------------------------------------------------
+  // --- pages to be written, in the order of their last use -----------------------------------------------------------
   void add_cleanable(PageId id) {
     Page& page = memory_.pages[id];
     page.set_cleanable(true);
