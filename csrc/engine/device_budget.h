@@ -21,19 +21,22 @@ class DeviceBudget {
   }
   void set(uint64_t bytes) { bytes_ = bytes; }
   void native_reserved(uint64_t bytes) { native_reserved_ = bytes; }
-  // Whether so many bytes more leave `kept` to the pages, which hold `held` now.
+  // Whether so many bytes more leave `kept` to the pages, which hold `held` now. What others expect is promised already.
   bool can_expect(uint64_t bytes, uint64_t held, uint64_t kept) const {
+    held = std::min(held, ceiling_);
     return bytes <= bytes_ && bytes <= held && held - bytes >= kept &&
            native_reserved_ + native_expected_ + kept <= bytes_ - bytes;
   }
   void expect(uint64_t bytes, uint64_t held) {
     native_expected_ += bytes;
-    ceiling_ = std::min(ceiling_, held - bytes);
+    ceiling_ = std::min(ceiling_, held) - bytes;
   }
   void settle(uint64_t bytes) {
     native_expected_ -= std::min(native_expected_, bytes);
     if (native_expected_ == 0) ceiling_ = kNoCeiling;
   }
+  // What pages may hold when all that is expected has been freed.
+  uint64_t ceiling() const { return ceiling_; }
   // At least one granule, or nothing could ever run.
   uint64_t for_pages() const {
     const uint64_t taken = native_reserved_ + native_expected_;

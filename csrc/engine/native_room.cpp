@@ -24,9 +24,9 @@ uint64_t NativeRoom::make(uint64_t bytes) {
     core_->plan();
     core_->release_free_frames();
   });
-  if (status.ok() && wait_until_free(lock, held - bytes)) return bytes;
+  if (status.ok() && wait_until_free(lock, budget_.ceiling())) return bytes;
   budget_.settle(bytes);
-  if (!core_.ended_locked()) apply_locked();
+  if (!core_.ended_locked() && !core_.closed_locked()) apply_locked();  // one that was closed meanwhile keeps all
   return 0;
 }
 

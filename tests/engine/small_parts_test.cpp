@@ -101,6 +101,23 @@ TEST(DeviceBudgetTest, WhatIsExpectedComesOffWhatPagesHold) {
   EXPECT_EQ(budget.for_pages(), 100u);
 }
 
+// Two that ask at once find the same bytes in the pages' hands, and each must get its own.
+TEST(DeviceBudgetTest, WhatOneExpectsIsNotPromisedToAnother) {
+  DeviceBudget budget;
+  budget.open(100, 4);
+  budget.expect(10, 60);
+  EXPECT_EQ(budget.ceiling(), 50u);
+  EXPECT_FALSE(budget.can_expect(51, 60, 0));
+  EXPECT_FALSE(budget.can_expect(20, 60, 31));
+  budget.expect(10, 60);  // nothing has left yet
+  EXPECT_EQ(budget.ceiling(), 40u);
+  EXPECT_EQ(budget.for_pages(), 40u);
+  budget.settle(10);
+  EXPECT_EQ(budget.for_pages(), 40u);
+  budget.settle(10);
+  EXPECT_EQ(budget.for_pages(), 100u);
+}
+
 TEST(DeviceBudgetTest, WhatCannotFitIsNotExpected) {
   DeviceBudget budget;
   budget.open(100, 4);
