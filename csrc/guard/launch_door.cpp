@@ -109,7 +109,14 @@ std::vector<Pointer> LaunchDoor::close() {
     (void)library_.unsubscribe(subscriber_);
   }
   while (inside_.load(std::memory_order_acquire) != 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
+  while (captures_ > 0) capture(-1);
   return graphs_.take_all();
+}
+
+void LaunchDoor::capture(int change) {
+  if (change < 0) captures_.fetch_add(change);
+  handler_->capture(change);
+  if (change > 0) captures_.fetch_add(change);  // only what the handler has taken
 }
 
 void LaunchDoor::enable(bool launches, bool on) {
@@ -188,7 +195,7 @@ void LaunchDoor::enter(const DriverCall& call, const cupti::CallbackData& data) 
   *data.correlation_data = 0;
   if (is_rare(call)) {
     if (call.kind == CallKind::kUnload) words_.forget_kernels();
-    if (call.kind == CallKind::kBeginCapture) handler_->capture(1);
+    if (call.kind == CallKind::kBeginCapture) capture(1);
     if (call.kind == CallKind::kExecDestroy) graphs_.forget(*static_cast<const CUgraphExec*>(data.parameters));
     return;
   }
@@ -215,7 +222,8 @@ void LaunchDoor::exit(const DriverCall& call, const cupti::CallbackData& data) {
   const auto* result = static_cast<const CUresult*>(data.return_value);
   const bool failed = result != nullptr && *result != CUDA_SUCCESS;
   // Counted from before it begins until behind its end, whether that succeeds or not.
-  if (call.kind == CallKind::kEndCapture || (call.kind == CallKind::kBeginCapture && failed)) handler_->capture(-1);
+  const bool over = call.kind == CallKind::kEndCapture || (call.kind == CallKind::kBeginCapture && failed);
+  if (over && captures_ > 0) capture(-1);  // one that began before the door was open was not counted
   if (failed) return;
   std::vector<Pointer> pointers;
   if (call.kind == CallKind::kInstantiate) {

@@ -55,7 +55,8 @@ class LaunchDoor {
 
   // Empty, or why it stays closed. `handler` must outlive the process.
   std::string open(LaunchHandler* handler);
-  // Returns what the graphs use that it has read: from now on nobody looks at their launches.
+  // Returns what the graphs use that it has read: from now on nobody looks at their launches. Captures that have not ended
+  // are over for the handler, which would not hear of their end.
   std::vector<Pointer> close();
   void watch(bool on);
   bool is_open() const { return open_.load(std::memory_order_acquire); }
@@ -71,6 +72,7 @@ class LaunchDoor {
   void read_node(const void* parameters, const AddressRange& range, std::vector<Pointer>& pointers);
   static void spoil(const DriverCall& call, const void* parameters);
   void enable(bool launches, bool on);
+  void capture(int change);
 
   const cupti::Library library_;
   const KernelFacts facts_;
@@ -82,7 +84,8 @@ class LaunchDoor {
   Mutex mutex_{LockRank::kLaunchDoor};     // of the subscription, and of which calls it tells of
   std::atomic<bool> open_{false};
   std::atomic<bool> watching_{false};
-  std::atomic<int> inside_{0};  // threads in a callback
+  std::atomic<int> inside_{0};    // threads in a callback
+  std::atomic<int> captures_{0};  // that the handler was told of and that have not ended
 };
 
 }  // namespace tierpage

@@ -203,6 +203,17 @@ TEST_F(LaunchDoorTest, CapturesAreCountedFromBeforeTheyBegin) {
   EXPECT_EQ(handler.captures, 0);
 }
 
+TEST_F(LaunchDoorTest, ACaptureThatGoesOnIsOverForTheHandlerWhenTheDoorCloses) {
+  const uint64_t arguments[] = {5, 0};
+  ASSERT_EQ(door->open(&handler), "");
+  call(cupti::kStreamBeginCaptureV2, arguments);
+  (void)door->close();
+  EXPECT_EQ(handler.captures, 0);
+  ASSERT_EQ(door->open(&handler), "");
+  call(cupti::kStreamEndCapture, arguments);  // of the one before
+  EXPECT_EQ(handler.captures, 0);
+}
+
 TEST_F(LaunchDoorTest, CloseWaitsForWhoIsInside) {
   ASSERT_EQ(door->open(&handler), "");
   door->watch(true);
