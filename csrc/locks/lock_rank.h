@@ -32,6 +32,7 @@ namespace tierpage {
   LOCK(kPendingWorks, "PendingWorks::mutex")        \
   LOCK(kLateStream, "LateStream::mutex_")           \
   LOCK(kTypedNames, "Names::mutex")                 \
+  LOCK(kNotedPools, "NotedPools::mutex_")           \
   LOCK(kThreadRegistry, "ThreadRegistry::mutex")    \
   LOCK(kCapsules, "Watched::mutex")                 \
   LOCK(kLaunchWords, "LaunchWords::mutex_")         \

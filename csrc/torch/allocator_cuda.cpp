@@ -3,8 +3,11 @@
 
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
+#include <algorithm>
 #include <mutex>
+#include <vector>
 
+#include "locks/mutex.h"
 #include "torch/allocator.h"
 #include "torch/cuda_capture.h"
 #include "torch/deferral.h"
@@ -77,12 +80,34 @@ bool register_room_maker() {
 bool room_maker_registered = false;
 
 // Where no guard sees captures, a pool into which torch allocates may belong to one: a fence over all streams would break
-// it.
-std::atomic<int64_t> noted_pools{0};
-void note_pool(const tp_engine_api& engine, int32_t change) {
-  if (change > 0 ? graphs_are_read() : noted_pools.load() == 0) return;
-  noted_pools.fetch_add(change);
-  engine.note_capture(change);
+// it. Those that the engine was told of: the guard may come or go while one is open.
+class NotedPools {
+ public:
+  void begin(const tp_engine_api& engine, c10::MempoolId_t pool) {
+    if (graphs_are_read()) return;
+    {
+      const LockGuard lock(mutex_);
+      pools_.push_back(pool);
+    }
+    engine.note_capture(1);
+  }
+  void end(const tp_engine_api& engine, c10::MempoolId_t pool) {
+    {
+      const LockGuard lock(mutex_);
+      const auto found = std::find(pools_.begin(), pools_.end(), pool);
+      if (found == pools_.end()) return;
+      pools_.erase(found);
+    }
+    engine.note_capture(-1);
+  }
+
+ private:
+  Mutex mutex_{LockRank::kNotedPools};
+  std::vector<c10::MempoolId_t> pools_ TP_GUARDED_BY(mutex_);
+};
+NotedPools& noted_pools() {
+  static NotedPools* const instance = new NotedPools;
+  return *instance;
 }
 
 // Runs one call of torch's allocator: makes room and tries once more when it is out of memory, and tells the engine
@@ -197,12 +222,12 @@ void CudaProxyAllocator::beginAllocateToPool(c10::DeviceIndex device, c10::Mempo
   try {
     if (const tp_engine_api* engine = cuda_engine()) {
       run_all_deferred(thread_state(), engine);
-      note_pool(*engine, 1);
+      noted_pools().begin(*engine, pool);
     }
     native_->beginAllocateToPool(device, pool, std::move(filter));
   } catch (...) {
     open_pools.fetch_sub(1);
-    if (const tp_engine_api* engine = cuda_engine()) note_pool(*engine, -1);
+    if (const tp_engine_api* engine = cuda_engine()) noted_pools().end(*engine, pool);
     throw;
   }
 }
@@ -210,7 +235,7 @@ void CudaProxyAllocator::beginAllocateToPool(c10::DeviceIndex device, c10::Mempo
 void CudaProxyAllocator::endAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool) {
   native_->endAllocateToPool(device, pool);
   open_pools.fetch_sub(1);
-  if (const tp_engine_api* engine = cuda_engine()) note_pool(*engine, -1);
+  if (const tp_engine_api* engine = cuda_engine()) noted_pools().end(*engine, pool);
 }
 
 #if TIERPAGE_TORCH_AT_LEAST(12)
