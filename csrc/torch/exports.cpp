@@ -231,6 +231,7 @@ TIERPAGE_EXPORT int32_t tierpage_torch_run_deferred(uint64_t address) {
 TIERPAGE_EXPORT void tierpage_torch_detach(void) {
   if (tierpage_torch_run_deferred(0) != TP_OK) PyErr_Clear();
   tierpage::attached_engine.store(nullptr, std::memory_order_release);
+  tierpage::let_go_of_all_works();
 }
 
 // Address of a StorageImpl's first byte, without fetching it and without meeting a guard.

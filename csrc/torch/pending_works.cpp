@@ -72,7 +72,7 @@ void keep_until_done(ThreadState& state, const c10::IValue& value, bool is_messa
   const Work work = work_of(value);
   const bool on_gpu = engine->device_type != 0;
   if (work.defined() ? completed(*work) : !on_gpu) return;
-  const bool ends_by_itself = work.defined() && (on_gpu || !is_message);
+  const bool ends_by_itself = work.defined() && !is_message;
   const uint64_t handle = engine->kept.keep(addresses.data(), addresses.size(), ends_by_itself ? 1 : 0);
   if (handle == 0) return;
   if (!work.defined()) {
@@ -114,6 +114,20 @@ bool let_go_of_ended_works() {
   }
   works.asking.store(false);
   return works_pending();
+}
+
+void let_go_of_all_works() {
+  if (!works_pending()) return;
+  std::vector<KeptWork> kept;
+  {
+    PendingWorks& works = pending();
+    const LockGuard lock(works.mutex);
+    kept.swap(works.kept);
+  }
+  for (const KeptWork& one : kept) {
+    one.engine->kept.let_go(one.address, one.handle);
+    works_kept.fetch_sub(1);
+  }
 }
 
 void let_go_of_batch(ThreadState& state) {

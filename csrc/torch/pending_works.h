@@ -7,8 +7,9 @@
 // of CPU tensors is held weakly: gloo holds it until it has run, and a message that nobody can wait for any more is given
 // up with it. One of CUDA tensors is held until the GPU has finished, which is what it tells.
 //
-// Messages between two ranks on the CPU count as completed only when the program has waited for them: that may be the
-// waiter's own next step, so room that they take is not waited for.
+// A message between two ranks may end only after this rank's own next step: gloo counts it as completed when the program
+// has waited for it, and over NCCL its peer may wait for what this rank sends next. So room that it takes is not waited
+// for.
 //
 // In a batch (batch_isend_irecv over NCCL) operators have no Work: the batch has, which no operator returns. What they use
 // stays until the thread runs something else; then a fence over all streams stands for it.
@@ -32,6 +33,8 @@ void keep_until_done(ThreadState& state, const c10::IValue& work, bool is_messag
                      const std::vector<uint64_t>& addresses);
 // What has completed lets go of what it used. Whether anything is pending still.
 bool let_go_of_ended_works();
+// Nobody asks any more, because paging has ended: all let go, whose memory stays anyway then.
+void let_go_of_all_works();
 // The thread has run something else than a part of a batch.
 void let_go_of_batch(ThreadState& state);
 

@@ -100,6 +100,17 @@ TEST_F(PendingWorksTest, WhoWaitsForPagesAsksTheWorks) {
   EXPECT_GE(next_work->asked, asked + 3);
 }
 
+// Its regions stay for good then, and no operator would ask any more.
+TEST_F(PendingWorksTest, WherePagingEndsNothingIsKeptForAWork) {
+  const at::Tensor tensor = matrix();
+  (void)call("tierpage_works::reduce", tensor);
+  EXPECT_TRUE(works_pending());
+  const std::string log = log_of([] { tierpage_torch_detach(); });
+  EXPECT_EQ(count(log, "let go\n"), 1u) << log;
+  EXPECT_FALSE(works_pending());
+  tierpage_torch_attach(engine_for_tests(), nullptr);
+}
+
 TEST_F(PendingWorksTest, WithoutAWorkNothingIsKeptOnTheCpu) {
   next_work.reset();
   const std::string log = log_of([&] { (void)call("tierpage_works::reduce", matrix()); });
