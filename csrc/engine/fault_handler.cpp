@@ -46,8 +46,11 @@ bool Runtime::resolve_missed_access(uint64_t address, AccessMode mode) {
   UniqueLock lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
   if (!region.valid()) return false;
-  missed_address_.store(address - api_.range_base);
-  missed_accesses_.fetch_add(1);
+  // A pointer that was taken and whose memory had to go meanwhile was announced.
+  if (!core_->guesses().expects(region)) {
+    missed_address_.store(address - api_.range_base);
+    missed_accesses_.fetch_add(1);
+  }
   SlotId slot;
   std::vector<Use> uses;
   Status status = core_.refusal_locked();
@@ -58,7 +61,7 @@ bool Runtime::resolve_missed_access(uint64_t address, AccessMode mode) {
       slot = core_->add_slot();
     });
   }
-  const Touch touch{region, SlotId::none(), kKeepOperators, mode};
+  const Touch touch{region, SlotId::none(), kKeepOperators, mode, false};
   if (status.ok()) status = fetch_blocking(lock, slot, uses, "a raw access", &touch);
   if (status.code != StatusCode::kPagerDead && slot.valid()) {
     const Status ended = core_.events_locked([&] { core_->remove_slot(slot); });

@@ -113,6 +113,26 @@ TEST_F(GuessesTest, ItIsNeverAReasonToFailAndTheOldestGoesFirst) {
   EXPECT_FALSE(there(below[1]) || there(below[2]));
 }
 
+TEST_F(GuessesTest, WhatWasGivenUpKeepsNothingAndIsExpectedAsLongAsItWouldHaveLasted) {
+  make_world(2);
+  const std::vector<RegionId> below = make_below(2);
+  world->touch(below[0], owner, 2);
+  ASSERT_EQ(world->allocate(other, 2), Outcome::kWait);
+  world->settle();
+  ASSERT_TRUE(world->granted(other));
+  EXPECT_FALSE(there(below[0]) || guessed(below[0]));
+  EXPECT_TRUE(world->guesses.expects(below[0]));
+  EXPECT_FALSE(world->guesses.expects(below[1])) << "nobody has touched it";
+  world->check();
+  for (int i = 0; i < 2; ++i) world->requests.end_op(owner, {});
+  EXPECT_FALSE(world->guesses.expects(below[0]));
+  world->free(world->requests.allocated(other));
+  world->touch(below[0], owner, 2);
+  EXPECT_TRUE(guessed(below[0])) << "a further touch keeps it again";
+  world->free(below[0]);
+  world->check();
+}
+
 TEST_F(GuessesTest, AFurtherTouchMakesItTheNewest) {
   make_world(3);
   const std::vector<RegionId> below = make_below(4);

@@ -207,6 +207,24 @@ TEST_F(RawAccess, ServedFaultsGoInTheirOrder) {
   for (const Region& region : regions) caller.expect_intact(region);
 }
 
+TEST_F(RawAccess, APointerWhoseMemoryHadToGoWasAnnounced) {
+  RuntimeOptions options = small_options();
+  options.paranoid = true;
+  Engine engine(options);
+  Caller caller(engine), other(engine);
+  Region region = caller.make(64 * kKiB, 1);
+  const Region all = other.make(256 * kKiB, 2);
+  ASSERT_EQ(caller.touch(region, 8), TP_OK);
+  other.expect_intact(all);  // takes all the room
+  EXPECT_EQ(engine->reports().placement(region.address).device, 0u);
+  EXPECT_TRUE(intact(region));
+  fill_raw(region, 3);
+  EXPECT_EQ(engine->reports().missed_accesses(), 0u);
+  caller.open();
+  EXPECT_EQ(caller.close(), TP_OK) << caller.error();
+  caller.expect_intact(region);
+}
+
 TEST_F(RawAccess, ATouchThatFailsLeavesNothingBehind) {
   Engine engine(small_options());
   Caller caller(engine);

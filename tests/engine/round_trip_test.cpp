@@ -143,7 +143,7 @@ class Program {
     note(code);
     if (code != TP_OK) return;
     EXPECT_TRUE(intact(region));
-    fill(region, ++next_seed_);
+    fill_raw(region, ++next_seed_);
   }
 
   void tagged() {
@@ -168,6 +168,7 @@ class Program {
 TEST_P(RoundTrip, EveryByteReadIsTheLastOneWritten) {
   const Shape& shape = GetParam();
   constexpr int kThreads = 3;
+  install_fault_handler();  // what was touched may leave while its pointer is in use
   TemporaryDirectory directory;
   RuntimeOptions options = small_options();
   options.host_bytes_max = shape.host_bytes;

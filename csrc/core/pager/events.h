@@ -87,6 +87,7 @@ struct Touch {
   SlotId owner;                          // whose operators its age is counted in; none: everybody's
   uint32_t operators = 0;                // after so many of them the guess is old
   AccessMode mode = AccessMode::kWrite;  // for which it is brought up now; what comes later is not known
+  bool announced = true;                 // false: nobody has said so, its use was served
 };
 
 // What a request lacked when it began to wait. Pages and bytes are those that were not there.

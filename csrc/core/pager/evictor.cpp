@@ -154,7 +154,7 @@ uint64_t Evictor::give_up_guesses(uint64_t bytes, uint64_t order) {
       if (!may_leave(id, order)) continue;
       const Page& page = memory_.pages[id];
       if (page.dirty() && !below.take(page.bytes)) continue;
-      guesses_.end(region);
+      guesses_.give_up(region);
       departures_.leave(id);
       left += page.bytes;
     }
@@ -164,7 +164,7 @@ uint64_t Evictor::give_up_guesses(uint64_t bytes, uint64_t order) {
 
 uint64_t Evictor::evict(PageId id) {
   if (!may_leave(id, kLastInLine)) return 0;
-  guesses_.end(memory_.pages[id].region);
+  guesses_.give_up(memory_.pages[id].region);
   departures_.leave(id);
   memory_.pages[id].ask_to_leave();
   return memory_.pages[id].bytes;

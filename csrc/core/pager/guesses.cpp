@@ -3,6 +3,7 @@
 namespace tierpage {
 
 void Guesses::make(const Touch& touch) {
+  const bool announced = touch.announced || expects(touch.region);
   end(touch.region);
   Region& region = memory_.region(touch.region);
   region.guessed = true;
@@ -10,8 +11,14 @@ void Guesses::make(const Touch& touch) {
   Guess& guess = by_age_[region.guess];
   guess.region = touch.region;
   guess.owner = touch.owner;
+  guess.announced = announced;
   if (touch.owner.valid() && ended_.size() <= touch.owner.value) ended_.resize(touch.owner.value + 1, 0);
   guess.ends_at = ended_by(touch.owner) + touch.operators;
+}
+
+void Guesses::give_up(RegionId id) {
+  const Region& region = memory_.region(id);
+  if (region.guessed) by_age_.at(region.guess).given_up = true;
 }
 
 void Guesses::end(RegionId id) {
@@ -35,7 +42,9 @@ void Guesses::view_ended(RegionId id) {
 std::vector<RegionId> Guesses::oldest_first() const {
   std::vector<RegionId> regions;
   regions.reserve(by_age_.size());
-  for (const auto& [serial, guess] : by_age_) regions.push_back(guess.region);
+  for (const auto& [serial, guess] : by_age_) {
+    if (!guess.given_up) regions.push_back(guess.region);
+  }
   return regions;
 }
 
