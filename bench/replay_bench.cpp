@@ -1,9 +1,9 @@
 // Replays a recorded program on the modelled machine (csrc/estimate) and prints a line for each step.
 //
 //   replay_bench PROGRAM --device 16 [--host 200] [--nvme 0] [--loops 4] [--policy auto|clock] [--no-prefetch]
-//   [--check]
+//   [--check] [--launch-us N] [--wake-us N] [--rouse-us N] [--map-us N] [--unmap-us N] [--create-us N] [--link GB/s]
 //
-// Sizes in GiB. PROGRAM: a file made by bench/record_program.py. --smoke runs a small built-in one.
+// Sizes in GiB; costs of the modelled machine in microseconds (estimate/machine.h). PROGRAM: a file made by bench/record_program.py. --smoke runs a small built-in one.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -51,6 +51,17 @@ void print(size_t index, const StepReport& step) {
       pages > 0 ? 100 * static_cast<double>(step.pages_ahead) / pages : 0.0);
 }
 
+double* cost_named(std::string_view word, MachineRates& rates) {
+  if (word == "--launch-us") return &rates.launch_us;
+  if (word == "--wake-us") return &rates.wake_us;
+  if (word == "--rouse-us") return &rates.rouse_us;
+  if (word == "--map-us") return &rates.map_us;
+  if (word == "--unmap-us") return &rates.unmap_us;
+  if (word == "--create-us") return &rates.create_us;
+  if (word == "--ahead-us") return &rates.ahead_us_max;
+  return nullptr;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -70,8 +81,9 @@ int main(int argc, char** argv) {
     else if (word == "--nvme") options.pager.nvme_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
     else if (word == "--prefetch-bytes") options.pager.prefetch_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
     else if (word == "--run") options.list_run_bytes_max = static_cast<uint64_t>(gib(value)), ++i;
-    else if (word == "--create-us") options.rates.create_us = std::atof(value), ++i;
-    else if (word == "--ahead-us") options.rates.ahead_us_max = std::atof(value), ++i;
+    else if (double* const cost = cost_named(word, options.rates)) *cost = std::atof(value), ++i;
+    else if (word == "--link")
+      options.rates.host_to_device = options.rates.device_to_host = std::atof(value) * 1e9, ++i;
     else if (word == "--page-mib") options.pager.frame_bytes_max = static_cast<uint64_t>(std::atoi(value)) * kMiB, ++i;
     else if (word == "--loops") options.loops = std::atoi(value), ++i;
     else if (word == "--policy")

@@ -181,8 +181,9 @@ class Machine {
 
   // --- the clock -------------------------------------------------------------------------------------------------
   void wake_pager(double when) {
-    if (pager_.has_actions() || pager_.wants_planning())
-      round_at_ = std::min(round_at_, std::max(when, pager_free_at_));
+    if (!pager_.has_actions() && !pager_.wants_planning()) return;
+    const bool sleeps = round_at_ == kNever && !up_.busy() && !down_.busy() && !disk_.busy();
+    round_at_ = std::min(round_at_, std::max(when + (sleeps ? rates_.rouse_us : 0), pager_free_at_));
   }
 
   void advance_to(double time) {

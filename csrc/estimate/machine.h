@@ -33,6 +33,7 @@ struct MachineRates {
   double launch_us = 7;   // program thread, per operator
   double wake_us = 40;    // from the grant to the waiting thread's next instruction
   double look_us = 15;    // until the pager thread sees a completion
+  double rouse_us = 0;    // until it begins to work when it slept, because nothing moved
   uint32_t launches_ahead_max = 1000;
   double ahead_us_max = 1e9;  // work queued before the program thread waits for the kernels
   uint64_t piece_bytes = kLimitOfModel.piece_bytes;

@@ -125,6 +125,57 @@ TEST(Trace, KeysThatNeverComeBackAreRecycled) {
   trace.check_invariants();
 }
 
+// Each round's temporary has another key than the one before, as the keys of a cache that grows by concatenation.
+TEST(Predictor, AYoungRegionOfTheSameSizeMayComeInPlaceOfAnother) {
+  constexpr uint64_t kSize = 4096;
+  for (const bool same_size : {true, false}) {
+    Trace trace(1 << 14);
+    Predictor predictor(trace);
+    const auto keys = open_keys(trace, 40);
+    for (int round = 0; round < 4; ++round) {
+      for (uint32_t i = 0; i < 40; ++i) {
+        trace.append(keys[i], false);
+        if (i % 8 != 0) continue;
+        trace.note_operator(uint64_t{100} * static_cast<uint64_t>(round) + i);
+        const KeyId fresh =
+            trace.open_key(same_size ? kSize : kSize * static_cast<uint64_t>(round + 1), RegionId(1000));
+        for (int use = 0; use < 3; ++use) trace.append(fresh, false);
+        trace.close_key(fresh);
+        EXPECT_TRUE(predictor.catch_up() || !same_size || round < 2);
+      }
+      predictor.catch_up();
+    }
+    EXPECT_EQ(predictor.replaced_uses() > 0, same_size);
+    if (same_size) {
+      EXPECT_EQ(predictor.mispredicted_uses(), 0u);
+      EXPECT_EQ(predictor.horizon(), 55u);
+    } else {
+      EXPECT_GT(predictor.mispredicted_uses(), 0u);
+    }
+  }
+}
+
+TEST(Predictor, AnOldRegionIsAnotherProgramAndSoAreTooManyInARow) {
+  constexpr uint32_t kOld = 64;
+  Trace trace(1 << 14);
+  Predictor predictor(trace);
+  const auto keys = open_keys(trace, 2 * kOld);
+  for (int round = 0; round < 80; ++round) {  // more uses than a region is young for
+    for (uint32_t i = 0; i < kOld; ++i) trace.append(keys[i], false);
+  }
+  ASSERT_TRUE(predictor.catch_up());
+  trace.append(keys[0], false);
+  trace.append(keys[kOld], false);
+  EXPECT_FALSE(predictor.catch_up()) << "an old one";
+  for (uint32_t i = 2; i < kOld; ++i) trace.append(keys[i], false);
+  ASSERT_TRUE(predictor.catch_up());
+  const auto young = open_keys(trace, 16);
+  for (size_t i = 0; i < young.size(); ++i) {
+    trace.append(young[i], false);
+    EXPECT_EQ(predictor.catch_up(), i < 8) << i;
+  }
+}
+
 TEST(Predictor, SurvivesFallingFarBehindAWrappedRing) {
   Trace trace(1024);
   Predictor predictor(trace);

@@ -68,4 +68,56 @@ inline Program training_program(const Training& training) {
   return read(text.str());
 }
 
+// Forwards of one token through a decoder of Llama's shape with 13 B parameters in bfloat16, after the weights were made.
+// `prompt` > 0: each layer's keys and values grow by torch.cat, from so many tokens on; 0: they are too small to be paged.
+struct Decoding {
+  int layers = 40;
+  int tokens = 12;
+  int prompt = 0;
+};
+
+inline Program decoding_program(const Decoding& decoding) {
+  constexpr long kWidth = 5120, kHidden = 13824, kVocabulary = 32000, kElement = 2;
+  constexpr double kBytesPerMicrosecond = 3.6e6, kLaunchMicroseconds = 4;
+  constexpr int kWeights = 7;  // of a layer: query, key, value, out, gate, up, down
+  std::ostringstream text;
+  const auto weight = [](int layer, int i) { return 2 + layer * kWeights + i; };
+  const auto bytes_of = [&](int i) { return kElement * kWidth * (i < 4 ? kWidth : kHidden); };
+  const auto product = [&](int id, long bytes) {
+    text << "O mm " << static_cast<double>(bytes) / kBytesPerMicrosecond + kLaunchMicroseconds << " " << id << "r\n";
+  };
+  // Old and new take turns, as the allocator's addresses do.
+  const auto cache = [&](int layer, int part, int turn) {
+    return 2 + decoding.layers * kWeights + (layer * 2 + part) * 2 + turn % 2;
+  };
+  text << "tierpage-program 1\n";
+  for (const int id : {0, 1}) text << "A " << id << " " << kElement * kWidth * kVocabulary << "\n";
+  for (int layer = 0; layer < decoding.layers; ++layer) {
+    for (int i = 0; i < kWeights; ++i) text << "A " << weight(layer, i) << " " << bytes_of(i) << "\n";
+  }
+  text << "S\n";
+  for (int token = 0; token < decoding.tokens; ++token) {
+    const long cache_bytes = kElement * kWidth * (decoding.prompt + token);
+    const double cache_microseconds = 2 * static_cast<double>(cache_bytes) / kBytesPerMicrosecond + kLaunchMicroseconds;
+    text << "O embedding 5 0r\n";
+    for (int layer = 0; layer < decoding.layers; ++layer) {
+      for (int i = 0; i < 3; ++i) product(weight(layer, i), bytes_of(i));
+      for (int part = 0; part < 2 && decoding.prompt > 0; ++part) {
+        text << "O cat " << cache_microseconds;
+        if (token > 0) text << " " << cache(layer, part, token - 1) << "r";
+        text << " +" << cache(layer, part, token) << ":" << cache_bytes << "\n";
+        if (token > 0) text << "F " << cache(layer, part, token - 1) << "\n";
+      }
+      if (decoding.prompt > 0) {
+        text << "O attention " << cache_microseconds << " " << cache(layer, 0, token) << "r " << cache(layer, 1, token)
+             << "r\n";
+      }
+      for (int i = 3; i < kWeights; ++i) product(weight(layer, i), bytes_of(i));
+    }
+    product(1, kElement * kWidth * kVocabulary);
+    text << "S\n";
+  }
+  return read(text.str());
+}
+
 }  // namespace tierpage::estimate

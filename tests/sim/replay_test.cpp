@@ -77,6 +77,47 @@ TEST(Replay, InferenceFromNvmeStaysNearTheDisksBound) {
   }
 }
 
+// A slow host: what a fault costs there and what launching takes (42 us of each recorded operator: 12 ms; 490: 138 ms).
+ReplayOptions slow_host(uint64_t device_bytes, double launch_us) {
+  ReplayOptions options = options_for(device_bytes, 64 * kGiB);
+  options.rates.host_to_device = options.rates.device_to_host = 54e9;
+  options.rates.map_us = 150;
+  options.rates.unmap_us = 60;
+  options.rates.rouse_us = options.rates.wake_us = 380;
+  options.rates.launch_us = launch_us;
+  return options;
+}
+
+// One token at a time from the third forward after the model was built, which still writes the last weights down.
+TEST(Replay, OneTokenStaysNearTheLinksBoundOnASlowHost) {
+  const Program program = decoding_program({.tokens = 6});
+  for (const double launch_us : {42.0, 490.0}) {
+    for (const uint64_t gib : {20u, 16u, 12u, 8u}) {
+      const std::vector<StepReport> reports = run(program, slow_host(gib * kGiB, launch_us));
+      const double bytes = kWeightBytes - static_cast<double>(gib * kGiB) + 256.0 * kMiB;
+      const double bound = std::max(bytes / 54e9, static_cast<double>(reports.back().uses) * launch_us / 1e6);
+      for (size_t forward = 3; forward < reports.size(); ++forward) {
+        const double most = forward == 3 ? 1.20 : 1.10;
+        EXPECT_LE(reports[forward].seconds, most * bound) << gib << " GiB, " << launch_us << " us, forward " << forward;
+      }
+    }
+  }
+}
+
+// The same beside a cache that grows.
+TEST(Replay, ACacheThatGrowsByCatIsPredicted) {
+  const Program program = decoding_program({.tokens = 24, .prompt = 1024});
+  for (const uint64_t gib : {16u, 8u}) {
+    const std::vector<StepReport> reports = run(program, slow_host(gib * kGiB, 42));
+    const double cache_bytes = 80.0 * 2 * 5120 * 1048;
+    const double bytes = kWeightBytes + cache_bytes - static_cast<double>(gib * kGiB) + 256.0 * kMiB;
+    for (size_t token = reports.size() - 8; token < reports.size(); ++token) {
+      EXPECT_LE(reports[token].seconds, 1.10 * bytes / 54e9) << gib << " GiB, token " << token;
+      EXPECT_LE(reports[token].to_device_bytes, 1.10 * bytes) << gib << " GiB, token " << token;
+    }
+  }
+}
+
 TEST(Replay, WhatFitsMovesNothing) {
   const Program program = read_recorded("infer-13b.txt");
   const std::vector<StepReport> reports = run(program, options_for(40 * kGiB, 64 * kGiB));

@@ -29,7 +29,7 @@ void Foresight::renew_plan(uint64_t device_bytes, uint64_t cached_bytes) {
     plan_.clear();
     return;
   }
-  const uint64_t aside = config_.prefetch_bytes_max + std::min(cached_bytes_peak_, cached_bytes_aside());
+  const uint64_t aside = config_.prefetch_bytes_max + cached_bytes_planned();
   const uint64_t capacity = device_bytes > aside ? device_bytes - aside : 0;
   const uint64_t slack = device_bytes / 32;
   const bool same = plan_.valid() && plan_.period() == period &&

@@ -12,6 +12,7 @@
 //   plans are made anew from a recurrence that came as predicted at most kPlanTries times.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
@@ -65,6 +66,8 @@ class Foresight {
   bool stays_until_age(KeyId key, uint64_t age) const;  // or to stay that long; true where there is no plan
   bool written(KeyId key) const;                        // planned to be written down after its last use
   bool rewritten_each_time(KeyId key) const;
+  // Room that the plan leaves to what operators allocate, out of freed regions.
+  uint64_t cached_bytes_planned() const { return std::min(cached_bytes_peak_, cached_bytes_aside()); }
   void check_invariants() const;
 
  private:

@@ -33,17 +33,31 @@ uint64_t Predictor::look_up(int length_index, uint64_t hash) const {
   return entry.position;
 }
 
+bool Predictor::in_place(KeyId key, uint64_t position, uint64_t expected) const {
+  return in_place_ < kInPlaceMax && position < trace_.opened_at(key) + kYoungUses &&
+         trace_.bytes_of(trace_.at(expected)) == trace_.bytes_of(key);
+}
+
+// Moves the cursor along with the use, or loses it.
+void Predictor::follow(uint64_t position) {
+  if (cursor_ == kNever) return;
+  const KeyId key = trace_.at(position);
+  const uint64_t expected = cursor_ + 1;
+  const bool known = expected < position && expected >= trace_.begin();
+  const bool follows = known && trace_.at(expected) == key;
+  const bool replaces = known && !follows && in_place(key, position, expected);
+  ++(follows ? predicted_uses_ : replaces ? replaced_uses_ : mispredicted_uses_);
+  in_place_ = replaces ? in_place_ + 1 : 0;
+  cursor_ = follows || replaces ? expected : kNever;
+  // What an operator took then it will take now: not every step has to be timed.
+  if (cursor_ != kNever && trace_.microseconds(position) == 0) {
+    trace_.set_microseconds(position, trace_.microseconds(expected));
+  }
+}
+
 void Predictor::consume(uint64_t position) {
   const KeyId key = trace_.at(position);
-  bool follows = false;
-  if (cursor_ != kNever) {
-    const uint64_t expected = cursor_ + 1;
-    follows = expected < position && expected >= trace_.begin() && trace_.at(expected) == key;
-    ++(follows ? predicted_uses_ : mispredicted_uses_);
-    cursor_ = follows ? expected : kNever;
-    // What an operator took then it will take now: not every step has to be timed.
-    if (follows && trace_.microseconds(position) == 0) trace_.set_microseconds(position, trace_.microseconds(expected));
-  }
+  follow(position);
   for (int i = 0; i < kLengths; ++i) {
     const uint64_t length = kLengthOf[i];
     hash_[i] = hash_[i] * kBase + spread(key);

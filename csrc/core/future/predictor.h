@@ -6,6 +6,11 @@
 // new one. What followed the cursor then is predicted to follow now. No step marks: a period is found by itself, and
 // training, evaluation and generation may interleave.
 //
+// A temporary may come *in place* of another: its counterpart of the time before is of the same size, but had another
+// key. So do caches that grow by concatenation: the new one is made while the old one lives, and each layer gets the key
+// that the layer before has just let go. A few of these in a row do not lose the cursor. Only young regions do so: an
+// old one has had its key for as long as the past goes back that is compared here.
+//
 // catch_up() does the work, in batches; the hit path only appends to the trace.
 #pragma once
 
@@ -36,14 +41,19 @@ class Predictor {
 
   uint64_t predicted_uses() const { return predicted_uses_; }
   uint64_t mispredicted_uses() const { return mispredicted_uses_; }
+  uint64_t replaced_uses() const { return replaced_uses_; }  // in place of what was predicted
 
  private:
   static constexpr int kLengths = 2;
+  static constexpr int kInPlaceMax = 8;         // in a row; a layer of a decoder has six
+  static constexpr uint64_t kYoungUses = 4096;  // since a region was allocated
   struct Entry {
     uint64_t hash = 0;
     uint64_t position = kNever;
   };
   void consume(uint64_t position);
+  void follow(uint64_t position);
+  bool in_place(KeyId key, uint64_t position, uint64_t expected) const;
   uint64_t look_up(int length_index, uint64_t hash) const;
 
   Trace& trace_;
@@ -52,6 +62,8 @@ class Predictor {
   uint64_t hash_[kLengths] = {0, 0};
   uint64_t predicted_uses_ = 0;
   uint64_t mispredicted_uses_ = 0;
+  uint64_t replaced_uses_ = 0;
+  int in_place_ = 0;  // uses in a row that came in place of what was predicted
   uint64_t table_mask_;
   std::vector<Entry> table_[kLengths];
 };

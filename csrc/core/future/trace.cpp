@@ -34,6 +34,7 @@ KeyId Trace::open_key(uint64_t bytes, RegionId region) {
   for (const KeyId key : candidates) {
     if (!keys_[key.value].region.valid()) {
       keys_[key.value].region = region;
+      keys_[key.value].opened_at = end_;
       return key;
     }
   }
@@ -47,6 +48,7 @@ KeyId Trace::open_key(uint64_t bytes, RegionId region) {
     keys_[key.value] = Key{};
   }
   keys_[key.value].region = region;
+  keys_[key.value].opened_at = end_;
   keys_[key.value].context = context;
   keys_[key.value].bytes = bytes;
   candidates.push_back(key);

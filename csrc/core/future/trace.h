@@ -67,7 +67,8 @@ class Trace {
   // How many uses later the key's region was freed, if it was not used in between; 0: it was used, or lives.
   uint64_t freed_after(uint64_t position) const { return ring_[position & mask_].freed_after; }
   uint64_t bytes_of(KeyId key) const { return keys_[key.value].bytes; }
-  uint64_t last_use(KeyId key) const { return keys_[key.value].last; }  // kNever: none yet
+  uint64_t opened_at(KeyId key) const { return keys_[key.value].opened_at; }  // trace position
+  uint64_t last_use(KeyId key) const { return keys_[key.value].last; }        // kNever: none yet
   // First use of `key` at a position greater than `position`, or kNever.
   uint64_t next_use(KeyId key, uint64_t position);
   size_t key_count() const { return keys_.size() - unused_keys_.size(); }
@@ -89,6 +90,7 @@ class Trace {
     uint64_t hint = kNever;  // next_use's last answer, from which it walks on
     uint64_t context = 0;    // where it stands in by_context_
     uint64_t bytes = 0;      // of its regions, in whole granules
+    uint64_t opened_at = 0;  // trace position when its newest region was allocated
     bool in_use = true;
   };
   uint64_t context_hash(uint64_t bytes) const;
