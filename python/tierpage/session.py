@@ -25,9 +25,9 @@ from tierpage.defaults import in_force
 from tierpage.errors import OutOfMemoryError, TierpageError
 from tierpage.launches import LaunchGuard
 from tierpage.loading import LoadWatch
-from tierpage.notices import NoticeThread
 from tierpage.settings import Config, Request
 from tierpage.system import format_bytes
+from tierpage.ticker import Ticker
 
 if TYPE_CHECKING:
     from tierpage import _C
@@ -61,7 +61,7 @@ class Session:
             self.runtime: _C.Runtime = module.Runtime({**config.engine_options(), **backend.engine_options()})
         self.wrappers = touching.Wrappers(self.library, self._is_paged)
         self.loads = LoadWatch(self.library.take_up)
-        self.notices = NoticeThread(self.log_notices)
+        self.notices = Ticker("tierpage-notices", self.log_notices)
         attached = False
         try:
             with native.translated():

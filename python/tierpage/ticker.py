@@ -1,4 +1,4 @@
-"""A thread that passes on, about once a second, what the engine has to say while a program runs.
+"""A thread that does something small about once a second while a program runs.
 
 It holds no lock while it sleeps, and it is never inside the engine without the GIL: at the interpreter's end it can be
 joined at once.
@@ -9,16 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-_SECONDS = 1.0
 
+class Ticker:
+    """Calls ``work`` every ``seconds`` from :meth:`start` to :meth:`stop`, in a thread of the given name."""
 
-class NoticeThread:
-    """Calls ``pass_on`` every second from :meth:`start` to :meth:`stop`."""
-
-    def __init__(self, pass_on: Callable[[], None]) -> None:
-        self._pass_on = pass_on
+    def __init__(self, name: str, work: Callable[[], None], seconds: float = 1.0) -> None:
+        self._work = work
+        self._seconds = seconds
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tierpage-notices", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         """Starts the thread, once."""
@@ -31,5 +30,5 @@ class NoticeThread:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended.wait(_SECONDS):
-            self._pass_on()
+        while not self._ended.wait(self._seconds):
+            self._work()
