@@ -31,7 +31,7 @@ from tierpage.session import (
     start_session,
     stop_session,
 )
-from tierpage.settings import ENVIRONMENT_NAME, Config, Request, parse_request
+from tierpage.settings import COMMAND_LINE, ENVIRONMENT_NAME, Config, Request, parse_request
 
 _log = logging.getLogger("tierpage")
 
@@ -135,8 +135,13 @@ def enable(
         nvme_budget=nvme_budget, nvme_write_budget=nvme_write_budget, min_paged_bytes=min_paged_bytes, scope=scope, paranoid=paranoid,
         verify=verify, storage_backend=storage_backend, encrypt=encrypt,
     )  # fmt: skip
+    return enable_request(parse_request(arguments, os.environ.get(ENVIRONMENT_NAME)))
+
+
+def enable_request(request: Request) -> Pager:
+    """What :func:`enable` does once the arguments have been read; raises the same, but for unreadable arguments."""
     with changing():
-        return _enable(parse_request(arguments, os.environ.get(ENVIRONMENT_NAME)))
+        return _enable(request)
 
 
 def _enable(request: Request) -> Pager:
@@ -150,11 +155,10 @@ def _enable(request: Request) -> Pager:
     if session is not None:
         wrong = differences(session.config, request, session.request)
         if wrong:
-            raise ConfigError(
-                "tierpage is already enabled with other values: "
-                + "; ".join(wrong)
-                + ". Call tierpage.disable() first."
-            )
+            remedy = "Call tierpage.disable() first."
+            if session.request.asker == COMMAND_LINE:
+                remedy = "`tierpage run` did that: give it these values, or start this program without it."
+            raise ConfigError(f"tierpage is already enabled with other values: {'; '.join(wrong)}. {remedy}")
         return Pager(session, switched_on=False)
     config = resolve(request)
     release_retired()

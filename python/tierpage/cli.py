@@ -1,10 +1,11 @@
-"""The command ``tierpage``: demo, doctor, --version. Also ``python -m tierpage``."""
+"""The command ``tierpage``: run, demo, doctor, --version. Also ``python -m tierpage``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -14,13 +15,56 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tierpage",
         description="One memory for PyTorch, made of three tiers: VRAM, locked RAM and NVMe.",
-        epilog="Exit codes: doctor 0 all well, 1 warnings, 2 failures; demo 0 equal bits, 1 different, 2 it could not run.",
+        epilog="Exit codes: run those of the program, 2 it could not begin; doctor 0 all well, 1 warnings, 2 failures; "
+        "demo 0 equal bits, 1 different, 2 it could not run.",
     )
     parser.add_argument("--version", action="version", version=f"tierpage {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
     _add_demo(commands)
     _add_doctor(commands)
     return parser
+
+
+_RUN: dict[str, Any] = {
+    "usage": "tierpage run [option ...] (SCRIPT | FOLDER | ZIP | -m MODULE) [argument ...]",
+    "description": "Switches tierpage on and runs a Python program as python itself would. What stands after the program "
+    "belongs to it. Settings that are not given come from TIERPAGE_CONF, else from their defaults.",
+    "allow_abbrev": False,
+}
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    _declare_run(commands.add_parser("run", help="run a program that is not edited, with its tensors paged", **_RUN))
+
+
+def _declare_run(run: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    run.add_argument("--device", default=None, help="cpu, cuda or cuda:<index> (default: the current CUDA device)")
+    run.add_argument("--device-budget", default=None, help='bytes in device memory, e.g. "20GiB" or "50%%"')
+    run.add_argument("--host-budget", default=None, help="bytes in RAM")
+    run.add_argument("--nvme-budget", default=None, help="bytes on disk")
+    run.add_argument(
+        "--nvme-path",
+        action="append",
+        default=None,
+        help="directory of the NVMe tier; repeat it for several drives (default: no NVMe tier)",
+    )
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting of docs/tuning.md; repeat it",
+    )
+    run.add_argument(
+        "--status",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="a line on stderr: what is in the tiers, what moves, what is waited for (default: on a terminal)",
+    )
+    run.add_argument("--summary", action="store_true", help="at the end, print tierpage.memory_summary() to stderr")
+    run.add_argument("--trace", default=None, metavar="FILE", help="at the end, write a Chrome trace")
+    return run
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -96,8 +140,18 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code. Usage errors exit with 2, as argparse does."""
-    options = build_parser().parse_args(arguments)
+    """Runs a command; returns the exit code. Usage errors exit with 2, as argparse does.
+
+    ``run`` raises what the program raises.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["run"]:
+        from tierpage._run.command import run, split
+
+        own, program = split(words[1:])
+        options, unknown = _declare_run(argparse.ArgumentParser("tierpage run", **_RUN)).parse_known_args(own)
+        return run(options, program, unknown)
+    options = build_parser().parse_args(words)
     try:
         return {"doctor": run_doctor, "demo": run_demo}[options.command](options)
     except KeyboardInterrupt:

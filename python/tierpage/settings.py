@@ -16,6 +16,7 @@ from tierpage.sizes import Rate, Size, parse_rate, parse_size
 __all__ = ["Config", "parse_environment", "parse_size"]
 
 ENVIRONMENT_NAME = "TIERPAGE_CONF"
+COMMAND_LINE = "command line"
 MIB = 1024**2
 
 
@@ -23,7 +24,8 @@ MIB = 1024**2
 class Config:
     """The settings in force. Sizes are in bytes; 0 in an experimental size means "chosen by the engine".
 
-    ``origins[name]`` says where a value came from: "argument", "TIERPAGE_CONF" or "default: ..." with the rule.
+    ``origins[name]`` says where a value came from: "argument", "command line" (of ``tierpage run``), "TIERPAGE_CONF" or
+    "default: ..." with the rule.
     ``in_force`` holds what the engine reports: the device's name, the storage in use, the sizes that it chose.
     """
 
@@ -268,9 +270,10 @@ class Request:
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
+    asker: str = "argument"  # the origin of what is neither a default nor from the environment
 
 
-def parse_request(arguments: Mapping[str, object], environment: str | None) -> Request:
+def parse_request(arguments: Mapping[str, object], environment: str | None, asker: str = "argument") -> Request:
     """Parses and checks everything that needs no machine. An argument that is not None wins over the environment."""
     for name in arguments:
         if name not in SETTINGS:
@@ -284,8 +287,8 @@ def parse_request(arguments: Mapping[str, object], environment: str | None) -> R
     for name, value in arguments.items():
         if value is not None:
             values[name] = SETTINGS[name].parse(value, name)
-            origins[name] = "argument"
-    return Request(MappingProxyType(values), MappingProxyType(origins))
+            origins[name] = asker
+    return Request(MappingProxyType(values), MappingProxyType(origins), asker)
 
 
 def setting_names() -> list[str]:

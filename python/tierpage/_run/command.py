@@ -1,0 +1,162 @@
+"""The command ``tierpage run``: reads its part of the command line, switches tierpage on, and hands over."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+
+from tierpage._run.program import ProgramError, find
+from tierpage._run.status import Status, status
+from tierpage.api import enable_request, is_enabled
+from tierpage.errors import ConfigError, TierpageError, TierpageWarning
+from tierpage.memory import memory_summary
+from tierpage.settings import COMMAND_LINE, ENVIRONMENT_NAME, Request, parse_request
+from tierpage.trace import export_trace
+
+# Options that are settings of the same name.
+SETTING_OPTIONS = ("device", "device_budget", "host_budget", "nvme_budget", "nvme_path")
+# Options that take no value.
+_SWITCHES = ("-h", "--help", "--status", "--no-status", "--summary")
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divides the words after ``run`` into options of the command and those that name the program and belong to it.
+
+    argparse cannot: it looks for options in all words, so that some of the program's would be taken for the command's.
+    The program's part begins with a script's name or with "-m".
+    """
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if word == "--":
+            return list(words[:position]), list(words[position + 1 :])
+        if word.startswith("-m") and not word.startswith("--"):
+            name = [word[2:]] if len(word) > 2 else []
+            return list(words[:position]), ["-m", *name, *words[position + 1 :]]
+        if not word.startswith("-") or word == "-":
+            break
+        position += 1 if word in _SWITCHES or "=" in word else 2
+    return list(words[:position]), list(words[position:])
+
+
+def run(options: argparse.Namespace, words: Sequence[str], unknown: Sequence[str] = ()) -> int:
+    """Runs the program that ``words`` name. Returns 0 where it came to its end, 2 where it never began.
+
+    ``unknown`` are words before the program that are no options. What the program raises is raised, for the interpreter
+    to report.
+    """
+    try:
+        if unknown:
+            raise ConfigError(
+                f"there is no option {unknown[0]!r}: `tierpage run --help` lists them, --set gives any other setting, and "
+                "what belongs to the program stands after it."
+            )
+        request = _request(options)
+        trace = _trace_path(options.trace)
+        program = find(words)
+        _enable(request)
+    except (ProgramError, TierpageError, TierpageWarning, ImportError, OSError) as error:
+        return _refuse(error)
+    try:
+        program.load()
+    except ProgramError as error:
+        return _refuse(error)
+    _Ending(options.summary, trace, status(options.status))
+    program.run()
+    return 0
+
+
+def _refuse(error: Exception) -> int:
+    _say(" ".join(str(error).split()))
+    return 2
+
+
+def _say(text: str) -> None:
+    print(f"tierpage run: {text}", file=sys.stderr)
+
+
+def _request(options: argparse.Namespace) -> Request:
+    """The settings of the command line, and those of TIERPAGE_CONF where it says nothing. Raises ConfigError."""
+    given: dict[str, object] = {name: getattr(options, name) for name in SETTING_OPTIONS}
+    for item in options.set:
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise ConfigError(f"--set {item!r} has no value: write --set name=value.")
+        if given.get(name) is not None:
+            raise ConfigError(f"{name!r} is given twice: keep one.")
+        given[name] = value
+    request = parse_request(given, os.environ.get(ENVIRONMENT_NAME), COMMAND_LINE)
+    device = device_of_rank(request)
+    return (
+        request
+        if device is None
+        else parse_request({**given, "device": device}, os.environ.get(ENVIRONMENT_NAME), COMMAND_LINE)
+    )
+
+
+def device_of_rank(request: Request) -> str | None:
+    """Under torchrun and its kind: the device of this process, which the program will choose only later."""
+    rank = os.environ.get("LOCAL_RANK", "")
+    if request.values.get("device", ("cuda", None)) != ("cuda", None) or not rank.isdigit():
+        return None
+    import torch
+
+    return f"cuda:{rank}" if int(rank) < torch.cuda.device_count() else None
+
+
+def _trace_path(path: str | None) -> str | None:
+    """Where the trace goes, also if the program changes its folder. Raises ConfigError where it cannot go."""
+    if path is None:
+        return None
+    path = os.path.abspath(path)
+    folder = os.path.dirname(path)
+    if os.path.isdir(path) or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--trace {path!r} cannot be written: give a file in a folder that exists and is yours.")
+    return path
+
+
+def _enable(request: Request) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        enable_request(request)
+    for warning in caught:
+        _say(str(warning.message))
+
+
+class _Ending:
+    """What comes after the program, at the interpreter's end: its threads are over then, and its own handlers have run.
+
+    Nothing of it changes the exit code. A forked child has no part in it.
+    """
+
+    def __init__(self, summary: bool, trace: str | None, line: Status | None) -> None:
+        self._summary = summary
+        self._trace = trace
+        self._line = line
+        self._process = os.getpid()
+        atexit.register(self._at_exit)
+        if line is not None:
+            line.start()
+
+    def _at_exit(self) -> None:
+        if os.getpid() != self._process:
+            return
+        if self._line is not None:
+            self._line.stop()
+        with suppress(Exception):  # the program may have closed it, or nobody reads it any more
+            if self._summary:
+                sys.stdout.flush()
+        if (self._summary or self._trace) and not is_enabled():
+            _say("the program has switched tierpage off, so there is no summary and no trace.")
+            return
+        try:
+            if self._trace:
+                export_trace(self._trace)
+            if self._summary:
+                print(memory_summary(), file=sys.stderr)
+        except (TierpageError, OSError) as error:
+            _say(f"no summary or trace: {error}")
