@@ -93,7 +93,7 @@ class PoliteLine:
                 return
             if not self._undo or not self._at_start or self._reading:
                 return
-            width = os.get_terminal_size(self._number).columns - 1
+            width = (os.get_terminal_size(self._number).columns or 80) - 1  # 0: the terminal does not know
             os.write(self._number, (ERASE + text[:width]).encode(errors="replace"))
             self._shown = True
 

@@ -53,8 +53,8 @@ def run(options: argparse.Namespace, words: Sequence[str], unknown: Sequence[str
     try:
         if unknown:
             raise ConfigError(
-                f"there is no option {unknown[0]!r}: `tierpage run --help` lists them, --set gives any other setting, and "
-                "what belongs to the program stands after it."
+                f"there is no option {unknown[0]!r}: `tierpage run --help` lists them, --set gives any other setting, "
+                "and what belongs to the program stands after it."
             )
         request = _request(options)
         trace = _trace_path(options.trace)
@@ -62,11 +62,12 @@ def run(options: argparse.Namespace, words: Sequence[str], unknown: Sequence[str
         _enable(request)
     except (ProgramError, TierpageError, TierpageWarning, ImportError, OSError) as error:
         return _refuse(error)
+    ending = _Ending(options.summary, trace, status(options.status))
     try:
         program.load()
     except ProgramError as error:
         return _refuse(error)
-    _Ending(options.summary, trace, status(options.status))
+    ending.begin()
     program.run()
     return 0
 
@@ -92,11 +93,9 @@ def _request(options: argparse.Namespace) -> Request:
         given[name] = value
     request = parse_request(given, os.environ.get(ENVIRONMENT_NAME), COMMAND_LINE)
     device = device_of_rank(request)
-    return (
-        request
-        if device is None
-        else parse_request({**given, "device": device}, os.environ.get(ENVIRONMENT_NAME), COMMAND_LINE)
-    )
+    if device is not None:
+        request = parse_request({**given, "device": device}, os.environ.get(ENVIRONMENT_NAME), COMMAND_LINE)
+    return request
 
 
 def device_of_rank(request: Request) -> str | None:
@@ -138,9 +137,12 @@ class _Ending:
         self._trace = trace
         self._line = line
         self._process = os.getpid()
+
+    def begin(self) -> None:
+        """From now on there will be an end; the line is shown until then."""
         atexit.register(self._at_exit)
-        if line is not None:
-            line.start()
+        if self._line is not None:
+            self._line.start()
 
     def _at_exit(self) -> None:
         if os.getpid() != self._process:

@@ -1,7 +1,8 @@
 """Runs a script, a folder, a zip file or a module as ``python`` itself would, in a process that has done other things.
 
-What the program can see is as without tierpage: ``sys.argv``, ``sys.path[0]``, the module ``__main__``, tracebacks, the
-exit code. Errors and ``SystemExit`` are left to the interpreter, which reports them and ends the process in its own way.
+What the program can see is as without tierpage: ``sys.argv``, ``sys.path[0]``, the module ``__main__``, tracebacks,
+the exit code. Errors and ``SystemExit`` are left to the interpreter, which reports them and ends the process in its own
+way.
 """
 
 from __future__ import annotations
