@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TIERPAGE_ENGINE_API_VERSION 8u
+#define TIERPAGE_ENGINE_API_VERSION 9u
 
 // Numbers equal to tierpage::StatusCode.
 enum tp_code {
@@ -75,6 +75,24 @@ typedef struct tp_kept_api {
   void (*view)(uint64_t address, int32_t change);
 } tp_kept_api;
 
+// Calls of the device's driver that nobody announces, where somebody stands at its door (csrc/guard).
+typedef struct tp_launch_api {
+  // One call of the device's driver that uses paged memory which the open scope has not announced, or on another stream
+  // than the scope's, or outside any scope. Before the call: these pages are made resident and pinned (TP_WAIT: wait(), as
+  // for an operator). After it: they stay until what was queued on the stream until now has finished. At most one at a time per
+  // scope; where end is missed, the pages of that launch stay for good.
+  int32_t (*begin)(tp_scope*, const tp_access* accesses, size_t count, uint64_t native_stream);
+  void (*end)(tp_scope*, uint64_t native_stream);
+  // While *watched is 0 all paged memory is resident and stays so: nobody need look at launches.
+  const int32_t* watched;
+  // `hook` is called, once, in a thread of the engine's before the first page leaves.
+  void (*set_hook)(void (*hook)(void));
+  // A graph begins (1) or ends (-1) to be recorded.
+  void (*note_capture)(int32_t change);
+  // 1 in a thread of the engine's own, whose copies are no program's.
+  int32_t (*own_thread)(void);
+} tp_launch_api;
+
 typedef struct tp_engine_api {
   uint32_t version;
   uint32_t size;  // sizeof(tp_engine_api)
@@ -117,6 +135,8 @@ typedef struct tp_engine_api {
   // nothing else can leave, what was touched first going first. 0: it stays until the region is freed, whatever others
   // need. May wait on `scope` as begin() does.
   int32_t (*touch)(tp_scope*, uint64_t address, uint32_t keep);
+  // 1: the open scope has the whole region pinned, so that what it uses is announced already.
+  int32_t (*scope_holds)(tp_scope*, uint64_t address);
 
   // Operators over lists are split into runs of at most this many bytes, counted in whole
   // granules, when their pages exceed it.
@@ -140,25 +160,12 @@ typedef struct tp_engine_api {
   // This stream may be destroyed while the engine lives (the framework did not make it): call it before scope_close names
   // the stream for the first time. The end of each operator on it is marked at once, never later.
   void (*foreign_stream)(uint64_t native_stream);
-  // One call of the device's driver that uses paged memory which the open scope has not announced, or on another stream
-  // than the scope's, or outside any scope. Before the call: these pages are made resident and pinned (TP_WAIT: wait() as
-  // above). After it: they stay until what was queued on the stream until now has finished. At most one at a time per
-  // scope; where launch_end is missed, the pages of that launch stay for good.
-  int32_t (*launch_begin)(tp_scope*, const tp_access* accesses, size_t count, uint64_t native_stream);
-  void (*launch_end)(tp_scope*, uint64_t native_stream);
-  // While *watch_launches is 0 all paged memory is resident and stays so: nobody need look at launches.
-  const int32_t* watch_launches;
-  // `hook` is called, once, in a thread of the engine's before the first page leaves.
-  void (*set_watch_hook)(void (*hook)(void));
-  // A graph begins (1) or ends (-1) to be recorded.
-  void (*note_capture)(int32_t change);
-  // 1 in a thread of the engine's own, whose copies are no program's.
-  int32_t (*own_thread)(void);
   // The native allocator has taken `bytes` that make_room kept for it, or will not take them. Of the device it holds
   // `reserved` now, which counts against device_budget. Each make_room that did not return 0 is followed by one such call,
   // or a part of one; with 0 bytes it only tells what is held.
   void (*room_settled)(uint64_t bytes, uint64_t reserved);
   tp_kept_api kept;
+  tp_launch_api launches;
 } tp_engine_api;
 
 // Exported by the torch library (one .so per torch minor version); called through ctypes with the GIL held.

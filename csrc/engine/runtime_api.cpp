@@ -104,6 +104,10 @@ int32_t touch(tp_scope* scope, uint64_t address, uint32_t keep) {
   stay_on_top();  // somebody takes a pointer, and may use it when the pages have gone again
   return guarded(scope, [&] { return scope->runtime->touch(*scope, address, keep); });
 }
+int32_t scope_holds(tp_scope* scope, uint64_t address) {
+  const auto holds = [&] { return scope->runtime->reports().pinned_by(scope->slot, address) ? 1 : 0; };
+  return static_cast<int32_t>(answered(scope->runtime, 0, holds));
+}
 uint64_t list_run_bytes_max() {
   Runtime* runtime = g_runtimes.active();
   return answered(runtime, ~uint64_t{0}, [&] { return runtime->list_run_bytes_max(); });
@@ -207,6 +211,7 @@ void Runtime::fill_api() {
       .record_stream = tierpage::record_stream,
       .region_bytes = tierpage::region_bytes,
       .touch = tierpage::touch,
+      .scope_holds = tierpage::scope_holds,
       .list_run_bytes_max = tierpage::list_run_bytes_max,
       .may_defer = tierpage::may_defer,
       .held = tierpage::held,
@@ -215,17 +220,17 @@ void Runtime::fill_api() {
       .launching = tierpage::launching,
       .forked = tierpage::forked,
       .foreign_stream = tierpage::foreign_stream,
-      .launch_begin = tierpage::launch_begin,
-      .launch_end = tierpage::launch_end,
-      .watch_launches = core_.watch_launches_flag(),
-      .set_watch_hook = tierpage::set_watch_hook,
-      .note_capture = tierpage::note_capture,
-      .own_thread = own_thread,
       .room_settled = tierpage::room_settled,
       .kept = {.keep = keep_regions,
                .let_go = tierpage::let_go,
                .set_wait_hook = tierpage::set_wait_hook,
                .view = tierpage::view},
+      .launches = {.begin = tierpage::launch_begin,
+                   .end = tierpage::launch_end,
+                   .watched = core_.watch_launches_flag(),
+                   .set_hook = tierpage::set_watch_hook,
+                   .note_capture = tierpage::note_capture,
+                   .own_thread = own_thread},
   };
 }
 

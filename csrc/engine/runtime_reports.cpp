@@ -54,6 +54,12 @@ RuntimeReports::Placement RuntimeReports::placement(uint64_t address) {
   return placement;
 }
 
+bool RuntimeReports::pinned_by(SlotId slot, uint64_t address) {
+  LockGuard lock(core_.mutex());
+  const RegionId region = core_.region_of_locked(address);
+  return region.valid() && !core_.refuses_locked() && core_->requests().pins(slot, region);
+}
+
 uint64_t RuntimeReports::live_bytes() {
   LockGuard lock(core_.mutex());
   return core_->stats().live_bytes.current;

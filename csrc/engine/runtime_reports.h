@@ -54,6 +54,7 @@ class RuntimeReports {
     uint64_t bytes = 0, device = 0, host = 0, nvme = 0, source = 0, pinned = 0;
   };
   Placement placement(uint64_t address);
+  bool pinned_by(SlotId slot, uint64_t address);  // the whole region there
   const EventLog& log() const { return log_; }
   // Ended waits with their causes, oldest first; `start_ns` is on the time base of the log.
   std::vector<Stall> stalls() const { return accounts_.stalls(); }

@@ -89,7 +89,7 @@ class NotedPools {
       const LockGuard lock(mutex_);
       pools_.push_back(pool);
     }
-    engine.note_capture(1);
+    engine.launches.note_capture(1);
   }
   void end(const tp_engine_api& engine, c10::MempoolId_t pool) {
     {
@@ -98,7 +98,7 @@ class NotedPools {
       if (found == pools_.end()) return;
       pools_.erase(found);
     }
-    engine.note_capture(-1);
+    engine.launches.note_capture(-1);
   }
 
  private:

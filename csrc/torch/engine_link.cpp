@@ -208,7 +208,7 @@ void check_usable(const tp_engine_api* engine) {
 
 void note_announced(ThreadState& state, const tp_engine_api& engine, const tp_access* accesses, size_t count) {
   void (*const begin_watching)() = watch_launches_hook.load(std::memory_order_relaxed);
-  if (begin_watching == nullptr || __atomic_load_n(engine.watch_launches, __ATOMIC_ACQUIRE) == 0) return;
+  if (begin_watching == nullptr || __atomic_load_n(engine.launches.watched, __ATOMIC_ACQUIRE) == 0) return;
   if (C10_UNLIKELY(!launch_watch.load(std::memory_order_relaxed))) begin_watching();
   if (state.depth == 0 || !launch_watch.load(std::memory_order_relaxed)) return;
   state.announced.insert(state.announced.end(), accesses, accesses + count);

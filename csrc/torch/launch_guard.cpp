@@ -1,7 +1,8 @@
 // What is done at each launch: see launch_guard.h.
 //
-// Runs in the callback of a call into the driver, so no operator may be run; the door stops exceptions. A wait gives the GIL up; signal handlers run when the launch is through. The engine's own threads are let through: their
-// copies are what is waited for.
+// Runs in the callback of a call into the driver, so no operator may be run; the door stops exceptions. A wait gives the
+// GIL up; signal handlers run when the launch is through. The engine's own threads are let through: their copies are what
+// is waited for.
 #include "torch/launch_guard.h"
 
 #include <c10/util/Logging.h>
@@ -28,7 +29,7 @@ class LaunchGuard final : public LaunchHandler {
   Answer before(const Launch& launch) override;
   void after(uint64_t stream) override;
   void capture(int change) override {
-    if (const tp_engine_api* engine = engine_now()) engine->note_capture(change);
+    if (const tp_engine_api* engine = engine_now()) engine->launches.note_capture(change);
   }
 };
 
@@ -56,7 +57,7 @@ bool was_announced(const ThreadState& state, uint64_t address) {
 // among it. They are worth a look only where the mark does not reach.
 bool LaunchGuard::looks_at(uint64_t stream) const {
   const tp_engine_api* engine = engine_now();
-  if (engine == nullptr || engine->device_type == 0 || engine->own_thread() != 0) return false;
+  if (engine == nullptr || engine->device_type == 0 || engine->launches.own_thread() != 0) return false;
   const ThreadState& state = thread_state();
   return !state.announces_all || (state.scope_open && known_name(stream) != state.scope_stream);
 }
@@ -78,7 +79,7 @@ LaunchHandler::Answer LaunchGuard::before(const Launch& launch) {
   if (accesses.empty() || capturing(stream)) return Answer::kGo;
   state.count(kLaunchesGuarded);
   tp_scope* scope = scope_for(state, engine);
-  int32_t code = engine->launch_begin(scope, accesses.data(), accesses.size(), stream);
+  int32_t code = engine->launches.begin(scope, accesses.data(), accesses.size(), stream);
   if (code == TP_WAIT) code = wait_without_signals(engine, scope);
   if (code == TP_OK) return Answer::kGoAndTell;
   // An operator has announced what it uses: what else looks like a pointer is a guess, and no reason to fail.
@@ -89,7 +90,7 @@ LaunchHandler::Answer LaunchGuard::before(const Launch& launch) {
 
 void LaunchGuard::after(uint64_t stream) {
   const ThreadState& state = thread_state();
-  if (state.engine != nullptr && state.scope != nullptr) state.engine->launch_end(state.scope, known_name(stream));
+  if (state.engine != nullptr && state.scope != nullptr) state.engine->launches.end(state.scope, known_name(stream));
 }
 
 // The guard may be closed meanwhile: who stores last has looked at the door after that.
@@ -106,7 +107,7 @@ std::string open_launch_guard() {
   std::string refusal = LaunchDoor::instance().open(&guard());
   if (refusal.empty()) {
     watch_launches_hook.store(&begin_watching);
-    if (const tp_engine_api* engine = engine_now()) engine->set_watch_hook(&begin_watching);
+    if (const tp_engine_api* engine = engine_now()) engine->launches.set_hook(&begin_watching);
   }
   return refusal;
 }
@@ -114,7 +115,7 @@ std::string open_launch_guard() {
 void close_launch_guard() {
   if (watch_launches_hook.exchange(nullptr) == nullptr) return;
   const tp_engine_api* engine = engine_now();
-  if (engine != nullptr) engine->set_watch_hook(nullptr);
+  if (engine != nullptr) engine->launches.set_hook(nullptr);
   std::vector<Pointer> in_graphs;
   {
     const GilReleased released;  // a launch that waits may need the GIL to go on

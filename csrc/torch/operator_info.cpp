@@ -126,15 +126,21 @@ std::optional<ArgumentKind> kind_of(const c10::Type& type) {
   }
 }
 
+bool has_fake(const c10::OperatorHandle& op) {
+  return op.hasSchema() && !is_torchs_own(op.operator_name().name) && !op.schema().returns().empty() &&
+         op.hasKernelForDispatchKey(c10::DispatchKey::Meta);
+}
+
 // Whose schema is taken at its word: torch's own, what carries any mark (its author knows marks), and what its author
-// has declared to agree with its schema. torch.library.custom_op sets that tag by itself; Python's bodies reach memory by
+// has declared to agree with its schema: by the tag, which torch.library.custom_op sets by itself, or, of an operator with
+// results, by a fake implementation, with which torch.compile goes by the schema alone. Python's bodies reach memory by
 // operators and calls that are seen on their own.
 bool is_trusted(const c10::OperatorHandle& op) {
   const c10::FunctionSchema& schema = op.schema();
   if (is_torchs_own(schema.name())) return true;
   if (schema.name().starts_with("c10d::")) return false;  // no marks, although its operators write
   const auto has_mark = [](const c10::Argument& argument) { return argument.alias_info() != nullptr; };
-  return op.hasTag(at::Tag::pt2_compliant_tag) ||
+  return op.hasTag(at::Tag::pt2_compliant_tag) || has_fake(op) ||
          std::any_of(schema.arguments().begin(), schema.arguments().end(), has_mark);
 }
 
@@ -183,7 +189,7 @@ bool is_splittable(const c10::FunctionSchema& schema) {
 }  // namespace
 
 uint32_t composition_of(const c10::OperatorHandle& op) {
-  uint32_t composition = decomposes_unless_nested(op) ? 1 : 0;
+  uint32_t composition = (decomposes_unless_nested(op) ? 1 : 0) | (has_fake(op) ? 8 : 0);
   for (const c10::DispatchKey key : composite_keys(op)) composition |= key == c10::DispatchKey::AutogradCPU ? 2 : 4;
   return composition;
 }
@@ -205,11 +211,11 @@ std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
   info.identity = {nullptr, stable_hash(name + "." + schema.overload_name())};
   info.argument_count = static_cast<uint32_t>(schema.arguments().size());
   info.return_count = static_cast<uint32_t>(schema.returns().size());
-  // A write that nobody was told of is lost with the page. A page that only seems written costs a copy down.
   for (uint32_t index = 0; index < info.return_count; ++index) {
     if (is_work(*schema.returns()[index].type())) info.work_index = static_cast<int32_t>(index);
   }
   info.is_message = name.starts_with("c10d::send") || name.starts_with("c10d::recv");
+  // A write that nobody was told of is lost with the page. A page that only seems written costs a copy down.
   const bool unmarked = !is_trusted(op);
   const bool whole = touches_whole_storage(name);
   for (uint32_t index = 0; index < info.argument_count; ++index) {

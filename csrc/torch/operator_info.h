@@ -63,8 +63,8 @@ struct OperatorInfo {
 // Null: the operator never touches tensor memory itself, or somebody else owns its BackendSelect slot.
 std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op);
 
-// Where the operator's composite kernel runs, as far as that decides how it is described. Another number than before:
-// kernels were registered or taken away since, and it has to be described again.
+// Where the operator's composite kernel runs and whether it has a fake one, as far as that decides how it is described.
+// Another number than before: kernels were registered or taken away since, and it has to be described again.
 uint32_t composition_of(const c10::OperatorHandle& op);
 
 inline constexpr c10::DispatchKeySet kSparseKeys({c10::DispatchKey::Sparse, c10::DispatchKey::SparseCsr});

@@ -32,7 +32,9 @@ void raw_touch(const tp_engine_api* engine, uint64_t address, uint64_t bytes) {
     return;
   }
   if (state.depth > 0) {
-    // Inside an operator the scope is ours to extend; what it holds already costs a lookup.
+    // Inside an operator the scope is ours to extend. What an operator announced is what it says of its arguments: one
+    // that only reads a weight and takes its pointer does not make it a written one.
+    if (state.scope_open && engine->scope_holds(state.scope, address) != 0) return;
     const tp_access access{address, bytes, TP_READ | TP_WRITE, 0};
     begin_accesses(state, kRawAccess, &access, 1);
     return;

@@ -333,9 +333,9 @@ class Caller {
   }
   int32_t touch(const Region& region, uint32_t keep) { return settle(api_.touch(scope_, region.address, keep)); }
   int32_t launch_begin(const std::vector<tp_access>& accesses, uint64_t stream) {
-    return settle(api_.launch_begin(scope_, accesses.data(), accesses.size(), stream));
+    return settle(api_.launches.begin(scope_, accesses.data(), accesses.size(), stream));
   }
-  void launch_end(uint64_t stream) { api_.launch_end(scope_, stream); }
+  void launch_end(uint64_t stream) { api_.launches.end(scope_, stream); }
   void cancel() { api_.cancel(scope_); }
   void seen(const Region& region) { api_.seen(scope_, &region.address, 1); }
   void free(const Region& region) { api_.deallocate(region.address); }

@@ -102,16 +102,16 @@ TEST_F(Launches, OthersAddressesAndDeadMemoryAreLetThrough) {
 TEST_F(Launches, NobodyNeedLookBeforeAPageLeaves) {
   Caller caller(*engine);
   const Region a = caller.make(64 * kKiB, 1);
-  EXPECT_EQ(*engine->api().watch_launches, 0);
+  EXPECT_EQ(*engine->api().launches.watched, 0);
   static std::atomic<int> told{0};
   told = 0;
-  engine->api().set_watch_hook([] {
+  engine->api().launches.set_hook([] {
     EXPECT_NE(g_runtimes.newest(), nullptr);
     ++told;
   });
   EXPECT_EQ(engine->evict({a.address}), 64 * kKiB);
   EXPECT_EQ(told, 1);
-  EXPECT_NE(*engine->api().watch_launches, 0);
+  EXPECT_NE(*engine->api().launches.watched, 0);
   caller.expect_intact(a);
   EXPECT_EQ(engine->evict({a.address}), 64 * kKiB);
   EXPECT_EQ(told, 1);
@@ -124,7 +124,7 @@ struct LaunchesGuarded : Launches {
 TEST_F(LaunchesGuarded, TheFirstPageThatLeavesWaitsForWhatWasLaunchedOnAnyStream) {
   Caller caller(*engine);
   const Region a = caller.make(64 * kKiB, 1);
-  engine->api().set_watch_hook([] {});
+  engine->api().launches.set_hook([] {});
   backend->hold_fences = true;
   const uint64_t unmaps = backend->unmaps;
   uint64_t bytes = 0;
@@ -142,8 +142,8 @@ TEST_F(LaunchesGuarded, TheFirstPageThatLeavesWaitsForWhatWasLaunchedOnAnyStream
 TEST_F(LaunchesGuarded, WhereNobodyLooksAtLaunchesNoFenceIsOverAllStreams) {
   Caller caller(*engine);
   const Region a = caller.make(64 * kKiB, 1);
-  engine->api().set_watch_hook([] {});
-  engine->api().set_watch_hook(nullptr);  // a profiler has come
+  engine->api().launches.set_hook([] {});
+  engine->api().launches.set_hook(nullptr);  // a profiler has come
   EXPECT_EQ(engine->evict({a.address}), 64 * kKiB);
   EXPECT_EQ(backend->fences_over_all_streams, 0u);
   caller.expect_intact(a);
@@ -163,7 +163,7 @@ TEST_F(LaunchesGuarded, WorkOnAForeignStreamIsWaitedForThoughNobodyLooksAtLaunch
 TEST_F(Launches, WithoutTheGuardNoFenceIsOverAllStreams) {
   Caller caller(*engine);
   const Region a = caller.make(64 * kKiB, 1);
-  engine->api().set_watch_hook([] {});
+  engine->api().launches.set_hook([] {});
   EXPECT_EQ(engine->evict({a.address}), 64 * kKiB);
   EXPECT_EQ(backend->fences_over_all_streams, 0u);
   caller.expect_intact(a);

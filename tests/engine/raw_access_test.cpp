@@ -134,6 +134,26 @@ TEST_F(RawAccess, OtherFaultsAreNotOurs) {
       "");
 }
 
+TEST_F(RawAccess, AScopeKnowsWhatItHoldsAsAWhole) {
+  Engine engine(small_options());
+  Caller caller(engine), other(engine);
+  const Region region = caller.make(64 * kKiB, 1), half = caller.make(128 * kKiB, 2), apart = caller.make(4 * kKiB, 3);
+  engine.evict({region.address});
+  const auto holds = [&](const Region& one) { return engine.api().scope_holds(caller.scope(), one.address); };
+  other.open();
+  ASSERT_EQ(other.begin({reads(apart)}), TP_OK);
+  EXPECT_EQ(holds(region), 0) << "it is not open";
+  caller.open();
+  ASSERT_EQ(caller.begin({reads(region), {half.address, 16, TP_READ, 0}}), TP_OK);
+  EXPECT_EQ(holds(region), 1);
+  EXPECT_EQ(holds(half), 0) << "a part of it";
+  EXPECT_EQ(holds(apart), 0) << "another's scope does";
+  EXPECT_EQ(engine.api().scope_holds(caller.scope(), engine.api().range_base + 32 * kMiB), 0) << "nobody's";
+  EXPECT_EQ(caller.close(), TP_OK);
+  EXPECT_EQ(holds(region), 0);
+  EXPECT_EQ(other.close(), TP_OK);
+}
+
 TEST_F(RawAccess, ATouchLastsAsManyScopesAsItSays) {
   Engine engine(small_options());
   Caller caller(engine);

@@ -218,6 +218,58 @@ def test_missed_access_is_reported(options: dict[str, Any], host_only: None) -> 
         assert torch.equal(x, torch.from_numpy(EXPECTED))
 
 
+@torch.library.custom_op("tierpage_raw::weigh", mutates_args=())
+def weigh(weight: torch.Tensor) -> torch.Tensor:
+    """Reads its argument through its pointer, as quantization libraries do."""
+    weight.data_ptr()
+    return weight.sum().reshape(1)
+
+
+@torch.library.custom_op("tierpage_raw::lie", mutates_args=())
+def lie(weight: torch.Tensor) -> torch.Tensor:
+    """Writes what it says that it only reads."""
+    ctypes.cast(weight.data_ptr(), ctypes.POINTER(ctypes.c_float))[1] += 1
+    return weight[:1].clone()
+
+
+def define_faked() -> None:
+    """The same as weigh, declared by a schema without marks and a fake implementation."""
+    torch.library.define("tierpage_raw::weigh_faked", "(Tensor weight) -> Tensor")
+    torch.library.register_fake("tierpage_raw::weigh_faked", lambda weight: weight.new_empty(1))
+    for device in ("CPU", "CUDA"):
+        torch.library.impl("tierpage_raw::weigh_faked", device, weigh._init_fn)
+
+
+define_faked()
+
+
+@pytest.mark.parametrize("name", ["weigh", "weigh_faked"])
+def test_a_pointer_taken_by_who_only_reads_writes_nothing_down(options: dict[str, Any], name: str) -> None:
+    operator = getattr(torch.ops.tierpage_raw, name)
+    budgets = {"device_budget": "8MiB", "host_budget": "64MiB"}
+    with tierpage.enable(**{**options, **budgets}):
+        weights = [torch.full((2**18,), float(i), device=harness.DEVICE) for i in range(16)]
+        for lap in range(4):
+            before = tierpage.memory_stats()
+            for i, weight in enumerate(weights):
+                assert operator(weight).item() == i * 2**18
+            after = tierpage.memory_stats()
+            if lap > 0:
+                assert after["fetch_bytes.host_to_device"] - before["fetch_bytes.host_to_device"] >= 8 * 2**20
+                assert after["writeback_bytes.device_to_host"] == before["writeback_bytes.device_to_host"]
+        del weights, weight
+
+
+def test_what_an_operator_writes_against_its_word_is_served(options: dict[str, Any], host_only: None) -> None:
+    with tierpage.enable(**{**options, "device_budget": "8MiB", "host_budget": "64MiB"}):
+        weights = [torch.full((2**18,), float(i)) for i in range(16)]
+        for _ in range(3):
+            for weight in weights:
+                lie(weight)
+        assert [weight[1].item() for weight in weights] == [i + 3.0 for i in range(16)]
+        del weights, weight
+
+
 def test_pin(paged: str) -> None:
     x, model = counted(paged), torch.nn.Linear(ROWS, ROWS).to(paged)
     other = counted(paged)

@@ -274,14 +274,14 @@ TEST_F(OperatorCallTest, AnOperatorThatBeganGoesOnWithItsEngineAndTheNextTakesTh
     ++scopes;
     return engine_for_tests()->scope_create();
   };
-  const at::Tensor x = matrix();
+  const at::Tensor x = matrix(), beside = matrix();
   for (const int32_t typed : {1, 0}) {
     begins = allocations = scopes = 0;
     tierpage_torch_set_option("typed", typed);
     at::Tensor result;
     meanwhile_action = [&] {
       ASSERT_EQ(tierpage_torch_attach(&other, nullptr), TP_OK);
-      ASSERT_EQ(tierpage_torch_touch(address_of(x)), TP_OK);
+      ASSERT_EQ(tierpage_torch_touch(address_of(beside)), TP_OK);
     };
     const std::string log = log_of([&] { result = call("tierpage_calls::meanwhile", x); });
     meanwhile_action = [] {};

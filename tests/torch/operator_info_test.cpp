@@ -14,6 +14,14 @@ TORCH_LIBRARY(tierpage_schemas, library) {
   library.def("declared(Tensor x) -> Tensor", {at::Tag::pt2_compliant_tag});
   library.def("dictionary(Dict(str, Tensor) named, int number) -> Tensor");
   library.def("view(Tensor(a) x) -> Tensor(a)");
+  library.def("faked(Tensor x) -> Tensor");
+  library.def("faked_without_results(Tensor x) -> ()");
+  library.def("faked_later(Tensor x) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(tierpage_schemas, Meta, library) {
+  library.impl("faked", [](const at::Tensor& x) { return at::empty_like(x); });
+  library.impl("faked_without_results", [](const at::Tensor&) {});
 }
 
 namespace tierpage {
@@ -89,6 +97,27 @@ TEST_F(OperatorInfoTest, WithoutAnyMarkAnExtensionsOperatorMayWriteAll) {
   EXPECT_TRUE(info("tierpage_schemas::forgotten").arguments[0].whole_storage);
   EXPECT_EQ(modes("tierpage_schemas::declared"), (std::vector<uint32_t>{kRead})) << "its author vouches for its schema";
   EXPECT_EQ(modes("tierpage_schemas::marked"), (std::vector<uint32_t>{kWritten, kRead}));
+}
+
+TEST_F(OperatorInfoTest, AFakeImplementationVouchesForTheSchemaOfWhatHasResults) {
+  EXPECT_EQ(modes("tierpage_schemas::faked"), (std::vector<uint32_t>{kRead}));
+  EXPECT_EQ(modes("tierpage_schemas::faked_without_results"), (std::vector<uint32_t>{kWritten})) << "it must write";
+}
+
+TEST_F(OperatorInfoTest, AFakeThatComesLaterIsSeenWithTheNextOperatorThatALibraryRegisters) {
+  using Compute = at::Tensor(const at::Tensor&);
+  torch::Library kernels(torch::Library::IMPL, "tierpage_schemas", c10::DispatchKey::CPU, __FILE__, __LINE__);
+  kernels.impl("faked_later", [](const at::Tensor& given) { return given.clone(); });
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("tierpage_schemas::faked_later", "").typed<Compute>();
+  const at::Tensor x = matrix();
+  const auto mode = [&] { return begun_outermost([&] { op.call(x); }).at(0).accesses.at(0).mode; };
+  EXPECT_EQ(mode(), kWritten);
+  torch::Library fakes(torch::Library::IMPL, "tierpage_schemas", c10::DispatchKey::Meta, __FILE__, __LINE__);
+  fakes.impl("faked_later", [](const at::Tensor& given) { return at::empty_like(given); });
+  torch::Library another(torch::Library::DEF, "tierpage_schemas_more", std::nullopt, __FILE__, __LINE__);
+  another.def("anything(Tensor x) -> Tensor");
+  x.clone();
+  EXPECT_EQ(mode(), kRead);
 }
 
 TEST_F(OperatorInfoTest, WhatWorksIndexByIndexMayBeSplit) {

@@ -155,6 +155,26 @@ TEST_F(RawAccessTest, InsideAnOperatorATouchJoinsItsScope) {
   EXPECT_EQ(all[0].accesses[0].mode, TP_READ | TP_WRITE);
 }
 
+TEST_F(RawAccessTest, InsideAnOperatorThatAnnouncedItATouchAddsNothing) {
+  const at::Tensor read = used(), other = used();
+  ThreadState& state = thread_state();
+  state.engine = engine_for_tests();
+  state.depth = 1;
+  const tp_operator op{"tierpage_tests::reads", 1};
+  const tp_access access{address_of(read), 4096, TP_READ, 0};
+  const auto all = begun([&] {
+    begin_accesses(state, op, &access, 1);
+    raw_touch(engine_for_tests(), address_of(read), 4096);
+    raw_touch(engine_for_tests(), address_of(other), 4096);
+  });
+  state.depth = 0;
+  engine_for_tests()->scope_close(state.scope, 0);
+  state.scope_open = false;
+  ASSERT_EQ(all.size(), 2u);
+  EXPECT_EQ(all[0].accesses[0].mode, uint32_t{TP_READ});
+  EXPECT_EQ(all[1].accesses[0].mode, TP_READ | TP_WRITE) << "of the other the operator has said nothing";
+}
+
 TEST_F(RawAccessTest, WhatIsNotOursIsLeftAlone) {
   const at::Tensor small = at::ones({4});
   const uint64_t before = touches();

@@ -271,6 +271,12 @@ int32_t touch(tp_scope* scope, uint64_t address, uint32_t keep) {
   return grant(scope);
 }
 
+int32_t scope_holds(tp_scope* scope, uint64_t address) {
+  const Entry entry;
+  const auto found = region_at(address);
+  return found != regions.end() && scope->open && scope->pinned.count(found->first) != 0 ? 1 : 0;
+}
+
 uint64_t list_run_bytes_max() { return run_bytes_max; }
 constexpr int32_t wants_times = 1;
 void launching(tp_scope*, uint64_t) {
@@ -366,6 +372,7 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
                         record_stream,
                         region_bytes,
                         touch,
+                        scope_holds,
                         list_run_bytes_max,
                         may_defer,
                         held,
@@ -374,14 +381,9 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
                         launching,
                         forked,
                         foreign_stream,
-                        launch_begin,
-                        launch_end,
-                        &watch_launches,
-                        set_watch_hook,
-                        note_capture,
-                        own_thread,
                         room_settled,
-                        {keep_regions, let_go, set_wait_hook, view}};
+                        {keep_regions, let_go, set_wait_hook, view},
+                        {launch_begin, launch_end, &watch_launches, set_watch_hook, note_capture, own_thread}};
   return &table;
 }
 
