@@ -33,7 +33,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from infer import digest, make_tokens
 from llama_shape import SHAPES, Decoder, Shape, build
-from machine import provenance, synchronize
+from machine import add_cores, hold_cores, provenance, synchronize
 
 REQUEST_BYTES = 4 * 2**20
 THREADS = 8
@@ -220,7 +220,9 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint")
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--part", choices=("make", "paged", "plain"), help=argparse.SUPPRESS)
+    add_cores(parser)
     args = parser.parse_args()
+    hold_cores(args.cores)
     path = args.folder / f"{args.shape}-{args.layers or 'all'}-{args.dtype}.safetensors"
     if args.part:
         row = {"paged": paged, "plain": plain}[args.part](args, path) if args.part != "make" else {}

@@ -30,7 +30,17 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from llama_shape import SHAPES, Shape, build
-from machine import best_links, process_device_bytes, provenance, synchronize
+from machine import (
+    Look,
+    add_cores,
+    best_links,
+    hold_cores,
+    look,
+    process_device_bytes,
+    provenance,
+    synchronize,
+    usage,
+)
 
 REFUSED = 3  # exit code: the budget was too small
 
@@ -125,9 +135,10 @@ def paged_row(args: argparse.Namespace, device: str, plain: dict[str, Any] | Non
     tierpage.enable(
         nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget
     )
-    before: dict = {}
-    paged = measure(args, device, lambda: before.update(tierpage.memory_stats()))
-    after = tierpage.memory_stats()
+    looks: list[Look] = []
+    paged = measure(args, device, lambda: looks.append(look()))
+    looks.append(look())
+    before, after = (one.stats for one in looks)
     if args.trace:
         tierpage.export_trace(args.trace)
     given_bytes = tierpage.config().device_budget
@@ -149,7 +160,7 @@ def paged_row(args: argparse.Namespace, device: str, plain: dict[str, Any] | Non
         "stall_seconds_total": round(after["stall_seconds.total"] - before["stall_seconds.total"], 3),
         "driver_bytes_above_context": paged["device_bytes_max"] - context,
         "prefetch": {k: after[k] for k in after if k.startswith("prefetch.")},
-        "faults": after["faults.count"] - before["faults.count"],
+        "faults": after["faults.count"] - before["faults.count"], **usage(*looks),
         **provenance(device),
     }  # fmt: skip
 
@@ -267,7 +278,9 @@ def main() -> int:
     parser.add_argument("--timeout-seconds", type=float, default=300, help="of one budget of a sweep")
     parser.add_argument("--trace", default=None, help="write a Perfetto timeline here")
     parser.add_argument("--role", default="both", choices=("both", "plain"), help=argparse.SUPPRESS)
+    add_cores(parser)
     args = parser.parse_args()
+    hold_cores(args.cores)
     if args.sweep and args.trace:
         parser.error("a sweep has many timelines: give --trace with one budget")
     return sweep(args) if args.sweep else run_one(args)

@@ -1,9 +1,14 @@
-"""What a row says about the machine that made it: names, versions, the driver's figure, the links' rates."""
+"""What a row says about the machine that made it: names, versions, cores, the driver's figure, the links' rates, and what
+its processor and its links did meanwhile."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import os
 import platform
 import time
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -33,12 +38,73 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-def provenance(device: str) -> dict[str, str | None]:
+def add_cores(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--cores``; give it to hold_cores before anything runs."""
+    parser.add_argument("--cores", type=int, default=0, metavar="N", help="hold the process to so many (default: all)")
+
+
+def hold_cores(count: int) -> None:
+    """Holds this process, threads and children that begin later included, to ``count`` of its cores; 0: to all of them."""
+    if count < 0:
+        raise SystemExit("--cores: give a positive number")
+    if count > 0:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+        torch.set_num_threads(min(torch.get_num_threads(), count))
+
+
+def thread_seconds() -> Counter[str]:
+    """Processor seconds of this process so far by the name of the thread; of threads that live."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    seconds: Counter[str] = Counter()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/stat") as file:
+                name, _, rest = file.read().partition("(")[2].rpartition(")")
+        except FileNotFoundError:  # it has ended meanwhile
+            continue
+        words = rest.split()
+        seconds[name] += (int(words[11]) + int(words[12])) / ticks  # in user and in system mode: proc(5)
+    return seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What had been moved, waited for and computed at one moment."""
+
+    stats: dict[str, Any]
+    threads: Counter[str]
+    at: float
+
+
+def look() -> Look:
+    """Now; paging is on."""
+    import tierpage
+
+    return Look(tierpage.memory_stats(), thread_seconds(), time.perf_counter())
+
+
+def usage(before: Look, after: Look) -> dict[str, dict[str, float]]:
+    """Of the time between two looks: the share in which each direction of the link was idle, and the processor seconds of
+    each thread that used some, by its name."""
+    elapsed = after.at - before.at
+    idle = {}
+    for way in ("to_device", "to_host"):
+        name = f"link_seconds.{way}"
+        idle[way] = round(max(0.0, 1 - (after.stats[name] - before.stats[name]) / elapsed), 3)
+    threads = after.threads - before.threads
+    return {
+        "idle_share": idle,
+        "processor_seconds": {name: round(seconds, 3) for name, seconds in threads.most_common() if seconds > 0},
+    }
+
+
+def provenance(device: str) -> dict[str, Any]:
     """Where and with what a row was made. Asks no device that the row did not use."""
     return {
         "tierpage_version": version_of("tierpage"),
         "torch_version": torch.__version__,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
         "date": time.strftime("%Y-%m-%d"),
     }
 

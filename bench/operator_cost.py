@@ -24,7 +24,7 @@ from collections.abc import Callable
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from machine import provenance, synchronize
+from machine import add_cores, hold_cores, provenance, synchronize
 
 WEIGHTS = 40  # paged tensors that take turns, as the layers of a model do
 
@@ -74,7 +74,9 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=100, help=f"a round has {WEIGHTS} operators a turn (default 100)")
     parser.add_argument("--rounds", type=int, default=40, help="the best of so many counts (default 40)")
     parser.add_argument("--hook", choices=("on", "off"), default="off")
+    add_cores(parser)
     args = parser.parse_args()
+    hold_cores(args.cores)
     torch.set_num_threads(1)
     operators = WEIGHTS * args.turns
 

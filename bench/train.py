@@ -28,7 +28,18 @@ from torch.nn import functional
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from llama_shape import SHAPES, Shape, build
-from machine import best_links, duplex_links, process_device_bytes, provenance, synchronize
+from machine import (
+    Look,
+    add_cores,
+    best_links,
+    duplex_links,
+    hold_cores,
+    look,
+    process_device_bytes,
+    provenance,
+    synchronize,
+    usage,
+)
 
 
 def make_steps(model: torch.nn.Module, hooks: bool):
@@ -163,9 +174,9 @@ def paged_row(args: argparse.Namespace, plain: dict[str, Any] | None) -> dict[st
     tierpage.enable(
         nvme_path=args.nvme_path, device=device, device_budget=args.device_budget, host_budget=args.host_budget
     )
-    stats: dict[str, dict] = {}
-    paged = run(args, device, lambda name: stats.update({name: tierpage.memory_stats()}))
-    before, after = stats["warm"], stats["end"]
+    looks: dict[str, Look] = {}
+    paged = run(args, device, lambda name: looks.update({name: look()}))
+    before, after = looks["warm"].stats, looks["end"].stats
     if args.trace:
         tierpage.export_trace(args.trace)
     difference = describe_difference(plain, paged) if plain else "not compared"
@@ -193,7 +204,7 @@ def paged_row(args: argparse.Namespace, plain: dict[str, Any] | None) -> dict[st
         "driver_bytes_above_context": paged["device_bytes_max"] - context,
         "plain_driver_bytes": plain["device_bytes_max"] if plain else None,
         "prefetch": {k: after[k] for k in after if k.startswith("prefetch.")},
-        "faults": after["faults.count"] - before["faults.count"],
+        "faults": after["faults.count"] - before["faults.count"], **usage(looks["warm"], looks["end"]),
         **provenance(device),
     }  # fmt: skip
 
@@ -233,7 +244,9 @@ def main() -> int:
         "--deterministic", action="store_true", help="deterministic kernels, so that bits can be compared"
     )
     parser.add_argument("--role", default="both", choices=("both", "plain"), help=argparse.SUPPRESS)
+    add_cores(parser)
     args = parser.parse_args()
+    hold_cores(args.cores)
     if args.deterministic:
         be_deterministic()
     if args.role == "plain":

@@ -28,7 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from infer import load_kernels, make_tokens, time_forwards
 from llama_shape import SHAPES
-from machine import process_device_bytes, provenance, version_of
+from machine import add_cores, hold_cores, process_device_bytes, provenance, version_of
 from train import be_deterministic, describe_difference, time_steps
 
 from peers.job import Job, Skipped, job_of
@@ -199,7 +199,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--role", default="", help=argparse.SUPPRESS)
     parser.add_argument("--budget-bytes", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, default=None, help=argparse.SUPPRESS)
+    add_cores(parser)
     args = parser.parse_args()
+    hold_cores(args.cores)
     if args.repeat < REPEATS_MIN:
         parser.error(f"--repeat must be at least {REPEATS_MIN}")
     if args.side == "infer" and args.layers:
