@@ -228,6 +228,24 @@ def advise(stats: Stats) -> list[str]:
     return [line for line in (rule(stats, now) for rule in RULES) if line is not None]
 
 
+def verdict(stats: Stats) -> str:
+    """One or two sentences: how much was waited, mostly for what, and the first of what would have helped."""
+    now = measured(stats)
+    if now.elapsed <= 0:
+        return "Nothing was measured."
+    part = share(now.waited, now.elapsed)
+    text = f"Waited {now.waited:.3f} s of {now.elapsed:.3f} s ({part:.1%}; {now.of})"
+    if part < _WAITED_LEAST:
+        return f"{text}: too little to be worth a change."
+    text += f", mostly for {max(CAUSES, key=lambda cause: now.stalled.get(cause, 0.0))}"
+    advised = advise(stats)
+    return (
+        f"{text}. What would have helped: {advised[0]}."
+        if advised
+        else f"{text}. No setting stands out that would have helped."
+    )
+
+
 def main_cause(row: Stats) -> str:
     """The cause that one operator waited longest for; ``row`` has its "seconds.<cause>"."""
     return max(CAUSES, key=lambda cause: row.get(f"seconds.{cause}", 0.0))

@@ -25,6 +25,8 @@ DIRECTIONS = (
     "nvme_to_device",
     "device_to_nvme",
 )
+CATEGORY = "tierpage"  # of every event of ours
+TOTALS = "tierpage_totals"  # where otherData has the statistics
 PROCESS = 0x71E9  # a process number of our own, apart from those of a merged trace
 # Slices of one row must not overlap, so that what overlaps is spread over lanes: rows of their own with the next numbers.
 _LANES_MOST = 64
@@ -32,7 +34,7 @@ _LANES_APART = 100
 _LOOSE_ROW = 900  # waits of no thread's slot
 _STALL_ROWS = 1_000
 _OTHER_ROWS = 100_000
-_COUNTERS = {
+COUNTERS = {
     "device": "device bytes in use",
     "host": "host bytes in use",
     "nvme": "nvme bytes in use",
@@ -46,20 +48,34 @@ def export_trace(path: str | os.PathLike[str], merge_with: str | os.PathLike[str
 
     Rows: one per transfer direction, one per thread that waited, and counters of the bytes in each tier, arriving and
     leaving. A wait carries its operator, its causes in microseconds, the bytes and regions it waited for and how many of
-    those bytes had been predicted. ``otherData.tierpage`` has predicted against measured. With ``merge_with``, the file
+    those bytes had been predicted. ``otherData.tierpage`` has predicted against measured, ``otherData.tierpage_totals``
+    the statistics and who waited longest, from which ``tierpage report`` makes a page. With ``merge_with``, the file
     written by ``torch.profiler``'s ``export_chrome_trace``, both are on one time line. A name that ends in .gz is
     compressed. The file appears complete or not at all.
 
     Raises TierpageError while tierpage is off, OSError where a file cannot be read or written, ConfigError where
     ``merge_with`` is not a Chrome trace.
     """
+    write_json(path, trace_of_now(merge_with))
+
+
+def trace_of_now(merge_with: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """What :func:`export_trace` writes, as a dictionary. Raises what it raises, but for the writing."""
     session = current()
     with native.translated():
         events = list(session.runtime.events())
         stalls, levels = list(session.runtime.stalls()), list(session.runtime.levels())
+        most = session.runtime.stalled_most()
     merged = _read_trace(merge_with) if merge_with is not None else None
-    compared = advice.comparison(memory.memory_stats())
-    write_json(path, build_trace(events, merged, stalls=stalls, levels=levels, compared=compared))
+    stats = memory.memory_stats()
+    totals = {
+        "device": f"{session.config.device}:{session.config.device_index}",
+        "trace_events_max": session.config.trace_events_max,
+        "stats": stats,
+        **{what: [dict(row) for row in most[what]] for what in ("operators", "tags")},
+    }
+    compared = advice.comparison(stats)
+    return build_trace(events, merged, stalls=stalls, levels=levels, compared=compared, totals=totals)
 
 
 def build_trace(
@@ -69,10 +85,12 @@ def build_trace(
     stalls: Iterable[Mapping[str, Any]] = (),
     levels: Iterable[Mapping[str, int]] = (),
     compared: Mapping[str, Any] | None = None,
+    totals: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The trace as a dictionary. Times are microseconds from the merged trace's base, else since 1970.
 
-    ``stalls`` and ``levels`` are rows of the engine's functions of that name, ``compared`` goes into the metadata.
+    ``stalls`` and ``levels`` are rows of the engine's functions of that name, ``compared`` and ``totals`` go into the
+    metadata.
     """
     trace: dict[str, Any] = dict(merged or {"displayTimeUnit": "ms"})
     base = int(trace.setdefault("baseTimeNanoseconds", 0))
@@ -80,15 +98,17 @@ def build_trace(
     made = [_movement(event, base, rows) for event in sorted(events, key=lambda event: event[1])]
     made += [_wait(stall, base, rows) for stall in sorted(stalls, key=lambda stall: stall["start_ns"])]
     for row in levels:
-        made += [_counter(label, row["at_ns"], row[name], base) for name, label in _COUNTERS.items()]
+        made += [_counter(label, row["at_ns"], row[name], base) for name, label in COUNTERS.items()]
     heads = [_metadata("process_name", 0, name="tierpage")]
     for number, name in sorted(rows.names.items()):
         heads.append(_metadata("thread_name", number, name=name))
         heads.append(_metadata("thread_sort_index", number, sort_index=number))
     trace["traceEvents"] = [*trace.get("traceEvents", []), *heads, *made]
-    if compared is not None:
-        other = trace.get("otherData")
-        trace["otherData"] = {**(other if isinstance(other, dict) else {}), "tierpage": dict(compared)}
+    own = {"tierpage": compared, TOTALS: totals}
+    for name, content in own.items():
+        if content is not None:
+            other = trace.get("otherData")
+            trace["otherData"] = {**(other if isinstance(other, dict) else {}), name: dict(content)}
     return trace
 
 
@@ -126,7 +146,7 @@ class _Rows:
 
 def _slice(name: str, start: int, duration: int, base: int, row: int, arguments: dict[str, Any]) -> dict[str, Any]:
     times = {"ts": (start - base) / 1000, "dur": duration / 1000}
-    return {"name": name, "cat": "tierpage", "ph": "X", "pid": PROCESS, "tid": row, **times, "args": arguments}
+    return {"name": name, "cat": CATEGORY, "ph": "X", "pid": PROCESS, "tid": row, **times, "args": arguments}
 
 
 def _movement(event: Event, base: int, rows: _Rows) -> dict[str, Any]:
@@ -156,7 +176,7 @@ def _wait(stall: Mapping[str, Any], base: int, rows: _Rows) -> dict[str, Any]:
 def _counter(label: str, at: int, size: int, base: int) -> dict[str, Any]:
     return {
         "name": label,
-        "cat": "tierpage",
+        "cat": CATEGORY,
         "ph": "C",
         "pid": PROCESS,
         "ts": (at - base) / 1000,
@@ -183,11 +203,14 @@ def _read_trace(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Writes JSON (compressed where the name ends in .gz) beside ``path``, then moves it there in one step."""
-    target = os.path.abspath(os.fspath(path))
+    """Writes JSON, compressed where the name ends in .gz; see :func:`write_whole`."""
     data = json.dumps(content, separators=(",", ":")).encode()
-    if target.endswith(".gz"):
-        data = gzip.compress(data, 6)
+    write_whole(path, gzip.compress(data, 6) if os.fspath(path).endswith(".gz") else data)
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file beside ``path``, then moves it there in one step, so that it appears complete or not at all."""
+    target = os.path.abspath(os.fspath(path))
     number, temporary = tempfile.mkstemp(prefix=".tierpage-", dir=os.path.dirname(target))
     try:
         with os.fdopen(number, "wb") as file:
