@@ -1,4 +1,4 @@
-"""The command ``tierpage``: run, demo, doctor, --version. Also ``python -m tierpage``."""
+"""The command ``tierpage``: run, demo, doctor, report, --version. Also ``python -m tierpage``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ def build_parser() -> argparse.ArgumentParser:
         prog="tierpage",
         description="One memory for PyTorch, made of three tiers: VRAM, locked RAM and NVMe.",
         epilog="Exit codes: run those of the program, 2 it could not begin; doctor 0 all well, 1 warnings, 2 failures; "
-        "demo 0 equal bits, 1 different, 2 it could not run.",
+        "demo 0 equal bits, 1 different, 2 it could not run; report 0 written, 2 not.",
     )
     parser.add_argument("--version", action="version", version=f"tierpage {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
     _add_demo(commands)
     _add_doctor(commands)
+    _add_report(commands)
     return parser
 
 
@@ -64,6 +65,7 @@ def _declare_run(run: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     run.add_argument("--summary", action="store_true", help="at the end, print tierpage.memory_summary() to stderr")
     run.add_argument("--trace", default=None, metavar="FILE", help="at the end, write a Chrome trace")
+    run.add_argument("--report", default=None, metavar="FILE", help="at the end, write the page of `tierpage report`")
     return run
 
 
@@ -114,6 +116,27 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     doctor.add_argument("--no-speed", action="store_true", help="do not measure the links")
 
 
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser(
+        "report",
+        help="make one HTML page from a trace",
+        description="Makes one HTML page, which needs nothing else, from a trace of tierpage.export_trace, "
+        "`tierpage run --trace` or `tierpage demo --trace`: totals, a time line, who waited for what, what would have "
+        "helped.",
+    )
+    report.add_argument("trace", metavar="TRACE", help="the trace, as it is or compressed (.gz)")
+    report.add_argument(
+        "-o", "--output", default=None, metavar="FILE", help="- is stdout (default: the trace's name with .html)"
+    )
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Writes the page of a trace; returns 0, or 2 with the reason on stderr."""
+    from tierpage._report.command import run
+
+    return run(options)
+
+
 def run_doctor(options: argparse.Namespace) -> int:
     """Prints the doctor's report; returns 0, 1 or 2."""
     from tierpage._doctor.checks import examine
@@ -153,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(options, program, unknown)
     options = build_parser().parse_args(words)
     try:
-        return {"doctor": run_doctor, "demo": run_demo}[options.command](options)
+        return {"doctor": run_doctor, "demo": run_demo, "report": run_report}[options.command](options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -10,13 +10,15 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
+from tierpage._report.command import check_target, write_report
+from tierpage._report.reading import ReportError
 from tierpage._run.program import ProgramError, find
 from tierpage._run.status import Status, status
 from tierpage.api import enable_request, is_enabled
 from tierpage.errors import ConfigError, TierpageError, TierpageWarning
 from tierpage.memory import memory_summary
 from tierpage.settings import COMMAND_LINE, ENVIRONMENT_NAME, Request, parse_request
-from tierpage.trace import export_trace
+from tierpage.trace import export_trace, trace_of_now
 
 # Options that are settings of the same name.
 SETTING_OPTIONS = ("device", "device_budget", "host_budget", "nvme_budget", "nvme_path")
@@ -57,12 +59,12 @@ def run(options: argparse.Namespace, words: Sequence[str], unknown: Sequence[str
                 "and what belongs to the program stands after it."
             )
         request = _request(options)
-        trace = _trace_path(options.trace)
+        trace, report = _trace_path(options.trace), _report_path(options.report, options.trace)
         program = find(words)
         _enable(request)
     except (ProgramError, TierpageError, TierpageWarning, ImportError, OSError) as error:
         return _refuse(error)
-    ending = _Ending(options.summary, trace, status(options.status))
+    ending = _Ending(options.summary, trace, report, status(options.status))
     try:
         program.load()
     except ProgramError as error:
@@ -119,6 +121,20 @@ def _trace_path(path: str | None) -> str | None:
     return path
 
 
+def _report_path(path: str | None, trace: str | None) -> str | None:
+    """The same for the page, which may not be where the trace goes. Raises ConfigError."""
+    if path is None:
+        return None
+    path = os.path.abspath(path)
+    if trace is not None and os.path.realpath(trace) == os.path.realpath(path):
+        raise ConfigError(f"--report and --trace both name {path!r}: give each a file of its own.")
+    try:
+        check_target(path)
+    except ReportError as error:
+        raise ConfigError(f"--report: {error}") from None
+    return path
+
+
 def _enable(request: Request) -> None:
     with warnings.catch_warnings(record=True) as caught:
         enable_request(request)
@@ -132,9 +148,10 @@ class _Ending:
     Nothing of it changes the exit code. A forked child has no part in it.
     """
 
-    def __init__(self, summary: bool, trace: str | None, line: Status | None) -> None:
+    def __init__(self, summary: bool, trace: str | None, report: str | None, line: Status | None) -> None:
         self._summary = summary
         self._trace = trace
+        self._report = report
         self._line = line
         self._process = os.getpid()
 
@@ -152,13 +169,15 @@ class _Ending:
         with suppress(Exception):  # the program may have closed it, or nobody reads it any more
             if self._summary:
                 sys.stdout.flush()
-        if (self._summary or self._trace) and not is_enabled():
-            _say("the program has switched tierpage off, so there is no summary and no trace.")
+        if (self._summary or self._trace or self._report) and not is_enabled():
+            _say("the program has switched tierpage off, so there is no summary, no trace and no report.")
             return
         try:
             if self._trace:
                 export_trace(self._trace)
+            if self._report:
+                write_report(self._report, trace_of_now())
             if self._summary:
                 print(memory_summary(), file=sys.stderr)
-        except (TierpageError, OSError) as error:
-            _say(f"no summary or trace: {error}")
+        except (TierpageError, ReportError, OSError) as error:
+            _say(f"no summary, trace or report: {error}")
