@@ -138,6 +138,18 @@ def test_comparison_is_flat_and_complete() -> None:
     assert "planned_fetched_bytes" not in bare
 
 
+def test_verdict_is_said_in_every_case() -> None:
+    assert advice.verdict({}) == "Nothing was measured."
+    little = advice.verdict(statistics(stall_seconds__fault=0.1))
+    assert little == "Waited 0.100 s of 10.000 s (1.0%; all so far): too little to be worth a change."
+    much = advice.verdict(planned(fetched=200 * MIB, whole=164 * MIB))
+    assert much.startswith(
+        "Waited 1.200 s of 2.000 s (60.0%; the last recurrence), mostly for copy_wait. What would have"
+    )
+    assert "device_budget larger by 64.0 MiB" in much
+    assert "No setting stands out" in advice.verdict({"elapsed_seconds": 1.0, "stall_seconds.total": 0.5})
+
+
 def test_summary_shows_all_of_it() -> None:
     operator = {"name": "aten::mm", "count": 7, "seconds": 1.2, "bytes": 10 * MIB, "predicted_bytes": 5 * MIB}
     operator |= {f"seconds.{cause}": 0.0 for cause in advice.CAUSES} | {"seconds.eviction_wait": 1.2}

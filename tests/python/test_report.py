@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
+import random
 import re
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,96 +19,14 @@ import torch
 
 import harness
 import tierpage
+from page_structure import Structure, checked
 from tierpage import advice, cli, trace
 from tierpage._report import aggregating, drawing, words
 from tierpage._report.page import page
 from tierpage._report.reading import ReportError, Trace, from_content, read_file
 from tierpage.memory import TIERS
 
-VOID = {"meta", "line"}
 SECOND = 1_000_000_000
-
-
-class Structure(HTMLParser):
-    """Reads a page strictly: what is opened is closed, in order. Keeps tables, texts, and what there is of each name."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.names: list[str] = []
-        self.identifiers: list[str] = []
-        self.references: list[str] = []
-        self.attributes: list[tuple[str, str, str | None]] = []
-        self.svg_parts: list[list[str]] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.cards: list[str] = []
-        self.heads_without_scope = 0
-        self._table = ""
-        self._text: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        known = dict(attrs)
-        assert len(known) == len(attrs)
-        self.names.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if "id" in known:
-            self.identifiers.append(str(known["id"]))
-        self.references += str(known.get("aria-labelledby", "")).split()
-        if tag == "svg":
-            self.svg_parts.append([])
-        elif "svg" in self.open:
-            self.svg_parts[-1].append(tag)
-        if tag == "caption":
-            self._table = str(known["id"])
-            self.tables[self._table] = []
-        elif tag == "tr":
-            self.tables[self._table].append([])
-        elif tag == "th":
-            self.heads_without_scope += known.get("scope") not in ("row", "col")
-        if tag in ("th", "td", "dd"):
-            self._text = []
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in VOID
-        self.handle_starttag(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        if tag in ("th", "td"):
-            self.tables[self._table][-1].append("".join(self._text))
-        elif tag == "dd":
-            self.cards.append("".join(self._text))
-
-    def handle_data(self, data: str) -> None:
-        self._text.append(data)
-
-    def row(self, table: str, head: str) -> list[str]:
-        return next(row for row in self.tables[table] if row[0] == head)
-
-
-def checked(text: str) -> Structure:
-    """The page's structure, after what every page has to fulfil."""
-    found = Structure(text)
-    assert len(set(found.identifiers)) == len(found.identifiers)
-    assert set(found.references) <= set(found.identifiers)
-    assert found.heads_without_scope == 0
-    assert all(parts[:2] == ["title", "desc"] for parts in found.svg_parts)
-    assert not {"script", "link", "img", "iframe", "object", "base", "a", "form", "foreignobject"} & set(found.names)
-    # Nothing that runs or fetches, and no style that the policy does not name.
-    assert not [row for row in found.attributes if row[1].startswith("on") or row[1] in ("style", "href", "src")]
-    policy = next(value for tag, name, value in found.attributes if (tag, name) == ("meta", "content"))
-    assert policy is not None
-    assert policy.startswith("default-src 'none'; style-src 'sha256-")
-    assert "unsafe" not in policy
-    assert "url(" not in text
-    assert "@import" not in text
-    assert next(name for name in found.names if re.fullmatch("h[1-6]", name)) == "h1"
-    return found
 
 
 def page_of(content: Any, name: str = "trace.json") -> Structure:
@@ -186,7 +105,7 @@ def test_what_the_trace_holds_is_what_the_page_counts(traced: Any) -> None:
     assert max(value for value in line.levels["device"] if value is not None) == stats["resident_bytes.device.peak"]
     by_cause = aggregating.waits_by_cause(read.waits)
     for cause in (*advice.CAUSES, "total"):
-        assert by_cause[cause][0] == stats[f"stall_count.{cause}"], (cause, by_cause, len(read.waits), read.left_out)
+        assert by_cause[cause][0] == stats[f"stall_count.{cause}"]
         assert by_cause[cause][1] == pytest.approx(stats[f"stall_seconds.{cause}"], abs=1e-6 + 1e-9 * len(read.waits))
     operators = {row["name"]: row for row in content["otherData"]["tierpage_totals"]["operators"]}
     for row in aggregating.waits_by(read.waits, lambda wait: wait.operator):
@@ -318,13 +237,31 @@ def test_hostile_content(tmp_path: Path) -> None:
     assert re.search(r"[\d\u202f]+ events of the trace, which cannot be true", text)
 
 
+def test_damaged_files_give_a_page_or_a_reason(tmp_path: Path) -> None:
+    """Bytes that are lost, changed or exchanged anywhere in a trace."""
+    whole = json.dumps(synthetic(6)).encode()
+    chance = random.Random(7)
+    path = tmp_path / "trace.json"
+    written = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(chance.randrange(1, 4)):
+            at = chance.randrange(len(data))
+            data[at : at + chance.randrange(3)] = chance.choice([b"", b"-", b"9999", b'"', b"{", b"null", b"1e999"])
+        path.write_bytes(data)
+        with contextlib.suppress(ReportError):
+            checked(page(read_file(str(path)), "x"))
+            written += 1
+    assert 0 < written < 150
+
+
 @pytest.mark.parametrize("seed", range(len(advice.CAUSES)))
 def test_no_statistics_stop_the_page(seed: int) -> None:
     """Extremes of everything that the rules divide by."""
     extremes = [0, 1e-320, 1e-12, 1, 1e18, 10**18]
     content = synthetic(5)
     stats = content["otherData"]["tierpage_totals"]["stats"]
-    for step in range(40):
+    for step in range(18):
         for index, name in enumerate(sorted(stats)):
             stats[name] = extremes[(index * (step + 1) + step // 6 + seed) % len(extremes)]
         again = json.loads(json.dumps(content))
@@ -376,7 +313,7 @@ def test_a_large_trace_makes_a_small_page_in_time(tmp_path: Path) -> None:
     text = (tmp_path / "trace.html").read_text()
     assert len(text) < 400_000
     found = checked(text)
-    assert len(found.tables["by-operator" if "by-operator" in found.tables else "longest"]) <= 21
+    assert len(found.tables["longest"]) == 21
 
 
 def test_few_events_are_all_there() -> None:

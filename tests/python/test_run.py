@@ -243,7 +243,8 @@ def test_program_that_switches_tierpage_on_itself(tmp_path: Path) -> None:
         "tierpage is already enabled with other values: device_budget: asked 16777216, in force 8388608. "
         "`tierpage run` did that: give it these values, or start this program without it.\n16\n"
     )
-    assert done.stderr == "tierpage run: the program has switched tierpage off, so there is no summary, no trace and no report.\n"
+    said = "tierpage run: the program has switched tierpage off, so there is no summary, no trace and no report.\n"
+    assert done.stderr == said
 
 
 def test_settings(tmp_path: Path) -> None:

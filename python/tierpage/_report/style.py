@@ -30,7 +30,7 @@ caption { text-align: left; padding-bottom: .25rem; }
 th, td { text-align: right; padding: .25rem .75rem; border-bottom: 1px solid var(--line); white-space: nowrap;
   vertical-align: top; }
 th:first-child, td:first-child { padding-left: 0; }
-th.text, td.text { text-align: left; }
+th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 6rem; max-width: 30rem; }
 thead th { color: var(--soft); font-weight: 600; }
 tbody th { font-weight: 500; }
 figure { margin: .75rem 0; }
@@ -61,7 +61,7 @@ summary { cursor: pointer; }
   :root { --ground: #fff; --text: #000; --soft: #444; --line: #bbb; --panel: #fff; --fill: #777; --mark: #000;
     --limit: #000; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } .wide { overflow: visible; }
-  table { font-size: 8.5pt; } th, td { padding: .15rem .4rem; white-space: normal; }
+  table { font-size: 8.5pt; } th, td { padding: .15rem .4rem; } thead th { white-space: normal; }
   .row, tr, .cards div { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .row svg, .row path, .row line { print-color-adjust: exact; }
 }
