@@ -3,7 +3,8 @@
 //   replay_bench PROGRAM --device 16 [--host 200] [--nvme 0] [--loops 4] [--policy auto|clock] [--no-prefetch]
 //   [--check] [--launch-us N] [--wake-us N] [--rouse-us N] [--map-us N] [--unmap-us N] [--create-us N] [--link GB/s]
 //
-// Sizes in GiB; costs of the modelled machine in microseconds (estimate/machine.h). PROGRAM: a file made by bench/record_program.py. --smoke runs a small built-in one.
+// Sizes in GiB; costs of the modelled machine in microseconds (estimate/machine.h). PROGRAM: a file made by
+// bench/record_program.py. --smoke runs a small built-in one.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>

@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 500
+LINE_COLUMNS_MAX = 120
 SOURCES = ("csrc", "python", "tests", "bench", "tools", "docs", ".ci", ".github", "third_party")
 SUFFIXES = {".cpp", ".h", ".py", ".md", ".sh", ".yml", ".toml", ".txt", ".cmake", ".pyi", ""}
 # Names of folders that only exist on one machine. Split, so that this file does not find itself.
@@ -302,6 +303,17 @@ def check_paths() -> Iterator[str]:
                 yield f"{path.relative_to(ROOT)}:{number}: names a folder of one machine"
 
 
+def check_columns() -> Iterator[str]:
+    """Of C++, whose formatter leaves comments alone, and of prose in docs: tables, blocks and addresses cannot be broken."""
+    for path in files():
+        if path.suffix not in (".cpp", ".h", ".md") or "notes" in path.parts:
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            fixed = path.suffix == ".md" and re.match(r"\s*[|`#<!]|\s*\S+$", line)
+            if len(line) > LINE_COLUMNS_MAX and not fixed:
+                yield f"{path.relative_to(ROOT)}:{number}: {len(line)} columns, at most {LINE_COLUMNS_MAX}"
+
+
 def check_package() -> Iterator[str]:
     for name in ("python/tierpage/py.typed", "LICENSE", "CHANGELOG.md", "README.md"):
         if not (ROOT / name).is_file():
@@ -321,6 +333,7 @@ def main() -> int:
         check_map,
         check_settings,
         check_paths,
+        check_columns,
         check_package,
     )
     findings = [line for check in checks for line in check()]

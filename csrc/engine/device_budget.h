@@ -21,7 +21,8 @@ class DeviceBudget {
   }
   void set(uint64_t bytes) { bytes_ = bytes; }
   void native_reserved(uint64_t bytes) { native_reserved_ = bytes; }
-  // Whether so many bytes more leave `kept` to the pages, which hold `held` now. What others expect is promised already.
+  // Whether so many bytes more leave `kept` to the pages, which hold `held` now. What others expect is promised
+  // already.
   bool can_expect(uint64_t bytes, uint64_t held, uint64_t kept) const {
     held = std::min(held, ceiling_);
     return bytes <= bytes_ && bytes <= held && held - bytes >= kept &&

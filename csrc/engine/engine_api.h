@@ -11,7 +11,7 @@
 //   while (rc == TP_WAIT) rc = wait(s, 50);         the caller releases the GIL and checks signals between slices
 //   ... the kernel; allocate()/free() happen inside ...
 //   seen(s, pointers, n)                            storages of the results: they are tensors, hence evictable later
-//   scope_close(s, native_stream)                   when depth goes 1 -> 0: records a fence (while all fits: owes it), unpins
+//   scope_close(s, native_stream)                   when depth goes 1 -> 0: records or owes a fence, unpins
 //
 // On TP_INTERRUPTED from the caller's own signal check call cancel(s), then close the scope as usual.
 // Any code > TP_WAIT is an error; error_message(s) holds its text until the next call on that scope.
@@ -64,8 +64,8 @@ typedef struct tp_operator {
 // Regions on which work goes on when their operator has returned.
 typedef struct tp_kept_api {
   // Keeps regions, which the open scope has pinned, resident after it has closed, until let_go, which names one of the
-  // addresses. 0: nothing is kept. Who lacks room waits for let_go if the work ends by itself, and not if it ends only after
-  // something that the program does.
+  // addresses. 0: nothing is kept. Who lacks room waits for let_go if the work ends by itself, and not if it ends only
+  // after something that the program does.
   uint64_t (*keep)(const uint64_t* addresses, size_t count, int32_t ends_by_itself);
   void (*let_go)(uint64_t address, uint64_t handle);
   // `hook` is called, without any lock, every now and then while a thread waits in a call of the user's.
@@ -78,9 +78,9 @@ typedef struct tp_kept_api {
 // Calls of the device's driver that nobody announces, where somebody stands at its door (csrc/guard).
 typedef struct tp_launch_api {
   // One call of the device's driver that uses paged memory which the open scope has not announced, or on another stream
-  // than the scope's, or outside any scope. Before the call: these pages are made resident and pinned (TP_WAIT: wait(), as
-  // for an operator). After it: they stay until what was queued on the stream until now has finished. At most one at a time per
-  // scope; where end is missed, the pages of that launch stay for good.
+  // than the scope's, or outside any scope. Before the call: these pages are made resident and pinned (TP_WAIT: wait(),
+  // as for an operator). After it: they stay until what was queued on the stream until now has finished. At most one at
+  // a time per scope; where end is missed, the pages of that launch stay for good.
   int32_t (*begin)(tp_scope*, const tp_access* accesses, size_t count, uint64_t native_stream);
   void (*end)(tp_scope*, uint64_t native_stream);
   // While *watched is 0 all paged memory is resident and stays so: nobody need look at launches.
@@ -118,9 +118,9 @@ typedef struct tp_engine_api {
   const char* (*error_message)(tp_scope*);
 
   // Memory. allocate with TP_WAIT: wait(scope) as above, then allocate_result(scope) gives the address.
-  // Inside an open scope the new region is pinned by it; outside, it stays resident until first seen. `place`: where its
-  // content lies in a file that the engine has as a source (nothing of it is read before it is used), or TP_NO_SOURCE.
-  // With a place it is refused inside a scope. wants() is not asked then: whoever names a place means it.
+  // Inside an open scope the new region is pinned by it; outside, it stays resident until first seen. `place`: where
+  // its content lies in a file that the engine has as a source (nothing of it is read before it is used), or
+  // TP_NO_SOURCE. With a place it is refused inside a scope. wants() is not asked then: whoever names a place means it.
   int32_t (*wants)(uint64_t bytes);  // 1: this allocation is ours (size, scope="explicit", process not forked)
   int32_t (*allocate)(tp_scope*, uint64_t bytes, uint64_t native_stream, uint64_t place, uint64_t* address);
   uint64_t (*allocate_result)(tp_scope*);
@@ -144,8 +144,8 @@ typedef struct tp_engine_api {
   // Whether a list operator over paged tensors gains by running later, index by index (torch/deferral.h), and all tiers
   // together have room for the `kept_bytes` that it then keeps from being freed.
   int32_t (*may_defer)(uint64_t kept_bytes);
-  // 1: one of these regions (addresses of their first bytes) is held: by a pin, a touch, a raw pointer that escaped or a
-  // running operator.
+  // 1: one of these regions (addresses of their first bytes) is held: by a pin, a touch, a raw pointer that escaped or
+  // a running operator.
   int32_t (*held)(const uint64_t* regions, size_t count);
   // Makes `bytes` of device memory free for the native allocator by evicting, and keeps them free of pages until
   // room_settled(). Returns `bytes`, or 0 where they cannot be had: nothing is kept then. May be called with the native
@@ -157,12 +157,12 @@ typedef struct tp_engine_api {
   void (*launching)(tp_scope*, uint64_t native_stream);
   // 1 in a child process after fork: paged tensors of the parent cannot be used here.
   int32_t (*forked)(void);
-  // This stream may be destroyed while the engine lives (the framework did not make it): call it before scope_close names
-  // the stream for the first time. The end of each operator on it is marked at once, never later.
+  // This stream may be destroyed while the engine lives (the framework did not make it): call it before scope_close
+  // names the stream for the first time. The end of each operator on it is marked at once, never later.
   void (*foreign_stream)(uint64_t native_stream);
   // The native allocator has taken `bytes` that make_room kept for it, or will not take them. Of the device it holds
-  // `reserved` now, which counts against device_budget. Each make_room that did not return 0 is followed by one such call,
-  // or a part of one; with 0 bytes it only tells what is held.
+  // `reserved` now, which counts against device_budget. Each make_room that did not return 0 is followed by one such
+  // call, or a part of one; with 0 bytes it only tells what is held.
   void (*room_settled)(uint64_t bytes, uint64_t reserved);
   tp_kept_api kept;
   tp_launch_api launches;
@@ -189,11 +189,11 @@ typedef struct tp_engine_api {
 //                                                    "typed": 1 (the default) spares common operators the boxing of
 //                                                    their arguments
 //   const char* tierpage_torch_open_guard(void)      looks at launches from now on (CUDA); "" or why that cannot be
-//   int32_t tierpage_torch_close_guard(void)         gives CUPTI back, for a profiler; what graphs use is held from then
-//                                                    on. 0, or an error code with the Python error set
+//   int32_t tierpage_torch_close_guard(void)         gives CUPTI back, for a profiler; what graphs use is held from
+//                                                    then on. 0, or an error code with the Python error set
 //   const char* tierpage_torch_typed_operators(void) the operators to which "typed" applies, one a line
-//   int32_t tierpage_torch_run_deferred(uint64_t address)   runs what was deferred of this region, of all for 0; returns
-//                                                    0, or an error code with the Python error set
+//   int32_t tierpage_torch_run_deferred(uint64_t address)   runs what was deferred of this region, of all for 0;
+//                                                    returns 0, or an error code with the Python error set
 //   void tierpage_torch_ask_works(void)              lets collectives that have ended let go of what they used
 //   int32_t tierpage_torch_touch(uint64_t address)   touch() for this thread with the GIL released while waiting;
 //                                                    0, or an error code with the Python error set

@@ -1,8 +1,8 @@
 // Regions that stay resident after their operator has ended, because its work goes on: collectives, whose threads or
 // streams nobody sees. Each is pinned until its owner says that the work is over.
 //
-// Work that ends by itself is waited for by whoever lacks room. Work that ends only when the program does something first
-// (it has to ask for a message) may be the waiter's own: room that it takes is not waited for.
+// Work that ends by itself is waited for by whoever lacks room. Work that ends only when the program does something
+// first (it has to ask for a message) may be the waiter's own: room that it takes is not waited for.
 //
 // Borrows the core, takes its lock; callers do not hold it.
 #pragma once

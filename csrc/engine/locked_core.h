@@ -50,7 +50,8 @@ class LockedCore {
     backend_ = backend;
   }
 
-  // With the lock held. clang does not know whose an operator's lock is, so a build that checks the order of locks looks.
+  // With the lock held. clang does not know whose an operator's lock is, so a build that checks the order of locks
+  // looks.
   Pager* operator->() const TP_NOT_CHECKED {
     mutex_.assert_held();
     return pager_.get();
@@ -88,7 +89,8 @@ class LockedCore {
     return status;
   }
   void hand_over_locked() TP_REQUIRES(mutex_);  // actions to the pager thread; waiters are woken
-  // What may be written from now on; before the lock is let go, so before anybody learns of it. Throws where that fails.
+  // What may be written from now on; before the lock is let go, so before anybody learns of it. Throws where that
+  // fails.
   void allow_writes_locked() TP_REQUIRES(mutex_) {
     if (!pager_->memory().writable.empty()) [[unlikely]]
       make_writable_locked();
@@ -147,8 +149,8 @@ class LockedCore {
     engaged_.store(pager_->engaged(), std::memory_order_relaxed);
     if (pager_->engaged()) pages_may_be_away();
   }
-  // Not 0 once a page has left the device, or never was there: pointers do not speak for themselves any more. Read without
-  // the lock by whoever looks at launches; never 0 again, since pages that left need not come back.
+  // Not 0 once a page has left the device, or never was there: pointers do not speak for themselves any more. Read
+  // without the lock by whoever looks at launches; never 0 again, since pages that left need not come back.
   const int32_t* watch_launches_flag() const { return &watch_launches_; }
   void pages_may_be_away() { __atomic_store_n(&watch_launches_, 1, __ATOMIC_RELEASE); }
 

@@ -2,9 +2,10 @@
 // memory beside the pages, and other programs. What the framework holds and what it is about to take are off the pages'
 // budget.
 //
-// make() is called with the framework's allocator locked, perhaps with the GIL held. Threads that hold pins may be waiting
-// for that lock, so it never waits for a pin to end: what may leave leaves, as soon as the work on it has ended, and when
-// nothing is on its way any more the wait is over. What cannot be had at all is refused before a page leaves for it.
+// make() is called with the framework's allocator locked, perhaps with the GIL held. Threads that hold pins may be
+// waiting for that lock, so it never waits for a pin to end: what may leave leaves, as soon as the work on it has
+// ended, and when nothing is on its way any more the wait is over. What cannot be had at all is refused before a page
+// leaves for it.
 //
 // Borrows the core, the pager thread and the budget. Takes the core's lock; callers hold none of the engine's.
 #pragma once
@@ -33,8 +34,8 @@ class NativeRoom {
   uint64_t make(uint64_t bytes);
   // The framework has taken what make() kept, or has given it up. It holds `reserved` now.
   void settle(uint64_t bytes, uint64_t reserved);
-  // Gives back what pages hold and do not use: free frames, and those of freed regions that are kept for reuse. The device
-  // has them on return, but for those whose work does not end. `lock` is the core's.
+  // Gives back what pages hold and do not use: free frames, and those of freed regions that are kept for reuse. The
+  // device has them on return, but for those whose work does not end. `lock` is the core's.
   Status give_back_unused(UniqueLock& lock);
 
  private:

@@ -131,8 +131,8 @@ void PagerThread::note_rates_locked() {
   __atomic_store_n(&wants_times_, core_->wants_times() ? 1 : 0, __ATOMIC_RELAXED);
 }
 
-// A launch that was in the driver's hands at that moment is not seen. It reaches its stream within microseconds, and the
-// fence over all streams, which is recorded next, stands for it.
+// A launch that was in the driver's hands at that moment is not seen. It reaches its stream within microseconds, and
+// the fence over all streams, which is recorded next, stands for it.
 void PagerThread::ask_to_watch() {
   watch_asked_ = true;
   void (*const hook)() = watch_hook_.load();
@@ -141,9 +141,9 @@ void PagerThread::ask_to_watch() {
   std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
-// A fence over all streams breaks a graph capture. Who looks at launches counts all captures; without that only torch's are
-// counted. So where nobody looks it is recorded only if it stands for work on streams that cannot owe; what else owes it
-// is settled by the default stream's.
+// A fence over all streams breaks a graph capture. Who looks at launches counts all captures; without that only torch's
+// are counted. So where nobody looks it is recorded only if it stands for work on streams that cannot owe; what else
+// owes it is settled by the default stream's.
 uint64_t PagerThread::native_of_locked(StreamId stream) const {
   const bool nobody_looks = watch_hook_.load() == nullptr;
   if (stream == tiers_.config.every_stream && nobody_looks && !streams_.every_stream_stands_for_others()) return 0;

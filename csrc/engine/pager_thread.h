@@ -2,8 +2,8 @@
 //
 // Owns the thread and the transfers; borrows the parts that it works on, which are guarded by the core's lock and must
 // outlive it. It applies completions and plans under that lock, executes and polls outside of it. It ends when the core
-// was stopped or is dead. Once the core is closed it gives the lower tiers back, as soon as they are empty, and ends when the
-// last tensor has gone: the backend is another pager's then.
+// was stopped or is dead. Once the core is closed it gives the lower tiers back, as soon as they are empty, and ends
+// when the last tensor has gone: the backend is another pager's then.
 #pragma once
 
 #include <atomic>

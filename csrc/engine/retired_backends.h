@@ -1,7 +1,9 @@
-// Backends of pagers that have ended and hold nothing any more: the next pager of the same device and sizes takes one over.
+// Backends of pagers that have ended and hold nothing any more: the next pager of the same device and sizes takes one
+// over.
 //
-// A device has only so many addresses, and what was reserved once is never given to anybody else: a tensor of an ended pager
-// may be asked about by its address at any time. Frames, copies and locked memory are gone when a backend comes here.
+// A device has only so many addresses, and what was reserved once is never given to anybody else: a tensor of an ended
+// pager may be asked about by its address at any time. Frames, copies and locked memory are gone when a backend comes
+// here.
 #pragma once
 
 #include <cstdint>

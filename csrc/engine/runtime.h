@@ -6,15 +6,15 @@
 //   pager thread     applies completions and plans under mutex_, executes actions and polls outside it
 //                    (pager_thread.h).
 //
-// Locks: docs/architecture.md has the table. Under mutex_ stand the core, all fields marked so, and the parts but for the
-// transfers, which are the pager thread's alone. The parts' own locks are leaves: the threads of tiers/ call wake(), which
-// takes mutex_, with none of theirs held.
-// Without any lock: hints (engaged_hint, wants_times, open_), which may be late, and what never changes after open().
+// Locks: docs/architecture.md has the table. Under mutex_ stand the core, all fields marked so, and the parts but for
+// the transfers, which are the pager thread's alone. The parts' own locks are leaves: the threads of tiers/ call
+// wake(), which takes mutex_, with none of theirs held. Without any lock: hints (engaged_hint, wants_times, open_),
+// which may be late, and what never changes after open().
 //
 // Life: open -> (closing) -> closed; or dead at the first broken invariant or driver failure that leaves the state
 // unknown: the first cause is kept and every waiter and later caller gets it. A Runtime is never deleted: tensors may
-// outlive it. After close its regions are resident for good and their memory goes back as they are freed. When the last is
-// freed the pager thread ends, and another runtime may have the backend with its addresses (retired_backends.h).
+// outlive it. After close its regions are resident for good and their memory goes back as they are freed. When the last
+// is freed the pager thread ends, and another runtime may have the backend with its addresses (retired_backends.h).
 //
 // Fork: the registry's lock and mutex_ are held across fork, so that the child's copy is consistent; the child may ask
 // and free, but is refused pages and waits for nothing. See RuntimeRegistry.
@@ -204,8 +204,8 @@ class Runtime {
 // The scope that is open in this thread, whatever runtime it belongs to. The fault handler asks.
 extern thread_local Scope* t_open_scope;
 
-// Installs the SIGSEGV handler that turns a missed access of a host-device region into a fetch. It stays on top of others
-// that come later (signal_chain.h).
+// Installs the SIGSEGV handler that turns a missed access of a host-device region into a fetch. It stays on top of
+// others that come later (signal_chain.h).
 void install_fault_handler();
 
 }  // namespace tierpage

@@ -1,4 +1,5 @@
-// Launches that no operator stands for: raw kernels, copies and graphs, and an operator's own launches on other streams.
+// Launches that no operator stands for: raw kernels, copies and graphs, and an operator's own launches on other
+// streams.
 //
 // Each is a small operator of its own: its pages are pinned from before the driver's call until behind it, and then
 // protected by a fence on the stream of the launch. So work is waited for where it was queued, whatever stream its

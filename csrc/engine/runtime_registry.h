@@ -1,6 +1,7 @@
 // The runtimes of this process: which one owns an address, which one is active, and what a fork does to them.
 //
-// One that was added stays until another one has its range, which is when none of its tensors lives. Look-ups take no lock.
+// One that was added stays until another one has its range, which is when none of its tensors lives. Look-ups take no
+// lock.
 #pragma once
 
 #include <array>
@@ -42,7 +43,8 @@ class RuntimeRegistry {
     uint64_t range_bytes = 0;
     Mutex* mutex = nullptr;  // guarded by mutex_
   };
-  // Of runtimes whose range is another's now: none is ever deleted, and each can be found by whoever looks for lost memory.
+  // Of runtimes whose range is another's now: none is ever deleted, and each can be found by whoever looks for lost
+  // memory.
   struct Replaced {
     Runtime* runtime;
     Replaced* next;

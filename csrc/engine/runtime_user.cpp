@@ -63,8 +63,8 @@ std::vector<Use> not_settled(const Pager& pager) {
 
 }  // namespace
 
-// What a thread waits for inside an operator: the pins of that operator cannot end before the wait does, and the core must
-// know, or it would wait for them where only a failure can help (interleaving 5 of core/pager/pager.h). Lock held.
+// What a thread waits for inside an operator: the pins of that operator cannot end before the wait does, and the core
+// must know, or it would wait for them where only a failure can help (interleaving 5 of core/pager/pager.h). Lock held.
 class Runtime::OperatorStandsStill {
  public:
   explicit OperatorStandsStill(Runtime* runtime)

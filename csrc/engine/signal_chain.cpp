@@ -48,8 +48,8 @@ uint64_t last_fault_of(const void* context) {
 #endif
 }
 
-// A question for which the kernel reads there, and which changes nothing: with memory it answers that the first argument
-// is none of its words.
+// A question for which the kernel reads there, and which changes nothing: with memory it answers that the first
+// argument is none of its words.
 bool readable(uint64_t address) {
   constexpr uint64_t kMaskBytes = 8;
   return syscall(SYS_rt_sigprocmask, ~0, address & ~(kMaskBytes - 1), nullptr, kMaskBytes) == 0 || errno != EFAULT;
@@ -65,8 +65,8 @@ struct Passing {  // of this thread, to a handler before ours; it stays so where
 thread_local Passing t_passing;
 thread_local uint64_t t_passed_on = 0;  // address of the fault that was passed on last
 
-// Whom we passed it to has ours for its own predecessor, and has handed it back: by a call, or by sending it again, which
-// may arrive when it has returned.
+// Whom we passed it to has ours for its own predecessor, and has handed it back: by a call, or by sending it again,
+// which may arrive when it has returned.
 bool came_back(const siginfo_t* info, const void* context, const char* frame) {
   const bool passing = t_passing.info != nullptr;
   if (info->si_code <= 0) return passing || (t_passed_on != 0 && t_passed_on == last_fault_of(context));

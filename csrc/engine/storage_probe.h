@@ -2,10 +2,10 @@
 // storage extension that is handed addresses of the device. Both are done as the transfers do them: many requests at
 // once.
 //
-// It works on the parts that the transfers work on (backend, store, staging buffers) and not through TransferEngine. That
-// one executes actions of a pager, whose pages come and go with each transfer, so it would measure the driver's mappings
-// too; and it has one store for all that it moves, where two are compared here on the same bytes. What is left to do by
-// hand is one hop after the other, at fixed places.
+// It works on the parts that the transfers work on (backend, store, staging buffers) and not through TransferEngine.
+// That one executes actions of a pager, whose pages come and go with each transfer, so it would measure the driver's
+// mappings too; and it has one store for all that it moves, where two are compared here on the same bytes. What is left
+// to do by hand is one hop after the other, at fixed places.
 #pragma once
 
 #include <string>

@@ -1,11 +1,10 @@
-// What is known of the framework's streams: which may owe the fence behind work on them, and by which handle they are known
-// when it is due.
+// What is known of the framework's streams: which may owe the fence behind work on them, and by which handle they are
+// known when it is due.
 //
 // A stream is known by its handle only while it lives, and the framework's live for ever. Streams that the framework
-// did not make may be gone when a fence is due: they never owe. Where nothing else marks work on one of them, a fence over
-// all streams is owed in its stead, which needs no handle.
-// Where not even that can be recorded, the region stays for good.
-// Owns handles only, asks the device nothing; not thread safe: under the runtime's mutex.
+// did not make may be gone when a fence is due: they never owe. Where nothing else marks work on one of them, a fence
+// over all streams is owed in its stead, which needs no handle. Where not even that can be recorded, the region stays
+// for good. Owns handles only, asks the device nothing; not thread safe: under the runtime's mutex.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
 // Executes the pager's actions: creates, maps and unmaps frames, copies pages between the tiers, watches fences; and
 // collects what has finished.
 //
-// Owns the table of transfers under way and the queue of pieces per direction. Borrows the backend, the arena, the store
-// and the staging buffers. Used by the pager thread only, never under the runtime's mutex.
+// Owns the table of transfers under way and the queue of pieces per direction. Borrows the backend, the arena, the
+// store and the staging buffers. Used by the pager thread only, never under the runtime's mutex.
 //
 // A transfer has a route of one hop or two (engine/route.h) and is cut into pieces, each of which walks the hops. At
 // most a few pieces per direction are with the device at a time (core/model/link_limits.h), urgent transfers first,

@@ -1,5 +1,5 @@
-// The part of CUPTI that the guard needs, declared here: its library comes with torch, its headers do not. Names, numbers
-// and layouts are those of NVIDIA's documentation of CUPTI ("Callback API") and hold for CUPTI 12 and 13.
+// The part of CUPTI that the guard needs, declared here: its library comes with torch, its headers do not. Names,
+// numbers and layouts are those of NVIDIA's documentation of CUPTI ("Callback API") and hold for CUPTI 12 and 13.
 #pragma once
 
 #include <cstdint>

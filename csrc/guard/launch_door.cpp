@@ -174,8 +174,8 @@ void LaunchDoor::read_node(const void* parameters, const AddressRange& range, st
   if (kernel.func != nullptr) words_.of_kernel(kernel.func, kernel.kernelParams, kernel.extra, range, pointers);
 }
 
-// The driver reads the arguments where CUPTI shows them: one that it refuses ends the call with an error, and without any
-// harm to the context.
+// The driver reads the arguments where CUPTI shows them: one that it refuses ends the call with an error, and without
+// any harm to the context.
 void LaunchDoor::spoil(const DriverCall& call, const void* arguments) {
   auto* words = static_cast<uint64_t*>(const_cast<void*>(arguments));
   if (call.kind == CallKind::kLaunch) {

@@ -1,13 +1,13 @@
-// The one door that every kernel, copy and graph of a process passes: the CUDA driver's calls, seen through CUPTI before
-// the driver acts, in the thread that makes them.
+// The one door that every kernel, copy and graph of a process passes: the CUDA driver's calls, seen through CUPTI
+// before the driver acts, in the thread that makes them.
 //
 // Life: closed -> open (subscribed: graphs are read when they are made, which is rare) -> watching (each launch is
 // looked at) -> open -> closed. CUPTI before 13.3 has one subscriber in a process, so a profiler needs the door closed.
 //
 // Interleavings:
 //   1. A call that began before watch(true) is not seen; one that began before watch(false) or close() may still be in
-//      before() or after(). close() waits for these, so a handler may then go. It waits without the lock of watch(): who is
-//      inside may wait for a thread that comes to watch(true).
+//      before() or after(). close() waits for these, so a handler may then go. It waits without the lock of watch():
+//      who is inside may wait for a thread that comes to watch(true).
 //   2. A call that was seen at its begin is not seen at its end if watching ended in between: CUPTI asks at each site
 //      whether the call is enabled. What before() took then stays for good.
 //   3. A thread inside before() may wait for other threads that call the driver: CUPTI holds no lock while it calls us.
@@ -55,8 +55,8 @@ class LaunchDoor {
 
   // Empty, or why it stays closed. `handler` must outlive the process.
   std::string open(LaunchHandler* handler);
-  // Returns what the graphs use that it has read: from now on nobody looks at their launches. Captures that have not ended
-  // are over for the handler, which would not hear of their end.
+  // Returns what the graphs use that it has read: from now on nobody looks at their launches. Captures that have not
+  // ended are over for the handler, which would not hear of their end.
   std::vector<Pointer> close();
   void watch(bool on);
   bool is_open() const { return open_.load(std::memory_order_acquire); }

@@ -1,7 +1,7 @@
 // The storage extension over kvikio: a kvikio::FileHandle per spill file, behind the C interface of storage_api.h.
 //
-// kvikio splits and bounces where it must; this file only opens, calls and turns exceptions into errno. Transfers run on
-// a pool of this library's own, so that the size of kvikio's, which belongs to the program, does not matter.
+// kvikio splits and bounces where it must; this file only opens, calls and turns exceptions into errno. Transfers run
+// on a pool of this library's own, so that the size of kvikio's, which belongs to the program, does not matter.
 #include <dlfcn.h>
 #include <fcntl.h>
 

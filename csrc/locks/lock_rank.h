@@ -1,11 +1,11 @@
-// The rank of every lock of the native code, from the outermost to the innermost. A thread takes a lock only while all that
-// it holds have a lower rank, so no two threads wait for each other. docs/architecture.md says under "Locks" what each
-// guards and what may happen under it.
+// The rank of every lock of the native code, from the outermost to the innermost. A thread takes a lock only while all
+// that it holds have a lower rank, so no two threads wait for each other. docs/architecture.md says under "Locks" what
+// each guards and what may happen under it.
 //
 // Leaves: a thread that holds one takes no other lock at all.
 //
-// What a thread holds is counted where TIERPAGE_LOCK_ORDER is set (mutex.h), in each shared library by itself: the torch
-// library knows its own locks and _C the engine's. The torch library calls the engine with none of its own held.
+// What a thread holds is counted where TIERPAGE_LOCK_ORDER is set (mutex.h), in each shared library by itself: the
+// torch library knows its own locks and _C the engine's. The torch library calls the engine with none of its own held.
 #pragma once
 
 #include <array>

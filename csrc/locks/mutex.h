@@ -3,8 +3,8 @@
 // nothing of it. Where TIERPAGE_LOCK_ORDER is set (the sanitizers' builds and Debug) each lock checks its rank as it is
 // taken (lock_rank.h); elsewhere a rank costs nothing.
 //
-// What clang cannot follow: a predicate handed to Condition says by TP_REQUIRES that it runs under the lock, and that is
-// taken on trust; so is what a lambda says of itself. Constructors and destructors are not checked at all.
+// What clang cannot follow: a predicate handed to Condition says by TP_REQUIRES that it runs under the lock, and that
+// is taken on trust; so is what a lambda says of itself. Constructors and destructors are not checked at all.
 #pragma once
 
 #include <condition_variable>

@@ -1,5 +1,5 @@
-// How a failure leaves the engine for Python, and the proof that its two sets of codes are one. A test holds the count in
-// the torch library and the names in Python against this list (tests/python/test_borders.py).
+// How a failure leaves the engine for Python, and the proof that its two sets of codes are one. A test holds the count
+// in the torch library and the names in Python against this list (tests/python/test_borders.py).
 #include <iterator>
 
 #include "csrc_python.h"

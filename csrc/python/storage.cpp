@@ -1,5 +1,6 @@
-// What Python asks about the storage extension before it chooses: does it load, may drives reach the device, is it faster.
-// A problem is an answer here (a text, empty where there is none): the choice that follows decides whether it is an error.
+// What Python asks about the storage extension before it chooses: does it load, may drives reach the device, is it
+// faster. A problem is an answer here (a text, empty where there is none): the choice that follows decides whether it
+// is an error.
 #include <pybind11/pybind11.h>
 
 #include "csrc_python.h"

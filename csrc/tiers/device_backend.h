@@ -88,9 +88,9 @@ class DeviceBackend {
   virtual Status map(FrameId frame, uint64_t offset) = 0;
   virtual Status unmap(FrameId frame, uint64_t offset) = 0;
 
-  // The same for a frame that gets its content first: from place() on copies reach it at memory_at(), and reveal() makes
-  // it appear in the range, whole. It is read-only there until allow_writes, where the device can guard. A device whose
-  // addresses nobody looks at meanwhile (CUDA: the pager gates its kernels) maps at once.
+  // The same for a frame that gets its content first: from place() on copies reach it at memory_at(), and reveal()
+  // makes it appear in the range, whole. It is read-only there until allow_writes, where the device can guard. A device
+  // whose addresses nobody looks at meanwhile (CUDA: the pager gates its kernels) maps at once.
   virtual Status place(FrameId frame, uint64_t offset) { return map(frame, offset); }
   virtual Status reveal(FrameId, uint64_t) { return Status::success(); }
   virtual std::byte* memory_at(uint64_t offset) const { return base() + offset; }

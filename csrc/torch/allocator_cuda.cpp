@@ -79,8 +79,8 @@ bool register_room_maker() {
 
 bool room_maker_registered = false;
 
-// Where no guard sees captures, a pool into which torch allocates may belong to one: a fence over all streams would break
-// it. Those that the engine was told of: the guard may come or go while one is open.
+// Where no guard sees captures, a pool into which torch allocates may belong to one: a fence over all streams would
+// break it. Those that the engine was told of: the guard may come or go while one is open.
 class NotedPools {
  public:
   void begin(const tp_engine_api& engine, c10::MempoolId_t pool) {
@@ -111,8 +111,8 @@ NotedPools& noted_pools() {
 }
 
 // Runs one call of torch's allocator: makes room and tries once more when it is out of memory, and tells the engine
-// when torch holds more than before. Nearly every operator comes here for a small result that torch has at hand: whether
-// the engine is on this device, a question to the CUDA runtime, is asked only where it matters.
+// when torch holds more than before. Nearly every operator comes here for a small result that torch has at hand:
+// whether the engine is on this device, a question to the CUDA runtime, is asked only where it matters.
 template <class Call>
 auto call_native(size_t bytes, Call call) {
   NativeRequest request(bytes, &native_reserved);

@@ -19,8 +19,8 @@ namespace tierpage {
 
 namespace caching = c10::cuda::CUDACachingAllocator;
 
-// Puts ours in front of torch's CUDA allocator, as install_cpu_allocator does. False when this torch has no CUDA library
-// loaded.
+// Puts ours in front of torch's CUDA allocator, as install_cpu_allocator does. False when this torch has no CUDA
+// library loaded.
 bool install_cuda_allocator();
 
 // Tells the engine at once what torch's own allocator holds.

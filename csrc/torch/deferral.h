@@ -11,13 +11,13 @@
 //  (4) An index keeps its tensors alive, as new objects: neither freeing a gradient nor giving a parameter other data
 //      changes what it works on.
 //  (5) Indices run on the stream of the operator that was deferred, so they stand behind what was queued there before.
-//      What the program queued on another stream may have waited for that stream before the index ran. So a stream waits
-//      for the deferred indices' stream at its first operator after any of them ran (LateStream).
+//      What the program queued on another stream may have waited for that stream before the index ran. So a stream
+//      waits for the deferred indices' stream at its first operator after any of them ran (LateStream).
 //  (6) Two threads that use one index: the first runs it, the second waits, without the GIL, until it is launched. A
 //      thread that waits inside an operator holds pages, for which the first may wait in turn: that one gives way.
-//  (7) What nobody can see any more (a model that was deleted after its last step) is let go without running it, so that its
-//      memory becomes free (drop_unseen). Nobody fails for want of room before the others have run as far as they fit
-//      (run_what_fits).
+//  (7) What nobody can see any more (a model that was deleted after its last step) is let go without running it, so
+//      that its memory becomes free (drop_unseen). Nobody fails for want of room before the others have run as far as
+//      they fit (run_what_fits).
 //  (8) What fails before its kernel is launched (no memory, Ctrl-C, a disk error) stays deferred and raises in the
 //      operator that needed it; nothing runs twice.
 //  (9) No operator stays half done: what has begun is not interrupted by a signal, and what fails half-way, for want of

@@ -106,8 +106,8 @@ const tp_engine_api* engine_of(const void* address) {
 
 namespace {
 
-// The stream that this thread used last. torch's stream has the same handle for ever under one id; asking for it changes
-// the current device to and fro.
+// The stream that this thread used last. torch's stream has the same handle for ever under one id; asking for it
+// changes the current device to and fro.
 struct KnownStream {
   const tp_engine_api* engine = nullptr;
   c10::StreamId id = 0;
@@ -147,7 +147,8 @@ tp_scope* opened_scope(ThreadState& state) {
     state.scope_open = true;
     state.fresh_region = false;
     state.announced.clear();
-    // What a nested operator uses first may be used on a side stream: where the outermost one works is asked at its end.
+    // What a nested operator uses first may be used on a side stream: where the outermost one works is asked at its
+    // end.
     state.scope_stream = state.depth == 1 ? native_stream(*state.engine) : TP_NO_STREAM;
     state.engine->scope_open(scope, state.scope_stream);
   }

@@ -85,7 +85,8 @@ struct GiveWay {
 extern std::atomic<const tp_engine_api*> attached_engine;  // null: everything goes on as without us
 inline const tp_engine_api* engine_now() { return attached_engine.load(std::memory_order_acquire); }
 
-// Launches are looked at (launch_guard.h). Set by the hook below, which an announcement calls when the engine asks for it.
+// Launches are looked at (launch_guard.h). Set by the hook below, which an announcement calls when the engine asks for
+// it.
 extern std::atomic<bool> launch_watch;
 extern std::atomic<void (*)()> watch_launches_hook;  // null: there is no guard
 

@@ -1,8 +1,8 @@
 // What is done at each launch: see launch_guard.h.
 //
-// Runs in the callback of a call into the driver, so no operator may be run; the door stops exceptions. A wait gives the
-// GIL up; signal handlers run when the launch is through. The engine's own threads are let through: their copies are what
-// is waited for.
+// Runs in the callback of a call into the driver, so no operator may be run; the door stops exceptions. A wait gives
+// the GIL up; signal handlers run when the launch is through. The engine's own threads are let through: their copies
+// are what is waited for.
 #include "torch/launch_guard.h"
 
 #include <c10/util/Logging.h>
@@ -52,9 +52,9 @@ bool was_announced(const ThreadState& state, uint64_t address) {
                      [&](const tp_access& access) { return address - access.address < access.bytes; });
 }
 
-// An operator of torch's own has announced all that it uses, and marks its end on one stream. Its kernels' arguments hold
-// more: structs with room for many dimensions, of which few are filled, carry what was on the stack before, old pointers
-// among it. They are worth a look only where the mark does not reach.
+// An operator of torch's own has announced all that it uses, and marks its end on one stream. Its kernels' arguments
+// hold more: structs with room for many dimensions, of which few are filled, carry what was on the stack before, old
+// pointers among it. They are worth a look only where the mark does not reach.
 bool LaunchGuard::looks_at(uint64_t stream) const {
   const tp_engine_api* engine = engine_now();
   if (engine == nullptr || engine->device_type == 0 || engine->launches.own_thread() != 0) return false;

@@ -1,11 +1,12 @@
 // Sees every launch of the process (csrc/guard) and makes sure of the memory that it names.
 //
 // An operator's launch on the operator's stream uses what the operator has announced: that is compared here, without a
-// lock, and nothing more is to be done. All else is announced to the engine as a launch of its own: memory of raw kernels
-// and graphs, memory that an operator uses and did not announce, and whatever an operator launches on other streams, since
-// the scope's end is marked on one stream only.
+// lock, and nothing more is to be done. All else is announced to the engine as a launch of its own: memory of raw
+// kernels and graphs, memory that an operator uses and did not announce, and whatever an operator launches on other
+// streams, since the scope's end is marked on one stream only.
 //
-// In a stream capture nothing runs: what a graph uses is read from the graph when it is made, and fetched at its launch.
+// In a stream capture nothing runs: what a graph uses is read from the graph when it is made, and fetched at its
+// launch.
 #pragma once
 
 #include <string>

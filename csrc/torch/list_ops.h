@@ -11,8 +11,8 @@
 
 namespace tierpage {
 
-// The common length of all lists that are not empty, 0 where they differ. Optimizers pass an empty list for a state they
-// do not keep.
+// The common length of all lists that are not empty, 0 where they differ. Optimizers pass an empty list for a state
+// they do not keep.
 size_t common_length(const OperatorInfo& info, const c10::IValue* values);
 size_t list_length(const c10::IValue& value);
 // The operator's arguments with these indices of its lists alone.

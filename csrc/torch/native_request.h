@@ -1,8 +1,8 @@
 // One call of torch's own CUDA allocator, and the room that the engine keeps for it meanwhile.
 //
-// Room is kept from pages until the call is over, however it ends: a request that fails in the end must not leave the pages
-// with less than they had. So the last thing that a request does is to settle what was kept for it, and to tell what
-// torch's allocator holds by then.
+// Room is kept from pages until the call is over, however it ends: a request that fails in the end must not leave the
+// pages with less than they had. So the last thing that a request does is to settle what was kept for it, and to tell
+// what torch's allocator holds by then.
 #pragma once
 
 #include <cstdint>

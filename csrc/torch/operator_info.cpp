@@ -22,8 +22,8 @@ uint64_t stable_hash(std::string_view text) {
   return hash;
 }
 
-// Operators of aten that name tensors but read and write none of their bytes. _unsafe_view is a view whose schema does not
-// say so; each matrix product of more than two dimensions ends with it.
+// Operators of aten that name tensors but read and write none of their bytes. _unsafe_view is a view whose schema does
+// not say so; each matrix product of more than two dimensions ends with it.
 constexpr std::array<std::string_view, 9> kMetadataOnly = {
     "aten::record_stream", "aten::is_same_size", "aten::_has_same_storage_numel", "aten::_version",
     "aten::is_set_to",     "aten::set_data",     "aten::_use_cudnn_ctc_loss",     "aten::_is_zerotensor",
@@ -132,9 +132,9 @@ bool has_fake(const c10::OperatorHandle& op) {
 }
 
 // Whose schema is taken at its word: torch's own, what carries any mark (its author knows marks), and what its author
-// has declared to agree with its schema: by the tag, which torch.library.custom_op sets by itself, or, of an operator with
-// results, by a fake implementation, with which torch.compile goes by the schema alone. Python's bodies reach memory by
-// operators and calls that are seen on their own.
+// has declared to agree with its schema: by the tag, which torch.library.custom_op sets by itself, or, of an operator
+// with results, by a fake implementation, with which torch.compile goes by the schema alone. Python's bodies reach
+// memory by operators and calls that are seen on their own.
 bool is_trusted(const c10::OperatorHandle& op) {
   const c10::FunctionSchema& schema = op.schema();
   if (is_torchs_own(schema.name())) return true;
@@ -150,7 +150,8 @@ constexpr std::array<std::string_view, 6> kWrittenUnmarked = {"running_mean", "r
                                                               "reserve",      "reserveSpace", "dropout_state"};
 
 // The fused optimizers store a gradient only where they unscale it, that is with a grad_scale; their schemas mark it as
-// written always. Read gradients stay clean: in a step beyond the budget each would be written down once more, for nothing.
+// written always. Read gradients stay clean: in a step beyond the budget each would be written down once more, for
+// nothing.
 void note_unscaled_gradients(const c10::FunctionSchema& schema, OperatorInfo& info) {
   if (!schema.name().starts_with("aten::_fused_ada") && !schema.name().starts_with("aten::_fused_sgd")) return;
   const auto& arguments = schema.arguments();

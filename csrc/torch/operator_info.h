@@ -35,8 +35,8 @@ struct OperatorInfo {
   tp_operator identity;
   uint32_t argument_count;
   uint32_t return_count;
-  // The argument at read_index is only read when the one at read_if_none_index is None, whatever the schema says. -1: no
-  // such case.
+  // The argument at read_index is only read when the one at read_if_none_index is None, whatever the schema says. -1:
+  // no such case.
   int32_t read_index = -1;
   int32_t read_if_none_index = -1;
   // Above us it is made of operators that we see one by one, unless an argument is a nested tensor, which has a kernel.

@@ -1,18 +1,18 @@
 // Work that goes on when its operator has returned: collectives of torch.distributed, whose result is a c10d::Work.
 //
-// Gloo works in threads of its own, NCCL on streams of its own, and neither tells the engine. So what such an operator uses
-// stays pinned until its Work has completed. Functional collectives, DDP and FSDP end in these operators as well.
+// Gloo works in threads of its own, NCCL on streams of its own, and neither tells the engine. So what such an operator
+// uses stays pinned until its Work has completed. Functional collectives, DDP and FSDP end in these operators as well.
 //
-// Nobody is told when a Work completes: it is asked, whenever an operator ends and while anybody waits for pages. A Work
-// of CPU tensors is held weakly: gloo holds it until it has run, and a message that nobody can wait for any more is given
-// up with it. One of CUDA tensors is held until the GPU has finished, which is what it tells.
+// Nobody is told when a Work completes: it is asked, whenever an operator ends and while anybody waits for pages. A
+// Work of CPU tensors is held weakly: gloo holds it until it has run, and a message that nobody can wait for any more
+// is given up with it. One of CUDA tensors is held until the GPU has finished, which is what it tells.
 //
-// A message between two ranks may end only after this rank's own next step: gloo counts it as completed when the program
-// has waited for it, and over NCCL its peer may wait for what this rank sends next. So room that it takes is not waited
-// for.
+// A message between two ranks may end only after this rank's own next step: gloo counts it as completed when the
+// program has waited for it, and over NCCL its peer may wait for what this rank sends next. So room that it takes is
+// not waited for.
 //
-// In a batch (batch_isend_irecv over NCCL) operators have no Work: the batch has, which no operator returns. What they use
-// stays until the thread runs something else; then a fence over all streams stands for it.
+// In a batch (batch_isend_irecv over NCCL) operators have no Work: the batch has, which no operator returns. What they
+// use stays until the thread runs something else; then a fence over all streams stands for it.
 #pragma once
 
 #include <ATen/core/ivalue.h>

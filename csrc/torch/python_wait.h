@@ -2,8 +2,8 @@
 //
 // Plain torch runs signal handlers between operators and never inside one, and so do we: a handler that saves the model
 // would find it in the middle of an update. A wait looks for one thing only: for Ctrl-C where Python's own handler
-// would raise KeyboardInterrupt. Other handlers run when the operator has returned. A wait that has lasted kPatienceSeconds
-// looks for all of them, so that a program can be got out of one that does not end.
+// would raise KeyboardInterrupt. Other handlers run when the operator has returned. A wait that has lasted
+// kPatienceSeconds looks for all of them, so that a program can be got out of one that does not end.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Work that no operator's end marks: raw kernels, streams that a tensor was recorded for, memory whose pointer escaped. It is
-// waited for on its own stream before a page leaves, is written down, or is given to another stream.
+// Work that no operator's end marks: raw kernels, streams that a tensor was recorded for, memory whose pointer escaped.
+// It is waited for on its own stream before a page leaves, is written down, or is given to another stream.
 #include "manual_world.h"
 #include "parts_world.h"
 

@@ -1,4 +1,5 @@
-// What operators do without while all fits, and that pages which must leave then wait for the work that was queued before.
+// What operators do without while all fits, and that pages which must leave then wait for the work that was queued
+// before.
 #include "engine_under_test.h"
 
 namespace tierpage::testing {

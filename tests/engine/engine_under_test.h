@@ -280,8 +280,8 @@ inline void fill(Region& region, uint64_t seed) {
   for (uint64_t i = 0; i < region.word_count(); i += kWordStep) region.words()[i] = word_at(seed, i);
 }
 
-// A write through a raw pointer, which may meet a page on its way out: the hardware holds it back until the copy down has
-// been read. The thread sanitizer would judge it before the instruction runs.
+// A write through a raw pointer, which may meet a page on its way out: the hardware holds it back until the copy down
+// has been read. The thread sanitizer would judge it before the instruction runs.
 [[gnu::no_sanitize("thread"), gnu::noinline]] inline void fill_raw(Region& region, uint64_t seed) {
   region.seed = seed;
   uint64_t* const words = reinterpret_cast<uint64_t*>(region.address);

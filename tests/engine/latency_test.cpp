@@ -45,8 +45,8 @@ TEST_F(Latency, InlineCopies) { measure("inline copies", false); }
 TEST_F(Latency, CopiesByWorkerThreads) { measure("copies by a worker", true); }
 TEST_F(Latency, PolledCopies) { measure("found by the 3rd poll", false, 3); }
 
-// What an operator with four resident regions costs on a device with streams whose fences cost nothing, while all fits and
-// after a page had to leave.
+// What an operator with four resident regions costs on a device with streams whose fences cost nothing, while all fits
+// and after a page had to leave.
 TEST_F(Latency, OperatorsThatFit) {
   RuntimeOptions options = small_options();
   RuntimeParts parts;

@@ -1,4 +1,5 @@
-// Launches that no operator stands for: their memory is there before them, and stays until they have ended on their stream.
+// Launches that no operator stands for: their memory is there before them, and stays until they have ended on their
+// stream.
 #include "engine_under_test.h"
 
 namespace tierpage::testing {

@@ -1,4 +1,5 @@
-// Missed accesses while others install, remove and chain handlers of SIGSEGV; and what is not ours still ends the process.
+// Missed accesses while others install, remove and chain handlers of SIGSEGV; and what is not ours still ends the
+// process.
 #include <setjmp.h>
 #include <signal.h>
 #include <unistd.h>

@@ -1,5 +1,5 @@
-// Regions whose content lies in a file that is only read: in every shape of the tiers the bytes are the file's until they
-// are written, and what is written never touches the file.
+// Regions whose content lies in a file that is only read: in every shape of the tiers the bytes are the file's until
+// they are written, and what is written never touches the file.
 #include <fcntl.h>
 #include <sys/stat.h>
 

@@ -1,5 +1,5 @@
-// A store that reaches device memory: pages between DEVICE and NVMe pass no staging buffer and come back the same. On the
-// host device any store does.
+// A store that reaches device memory: pages between DEVICE and NVMe pass no staging buffer and come back the same. On
+// the host device any store does.
 #include <atomic>
 #include <cstdio>
 #include <fstream>

@@ -149,7 +149,8 @@ TEST_F(Streams, AHeldTensorIsNotGivenToAnotherStreamAtItsFree) {
   backend->hold_stream = -1;
 }
 
-// A custom operator's body works under a side stream of its own: what it makes and frees there is not the outer stream's.
+// A custom operator's body works under a side stream of its own: what it makes and frees there is not the outer
+// stream's.
 TEST_F(Streams, MemoryOfASideStreamInsideAnOperatorIsNotGivenToItsOuterStream) {
   start();
   caller->open(0);
@@ -188,7 +189,7 @@ TEST_F(Streams, MemoryThatWasNeverATensorIsFencedAtItsFree) {
   backend->hold_stream = -1;
 }
 
-// --- streams that the framework did not make --------------------------------------------------------------------------
+// --- streams that the framework did not make -------------------------------------------------------------------------
 
 TEST_F(Streams, AForeignStreamIsWaitedForAlthoughItIsGone) {
   start();
@@ -223,7 +224,7 @@ TEST_F(Streams, WhereNothingCanTellThatAForeignStreamHasEndedItsTensorStays) {
   EXPECT_EQ(backend->records_on_dead_streams, 0u);
 }
 
-// --- all at once --------------------------------------------------------------------------------------------------------
+// --- all at once -----------------------------------------------------------------------------------------------------
 
 // Threads with streams of their own touch, record, use, evict and free; no page leaves under work that was noted.
 TEST_F(Streams, ManyThreadsAndStreamsKeepEachOthersTensors) {

@@ -68,8 +68,9 @@ inline Program training_program(const Training& training) {
   return read(text.str());
 }
 
-// Forwards of one token through a decoder of Llama's shape with 13 B parameters in bfloat16, after the weights were made.
-// `prompt` > 0: each layer's keys and values grow by torch.cat, from so many tokens on; 0: they are too small to be paged.
+// Forwards of one token through a decoder of Llama's shape with 13 B parameters in bfloat16, after the weights were
+// made. `prompt` > 0: each layer's keys and values grow by torch.cat, from so many tokens on; 0: they are too small to
+// be paged.
 struct Decoding {
   int layers = 40;
   int tokens = 12;

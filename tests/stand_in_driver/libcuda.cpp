@@ -1,6 +1,7 @@
-// A libcuda.so.1 for machines without a GPU, which the tests of the kvikio extension put on the loader's path: kvikio asks
-// the driver about every pointer, host memory included, and gives up where there is none. Says that it is a driver of CUDA
-// 13.0 and that CUDA is not initialised, by which kvikio knows that a pointer is of host memory. Nothing else works.
+// A libcuda.so.1 for machines without a GPU, which the tests of the kvikio extension put on the loader's path: kvikio
+// asks the driver about every pointer, host memory included, and gives up where there is none. Says that it is a driver
+// of CUDA 13.0 and that CUDA is not initialised, by which kvikio knows that a pointer is of host memory. Nothing else
+// works.
 #define NOT_INITIALIZED(name) \
   extern "C" __attribute__((visibility("default"))) int name() { return 3; }
 

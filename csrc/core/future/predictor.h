@@ -7,9 +7,9 @@
 // training, evaluation and generation may interleave.
 //
 // A temporary may come *in place* of another: its counterpart of the time before is of the same size, but had another
-// key. So do caches that grow by concatenation: the new one is made while the old one lives, and each layer gets the key
-// that the layer before has just let go. A few of these in a row do not lose the cursor. Only young regions do so: an
-// old one has had its key for as long as the past goes back that is compared here.
+// key. So do caches that grow by concatenation: the new one is made while the old one lives, and each layer gets the
+// key that the layer before has just let go. A few of these in a row do not lose the cursor. Only young regions do so:
+// an old one has had its key for as long as the past goes back that is compared here.
 //
 // catch_up() does the work, in batches; the hit path only appends to the trace.
 #pragma once

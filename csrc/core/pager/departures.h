@@ -24,10 +24,10 @@
 //      operator's work.
 //   4. A fence that cannot be recorded (the stream is being captured into a graph): its pages do not leave, and those
 //      that were about to stay, so that nobody waits for what cannot come; each tick asks again.
-//   5. It disengages only when no fence is asked for, nothing is moving, leaving or waiting, everything that has content
-//      has it in DEVICE, and no page was told to leave for a tick and a whole recurrence of the plan: a program that
-//      overflows once in each of its long steps stays engaged, and its plan in force. Streams may owe, as ever while all
-//      fits.
+//   5. It disengages only when no fence is asked for, nothing is moving, leaving or waiting, everything that has
+//      content has it in DEVICE, and no page was told to leave for a tick and a whole recurrence of the plan: a program
+//      that overflows once in each of its long steps stays engaged, and its plan in force. Streams may owe, as ever
+//      while all fits.
 //
 // Invariants (check_invariants):
 //   a page that leaves is listed, and the pager is engaged; a page owes a fence only on streams that owe one.

@@ -8,8 +8,8 @@
 //                              refuse v | ask again, at a tick
 //                                   refused
 //
-// What is owed carries the number of times that the stream was asked before. The fence that is asked for stands for what
-// was owed by then and for nothing later: it may have been recorded before the later work was queued.
+// What is owed carries the number of times that the stream was asked before. The fence that is asked for stands for
+// what was owed by then and for nothing later: it may have been recorded before the later work was queued.
 //
 // Invariants (check_invariants):
 //   refusals = streams whose fence was refused;

@@ -89,8 +89,8 @@ class Pager {
     memory_.region(region).held = true;
   }  // a raw pointer to it escaped: resident until it is freed
   void hold_pinned(SlotId slot) { requests_.hold_pinned(slot); }  // the same for everything that the slot pins
-  // Work on the region is queued on a stream. {stream, 0}: by an operator, whose end marks it. Owed: nothing marks it, it was
-  // queued before or will be until the region is freed. Else: that fence marks what was queued.
+  // Work on the region is queued on a stream. {stream, 0}: by an operator, whose end marks it. Owed: nothing marks it,
+  // it was queued before or will be until the region is freed. Else: that fence marks what was queued.
   void note_stream_use(RegionId region, Fence work);
 
   // --- events from the executor of actions ---------------------------------------------------------------------
@@ -120,8 +120,8 @@ class Pager {
   // --- events from the user ------------------------------------------------------------------------------------
   void set_capacity(Tier tier, uint64_t bytes);
   void note_native_reserved(uint64_t bytes) { requests_.note_native_reserved(bytes); }  // for messages only
-  // Returns bytes that will leave DEVICE. keep_out: and no guess or hint brings a page back before an operator uses it, or
-  // it is let in.
+  // Returns bytes that will leave DEVICE. keep_out: and no guess or hint brings a page back before an operator uses it,
+  // or it is let in.
   uint64_t evict(RegionId region, bool keep_out = false);
   uint64_t evict_all();  // every page that may leave; what is guessed to be in use stays
   // Bytes asked for; a hint. let_in: also of pages that are kept out.
