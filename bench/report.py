@@ -29,6 +29,8 @@ def goal(row: Row) -> str:
     work = row.workload
     if work.bench == "infer":
         return ("1.05" if work.tokens == 1 else "1.02") if row.fits else "1.10"
+    if work.lora:
+        return "1.10"
     if work.shape != "3b" or work.layers not in (None, 26):
         return "-"
     if work.batch == 32:

@@ -30,6 +30,7 @@ class Workload:
     batch: int = 1
     recompute: bool = False
     layers: int | None = None
+    lora: int | None = None  # rank of the adapters, which alone are trained
 
     def title(self) -> str:
         """In words, for headings and titles."""
@@ -37,7 +38,8 @@ class Workload:
         if self.bench == "infer":
             return f"Inference: {self.shape}, {self.tokens} tokens, one forward"
         kind = "recompute" if self.recompute else "no recompute"
-        return f"Training: {self.shape}{layers}, {self.batch} sequences of {self.tokens} tokens, {kind}, one step"
+        adapters = f", adapters of rank {self.lora}" if self.lora else ""
+        return f"Training: {self.shape}{layers}{adapters}, {self.batch} sequences of {self.tokens} tokens, {kind}, one step"
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def workload_of(row: dict[str, Any], where: str) -> Workload:
     if bench != "train":
         raise ReportError(f'{where}: "bench" is {bench!r}, neither infer nor train')
     layers = count(row, "layers", where, needed=False)
-    return Workload(bench, shape, tokens, count(row, "batch", where), flag(row, "recompute", where), layers)
+    lora = count(row, "lora", where, needed=False)
+    return Workload(bench, shape, tokens, count(row, "batch", where), flag(row, "recompute", where), layers, lora)
 
 
 def equality(row: dict[str, Any], where: str) -> str:

@@ -1,8 +1,9 @@
 """Training beyond the device budget, beside its bound and beside the same run all in VRAM.
 
     python bench/train.py --shape 3b --batch 4 --tokens 2048 --device-budget 16GiB [--hooks] [--no-recompute]
+    python bench/train.py --shape 13b --batch 4 --tokens 1024 --device-budget 16GiB --lora 16
 
-fp32 parameters, autocast bfloat16, AdamW(fused=True). Prints one JSON line: median step seconds, bytes moved a step,
+fp32 parameters, with --lora frozen bfloat16 ones and fp32 adapters, autocast bfloat16, AdamW(fused=True). Prints one JSON line: median step seconds, bytes moved a step,
 the bound (the longest of compute, bytes up / rate, bytes down / rate, with the bytes that were moved and the rates that
 the link has while both directions are busy), the driver's figure for the process, and whether losses and every parameter
 equal the all-in-VRAM run bit for bit. The plain run is a child process; --plain-seconds gives its time without it.
@@ -28,6 +29,7 @@ from torch.nn import functional
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from llama_shape import SHAPES, Shape, build
+from lora import adapt
 from machine import (
     Look,
     add_cores,
@@ -44,28 +46,33 @@ from machine import (
 
 def make_steps(model: torch.nn.Module, hooks: bool):
     """Returns the function that applies the optimizer; with ``hooks`` each parameter steps as its gradient is ready."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not hooks:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
         def apply() -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
         return apply
-    optimizers = {p: torch.optim.AdamW([p], lr=1e-4, fused=True) for p in model.parameters()}
+    optimizers = {p: torch.optim.AdamW([p], lr=1e-4, fused=True) for p in trained}
 
     def step_one(parameter: torch.Tensor) -> None:
         optimizers[parameter].step()
         optimizers[parameter].zero_grad(set_to_none=True)
 
-    for parameter in model.parameters():
+    for parameter in trained:
         parameter.register_post_accumulate_grad_hook(step_one)
     return lambda: None
 
 
 def checksums(model: torch.nn.Module) -> dict[str, int]:
     """Sum of every parameter's bits as integers, computed where it lives, one parameter at a time."""
-    return {name: int(p.detach().view(torch.int32).to(torch.int64).sum()) for name, p in model.named_parameters()}
+    words = {2: torch.int16, 4: torch.int32}
+    return {
+        name: int(p.detach().view(words[p.element_size()]).to(torch.int64).sum())
+        for name, p in model.named_parameters()
+    }
 
 
 def shape_of(args: argparse.Namespace) -> Shape:
@@ -121,7 +128,9 @@ def time_steps(
 def run(args: argparse.Namespace, device: str, mark: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
     """Builds the model where its tensors are made by default, and trains it: times, losses, sums of the parameters."""
     shape = shape_of(args)
-    model = build(shape, device, torch.float32, recompute=not args.no_recompute)
+    model = build(shape, device, torch.bfloat16 if args.lora else torch.float32, recompute=not args.no_recompute)
+    if args.lora:
+        adapt(model, args.lora, device)
     apply = make_steps(model, args.hooks)
 
     def train_step(tokens: torch.Tensor) -> torch.Tensor:
@@ -189,7 +198,7 @@ def paged_row(args: argparse.Namespace, plain: dict[str, Any] | None) -> dict[st
     bounds = bounds_of(moved, duplex, plain_seconds or 0.0)
     bound = max(bounds.values())
     return {
-        "bench": "train", "shape": args.shape, "batch": args.batch, "tokens": args.tokens, "hooks": args.hooks,
+        "bench": "train", "shape": args.shape, "batch": args.batch, "tokens": args.tokens, "hooks": args.hooks, "lora": args.lora or None,
         "layers": shape_of(args).layers, "device": device,
         "recompute": not args.no_recompute, "deterministic": args.deterministic, "device_budget_bytes": tierpage.config().device_budget,
         "seconds": round(paged["seconds"], 3), "bound_seconds_of_moved_bytes": round(bound, 3),
@@ -232,6 +241,7 @@ def main() -> int:
     parser.add_argument("--nvme-path", default=None)
     parser.add_argument("--hooks", action="store_true", help="optimizer step in post-accumulate-grad hooks")
     parser.add_argument("--no-recompute", action="store_true")
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank only")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--no-plain", action="store_true")

@@ -90,6 +90,16 @@ def test_the_tables_hold_the_figures(tmp_path: Path) -> None:
     assert budgets[:3] == ["40 GiB (all fits)", "16 GiB", "3 GiB"]
 
 
+def test_training_of_adapters_is_not_compared_with_that_of_all(tmp_path: Path) -> None:
+    done = report(tmp_path, [*ROWS, {**TRAIN, "lora": 16}])
+    assert done.returncode == 0, done.stderr
+    assert (
+        "### Training: 3b, 26 layers, adapters of rank 16, 4 sequences of 2048 tokens, recompute, one step"
+        in done.stdout
+    )
+    assert "### Training: 3b, 26 layers, 4 sequences of 2048 tokens, recompute, one step" in done.stdout
+
+
 def without(row: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != key}
 
