@@ -27,6 +27,7 @@ from tierpage._report.reading import ReportError, Trace, from_content, read_file
 from tierpage.memory import TIERS
 
 SECOND = 1_000_000_000
+SHORT_WAIT_SECONDS_MAX = 1e-5  # csrc/engine/accounts.cpp: what is shorter makes no slice
 
 
 def page_of(content: Any, name: str = "trace.json") -> Structure:
@@ -103,17 +104,22 @@ def test_what_the_trace_holds_is_what_the_page_counts(traced: Any) -> None:
         assert sum(line.rates[link]) * width == pytest.approx(size, rel=1e-6, abs=1)
         assert size == stats[f"link_bytes.{link}"]
     assert max(value for value in line.levels["device"] if value is not None) == stats["resident_bytes.device.peak"]
+    # Waits too short to be worth a row are in the statistics alone.
     by_cause = aggregating.waits_by_cause(read.waits)
+    short = stats["stall_count.total"] - by_cause["total"][0]
+    assert 0 <= short < stats["stall_count.total"] / 2
     for cause in (*advice.CAUSES, "total"):
-        assert by_cause[cause][0] == stats[f"stall_count.{cause}"]
-        assert by_cause[cause][1] == pytest.approx(stats[f"stall_seconds.{cause}"], abs=1e-6 + 1e-9 * len(read.waits))
+        assert 0 <= stats[f"stall_count.{cause}"] - by_cause[cause][0] <= short
+        rounding = 1e-6 + 1e-9 * len(read.waits)
+        missing = stats[f"stall_seconds.{cause}"] - by_cause[cause][1]
+        assert -rounding <= missing <= rounding + short * SHORT_WAIT_SECONDS_MAX
     operators = {row["name"]: row for row in content["otherData"]["tierpage_totals"]["operators"]}
     for row in aggregating.waits_by(read.waits, lambda wait: wait.operator):
-        assert row["count"] == operators[row["name"]]["count"]
-        assert row["bytes"] == operators[row["name"]]["bytes"]
+        assert 0 <= operators[row["name"]]["count"] - row["count"] <= short
+        assert row["bytes"] <= operators[row["name"]]["bytes"]
     del content["otherData"]["tierpage_totals"]
     bare = page_of(content)  # of a trace without totals the events are counted
-    assert bare.row("causes", "total")[1] == words.count(stats["stall_count.total"])
+    assert bare.row("causes", "total")[1] == words.count(by_cause["total"][0])
 
 
 def test_ways_in_and_out(traced: Any, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
