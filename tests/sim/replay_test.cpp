@@ -88,18 +88,22 @@ ReplayOptions slow_host(uint64_t device_bytes, double launch_us) {
   return options;
 }
 
-// One token at a time from the third forward after the model was built, which still writes the last weights down.
+// One token at a time from the third forward after the model was built, which still writes the last weights down: on
+// average from there on, and each one after it.
 TEST(Replay, OneTokenStaysNearTheLinksBoundOnASlowHost) {
-  const Program program = decoding_program({.tokens = 6});
+  const Program program = decoding_program({.tokens = 8});
   for (const double launch_us : {42.0, 490.0}) {
     for (const uint64_t gib : {20u, 16u, 12u, 8u}) {
       const std::vector<StepReport> reports = run(program, slow_host(gib * kGiB, launch_us));
       const double bytes = kWeightBytes - static_cast<double>(gib * kGiB) + 256.0 * kMiB;
       const double bound = std::max(bytes / 54e9, static_cast<double>(reports.back().uses) * launch_us / 1e6);
+      double sum = 0;
       for (size_t forward = 3; forward < reports.size(); ++forward) {
-        const double most = forward == 3 ? 1.20 : 1.10;
-        EXPECT_LE(reports[forward].seconds, most * bound) << gib << " GiB, " << launch_us << " us, forward " << forward;
+        sum += reports[forward].seconds;
+        if (forward == 3) continue;
+        EXPECT_LE(reports[forward].seconds, 1.10 * bound) << gib << " GiB, " << launch_us << " us, forward " << forward;
       }
+      EXPECT_LE(sum / static_cast<double>(reports.size() - 3), 1.10 * bound) << gib << " GiB, " << launch_us << " us";
     }
   }
 }

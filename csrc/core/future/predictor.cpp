@@ -33,8 +33,8 @@ uint64_t Predictor::look_up(int length_index, uint64_t hash) const {
   return entry.position;
 }
 
-bool Predictor::in_place(KeyId key, uint64_t position, uint64_t expected) const {
-  return in_place_ < kInPlaceMax && position < trace_.opened_at(key) + kYoungUses &&
+bool Predictor::in_place(KeyId key, uint64_t expected) const {
+  return in_place_ < kInPlaceMax && trace_.opened_at(key) > expected &&
          trace_.bytes_of(trace_.at(expected)) == trace_.bytes_of(key);
 }
 
@@ -45,7 +45,7 @@ void Predictor::follow(uint64_t position) {
   const uint64_t expected = cursor_ + 1;
   const bool known = expected < position && expected >= trace_.begin();
   const bool follows = known && trace_.at(expected) == key;
-  const bool replaces = known && !follows && in_place(key, position, expected);
+  const bool replaces = known && !follows && in_place(key, expected);
   ++(follows ? predicted_uses_ : replaces ? replaced_uses_ : mispredicted_uses_);
   in_place_ = replaces ? in_place_ + 1 : 0;
   cursor_ = follows || replaces ? expected : kNever;

@@ -8,8 +8,8 @@
 //
 // A temporary may come *in place* of another: its counterpart of the time before is of the same size, but had another
 // key. So do caches that grow by concatenation: the new one is made while the old one lives, and each layer gets the
-// key that the layer before has just let go. A few of these in a row do not lose the cursor. Only young regions do so:
-// an old one has had its key for as long as the past goes back that is compared here.
+// key that the layer before has just let go. A few of these in a row do not lose the cursor. Only what was allocated
+// since the place that is compared with does so: what lived then was used there under its own key, or was not.
 //
 // catch_up() does the work, in batches; the hit path only appends to the trace.
 #pragma once
@@ -45,15 +45,14 @@ class Predictor {
 
  private:
   static constexpr int kLengths = 2;
-  static constexpr int kInPlaceMax = 8;         // in a row; a layer of a decoder has six
-  static constexpr uint64_t kYoungUses = 4096;  // since a region was allocated
+  static constexpr int kInPlaceMax = 8;  // in a row; a layer of a decoder has six
   struct Entry {
     uint64_t hash = 0;
     uint64_t position = kNever;
   };
   void consume(uint64_t position);
   void follow(uint64_t position);
-  bool in_place(KeyId key, uint64_t position, uint64_t expected) const;
+  bool in_place(KeyId key, uint64_t expected) const;
   uint64_t look_up(int length_index, uint64_t hash) const;
 
   Trace& trace_;
