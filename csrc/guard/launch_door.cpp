@@ -109,14 +109,23 @@ std::vector<Pointer> LaunchDoor::close() {
     (void)library_.unsubscribe(subscriber_);
   }
   while (inside_.load(std::memory_order_acquire) != 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
-  while (captures_ > 0) capture(-1);
+  while (capture_over()) {
+  }
   return graphs_.take_all();
 }
 
-void LaunchDoor::capture(int change) {
-  if (change < 0) captures_.fetch_add(change);
-  handler_->capture(change);
-  if (change > 0) captures_.fetch_add(change);  // only what the handler has taken
+void LaunchDoor::capture_begins() {
+  handler_->capture(1);
+  captures_.fetch_add(1);  // only what the handler has taken
+}
+
+// False where none is counted: one that began before the door was open. Two threads may end theirs at once.
+bool LaunchDoor::capture_over() {
+  int open = captures_.load();
+  while (open > 0 && !captures_.compare_exchange_weak(open, open - 1)) {
+  }
+  if (open > 0) handler_->capture(-1);
+  return open > 0;
 }
 
 void LaunchDoor::enable(bool launches, bool on) {
@@ -195,7 +204,7 @@ void LaunchDoor::enter(const DriverCall& call, const cupti::CallbackData& data) 
   *data.correlation_data = 0;
   if (is_rare(call)) {
     if (call.kind == CallKind::kUnload) words_.forget_kernels();
-    if (call.kind == CallKind::kBeginCapture) capture(1);
+    if (call.kind == CallKind::kBeginCapture) capture_begins();
     if (call.kind == CallKind::kExecDestroy) graphs_.forget(*static_cast<const CUgraphExec*>(data.parameters));
     return;
   }
@@ -222,8 +231,7 @@ void LaunchDoor::exit(const DriverCall& call, const cupti::CallbackData& data) {
   const auto* result = static_cast<const CUresult*>(data.return_value);
   const bool failed = result != nullptr && *result != CUDA_SUCCESS;
   // Counted from before it begins until behind its end, whether that succeeds or not.
-  const bool over = call.kind == CallKind::kEndCapture || (call.kind == CallKind::kBeginCapture && failed);
-  if (over && captures_ > 0) capture(-1);  // one that began before the door was open was not counted
+  if (call.kind == CallKind::kEndCapture || (call.kind == CallKind::kBeginCapture && failed)) (void)capture_over();
   if (failed) return;
   std::vector<Pointer> pointers;
   if (call.kind == CallKind::kInstantiate) {

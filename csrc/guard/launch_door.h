@@ -72,7 +72,8 @@ class LaunchDoor {
   void read_node(const void* parameters, const AddressRange& range, std::vector<Pointer>& pointers);
   static void spoil(const DriverCall& call, const void* parameters);
   void enable(bool launches, bool on);
-  void capture(int change);
+  void capture_begins();
+  bool capture_over();
 
   const cupti::Library library_;
   const KernelFacts facts_;
