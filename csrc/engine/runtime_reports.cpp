@@ -1,5 +1,7 @@
 #include "engine/runtime_reports.h"
 
+#include <algorithm>
+
 namespace tierpage {
 
 RuntimeReports::Snapshot RuntimeReports::snapshot() {
@@ -57,7 +59,15 @@ RuntimeReports::Placement RuntimeReports::placement(uint64_t address) {
 bool RuntimeReports::pinned_by(SlotId slot, uint64_t address) {
   LockGuard lock(core_.mutex());
   const RegionId region = core_.region_of_locked(address);
-  return region.valid() && !core_.refuses_locked() && core_->requests().pins(slot, region);
+  if (!region.valid() || core_.refuses_locked()) return false;
+  const Memory& memory = core_->memory();
+  std::vector<PageId> pages = memory.region(region).pages, pinned;
+  for (const PageId page : core_->requests().pinned(slot)) {
+    if (memory.pages[page].region == region) pinned.push_back(page);
+  }
+  std::ranges::sort(pages);
+  std::ranges::sort(pinned);
+  return std::ranges::includes(pinned, pages);
 }
 
 uint64_t RuntimeReports::live_bytes() {

@@ -34,12 +34,6 @@ void Requests::hold_pinned(SlotId slot) {
   for (const PageId page : slots_[slot.value].pinned) memory_.region_of(page).held = true;
 }
 
-bool Requests::pins(SlotId slot, RegionId region) const {
-  const std::vector<PageId>& pinned = slots_[slot.value].pinned;
-  const auto is_pinned = [&](PageId page) { return std::ranges::find(pinned, page) != pinned.end(); };
-  return std::ranges::all_of(memory_.region(region).pages, is_pinned);
-}
-
 // Interleavings 1 and 2: a victim that has not begun to unmap is still good; a copy down leaves it readable.
 bool Requests::serves(const Page& page, AccessMode mode) const {
   if (!page.is_valid(Tier::kDevice)) return false;

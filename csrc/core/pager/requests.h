@@ -46,7 +46,7 @@ class Requests {
   uint64_t op_position(SlotId slot) const { return slots_[slot.value].traced_at; }  // Trace::kNever: it used nothing
   size_t wanted_pages(SlotId slot) const { return slots_[slot.value].wanted.size(); }
   void hold_pinned(SlotId slot);
-  bool pins(SlotId slot, RegionId region) const;  // all of it
+  const std::vector<PageId>& pinned(SlotId slot) const { return slots_[slot.value].pinned; }
 
   // --- a request's life: kWait stands in the queue until it is granted or fails --------------------------------------
   Outcome begin_op(SlotId slot, uint64_t operator_hash, const char* operator_name, std::span<const Use> uses);
