@@ -2,17 +2,8 @@
 # On a GPU machine: one token at a time, 4-bit weights and adapters, also on fewer cores. Writes $OUT/decoding.jsonl, a row
 # a case, each with its plain side. STEPS chooses; the wheel of bitsandbytes lies in the folder that WHEELS names.
 set -uo pipefail
-out=${OUT:-.}
+. tests/gpu/prepare.sh
 steps=${STEPS:-"one generate static batch prompt nf4 lora cores"}
-export PYTHONWARNINGS=ignore
-if [[ -z ${INSTALLED:-} ]]; then  # a caller that runs several of these scripts builds once
-  python3 -m pip install -q --no-build-isolation --no-index --no-deps . > "$out/build.log" 2>&1 || { tail -40 "$out/build.log"; exit 1; }
-fi
-if [[ -n ${WHEELS:-} ]]; then
-  site=$(mktemp -d)
-  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl || exit 1
-  export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
-fi
 row() { timeout "${SECONDS_MAX:-200}" python3 "$@" 2>> "$out/decoding.log" | tail -1 | tee -a "$out/decoding.jsonl" | cut -c1-700; }
 one() { row bench/infer.py --shape 13b --tokens 1 --device-budget "$1" --host-budget 32GiB --warmup 4 "${@:2}"; }
 generate() { row bench/generate.py --shape 13b --host-budget 40GiB --device-budget "$@"; }

@@ -1,12 +1,8 @@
 #!/usr/bin/env bash
 # On a GPU machine: the figures of docs/benchmarks.md, one JSON line each. Steps can be chosen with STEPS.
 set -uo pipefail
-out=${OUT:-.}
+. tests/gpu/prepare.sh
 steps=${STEPS:-"infer train hooks lists bits"}
-export PYTHONWARNINGS=ignore
-if [[ -z ${INSTALLED:-} ]]; then  # a caller that runs several of these scripts builds once
-  python3 -m pip install -q --no-build-isolation --no-index --no-deps . > "$out/build.log" 2>&1 || { tail -40 "$out/build.log"; exit 1; }
-fi
 infer() { timeout 120 python3 bench/infer.py --shape 13b --host-budget 32GiB "$@" 2>&1 | tail -1 | cut -c1-1500; }
 train() { timeout 250 python3 bench/train.py --shape 3b --host-budget 80GiB --warmup 7 "$@" 2>&1 | tail -1 | cut -c1-1800; }
 for step in $steps; do

@@ -3,17 +3,8 @@
 # $OUT/sweep.jsonl (one row a budget) and $OUT/peers.jsonl. Steps can be chosen with STEPS; wheels of the peers' libraries
 # that the machine lacks lie in the folder that WHEELS names.
 set -uo pipefail
-out=${OUT:-.}
+. tests/gpu/prepare.sh
 steps=${STEPS:-"sweep"}
-export PYTHONWARNINGS=ignore
-if [[ -z ${INSTALLED:-} ]]; then  # a caller that runs several of these scripts builds once
-  python3 -m pip install -q --no-build-isolation --no-index --no-deps . > "$out/build.log" 2>&1 || { tail -40 "$out/build.log"; exit 1; }
-fi
-if [[ -n ${WHEELS:-} ]]; then
-  site=$(mktemp -d)
-  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl || exit 1
-  export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
-fi
 # The rows go into the file as they come, so that a run that is cut off leaves what it had.
 rows() { tee -a "$1" | cut -c1-400; }
 plain=$(mktemp -d)
