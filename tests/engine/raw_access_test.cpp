@@ -85,14 +85,11 @@ TEST_F(RawAccess, NoRawWriteIsLost) {
       }
     }
   });
-  volatile uint64_t* const words = region.words();
-  for (uint64_t i = 0; i < region.word_count(); i += 512) words[i] = 0;
-  for (uint64_t round = 1; round <= 3000; ++round) {
-    for (uint64_t i = 0; i < region.word_count(); i += 512) words[i] = words[i] + 1;
-  }
+  set_raw(region, 512, 0);
+  for (uint64_t round = 1; round <= 3000; ++round) count_up_raw(region, 512);
   ended = true;
   disturbing.join();
-  for (uint64_t i = 0; i < region.word_count(); i += 512) ASSERT_EQ(words[i], 3000u) << i;
+  for (uint64_t i = 0; i < region.word_count(); i += 512) ASSERT_EQ(region.words()[i], 3000u) << i;
 }
 
 TEST_F(RawAccess, ParanoidModeReportsTheMissedAccess) {
