@@ -159,7 +159,7 @@ def paged_row(args: argparse.Namespace, device: str, plain: dict[str, Any] | Non
         "bytes_per_forward": {k: int(v) for k, v in moved.items() if v},
         "stall_seconds_total": round(after["stall_seconds.total"] - before["stall_seconds.total"], 3),
         "driver_bytes_above_context": paged["device_bytes_max"] - context,
-        "prefetch": {k: after[k] for k in after if k.startswith("prefetch.")},
+        "prefetch": {k: after[k] - before[k] for k in after if k.startswith("prefetch.")},
         "faults": after["faults.count"] - before["faults.count"], **usage(*looks),
         **provenance(device),
     }  # fmt: skip

@@ -84,8 +84,8 @@ def look() -> Look:
 
 
 def usage(before: Look, after: Look) -> dict[str, dict[str, float]]:
-    """Of the time between two looks: the share in which each direction of the link was idle, and the processor seconds of
-    each thread that used some, by its name."""
+    """Of the time between two looks: the share in which each direction of the link was idle, the processor seconds of each
+    thread that used some, by its name, and what the pager's thread spent its time on."""
     elapsed = after.at - before.at
     idle = {}
     for way in ("to_device", "to_host"):
@@ -95,6 +95,11 @@ def usage(before: Look, after: Look) -> dict[str, dict[str, float]]:
     return {
         "idle_share": idle,
         "processor_seconds": {name: round(seconds, 3) for name, seconds in threads.most_common() if seconds > 0},
+        "pager_thread": {
+            name.partition(".")[2]: round(after.stats[name] - before.stats[name], 3)
+            for name in after.stats
+            if name.startswith("pager_thread_")
+        },
     }
 
 

@@ -106,11 +106,11 @@ void fresh_frame(size_t bytes, const char* beside) {
               beside, create.at(0.5), create.at(0.9), map.at(0.5), rights.at(0.5), rights.at(0.9), rights.at(1), unmap.at(0.5), release.at(0.5), release.at(0.9));
 }
 
-// Keeps `submitted` pieces on their way down for as long as it lives.
-class Down {
+// Keeps `submitted` pieces under way in one direction for as long as it lives.
+class Copies {
  public:
-  Down(CUcontext context, CUdeviceptr source, void* target, size_t piece, size_t submitted)
-      : thread_([this, context, source, target, piece, submitted] {
+  Copies(CUcontext context, bool up, CUdeviceptr device, void* host, size_t piece, size_t submitted)
+      : thread_([this, context, up, device, host, piece, submitted] {
           CHECK(cuCtxSetCurrent(context));
           CUstream stream;
           CHECK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
@@ -120,7 +120,7 @@ class Down {
             CUevent end = ends[i % submitted];
             while (i >= submitted && cuEventQuery(end) == CUDA_ERROR_NOT_READY) {
             }
-            CHECK(cuMemcpyDtoHAsync(target, source, piece, stream));
+            CHECK(up ? cuMemcpyHtoDAsync(device, host, piece, stream) : cuMemcpyDtoHAsync(host, device, piece, stream));
             CHECK(cuEventRecord(end, stream));
             bytes_ += piece;
           }
@@ -128,7 +128,7 @@ class Down {
         }) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
-  ~Down() {
+  ~Copies() {
     stop_ = true;
     thread_.join();
   }
@@ -139,6 +139,23 @@ class Down {
   std::atomic<size_t> bytes_{0};
   std::thread thread_;
 };
+
+// One thread does both, as a pager does: `submitted` pieces are given to the link, then a page is mapped.
+void map_behind(CUstream stream, bool up, CUdeviceptr device, void* host, size_t piece, size_t submitted) {
+  CUmemGenericAllocationHandle handle;
+  CHECK(cuMemCreate(&handle, 32 * kMiB, &properties, 0));
+  Times map, rights, unmap, rest;
+  for (int i = 0; i < 40; ++i) {
+    for (size_t n = 0; n < submitted; ++n) CHECK(up ? cuMemcpyHtoDAsync(device, host, piece, stream) : cuMemcpyDtoHAsync(host, device, piece, stream));
+    timed(map, [&] { CHECK(cuMemMap(base, 32 * kMiB, 0, handle, 0)); });
+    timed(rights, [&] { CHECK(cuMemSetAccess(base, 32 * kMiB, &access_rights, 1)); });
+    timed(rest, [&] { CHECK(cuStreamSynchronize(stream)); });
+    timed(unmap, [&] { CHECK(cuMemUnmap(base, 32 * kMiB)); });
+  }
+  CHECK(cuMemRelease(handle));
+  std::printf("behind %zu pieces of %2zu MiB %s: map %5.1f  access %6.1f (p10 %6.1f, p90 %6.1f)  rest of the copies %6.1f\n", submitted,
+              piece / kMiB, up ? "up  " : "down", map.at(0.5), rights.at(0.5), rights.at(0.1), rights.at(0.9), rest.at(0.5));
+}
 
 }  // namespace
 
@@ -171,14 +188,22 @@ int main() {
   for (int i = 0; i < 100; ++i) CHECK(cuMemcpyHtoDAsync(memory, host, 256 * kMiB, up));
   fresh_frame(32 * kMiB, "beside copies up");
   CHECK(cuStreamSynchronize(up));
-  for (const size_t piece : {16, 8, 4}) {
-    for (const size_t submitted : {1, 2, 3}) {
-      const Down down(context, memory, host, piece * kMiB, submitted);
-      std::printf("beside copies down, %zu MiB, %zu submitted\n", piece, submitted);
-      const double start = now_us();
-      const size_t bytes = down.bytes();
-      fresh_frame(32 * kMiB, "");
-      std::printf("  %.1f GB/s meanwhile\n", static_cast<double>(down.bytes() - bytes) / (now_us() - start) / 1e3);
+  for (const bool way_up : {true, false}) {
+    for (const size_t piece : {16, 8, 4}) {
+      for (const size_t submitted : {1, 2, 3}) {
+        const Copies copies(context, way_up, memory, host, piece * kMiB, submitted);
+        std::printf("beside copies %s, %zu MiB, %zu submitted\n", way_up ? "up" : "down", piece, submitted);
+        const double start = now_us();
+        const size_t bytes = copies.bytes();
+        fresh_frame(32 * kMiB, "");
+        map_page(4, "");
+        std::printf("  %.1f GB/s meanwhile\n", static_cast<double>(copies.bytes() - bytes) / (now_us() - start) / 1e3);
+      }
+    }
+  }
+  for (const bool way_up : {true, false}) {
+    for (const size_t piece : {16, 4}) {
+      for (const size_t submitted : {1, 3}) map_behind(up, way_up, memory, host, piece * kMiB, submitted);
     }
   }
   return 0;

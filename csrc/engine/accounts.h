@@ -14,6 +14,7 @@
 #include "engine/event_log.h"
 #include "engine/link_meter.h"
 #include "engine/stall_ledger.h"
+#include "engine/work_times.h"
 
 namespace tierpage {
 
@@ -67,6 +68,9 @@ class Accounts {
   // --- links ---------------------------------------------------------------------------------------------------
   void set_links(const LinkUses& links) { links_ = links; }
   const LinkUses& links() const { return links_; }
+  // What the pager thread spends its time on, as of its last round; in two parts that are apart.
+  void set_work(const WorkTimes& first, const WorkTimes& second) { (work_ = first) += second; }
+  const WorkTimes& work() const { return work_; }
   // Bytes per microsecond into the device since the last rate that was taken, both directions busy or not, as the
   // program has it; 0 while too few bytes went up to tell.
   double take_fetch_rate();
@@ -90,6 +94,7 @@ class Accounts {
   BoundedLog<Levels> level_log_;
   Levels last_levels_;
   LinkUses links_{};                   // as of the pager thread's last round
+  WorkTimes work_;                     // likewise
   LinkUse rated_;                      // of the link up, when its rate was taken last
   RecurrenceTotals recurrence_;        // the last whole one
   RecurrenceTotals recurrence_start_;  // totals at the start of the one that runs

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TIERPAGE_ENGINE_API_VERSION 9u
+#define TIERPAGE_ENGINE_API_VERSION 10u
 
 // Numbers equal to tierpage::StatusCode.
 enum tp_code {
@@ -164,6 +164,9 @@ typedef struct tp_engine_api {
   // `reserved` now, which counts against device_budget. Each make_room that did not return 0 is followed by one such
   // call, or a part of one; with 0 bytes it only tells what is held.
   void (*room_settled)(uint64_t bytes, uint64_t reserved);
+  // Kernels and copies of another device of the same kind use paged memory from now on, where it is. Waits until they
+  // can; an error code where the device cannot be let in.
+  int32_t (*allow_peer)(int32_t device_index);
   tp_kept_api kept;
   tp_launch_api launches;
 } tp_engine_api;

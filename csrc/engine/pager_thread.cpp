@@ -1,7 +1,9 @@
 // One round, in this order:
 //   1. under mutex_: completions of the last poll become events, plan() runs, actions are taken; then waiters are
 //      woken;
-//   2. without it: actions are executed in order, then everything that can complete is polled;
+//   2. without it: actions are executed in order, then everything that can complete is polled. Where something has
+//      ended meanwhile and much is left to do, the rest waits for the next round: who waits for what has ended goes on
+//      first, and room that has become free is used;
 //   3. if nothing happened: sleep until a caller, a disk worker or the grower wakes it, at most one second.
 // A wake between 2 and 3 is not lost: it is noted under the lock and looked for before sleeping.
 #include "engine/pager_thread.h"
@@ -11,6 +13,7 @@
 #include <chrono>
 #include <exception>
 #include <string>
+#include <utility>
 
 #include "engine/signal_chain.h"
 #include "tiers/quiet_thread.h"
@@ -20,6 +23,7 @@ namespace {
 
 constexpr int64_t kPollNs = 100'000;
 constexpr int64_t kTickNs = 1'000'000'000;
+constexpr auto kPeerPatience = std::chrono::seconds(10);
 constexpr uint64_t kSecondNs = 1'000'000'000;
 constexpr size_t kPagesLookedAtMax = 256;  // of a request; larger ones are looked at once a round
 
@@ -47,6 +51,20 @@ void PagerThread::arena_grew() {
   if (!tiers_.arena) return;
   host_growth_.attempted(tiers_.arena->ready_bytes(), tiers_.arena->growth_failed());
   core_.wake_locked();
+}
+
+Status PagerThread::allow_peer(int device_index) {
+  UniqueLock lock(core_.mutex());
+  if (core_.ended_locked() || retired_) return Status::success();  // nothing is mapped any more
+  peers_.asked.push_back(device_index);
+  const uint64_t mine = ++peers_.count;
+  core_.wake_locked();
+  const auto settled = [&] {
+    core_.assert_locked();
+    return core_.ended_locked() || retired_ || peers_.settled >= mine;
+  };
+  (void)core_.wait_for_other(lock, LockedCore::Clock::now() + kPeerPatience, settled);
+  return settled() ? peers_.status : Status::error(StatusCode::kUnavailable, "the pager's thread does not answer");
 }
 
 void PagerThread::tell_host_space_locked() {
@@ -161,11 +179,23 @@ void PagerThread::keep_accounts_locked() {
   accounts_.end_recurrence(plan, accounts_.since_open(*core_, steady_ns()));
 }
 
-bool PagerThread::round(UniqueLock& lock, Finished& finished, std::vector<Action>& actions) {
+void PagerThread::take_orders_locked() {
+  actions_.clear();
+  core_->take_actions(actions_);
+  ++rounds_begun_;
+  for (Action& action : actions_) {
+    if (action.kind == ActionKind::kRecordFence) action.native_stream = native_of_locked(action.fence.stream);
+    orders_.push_back({std::move(action), rounds_begun_});
+  }
+}
+
+bool PagerThread::round(UniqueLock& lock, Finished& finished) {
   core_.begin_round_locked();
   watchdog_.pager_thread_is_back(steady_ns());
   apply_locked(finished);
+  work_.rounds = rounds_begun_;
   accounts_.set_links(transfers_->link_uses(steady_ns()));
+  accounts_.set_work(transfers_->work(), work_);
   transfers_->set_sources(tiers_.sources.get(), tiers_.staging.get());
   if (!finished.empty()) watchdog_.something_ended(steady_ns());
   finished.clear();
@@ -177,39 +207,54 @@ bool PagerThread::round(UniqueLock& lock, Finished& finished, std::vector<Action
   request_host_space_locked();
   if (core_.closed_locked()) core_->release_free_frames();
   keep_accounts_locked();
-  actions.clear();
-  ++rounds_begun_;
-  core_->take_actions(actions);
-  for (Action& action : actions) {
-    if (action.kind == ActionKind::kRecordFence) action.native_stream = native_of_locked(action.fence.stream);
-  }
+  take_orders_locked();
   core_.note_engagement_locked();
   // Closed below, without the lock. Only while nothing is under way: a region that was freed may still be arriving.
   std::vector<uint64_t> unused_sources;
-  if (actions.empty() && transfers_->idle()) unused_sources = source_registry_.take_unused();
+  if (orders_.empty() && transfers_->idle()) unused_sources = source_registry_.take_unused();
   core_.allow_writes_locked();
   const bool waiters_may_go = core_.waiters_may_go_locked();
-  if (core_.closed_locked() && !lower_tiers_closed_ && actions.empty() && transfers_->idle()) close_lower_tiers(lock);
+  if (core_.closed_locked() && !lower_tiers_closed_ && orders_.empty() && transfers_->idle()) close_lower_tiers(lock);
   SourceFiles* const sources = tiers_.sources.get();  // only this thread takes it away
+  const bool ordered = !orders_.empty();
+  const std::vector<int> peers = std::exchange(peers_.asked, {});
   const Unlocked unlocked(lock, core_.mutex());
+  work_.planning_ns += steady_ns() - round_ns_;
   stay_on_top();                             // pages may become inaccessible in this round
   if (waiters_may_go) core_.wake_waiters();  // not under the lock that they would wait for next
   for (const uint64_t place : unused_sources) {
     if (sources != nullptr) sources->remove(place);
   }
   if (core_.engaged_hint() && !watch_asked_) ask_to_watch();
-  act(actions, finished);
-  return !actions.empty() || !finished.empty();
+  if (!peers.empty()) let_use(peers);
+  act(finished);
+  round_ns_ = steady_ns();
+  return ordered || !finished.empty();
 }
 
 // Without the lock.
-void PagerThread::act(const std::vector<Action>& actions, Finished& finished) {
+void PagerThread::let_use(const std::vector<int>& peers) {
+  Status refused;
+  for (const int device : peers) {
+    if (Status status = tiers_.backend->allow_peer(device); !status.ok()) refused = std::move(status);
+  }
+  const LockGuard lock(core_.mutex());
+  peers_.settled += peers.size();
+  peers_.status = std::move(refused);
+  core_.wake_other_waiters_locked();
+}
+
+// Without the lock. Mapping takes long: meanwhile the links must not run out of pieces, nor who waits for one of them
+// out of patience.
+void PagerThread::act(Finished& finished) {
   int64_t polled_ns = steady_ns();
-  for (const Action& action : actions) {
+  while (!orders_.empty()) {
+    const Action action = std::move(orders_.front().action);
+    orders_.pop_front();
     transfers_->execute(action, finished);
-    // Mapping takes long: meanwhile the links must not run out of pieces.
     if (steady_ns() < polled_ns + kPollNs) continue;
     transfers_->poll(finished);
+    if (!finished.empty()) return;
     polled_ns = steady_ns();
   }
   transfers_->poll(finished);
@@ -251,7 +296,11 @@ void PagerThread::idle_wait(UniqueLock& lock, bool acted) {
   if (transfers_->idle() && accounts_.levels_due(true)) accounts_.note_levels(levels_of(*core_));
   // Device completions announce themselves to nobody: look again soon.
   const auto patience = transfers_->must_poll() ? std::chrono::microseconds(20) : std::chrono::microseconds(1'000'000);
+  const int64_t start = steady_ns();
   core_.sleep(lock, patience);
+  round_ns_ = steady_ns();
+  work_.sleeping_ns += round_ns_ - start;
+  ++work_.sleeps;
 }
 
 void PagerThread::run() {
@@ -259,12 +308,12 @@ void PagerThread::run() {
   // Or each look at the device would come 50 us late: the system's default tolerance for timers.
   (void)prctl(PR_SET_TIMERSLACK, 1'000UL);
   Finished finished;
-  std::vector<Action> actions;
+  round_ns_ = steady_ns();
   UniqueLock lock(core_.mutex());
   while (!core_.stopped_locked() && core_.alive_locked()) {
     try {
-      const bool acted = round(lock, finished, actions);
-      rounds_ended_ = rounds_begun_;
+      const bool acted = round(lock, finished);
+      rounds_ended_ = orders_.empty() ? rounds_begun_ : orders_.front().round - 1;
       core_.wake_other_waiters_locked();
       if (!acted && retire_locked()) return;
       idle_wait(lock, acted);

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "engine/tier_set.h"
 #include "engine/transfer_engine.h"
 #include "engine/watchdog.h"
+#include "engine/work_times.h"
 #include "locks/mutex.h"
 
 namespace tierpage {
@@ -57,6 +59,9 @@ class PagerThread {
     return rounds_ended_ >= round;
   }
 
+  // Any thread: another device may use paged memory from now on. Waits until it can.
+  Status allow_peer(int device_index);
+
   void arena_grew();  // on the grower's thread
   bool lower_tiers_closed_locked() const {
     core_.assert_locked();
@@ -76,8 +81,10 @@ class PagerThread {
 
  private:
   void run();
-  bool round(UniqueLock& lock, Finished& finished, std::vector<Action>& actions) TP_REQUIRES(core_.mutex());
-  void act(const std::vector<Action>& actions, Finished& finished);
+  bool round(UniqueLock& lock, Finished& finished) TP_REQUIRES(core_.mutex());
+  void take_orders_locked() TP_REQUIRES(core_.mutex());
+  void act(Finished& finished);
+  void let_use(const std::vector<int>& peers);
   void apply_locked(const Finished& finished) TP_REQUIRES(core_.mutex());
   void note_rates_locked() TP_REQUIRES(core_.mutex());
   void ask_to_watch();
@@ -99,10 +106,25 @@ class PagerThread {
   const StreamLedger& streams_ TP_GUARDED_BY(core_.mutex());
   SourceRegistry& source_registry_ TP_GUARDED_BY(core_.mutex());
 
-  std::unique_ptr<TransferEngine> transfers_;  // of this thread alone
+  struct Order {
+    Action action;
+    uint64_t round;  // in which it was taken
+  };
+  // Of this thread alone:
+  std::unique_ptr<TransferEngine> transfers_;
+  std::deque<Order> orders_;     // taken and not executed
+  std::vector<Action> actions_;  // scratch
+  WorkTimes work_;               // but for what the transfers count
+  int64_t round_ns_ = 0;         // when the round began: the wait for the lock is a part of it
   bool lower_tiers_closed_ TP_GUARDED_BY(core_.mutex()) = false;
   uint64_t rounds_begun_ TP_GUARDED_BY(core_.mutex()) = 0;
   uint64_t rounds_ended_ TP_GUARDED_BY(core_.mutex()) = 0;
+  struct Peers {
+    std::vector<int> asked;
+    uint64_t count = 0;    // of all that were asked for
+    uint64_t settled = 0;  // of these
+    Status status;         // of the last one that was refused
+  } peers_ TP_GUARDED_BY(core_.mutex());
   bool retired_ TP_GUARDED_BY(core_.mutex()) = false;  // nothing of the pager is left, and its thread has ended
   int64_t last_tick_ns_ = 0;
   std::atomic<void (*)()> watch_hook_{nullptr};

@@ -131,6 +131,11 @@ void room_settled(uint64_t bytes, uint64_t reserved) {
     return 0;
   });
 }
+int32_t allow_peer(int32_t device_index) {
+  Runtime* runtime = g_runtimes.newest();
+  if (runtime == nullptr) return TP_OK;
+  return static_cast<int32_t>(guarded(runtime, [&] { return runtime->pager_thread().allow_peer(device_index); }).code);
+}
 uint64_t keep_regions(const uint64_t* addresses, size_t count, int32_t ends_by_itself) {
   Runtime* runtime = count > 0 ? g_runtimes.of_address(addresses[0]) : nullptr;
   return answered(runtime, 0, [&] { return runtime->kept().keep(addresses, count, ends_by_itself != 0); });
@@ -221,6 +226,7 @@ void Runtime::fill_api() {
       .forked = tierpage::forked,
       .foreign_stream = tierpage::foreign_stream,
       .room_settled = tierpage::room_settled,
+      .allow_peer = tierpage::allow_peer,
       .kept = {.keep = keep_regions,
                .let_go = tierpage::let_go,
                .set_wait_hook = tierpage::set_wait_hook,

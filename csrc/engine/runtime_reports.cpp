@@ -12,6 +12,7 @@ RuntimeReports::Snapshot RuntimeReports::snapshot() {
   snapshot.stalls = accounts_.ledger().stats();
   snapshot.elapsed_ns = accounts_.elapsed_ns(steady_ns());
   snapshot.links = accounts_.links();
+  snapshot.work = accounts_.work();
   snapshot.engaged = core_->engaged();
   snapshot.stuck = watchdog_.stuck();
   snapshot.writes = core_->writes();

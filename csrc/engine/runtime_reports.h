@@ -42,6 +42,7 @@ class RuntimeReports {
     uint64_t host_locked_bytes;
     uint64_t elapsed_ns;  // since the runtime opened
     LinkUses links;
+    WorkTimes work;
     bool engaged;  // pages leave, or did so lately
     StuckTransfers stuck;
     WriteEconomy writes;  // to the NVMe tier

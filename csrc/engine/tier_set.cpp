@@ -18,6 +18,7 @@ uint64_t checked_unit_bytes(uint64_t span_bytes_min, uint64_t staging_slot_bytes
 Status TierSet::open() {
   Status status = open_backend();
   if (!status.ok()) return status;
+  backend->find_peers();
   config.granule_bytes = backend->info().granule_bytes;
   config.frame_bytes_max = backend->info().frame_bytes_max;
   config.range_bytes = backend->range_bytes();

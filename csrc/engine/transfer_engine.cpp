@@ -83,7 +83,7 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
     case ActionKind::kReleaseFrame: {
       const int64_t start = realtime_ns();
       backend_.release_frame(action.frame);
-      log_.add({EventKind::kRelease, 0, start, realtime_ns() - start, 0});
+      log_.add({EventKind::kRelease, 0, start, mapped_since(start, 0), 0});
       return;
     }
     case ActionKind::kWatchFence: watched_.push_back(action.fence); return;
@@ -98,7 +98,7 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
       const int64_t start = realtime_ns();
       Status status = backend_.unmap(action.frame, action.device_offset);
       if (!status.ok()) status.code = StatusCode::kInternal;  // the range's state is unknown: the pager must stop
-      log_.add({EventKind::kUnmap, page_of(action.transfer), start, realtime_ns() - start, action.bytes});
+      log_.add({EventKind::kUnmap, page_of(action.transfer), start, mapped_since(start, 1), action.bytes});
       finished.transfers.push_back({action.transfer, TransferResult{std::move(status)}, steady_ns()});
       return;
     }
@@ -131,6 +131,14 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
   if (!backend_.info().must_poll) collect_copies(finished);
 }
 
+// The time since `start_ns`, which went by in the driver.
+int64_t TransferEngine::mapped_since(int64_t start_ns, uint64_t mappings) {
+  const int64_t duration_ns = realtime_ns() - start_ns;
+  work_.mapping_ns += duration_ns;
+  work_.mappings += mappings;
+  return duration_ns;
+}
+
 bool TransferEngine::bring_frame(const Action& action, TransferResult& result, Finished& finished) {
   result.mapped = false;
   finished.arrivals.push_back({action.transfer, ArrivalStage::kMapping, steady_ns()});
@@ -138,13 +146,15 @@ bool TransferEngine::bring_frame(const Action& action, TransferResult& result, F
     const int64_t start = realtime_ns();
     result.status = backend_.create_frame(action.frame, action.bytes);
     result.frame_created = result.status.ok();
-    log_.add({EventKind::kCreate, page_of(action.transfer), start, realtime_ns() - start, action.bytes});
+    log_.add({EventKind::kCreate, page_of(action.transfer), start, mapped_since(start, 0), action.bytes});
     if (!result.status.ok()) return false;
   }
   const bool fetches = action.kind == ActionKind::kFetch;
+  const int64_t start = realtime_ns();
   result.status =
       fetches ? backend_.place(action.frame, action.device_offset) : backend_.map(action.frame, action.device_offset);
   result.mapped = result.status.ok();
+  log_.add({EventKind::kMap, page_of(action.transfer), start, mapped_since(start, 1), action.bytes});
   if (fetches) {
     finished.arrivals.push_back({action.transfer, ArrivalStage::kCopying, steady_ns()});
   }
@@ -152,10 +162,8 @@ bool TransferEngine::bring_frame(const Action& action, TransferResult& result, F
 }
 
 void TransferEngine::execute_map(const Action& action, Finished& finished) {
-  const int64_t start = realtime_ns();
   TransferResult result;
   bring_frame(action, result, finished);
-  log_.add({EventKind::kMap, page_of(action.transfer), start, realtime_ns() - start, action.bytes});
   finished.transfers.push_back({action.transfer, std::move(result), steady_ns()});
 }
 
@@ -276,7 +284,9 @@ Status TransferEngine::issue(uint32_t piece_index) {
   const Link link = pieces_[piece_index].link();
   const int64_t start = steady_ns();  // before the copy: one that ends at once was busy too
   Status status = submit(piece_index, link);
+  work_.copying_ns += steady_ns() - start;
   if (!status.ok()) return status;
+  ++work_.copies;
   ++(is_copy(link) ? submitted_[direction_of(link)] : disk_requests_);
   meter_.began(link, start);
   pieces_[piece_index].issued_ns = start;
@@ -296,6 +306,13 @@ void TransferEngine::collect_copies(Finished& finished) {
 }
 
 void TransferEngine::poll(Finished& finished) {
+  const int64_t start = steady_ns(), copying_before_ns = work_.copying_ns;
+  collect(finished);
+  pump(finished);
+  work_.completing_ns += steady_ns() - start - (work_.copying_ns - copying_before_ns);
+}
+
+void TransferEngine::collect(Finished& finished) {
   collect_copies(finished);
   backend_.take_times(finished.times);
   store_completions_.clear();
@@ -314,7 +331,6 @@ void TransferEngine::poll(Finished& finished) {
     finished.fences.push_back(fence);
     return true;
   });
-  pump(finished);
 }
 
 void TransferEngine::piece_done(uint32_t piece_index, const Status& status, Finished& finished) {

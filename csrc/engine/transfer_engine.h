@@ -24,6 +24,7 @@
 #include "engine/link_meter.h"
 #include "engine/route.h"
 #include "engine/staging_buffers.h"
+#include "engine/work_times.h"
 #include "tiers/block_store.h"
 #include "tiers/device_backend.h"
 #include "tiers/host_arena.h"
@@ -90,7 +91,8 @@ class TransferEngine {
   // The lower tiers are gone from here on (the runtime closed); nothing may be under way.
   void detach_lower_tiers();
   LinkUses link_uses(int64_t now_ns) const { return meter_.uses(now_ns); }
-  std::string queue_state() const;  // for messages
+  const WorkTimes& work() const { return work_; }  // mapping, copying, completing
+  std::string queue_state() const;                 // for messages
   StuckTransfers stuck(int64_t now_ns, int64_t patience_ns) const;
 
  private:
@@ -113,6 +115,8 @@ class TransferEngine {
   };
 
   void execute_map(const Action& action, Finished& finished);
+  int64_t mapped_since(int64_t start_ns, uint64_t mappings);
+  void collect(Finished& finished);
   static uint64_t lead_of(const Piece& piece);
   static void zero_rest(const Piece& piece);
   bool bring_frame(const Action& action, TransferResult& result, Finished& finished);
@@ -146,6 +150,7 @@ class TransferEngine {
   size_t disk_requests_ = 0;
   bool pump_again_ = false;  // a piece became ready for its second hop without an event
   LinkMeter meter_;
+  WorkTimes work_;
   std::vector<Fence> watched_;
   std::vector<CopyCompletion> copy_completions_;
   std::vector<StoreCompletion> store_completions_;

@@ -81,6 +81,19 @@ void put_links(py::dict& out, const LinkUses& links, const std::string& prefix) 
   }
 }
 
+void put_work(py::dict& out, const WorkTimes& work) {
+  const auto seconds_of = [](int64_t ns) { return static_cast<double>(ns) * 1e-9; };
+  out["pager_thread_seconds.planning"] = seconds_of(work.planning_ns);
+  out["pager_thread_seconds.mapping"] = seconds_of(work.mapping_ns);
+  out["pager_thread_seconds.copying"] = seconds_of(work.copying_ns);
+  out["pager_thread_seconds.completing"] = seconds_of(work.completing_ns);
+  out["pager_thread_seconds.sleeping"] = seconds_of(work.sleeping_ns);
+  out["pager_thread_count.rounds"] = work.rounds;
+  out["pager_thread_count.sleeps"] = work.sleeps;
+  out["pager_thread_count.mappings"] = work.mappings;
+  out["pager_thread_count.copies"] = work.copies;
+}
+
 void put_stuck(py::dict& out, const StuckTransfers& stuck) {
   out["stuck_transfers.current"] = stuck.count;
   out["stuck_bytes.current"] = stuck.bytes;

@@ -8,6 +8,7 @@
 namespace tierpage {
 
 void put_stalls(pybind11::dict& out, const StallStats& stalls);
+void put_work(pybind11::dict& out, const WorkTimes& work);  // of the pager thread
 void put_links(pybind11::dict& out, const LinkUses& links, const std::string& prefix);
 void put_stuck(pybind11::dict& out, const StuckTransfers& stuck);
 void put_writes(pybind11::dict& out, const WriteEconomy& writes);

@@ -30,6 +30,9 @@ namespace tierpage {
   X(ctx_push_current, cuCtxPushCurrent)                              \
   X(ctx_pop_current, cuCtxPopCurrent)                                \
   X(ctx_synchronize, cuCtxSynchronize)                               \
+  X(primary_ctx_get_state, cuDevicePrimaryCtxGetState)               \
+  X(ctx_enable_peer_access, cuCtxEnablePeerAccess)                   \
+  X(ctx_disable_peer_access, cuCtxDisablePeerAccess)                 \
   X(thread_exchange_capture_mode, cuThreadExchangeStreamCaptureMode) \
   X(mem_get_info, cuMemGetInfo)                                      \
   X(mem_get_allocation_granularity, cuMemGetAllocationGranularity)   \

@@ -5,6 +5,8 @@ namespace tierpage {
 
 bool DeviceBackend::capturing(uint64_t) { return false; }
 
+Status DeviceBackend::allow_peer(int) { return Status::success(); }
+
 uint64_t DeviceBackend::mark_start(uint64_t) { return 0; }
 
 void DeviceBackend::drop_mark(uint64_t) {}

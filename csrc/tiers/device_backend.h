@@ -87,6 +87,10 @@ class DeviceBackend {
   // (and every kernel). After unmap() an access is an error that the hardware reports (host: SIGSEGV).
   virtual Status map(FrameId frame, uint64_t offset) = 0;
   virtual Status unmap(FrameId frame, uint64_t offset) = 0;
+  // Another device of the same kind reads and writes what is mapped, from now on and whatever is mapped later.
+  virtual Status allow_peer(int device_index);
+  // Lets in those that the framework has let in already. While nothing is mapped.
+  virtual void find_peers() {}
 
   // The same for a frame that gets its content first: from place() on copies reach it at memory_at(), and reveal()
   // makes it appear in the range, whole. It is read-only there until allow_writes, where the device can guard. A device

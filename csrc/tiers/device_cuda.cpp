@@ -2,6 +2,7 @@
 // one reserved address range; copies run on two streams of their own.
 #include "tiers/device_cuda.h"
 
+#include <algorithm>
 #include <bit>
 #include <deque>
 
@@ -34,6 +35,8 @@ class CudaBackend final : public DeviceBackend {
   void release_frame(FrameId frame) override;
   Status map(FrameId frame, uint64_t offset) override;
   Status unmap(FrameId frame, uint64_t offset) override;
+  Status allow_peer(int device_index) override;
+  void find_peers() override;
 
   Status lock_host(void* host, uint64_t bytes) override;
   void unlock_host(void* host) override;
@@ -69,6 +72,7 @@ class CudaBackend final : public DeviceBackend {
   Status open_memory(const CudaBackendOptions& options);
   Status reserve_range(uint64_t range_bytes);
   bool can_create_rdma_frames();
+  bool is_peer(CUdevice device);
   Status issue_copies(const CopyRequest& request, CUstream stream);
   Status status_of(CUresult result, const char* call, const std::string& details = {}) const {
     return cuda_status(driver_, result, call, details.empty() ? info_.name : details + " on " + info_.name);
@@ -81,7 +85,7 @@ class CudaBackend final : public DeviceBackend {
   bool context_retained_ = false;
   uint64_t device_bytes_ = 0;
   CUmemAllocationProp properties_{};
-  CUmemAccessDesc access_{};
+  std::vector<CUmemAccessDesc> access_;  // of frames: this device, and its peers
   CUdeviceptr base_ = 0;
   uint64_t range_bytes_ = 0;
   FrameTable frames_;
@@ -171,8 +175,7 @@ Status CudaBackend::open_memory(const CudaBackendOptions& options) {
   properties_.type = CU_MEM_ALLOCATION_TYPE_PINNED;
   properties_.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
   properties_.location.id = device_;
-  access_.location = properties_.location;
-  access_.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+  access_.push_back({properties_.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE});
   size_t granularity = 0;
   const CUresult result =
       driver_.mem_get_allocation_granularity(&granularity, &properties_, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
@@ -214,6 +217,37 @@ Status CudaBackend::open(const CudaBackendOptions& options) {
   }
   fences_ = std::make_unique<CudaFences>(driver_, context_);
   return Status::success();
+}
+
+// The framework lets devices use each other's memory when it first copies between them, and tells its allocator once.
+// What was told before now nobody repeats.
+void CudaBackend::find_peers() {
+  access_.resize(1);
+  int count = 0;
+  if (driver_.device_get_count(&count) != CUDA_SUCCESS) return;
+  for (int index = 0; index < count; ++index) {
+    CUdevice device = 0;
+    if (driver_.device_get(&device, index) != CUDA_SUCCESS || device == device_ || !is_peer(device)) continue;
+    access_.push_back({{CU_MEM_LOCATION_TYPE_DEVICE, device}, CU_MEM_ACCESS_FLAGS_PROT_READWRITE});
+  }
+}
+
+// The driver does not tell who may use a device's memory, but refuses to allow it twice.
+bool CudaBackend::is_peer(CUdevice device) {
+  unsigned flags = 0;
+  int active = 0;
+  if (driver_.primary_ctx_get_state(device, &flags, &active) != CUDA_SUCCESS || active == 0) return false;
+  CUcontext other = nullptr;
+  if (driver_.primary_ctx_retain(&other, device) != CUDA_SUCCESS) return false;
+  bool allowed = false;
+  {
+    CudaContextGuard guard(driver_, other);
+    const CUresult result = guard.ok() ? driver_.ctx_enable_peer_access(context_, 0) : CUDA_ERROR_INVALID_CONTEXT;
+    allowed = result == CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED;
+    if (result == CUDA_SUCCESS) (void)driver_.ctx_disable_peer_access(context_);
+  }
+  (void)driver_.primary_ctx_release(device);
+  return allowed;
 }
 
 CudaBackend::~CudaBackend() {
@@ -276,7 +310,7 @@ Status CudaBackend::map(FrameId frame, uint64_t offset) {
   const CUdeviceptr address = base_ + offset;
   CUresult result = driver_.mem_map(address, record.bytes, 0, record.handle, 0);
   if (result != CUDA_SUCCESS) return status_of(result, "cuMemMap", format_bytes(record.bytes));
-  result = driver_.mem_set_access(address, record.bytes, &access_, 1);
+  result = driver_.mem_set_access(address, record.bytes, access_.data(), access_.size());
   if (result != CUDA_SUCCESS) {
     (void)driver_.mem_unmap(address, record.bytes);
     return status_of(result, "cuMemSetAccess", format_bytes(record.bytes));
@@ -293,6 +327,27 @@ Status CudaBackend::unmap(FrameId frame, uint64_t offset) {
   const CUresult result = driver_.mem_unmap(base_ + offset, bytes);
   if (result != CUDA_SUCCESS) return status_of(result, "cuMemUnmap", format_bytes(bytes));
   frames_.set_unmapped(frame);
+  return Status::success();
+}
+
+Status CudaBackend::allow_peer(int device_index) {
+  CUdevice device = 0;
+  if (CUresult result = driver_.device_get(&device, device_index); result != CUDA_SUCCESS) {
+    return status_of(result, "cuDeviceGet", "cuda:" + std::to_string(device_index));
+  }
+  const auto known = [device](const CUmemAccessDesc& access) { return access.location.id == device; };
+  if (std::any_of(access_.begin(), access_.end(), known)) return Status::success();
+  CudaContextGuard guard(driver_, context_);
+  if (!guard.ok()) return guard.status();
+  const CUmemAccessDesc access{{CU_MEM_LOCATION_TYPE_DEVICE, device}, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+  for (const auto& [frame, record] : frames_.frames()) {
+    if (!record.mapped()) continue;
+    const CUresult result = driver_.mem_set_access(base_ + record.offset, record.bytes, &access, 1);
+    if (result != CUDA_SUCCESS) {
+      return status_of(result, "cuMemSetAccess", "access by cuda:" + std::to_string(device_index));
+    }
+  }
+  access_.push_back(access);
   return Status::success();
 }
 

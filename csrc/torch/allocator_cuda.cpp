@@ -238,6 +238,16 @@ void CudaProxyAllocator::endAllocateToPool(c10::DeviceIndex device, c10::Mempool
   if (const tp_engine_api* engine = cuda_engine()) noted_pools().end(*engine, pool);
 }
 
+// `device` is about to use memory of `other` for the first time. The driver's own switch for that does not reach mapped
+// memory.
+void CudaProxyAllocator::enablePeerAccess(c10::DeviceIndex device, c10::DeviceIndex other) {
+  native_->enablePeerAccess(device, other);
+  const tp_engine_api* engine = engine_now();
+  if (engine == nullptr || engine->device_type == 0 || engine->device_index != other) return;
+  TORCH_CHECK(engine->allow_peer(device) == TP_OK, "tierpage: cuda:", device,
+              " cannot be let into the paged memory of cuda:", other, ". Copy between them by way of the CPU.");
+}
+
 #if TIERPAGE_TORCH_AT_LEAST(12)
 std::shared_ptr<c10::GatheredContext> CudaProxyAllocator::getContextForPointer(const void* address) {
   return engine_of(address) != nullptr ? nullptr : native_->getContextForPointer(address);

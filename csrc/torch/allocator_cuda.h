@@ -44,6 +44,7 @@ class CudaProxyAllocator final : public caching::CUDAAllocator {
   void beginAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool,
                            std::function<bool(cudaStream_t)> filter) override;
   void endAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool) override;
+  void enablePeerAccess(c10::DeviceIndex device, c10::DeviceIndex other) override;
 
   // What is handed on.
   void init(int device_count) override { native_->init(device_count); }
@@ -101,9 +102,6 @@ class CudaProxyAllocator final : public caching::CUDAAllocator {
   }
   void attachAllocatorTraceTracker(caching::AllocatorTraceTracker tracker) override {
     native_->attachAllocatorTraceTracker(std::move(tracker));
-  }
-  void enablePeerAccess(c10::DeviceIndex device, c10::DeviceIndex other) override {
-    native_->enablePeerAccess(device, other);
   }
   cudaError_t memcpyAsync(void* target, int target_device, const void* source, int source_device, size_t bytes,
                           cudaStream_t stream, bool peer_access) override {

@@ -319,6 +319,7 @@ uint64_t make_room(uint64_t bytes) {
   return bytes;
 }
 void room_settled(uint64_t bytes, uint64_t) { room_kept -= bytes; }
+int32_t allow_peer(int32_t) { return TP_OK; }
 void view(uint64_t address, int32_t change) {
   const Entry entry;
   const auto found = region_at(address);
@@ -382,6 +383,7 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
                         forked,
                         foreign_stream,
                         room_settled,
+                        allow_peer,
                         {keep_regions, let_go, set_wait_hook, view},
                         {launch_begin, launch_end, &watch_launches, set_watch_hook, note_capture, own_thread}};
   return &table;
