@@ -17,7 +17,7 @@ struct CallbackData {
   Site site;
   const char* function_name;
   const void* parameters;   // the arguments of the driver's function, one after another, as a struct
-  void* return_value;       // at kExit: points to a CUresult
+  void* return_value;       // at kExit: points to the CUresult that the caller gets
   const char* symbol_name;  // of a launch: the kernel, mangled
   void* context;
   uint32_t context_id;

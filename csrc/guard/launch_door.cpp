@@ -17,6 +17,10 @@ bool cooperative(const DriverCall& call) {
   return call.number == cupti::kLaunchCooperativeKernel || call.number == cupti::kLaunchCooperativeKernelPtsz;
 }
 
+// Between a call's begin and its end.
+constexpr uint64_t kTold = 1;
+constexpr uint64_t kRefused = 2;
+
 bool is_rare(const DriverCall& call) { return call.kind >= CallKind::kInstantiate; }
 
 uint64_t stream_of(const DriverCall& call, const void* arguments) {
@@ -217,15 +221,22 @@ void LaunchDoor::enter(const DriverCall& call, const cupti::CallbackData& data) 
   if (!pointers.empty()) {
     const char* name = data.symbol_name != nullptr ? data.symbol_name : data.function_name;
     const auto answer = handler_->before({name, stream, pointers});
-    if (answer == LaunchHandler::Answer::kGoAndTell) *data.correlation_data = 1;
-    if (answer == LaunchHandler::Answer::kRefuse) spoil(call, data.parameters);
+    if (answer == LaunchHandler::Answer::kGoAndTell) *data.correlation_data = kTold;
+    if (answer == LaunchHandler::Answer::kRefuse) {
+      *data.correlation_data = kRefused;
+      spoil(call, data.parameters);
+    }
   }
   found = std::move(pointers);
 }
 
 void LaunchDoor::exit(const DriverCall& call, const cupti::CallbackData& data) {
   if (!is_rare(call)) {
-    if (*data.correlation_data != 0) handler_->after(stream_of(call, data.parameters));
+    if (*data.correlation_data == kTold) handler_->after(stream_of(call, data.parameters));
+    // The caller gets what stands here. The driver itself knows only of arguments that make no sense.
+    if (*data.correlation_data == kRefused && data.return_value != nullptr) {
+      *static_cast<CUresult*>(const_cast<void*>(data.return_value)) = CUDA_ERROR_OUT_OF_MEMORY;
+    }
     return;
   }
   const auto* result = static_cast<const CUresult*>(data.return_value);

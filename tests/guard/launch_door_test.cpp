@@ -44,7 +44,8 @@ class LaunchDoorTest : public ::testing::Test {
     door = std::make_unique<LaunchDoor>(stand_in_facts(), stand_in_cupti());
   }
   // One call of the driver, as far as CUPTI tells of it.
-  void call(uint32_t number, const void* arguments, CUresult result = CUDA_SUCCESS, const char* symbol = nullptr) {
+  // Returns what the caller gets of it.
+  CUresult call(uint32_t number, const void* arguments, CUresult result = CUDA_SUCCESS, const char* symbol = nullptr) {
     uint64_t kept = 77;
     cupti::CallbackData data{};
     data.function_name = "cuSomething";
@@ -56,6 +57,7 @@ class LaunchDoorTest : public ::testing::Test {
       data.site = site;
       if (is_enabled(number)) cuda().callback(cuda().user, cupti::kDriverApi, number, &data);
     }
+    return result;
   }
   LaunchArguments launch() { return {kKernel, {1, 1, 1}, {1, 1, 1}, 0, handle<CUstream>(5), parameters, nullptr}; }
 
@@ -127,7 +129,8 @@ TEST_F(LaunchDoorTest, ARefusedLaunchGetsArgumentsThatTheDriverRefuses) {
   door->watch(true);
   handler.answer = LaunchHandler::Answer::kRefuse;
   LaunchArguments arguments = launch();
-  call(cupti::kLaunchKernel, &arguments);
+  // The driver finds fault with the arguments; what its caller lacks is memory.
+  EXPECT_EQ(call(cupti::kLaunchKernel, &arguments, CUDA_ERROR_INVALID_VALUE), CUDA_ERROR_OUT_OF_MEMORY);
   EXPECT_EQ(arguments.grid[0], 0u);
   EXPECT_EQ(handler.ended, 0);
   CUlaunchConfig config{};
