@@ -1,4 +1,4 @@
-"""One of two ranks that talk over gloo: ``python -m collectives_worker PROGRAM RANK FOLDER CONFIGURATION``.
+"""One of two ranks that talk over gloo, or over NCCL on two GPUs: ``python -m collectives_worker PROGRAM RANK FOLDER CONFIGURATION``.
 
 Prints a checksum of what the program computed; the test compares a plain run with a paged one.
 """
@@ -17,7 +17,10 @@ import torch.distributed as dist
 import harness
 import tierpage
 
-BUDGETS = {"data_parallel": "20MiB"}  # its buckets are memory that no operator has used when they are made
+CUDA = harness.DEVICE != "cpu"
+SCALE = 4 if CUDA else 1  # of each side of a matrix: a page is 2 MiB there
+BUDGET = 12 * SCALE**2 * harness.MIB
+BUDGETS = {"data_parallel": BUDGET * 5 // 3}  # its buckets are memory that no operator has used when they are made
 
 
 def checksum(tensor: torch.Tensor) -> int:
@@ -26,8 +29,12 @@ def checksum(tensor: torch.Tensor) -> int:
 
 
 def others(count: int = 16) -> list[torch.Tensor]:
-    """More than the device holds, one MiB each."""
-    return [torch.full((512, 512), float(i)) for i in range(count)]
+    """More than the device holds, a twelfth of its budget each."""
+    return [full(512, 512, float(i)) for i in range(count)]
+
+
+def full(rows: int, columns: int, value: float) -> torch.Tensor:
+    return torch.full((rows * SCALE, columns * SCALE), value)
 
 
 def sweep(tensors: list[torch.Tensor]) -> None:
@@ -37,13 +44,13 @@ def sweep(tensors: list[torch.Tensor]) -> None:
 
 def asynchronous(rank: int) -> list[torch.Tensor]:
     """The peer comes late; meanwhile the tensor is told to leave, and room is short."""
-    tensor = torch.full((1024, 1024), float(rank + 1))
+    tensor = full(1024, 1024, float(rank + 1))
     rest = others()
     if rank == 1:
         time.sleep(0.7)
     work = dist.all_reduce(tensor, async_op=True)
     if tierpage.is_enabled() and rank == 0:
-        assert tierpage.evict(tensor) == 0, "gloo writes into it"
+        assert tierpage.evict(tensor) == 0, "it is written into"
         sweep(rest)
         assert tierpage.where(tensor).device > 0
     work.wait()
@@ -51,8 +58,8 @@ def asynchronous(rank: int) -> list[torch.Tensor]:
 
 
 def messages(rank: int) -> list[torch.Tensor]:
-    """What waits for its message, or is on its way out, is there when gloo reads or writes it."""
-    tensors = [torch.full((512, 512), float(10 * i) if rank else 0.0) for i in range(4)]
+    """What waits for its message, or is on its way out, is there when it is read or written."""
+    tensors = [full(512, 512, float(10 * i) if rank else 0.0) for i in range(4)]
     rest = others()
     if rank:
         time.sleep(0.5)
@@ -74,7 +81,7 @@ def functional(rank: int) -> list[torch.Tensor]:
     """Functional collectives wait in wait_tensor, which any use of the result calls."""
     import torch.distributed._functional_collectives as collectives
 
-    tensor = torch.full((1024, 512), float(rank + 1))
+    tensor = full(1024, 512, float(rank + 1))
     rest = others()
     if rank == 1:
         time.sleep(0.5)
@@ -87,14 +94,14 @@ def functional(rank: int) -> list[torch.Tensor]:
 def data_parallel(rank: int) -> list[torch.Tensor]:
     """A model that takes twice the budget with its states; each bucket is reduced while the backward pass goes on."""
     torch.manual_seed(0)
-    net = torch.nn.Sequential(*[torch.nn.Linear(512, 512, bias=False) for _ in range(12)])
+    net = torch.nn.Sequential(*[torch.nn.Linear(512 * SCALE, 512 * SCALE, bias=False) for _ in range(12)])
     model = torch.nn.parallel.DistributedDataParallel(
-        net, bucket_cap_mb=2, gradient_as_bucket_view=True, init_sync=False
+        net, bucket_cap_mb=2 * SCALE**2, gradient_as_bucket_view=True, init_sync=False
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for step in range(4):
-        generator = torch.Generator().manual_seed(step * 2 + rank)
-        model(torch.randn(16, 512, generator=generator)).square().mean().backward()
+        generator = torch.Generator(harness.DEVICE).manual_seed(step * 2 + rank)
+        model(torch.randn(16, 512 * SCALE, generator=generator)).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
     return [p.detach() for p in net.parameters()]
@@ -113,15 +120,17 @@ def main(program: str, rank: int, folder: str, configuration: str) -> None:
     harness.make_deterministic()
     torch.set_num_threads(1)
     patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=patience)
+    if CUDA:
+        torch.cuda.set_device(rank)
+        torch.set_default_device(f"cuda:{rank}")
+    backend = "nccl" if CUDA else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=patience)
     if configuration == "paged":
         tierpage.enable(
-            device="cpu",
-            device_budget=BUDGETS.get(program, "12MiB"),
-            host_budget="256MiB",
-            min_paged_bytes="64KiB",
-            granule_bytes="64KiB",
-            frame_bytes_max="1MiB",
+            device=f"cuda:{rank}" if CUDA else "cpu",
+            device_budget=BUDGETS.get(program, BUDGET),
+            host_budget=BUDGET * 20,
+            **({} if CUDA else {"min_paged_bytes": "64KiB", "granule_bytes": "64KiB", "frame_bytes_max": "1MiB"}),
         )
     result = PROGRAMS[program](rank)
     for tensor in result:

@@ -1,14 +1,12 @@
-"""The process behind test_opinfo.py: one shard of the operator database, first plain, then paged.
+"""The process behind test_opinfo.py: one shard of torch's databases, first plain, then paged.
 
 python opinfo_worker.py <shard, such as 0/2> <file for the outcome>
 """
 
 from __future__ import annotations
 
-import copy
 import faulthandler
 import gc
-import hashlib
 import itertools
 import os
 import pickle
@@ -17,39 +15,25 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
-import unittest
 import warnings
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import harness
+from database_cases import NOT_PAGED, NOT_REPEATABLE, Case, all_cases
 
-FULL = os.environ.get("TIERPAGE_OPINFO_FULL") == "1"
 ONLY = os.environ.get("TIERPAGE_OPINFO_ONLY", "")
-SAMPLES = 10**9 if FULL else 2
 OPERATOR_SECONDS_MAX = 300
+PLAIN_RUNS_MORE = 6
 
-# Operators whose results two plain runs do not share.
-NOT_REPEATABLE = {
-    "empty": "uninitialised memory",
-    "empty_like": "uninitialised memory",
-    "empty_permuted": "uninitialised memory",
-    "empty_strided": "uninitialised memory",
-    "new_empty": "uninitialised memory",
-    "new_empty_strided": "uninitialised memory",
-    "resize_": "grows into uninitialised memory",
-    "resize_as_": "grows into uninitialised memory",
-    "linalg.lstsq": "LAPACK's gelsy reads uninitialised pivots: each run takes another order",
-}
-# Operators that do not use paged memory the way that this test can compare.
-NOT_PAGED = {
-    "nn.functional.ctc_loss": "a composite reads the table of lengths, always on the host, by raw pointer: the fault handler serves it",
-    "nn.functional.max_pool1d": "without gradients a composite of the CPU reads its input by raw pointer: likewise",
-}
+
+@dataclass
+class Difference:
+    key: str  # of the case
+    name: str  # of the result
+    expected: list[str] | None  # of the plain run
+    text: str
 
 
 @dataclass
@@ -66,6 +50,8 @@ class Outcome:
     missed: int = 0
     idle: list[str] = field(default_factory=list)  # operators that raise with every sample
     failures: list[str] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)  # that may be the program's own
+    unsteady: list[str] = field(default_factory=list)  # results that plain runs do not share either
     seconds: float = 0.0
     started: str | None = None  # the operator that runs now
     done: list[str] = field(default_factory=list)
@@ -75,134 +61,15 @@ class Outcome:
             f"shard {self.shard}: {self.operators_compared} of {self.operators} operators ({len(self.excluded)} excluded), "
             f"{self.compared} samples, {self.backward} with gradients, {self.inplace} in place, {self.refused} refused "
             f"alike (all of {', '.join(self.idle) or 'none'}), {self.faults} faults, {self.missed} missed accesses, "
+            f"not repeated by plain runs: {', '.join(self.unsteady) or 'none'}, "
             f"{self.seconds:.0f} s"
         )
 
 
-def database() -> list[Any]:
-    """op_db of the installed torch."""
-    if "expecttest" not in sys.modules:
-        try:
-            import expecttest  # noqa: F401
-        except ImportError:  # torch's test modules only derive a class from it
-            stand_in = types.ModuleType("expecttest")
-            stand_in.TestCase = unittest.TestCase
-            sys.modules["expecttest"] = stand_in
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    return list(op_db)
-
-
-def selected(shard: str) -> list[tuple[int, Any]]:
+def selected(shard: str) -> list[Case]:
     index, count = (int(part) for part in shard.split("/"))
     pattern = re.compile(ONLY)
-    return [(n, op) for n, op in enumerate(database()) if n % count == index and pattern.search(op.formatted_name)]
-
-
-def dtypes_of(op: Any) -> list[Any]:
-    import torch
-
-    kinds = [torch.float32, torch.int64]
-    if FULL:
-        kinds += [torch.float64, torch.complex64, torch.bfloat16, torch.bool, torch.uint8]
-    supported = op.supported_dtypes(harness.DEVICE)
-    chosen = [kind for kind in kinds if kind in supported]
-    return chosen or sorted(supported, key=str)[:1]
-
-
-def tensors_of(value: Any) -> Iterator[Any]:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_of(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_of(item)
-
-
-def fingerprint(value: Any) -> list[str]:
-    """One line per leaf: kind, shape, and a hash of the bits."""
-    lines = []
-    for name, leaf in harness.flat("", value):
-        made = harness.bits(leaf)
-        if isinstance(made, tuple):
-            lines.append(f"{name} {made[0]}{list(made[1]) if isinstance(made[1], tuple) else ''} {digest(made)}")
-        else:
-            lines.append(f"{name} {type(leaf).__name__} {made if isinstance(made, int | float | str) else ''}")
-    return lines
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha1(pickle.dumps(value)).hexdigest()[:12]
-
-
-def attempt(work: Callable[[], Any]) -> tuple[list[str], bool]:
-    """Fingerprint of the result, or the class of what it raised."""
-    import tierpage
-
-    try:
-        return fingerprint(work()), True
-    except tierpage.TierpageError:
-        raise
-    except Exception as error:
-        return [f"raises {type(error).__name__}"], False
-
-
-def results_of(op: Any, key: str, on: Callable[[str, list[str], bool], None]) -> None:
-    """Runs all samples of one operator; `on` gets a name, a fingerprint, and whether it worked, for each result."""
-    import torch
-
-    for dtype in dtypes_of(op):
-        harness.seed_everything()
-        try:
-            samples = list(itertools.islice(op.sample_inputs(harness.DEVICE, dtype, requires_grad=False), SAMPLES))
-        except (RuntimeError, NotImplementedError, ValueError, TypeError, ImportError) as error:
-            if type(error).__module__.startswith("tierpage"):
-                raise
-            on(f"{key} {dtype} samples", [f"raises {type(error).__name__}"], False)
-            continue
-        for number, sample in enumerate(samples):
-            name = f"{key} {dtype} sample {number}"
-            inplace = copy.deepcopy(sample) if number == 0 and op.inplace_variant is not None else None
-            harness.seed_everything()
-            on(name, *attempt(lambda s=sample: [op.op(s.input, *s.args, **s.kwargs), s.input, s.args, s.kwargs]))
-            if inplace is not None:
-                harness.seed_everything()
-                on(
-                    f"{name} in place",
-                    *attempt(lambda s=inplace: [op.inplace_variant(s.input, *s.args, **s.kwargs), s.input]),
-                )
-        if (
-            op.supports_autograd
-            and dtype in (torch.float32, torch.complex64)
-            and dtype in op.supported_backward_dtypes(harness.DEVICE)
-        ):
-            harness.seed_everything()
-            try:
-                sample = next(iter(op.sample_inputs(harness.DEVICE, dtype, requires_grad=True)), None)
-            except Exception as error:
-                if type(error).__module__.startswith("tierpage"):
-                    raise
-                sample = None
-            if sample is not None:
-                harness.seed_everything()
-                on(f"{key} {dtype} gradients", *attempt(lambda s=sample: gradients(op, s)))
-
-
-def gradients(op: Any, sample: Any) -> Any:
-    import torch
-
-    outputs = op.op(sample.input, *sample.args, **sample.kwargs)
-    if sample.output_process_fn_grad is not None:
-        outputs = sample.output_process_fn_grad(outputs)
-    outputs = [t for t in tensors_of(outputs) if t.requires_grad]
-    inputs = [t for t in tensors_of([sample.input, sample.args, sample.kwargs]) if t.requires_grad and t.is_leaf]
-    if not outputs or not inputs:
-        raise ValueError("nothing to derive")
-    return torch.autograd.grad(outputs, inputs, [torch.ones_like(t) for t in outputs], allow_unused=True)
+    return [case for n, case in enumerate(all_cases()) if n % count == index and pattern.search(case.key)]
 
 
 def work_on(shard: str, path: str) -> None:
@@ -216,14 +83,14 @@ def work_on(shard: str, path: str) -> None:
     outcome = read_outcome(path) or Outcome(shard)
     done = set(outcome.done)
     excluded = NOT_REPEATABLE | NOT_PAGED
-    work = [(f"{op.formatted_name}", op) for _, op in selected(shard)]
-    outcome.operators, outcome.excluded = len(work), [key for key, op in work if op.name in excluded]
-    work = [(key, op) for key, op in work if op.name not in excluded and key not in done]
+    work = selected(shard)
+    outcome.operators, outcome.excluded = len(work), [case.key for case in work if case.name in excluded]
+    work = [case for case in work if case.name not in excluded and case.key not in done]
 
     plain: dict[str, list[str]] = {}
-    for key, op in work:
+    for case in work:
         faulthandler.dump_traceback_later(OPERATOR_SECONDS_MAX, exit=True)
-        results_of(op, key, lambda name, lines, _: plain.__setitem__(name, lines))
+        case.run(lambda name, lines, _: plain.__setitem__(name, lines))
     gc.collect()
 
     def compare(name: str, lines: list[str], worked: bool) -> None:
@@ -236,7 +103,8 @@ def work_on(shard: str, path: str) -> None:
         useful = useful or worked
         if expected != lines:
             pairs = [(a, b) for a, b in itertools.zip_longest(expected or [], lines) if a != b]
-            outcome.failures.append(f"{name}: plain {[a for a, _ in pairs][:3]}, paged {[b for _, b in pairs][:3]}")
+            text = f"{name}: plain {[a for a, _ in pairs][:3]}, paged {[b for _, b in pairs][:3]}"
+            outcome.differences.append(Difference(outcome.started or "", name, expected, text))
 
     with tempfile.TemporaryDirectory() as folder:
         options = dict(harness.settings("paranoid", folder) or {})
@@ -244,12 +112,13 @@ def work_on(shard: str, path: str) -> None:
         tierpage.enable(**options)
         faults = outcome.faults
         missed = 0
-        for key, op in work:
+        for case in work:
+            key = case.key
             faulthandler.dump_traceback_later(OPERATOR_SECONDS_MAX, exit=True)
             outcome.started, useful = key, False
             write_outcome(path, outcome)
             try:
-                results_of(op, key, compare)
+                case.run(compare)
             except tierpage.TierpageError as error:
                 outcome.failures.append(f"{key}: {type(error).__name__}: {str(error)[:300]}")
             if harness.missed_accesses() > missed:
@@ -264,9 +133,24 @@ def work_on(shard: str, path: str) -> None:
         faulthandler.cancel_dump_traceback_later()
         gc.collect()
         tierpage.disable()
+    settle_differences(outcome, {case.key: case for case in selected(shard)})
     outcome.started = None
     outcome.seconds += time.monotonic() - start
     write_outcome(path, outcome)
+
+
+def settle_differences(outcome: Outcome, cases: dict[str, Case]) -> None:
+    """Paging is off. A difference counts unless plain runs differ from each other as well (atomic additions on CUDA)."""
+    again: dict[str, list[list[str]]] = {}
+    for key in {difference.key for difference in outcome.differences} & cases.keys():
+        for _ in range(PLAIN_RUNS_MORE):
+            cases[key].run(lambda name, lines, _: again.setdefault(name, []).append(lines))
+    for difference in outcome.differences:
+        if any(lines != difference.expected for lines in again.get(difference.name, [])):
+            outcome.unsteady.append(difference.name)
+        else:
+            outcome.failures.append(difference.text)
+    outcome.differences = []
 
 
 def write_outcome(path: str, outcome: Outcome) -> None:

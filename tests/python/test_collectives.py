@@ -1,4 +1,4 @@
-"""torch.distributed over gloo: what a collective uses stays until its work is over, not until its operator has returned."""
+"""torch.distributed over gloo, or NCCL on two GPUs: what a collective uses stays until its work is over, not until its operator has returned."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ import collectives_worker
 import harness
 
 pytestmark = [
-    pytest.mark.skipif(harness.DEVICE != "cpu", reason="gloo with CPU tensors"),
-    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo"),
+    pytest.mark.skipif(
+        harness.DEVICE != "cpu" and torch.cuda.device_count() < 2, reason="two ranks over NCCL need two GPUs"
+    ),
+    pytest.mark.skipif(
+        harness.DEVICE == "cpu" and not torch.distributed.is_gloo_available(), reason="this torch has no gloo"
+    ),
 ]
 
 

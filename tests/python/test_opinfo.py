@@ -1,7 +1,7 @@
-"""PyTorch's own operator database, plain against paged, bit for bit, in paranoid mode with pages of 4 KiB.
+"""PyTorch's own databases of operators, modules and optimizers, plain against paged, bit for bit, in paranoid mode with pages of 4 KiB.
 
 Every operator that runs on the device: its first samples in float32 and int64, forward; for the first of them the
-gradients, and the in-place variant. A shard is a process of its own; ``TIERPAGE_OPINFO_SHARD=i/n`` runs one of n shards
+gradients, and the in-place variant. Every module in training and evaluation, every optimizer with every flag. A shard is a process of its own; ``TIERPAGE_OPINFO_SHARD=i/n`` runs one of n shards
 only, ``TIERPAGE_OPINFO_FULL=1`` all samples and more types, ``TIERPAGE_OPINFO_ONLY=regular expression`` some operators.
 """
 
@@ -11,6 +11,7 @@ import os
 
 import pytest
 
+import database_cases
 import opinfo_worker
 
 SHARDS = int(os.environ.get("TIERPAGE_OPINFO_SHARDS", "2"))
@@ -36,6 +37,6 @@ def test_operators(outcomes: dict[str, opinfo_worker.Outcome], shard: str) -> No
 
 def test_exclusions_exist() -> None:
     """An exclusion that names no operator hides nothing and is to be removed."""
-    names = {op.name for op in opinfo_worker.database()}
-    assert set(opinfo_worker.NOT_REPEATABLE) <= names
-    assert set(opinfo_worker.NOT_PAGED) <= names
+    names = {case.name for case in database_cases.all_cases()}
+    assert set(database_cases.NOT_REPEATABLE) <= names
+    assert set(database_cases.NOT_PAGED) <= names
