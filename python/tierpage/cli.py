@@ -1,4 +1,4 @@
-"""The command ``tierpage``: run, demo, doctor, report, --version. Also ``python -m tierpage``."""
+"""The command ``tierpage``: run, top, demo, doctor, report, --version. Also ``python -m tierpage``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ def build_parser() -> argparse.ArgumentParser:
         prog="tierpage",
         description="One memory for PyTorch, made of three tiers: VRAM, locked RAM and NVMe.",
         epilog="Exit codes: run those of the program, 2 it could not begin; doctor 0 all well, 1 warnings, 2 failures; "
-        "demo 0 equal bits, 1 different, 2 it could not run; report 0 written, 2 not.",
+        "demo 0 equal bits, 1 different, 2 it could not run; report 0 written, 2 not; top 0 shown, 2 not.",
     )
     parser.add_argument("--version", action="version", version=f"tierpage {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_top(commands)
     _add_demo(commands)
     _add_doctor(commands)
     _add_report(commands)
@@ -67,6 +68,21 @@ def _declare_run(run: argparse.ArgumentParser) -> argparse.ArgumentParser:
     run.add_argument("--trace", default=None, metavar="FILE", help="at the end, write a Chrome trace")
     run.add_argument("--report", default=None, metavar="FILE", help="at the end, write the page of `tierpage report`")
     return run
+
+
+def _add_top(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from tierpage._top.command import interval
+
+    top = commands.add_parser(
+        "top",
+        help="show what programs that page are doing now",
+        description="Shows what programs of this user that page are doing now: what is in the tiers, what moves, what "
+        "is waited for. q or Ctrl-C ends it. Where stdout is no terminal it looks once and ends.",
+    )
+    top.add_argument("pid", nargs="?", type=int, metavar="PID", help="all about this process (default: a row for each)")
+    top.add_argument("--interval", type=interval, default=1.0, metavar="SECONDS", help="between two looks (default: 1)")
+    top.add_argument("--once", action="store_true", help="look once, as text; rates are of one interval")
+    top.add_argument("--json", action="store_true", help="look once, as JSON")
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -137,6 +153,13 @@ def run_report(options: argparse.Namespace) -> int:
     return run(options)
 
 
+def run_top(options: argparse.Namespace) -> int:
+    """Shows what programs do; returns 0, or 2 with the reason on stderr."""
+    from tierpage._top.command import run
+
+    return run(options)
+
+
 def run_doctor(options: argparse.Namespace) -> int:
     """Prints the doctor's report; returns 0, 1 or 2."""
     from tierpage._doctor.checks import examine
@@ -176,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(options, program, unknown)
     options = build_parser().parse_args(words)
     try:
-        return {"doctor": run_doctor, "demo": run_demo, "report": run_report}[options.command](options)
+        return {"doctor": run_doctor, "demo": run_demo, "report": run_report, "top": run_top}[options.command](options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tierpage import native, storage, touching
+from tierpage._top.publishing import Publisher, snapshot
 from tierpage.containers import tensors_in
 from tierpage.defaults import in_force
 from tierpage.errors import OutOfMemoryError, TierpageError
@@ -62,6 +63,7 @@ class Session:
         self.wrappers = touching.Wrappers(self.library, self._is_paged)
         self.loads = LoadWatch(self.library.take_up)
         self.notices = Ticker("tierpage-notices", self.log_notices)
+        self.publisher = Publisher(lambda: snapshot(self))
         attached = False
         try:
             with native.translated():
@@ -77,7 +79,11 @@ class Session:
             self.wrappers.install()
             self.loads.install()
             self.notices.start()
+            if config.top:
+                self.publisher.start()
         except BaseException:
+            self.publisher.stop()
+            self.notices.stop()
             self.loads.remove()
             if attached:
                 self.launch_guard.close()
@@ -142,6 +148,7 @@ class Session:
         except BaseException:
             self.library.set_option("deferral", self.config.defer_updates)
             raise
+        self.publisher.stop()
         self.notices.stop()
         self.launch_guard.close()
         self.loads.remove()
@@ -240,5 +247,6 @@ os.register_at_fork(after_in_child=_after_fork)
 def _at_exit() -> None:
     """Stops the pager's threads. Nothing is fetched: the spill file has no name, the memory goes with the process."""
     for session in [*_retired, *([_session] if _session is not None else [])]:
+        session.publisher.stop()
         session.notices.stop()
         session.runtime.shutdown()

@@ -56,6 +56,7 @@ class Config:
     list_run_fraction: float = 0.0625
     defer_updates: bool = False
     launch_guard: bool = True
+    top: bool = True
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     in_force: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
@@ -238,6 +239,7 @@ SETTINGS: dict[str, Setting] = {
     "list_run_fraction": Setting(_parse_share),
     "defer_updates": Setting(_parse_bool, in_engine=False),
     "launch_guard": Setting(_parse_bool),
+    "top": Setting(_parse_bool, in_engine=False),
 }
 
 

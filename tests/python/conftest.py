@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +14,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import harness
+
+if TYPE_CHECKING:
+    from top_programs import Program
 
 
 def cuda_missing() -> str | None:
@@ -64,3 +69,22 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(int(os.environ.get("TIERPAGE_TEST_THREADS", "1")))
+
+
+@pytest.fixture
+def top_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the programs of a test of ``tierpage top`` can be asked, and nobody else; not made yet."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path / "tierpage"
+
+
+@pytest.fixture
+def top_program(top_folder: Path) -> Iterator[Program]:
+    """A process with tierpage on that does what the test says."""
+    from top_programs import Program
+
+    program = Program()
+    yield program
+    program.kill()
