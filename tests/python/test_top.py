@@ -117,7 +117,8 @@ def test_a_forked_child_has_no_part_in_it(top_program: Program, top_folder: Path
     top_program.do("child = os.fork() ; while child == 0: time.sleep(1)")
     (one,) = reading.look()
     assert (one.process, one.problem) == (top_program.pid, "")
-    children = Path(f"/proc/{top_program.pid}/task/{top_program.pid}/children").read_text().split()
+    number = top_folder.parent / "child"
+    top_program.do(f"open({str(number)!r}, 'w').write(str(child))")
     top_program.kill()
     try:
         (name,) = os.listdir(top_folder)
@@ -125,8 +126,7 @@ def test_a_forked_child_has_no_part_in_it(top_program: Program, top_folder: Path
             asker.connect(str(top_folder / name))
         assert reading.look() == []
     finally:
-        for child in children:
-            os.kill(int(child), signal.SIGKILL)
+        os.kill(int(number.read_text()), signal.SIGKILL)
 
 
 def test_who_asks_and_does_not_listen_holds_nobody_up(top_program: Program, top_folder: Path) -> None:
@@ -138,6 +138,22 @@ def test_who_asks_and_does_not_listen_holds_nobody_up(top_program: Program, top_
         assert one.problem == ""
         assert top_program.end() == 0
     assert not os.listdir(top_folder)
+
+
+def test_who_is_gone_before_the_answer_does_no_harm(top_program: Program, top_folder: Path) -> None:
+    """Not even where the program lets SIGPIPE end it, as tools that write to pipes do."""
+    top_program.do("signal.signal(signal.SIGPIPE, signal.SIG_DFL)")
+    (name,) = os.listdir(top_folder)
+    top_program.process.send_signal(signal.SIGSTOP)
+    for _ in range(4):
+        with socket.socket(socket.AF_UNIX) as asker:
+            asker.connect(str(top_folder / name))
+    (stopped,) = reading.look()
+    assert stopped.problem == "does not answer"
+    top_program.process.send_signal(signal.SIGCONT)
+    (one,) = reading.look()
+    assert one.problem == ""
+    assert top_program.end() == 0
 
 
 def test_no_private_folder_is_no_error_of_the_program(
@@ -202,7 +218,7 @@ def test_names_of_sockets() -> None:
 def test_folder_of_another_user(top_folder: Path) -> None:
     top_folder.mkdir(mode=0o700)
     if os.geteuid() != 0:
-        pytest.skip("only root can give a top_folder away")
+        pytest.skip("only root can give a folder away")
     os.chown(top_folder, 12345, -1)
     with pytest.raises(places.PlaceError, match="belongs to user 12345"), places.opened(str(top_folder)):
         pass

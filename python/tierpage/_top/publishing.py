@@ -82,9 +82,13 @@ class Publisher:
             self._identity = (found.st_dev, found.st_ino)
             listener.settimeout(None)  # whatever the program has made the default
             places.remove(folder, name.hidden)
-            listener.bind(places.address_in(folder, name.hidden))
-            listener.listen(_WAITING_MOST)
-            os.rename(name.hidden, str(name), src_dir_fd=folder, dst_dir_fd=folder)
+            try:
+                listener.bind(places.address_in(folder, name.hidden))
+                listener.listen(_WAITING_MOST)
+                os.rename(name.hidden, str(name), src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                places.remove(folder, name.hidden)
+                raise
             self._path = os.path.join(path, str(name))
 
     def _is_ours(self, listener: socket.socket) -> bool:
@@ -119,7 +123,7 @@ class Publisher:
                 continue
             with asker, suppress(OSError):
                 asker.settimeout(_ANSWER_SECONDS)
-                asker.sendall(self._encoded())
+                asker.sendall(self._encoded(), socket.MSG_NOSIGNAL)  # SIGPIPE may end the program
                 asker.shutdown(socket.SHUT_WR)  # the end, also where a child that was forked meanwhile has a copy
 
     def _encoded(self) -> bytes:
@@ -140,7 +144,7 @@ def snapshot(session: Any) -> dict[str, Any]:
     config, most = session.config, session.runtime.stalled_most()
     return {
         "version": __version__,
-        "program": os.path.basename(sys.argv[0]) if sys.argv else "",
+        "program": os.path.basename(str(sys.argv[0])) if sys.argv else "",
         "device": f"{config.device}:{config.device_index}",
         "device_name": config.in_force.get("device_name", ""),
         "at_seconds": time.monotonic(),
