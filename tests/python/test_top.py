@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tierpage._top import drawing, places, reading
 from tierpage._top.command import interval
 from tierpage._top.figures import figures
 from tierpage._top.publishing import FORMAT, Publisher
-from top_programs import CONTROL, Program, published, top
+from top_programs import CONTROL, Program, connected, published, top
 
 pytestmark = [
     pytest.mark.skipif(harness.DEVICE != "cpu", reason="about the command; it pages on the host device here"),
@@ -122,8 +121,8 @@ def test_a_forked_child_has_no_part_in_it(top_program: Program, top_folder: Path
     top_program.kill()
     try:
         (name,) = os.listdir(top_folder)
-        with socket.socket(socket.AF_UNIX) as asker, pytest.raises(ConnectionRefusedError):
-            asker.connect(str(top_folder / name))
+        with pytest.raises(ConnectionRefusedError):
+            connected(top_folder, name)
         assert reading.look() == []
     finally:
         os.kill(int(number.read_text()), signal.SIGKILL)
@@ -133,7 +132,7 @@ def test_who_asks_and_does_not_listen_holds_nobody_up(top_program: Program, top_
     (name,) = os.listdir(top_folder)
     with contextlib.ExitStack() as stack:
         for _ in range(8):
-            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(top_folder / name))
+            stack.enter_context(connected(top_folder, name))
         (one,) = reading.look()
         assert one.problem == ""
         assert top_program.end() == 0
@@ -146,8 +145,7 @@ def test_who_is_gone_before_the_answer_does_no_harm(top_program: Program, top_fo
     (name,) = os.listdir(top_folder)
     top_program.process.send_signal(signal.SIGSTOP)
     for _ in range(4):
-        with socket.socket(socket.AF_UNIX) as asker:
-            asker.connect(str(top_folder / name))
+        connected(top_folder, name).close()
     (stopped,) = reading.look()
     assert stopped.problem == "does not answer"
     top_program.process.send_signal(signal.SIGCONT)
@@ -204,6 +202,18 @@ def test_what_an_answer_cannot_say_is_a_problem(top_folder: Path) -> None:
         (one,) = reading.look()
         publisher.stop()
         assert said in one.problem
+
+
+def test_a_folder_may_have_a_long_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the address of a socket may be."""
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    with published({"at_seconds": 1.0, "stats": {}}):
+        assert len(os.listdir(folder / "tierpage")) == 1
+        (one,) = reading.look()
+        assert one.problem == ""
+    assert not os.listdir(folder / "tierpage")
 
 
 def test_names_of_sockets() -> None:

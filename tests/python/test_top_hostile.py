@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 import harness
 from tierpage._top import places, reading
 from tierpage._top.publishing import FORMAT
-from top_programs import CONTROL, answering, published, top
+from top_programs import CONTROL, answering, left_behind, published, top
 
 pytestmark = [
     pytest.mark.skipif(harness.DEVICE != "cpu", reason="about the command; it pages on the host device here"),
@@ -95,12 +94,10 @@ def test_what_lies_in_the_folder_otherwise_is_left_alone(top_folder: Path, tmp_p
     (top_folder / "1.2.3").write_text("a file")
     (top_folder / "1.2.4").symlink_to(tmp_path / "elsewhere")
     (top_folder / f"{own.process}.{own.began}.{own.space}.x").mkdir()
-    with socket.socket(socket.AF_UNIX) as other:
-        other.bind(str(top_folder / "other"))
+    left_behind(top_folder, "other")
     kept = set(os.listdir(top_folder))
     # Sockets that nobody listens to: of a later process with this id, of another space of ids, and half made.
     for name in (f"{own.process}.{own.began + 1}.{own.space}", f"1.1.{own.space + 1}", f".999999999.1.{own.space}"):
-        with socket.socket(socket.AF_UNIX) as left:
-            left.bind(str(top_folder / name))
+        left_behind(top_folder, name)
     assert reading.look() == []
     assert set(os.listdir(top_folder)) == kept

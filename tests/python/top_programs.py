@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 import harness
 from tierpage import cli
+from tierpage._top import places
 from tierpage._top.publishing import Publisher
 
 INTERVAL = "0.1"
@@ -84,11 +86,40 @@ def published(content: dict[str, Any]) -> Iterator[Publisher]:
 
 
 @contextlib.contextmanager
+def address(folder: Path, name: str) -> Iterator[str]:
+    """The address of a socket, short enough wherever the folder of a test is."""
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield places.address_in(descriptor, name)
+    finally:
+        os.close(descriptor)
+
+
+def connected(folder: Path, name: str) -> socket.socket:
+    """A socket of somebody who asks."""
+    asker = socket.socket(socket.AF_UNIX)
+    try:
+        with address(folder, name) as where:
+            asker.connect(where)
+    except BaseException:
+        asker.close()
+        raise
+    return asker
+
+
+def left_behind(folder: Path, name: str) -> None:
+    """A socket that nobody listens to."""
+    with socket.socket(socket.AF_UNIX) as left, address(folder, name) as where:
+        left.bind(where)
+
+
+@contextlib.contextmanager
 def answering(folder: Path, name: str, *sent: bytes, seconds_between: float = 0.0) -> Iterator[None]:
     """Somebody answers everybody with these bytes, who is not tierpage."""
     folder.mkdir(mode=0o700, exist_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder / name))
+        with address(folder, name) as where:
+            listener.bind(where)
         listener.listen()
 
         def serve() -> None:
