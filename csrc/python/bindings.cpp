@@ -243,6 +243,12 @@ void define_functions(py::module_& module) {
   module.def("measure_links", &measure_links, py::arg("device"), py::arg("device_index") = 0,
              py::arg("nvme_path") = std::vector<std::string>(), "GB/s of each link, measured for about two seconds.");
   module.def(
+      "replay_program", &replay_program, py::arg("program"), py::arg("device_bytes"), py::arg("host_bytes"),
+      py::arg("nvme_bytes"), py::arg("rates"), py::arg("loops"),
+      "Replays a recorded program on a modelled machine: {\"steps\": a dict for each step, \"bound_seconds\": of "
+      "the step that repeats, 0 without one}. Rates in bytes a second, costs in microseconds; those left out are "
+      "an H200's.");
+  module.def(
       "option_words", &option_words,
       "Options of a Runtime, all of which must be given, and the words that each may be; none where it is a value.");
   module.def("status_codes", &status_codes, "Names in tierpage.errors and numbers of what an EngineError may carry.");

@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,6 +24,10 @@ pybind11::dict status_codes();
 
 // load_storage_extension, storage_peer_to_peer, compare_storage.
 void define_storage(pybind11::module_& module);
+
+// Steps of a recorded program (estimate/program.h) as the modelled machine takes them, and their bound.
+pybind11::dict replay_program(const std::string& program_text, uint64_t device_bytes, uint64_t host_bytes,
+                              uint64_t nvme_bytes, const pybind11::dict& rates, int loops);
 
 // A backend for a moment, with frames of up to 64 MiB.
 class DeviceBackend;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 import typing
 import typing_extensions
-__all__: list[str] = ['EngineError', 'Runtime', 'compare_storage', 'load_storage_extension', 'measure_links', 'option_words', 'probe_device', 'status_codes', 'storage_peer_to_peer']
+__all__: list[str] = ['EngineError', 'Runtime', 'compare_storage', 'load_storage_extension', 'measure_links', 'option_words', 'probe_device', 'replay_program', 'status_codes', 'storage_peer_to_peer']
 class EngineError(RuntimeError):
     """
     args: (code, message, system_error)
@@ -108,6 +108,10 @@ def option_words() -> dict:
     """
 def probe_device(kind: str, index: typing.SupportsInt | typing.SupportsIndex) -> dict:
     ...
+def replay_program(program: str, device_bytes: typing.SupportsInt | typing.SupportsIndex, host_bytes: typing.SupportsInt | typing.SupportsIndex, nvme_bytes: typing.SupportsInt | typing.SupportsIndex, rates: dict, loops: typing.SupportsInt | typing.SupportsIndex) -> dict:
+    """
+    Replays a recorded program on a modelled machine: {"steps": a dict for each step, "bound_seconds": of the step that repeats, 0 without one}. Rates in bytes a second, costs in microseconds; those left out are an H200's.
+    """
 def status_codes() -> dict:
     """
     Names in tierpage.errors and numbers of what an EngineError may carry.
