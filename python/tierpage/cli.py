@@ -1,4 +1,4 @@
-"""The command ``tierpage``: run, top, demo, doctor, report, --version. Also ``python -m tierpage``."""
+"""The command ``tierpage``: run, top, demo, doctor, report, estimate, --version. Also ``python -m tierpage``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="tierpage",
         description="One memory for PyTorch, made of three tiers: VRAM, locked RAM and NVMe.",
         epilog="Exit codes: run those of the program, 2 it could not begin; doctor 0 all well, 1 warnings, 2 failures; "
-        "demo 0 equal bits, 1 different, 2 it could not run; report 0 written, 2 not; top 0 shown, 2 not.",
+        "demo 0 equal bits, 1 different, 2 it could not run; report 0 written, 2 not; top 0 shown, 2 not; "
+        "estimate 0 it runs, 1 it does not, 2 no estimate.",
     )
     parser.add_argument("--version", action="version", version=f"tierpage {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -25,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_doctor(commands)
     _add_report(commands)
+    _add_estimate(commands)
     return parser
 
 
@@ -146,6 +148,57 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
 
 
+def _add_estimate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    estimate = commands.add_parser(
+        "estimate",
+        help="say whether a model runs in a budget, and how fast, without loading it",
+        description="Records a model's program on fake tensors, replays it with the pager that production runs on the "
+        "model of a machine, and says: what it needs at least, seconds a step, bytes moved, the bound, and what more "
+        "memory, a larger batch or a faster drive would change. No weights, no GPU.",
+    )
+    estimate.add_argument(
+        "model", metavar="MODEL", help="module:factory, a folder or config.json of transformers, or a .safetensors file"
+    )
+    estimate.add_argument("--mode", choices=("infer", "decode", "train"), default="infer", help="default: infer")
+    estimate.add_argument("--batch", default="1", help='sequences in a step; several: "4,8" (default: 1)')
+    estimate.add_argument("--tokens", default="2048", help="of each sequence (default: 2048)")
+    estimate.add_argument("--inputs", default=None, metavar="MODULE:CALLABLE", help="makes inputs of (batch, tokens)")
+    estimate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None, help="of parameters")
+    estimate.add_argument(
+        "--autocast",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="run in bfloat16 (default: where float32 parameters are trained)",
+    )
+    estimate.add_argument(
+        "--optimizer", choices=("adamw", "adam", "sgd", "momentum"), default="adamw", help="default: adamw"
+    )
+    estimate.add_argument("--hooks", action="store_true", help="each parameter steps as its gradient is ready")
+    estimate.add_argument("--recompute", action="store_true", help="checkpoint the entries of each ModuleList")
+    estimate.add_argument(
+        "--machine",
+        default="this",
+        help="this (default: measured, needs a GPU), or rtx4090, h100, ...: docs/estimate.md",
+    )
+    estimate.add_argument("--link", default=None, metavar="UP:DOWN", help="GB/s of the bus (default: the machine's)")
+    estimate.add_argument("--device-budget", default=None, help='bytes in VRAM; several: "16GiB,8GiB" (default: 95 %%)')
+    estimate.add_argument("--host-budget", default=None, help="bytes in RAM (default: this machine's, else plenty)")
+    estimate.add_argument("--nvme-budget", default=None, help="bytes on disk (default: none)")
+    estimate.add_argument("--drive", default=None, metavar="READ:WRITE", help='GB/s; several: "3.5:2.5,7:5"')
+    estimate.add_argument(
+        "--nvme-path", action="append", default=None, help="directory to measure, with --machine this"
+    )
+    estimate.add_argument("--quick", action="store_true", help="leave out what would change")
+    estimate.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def run_estimate(options: argparse.Namespace) -> int:
+    """Prints an estimate; returns 0 where it runs, 1 where it does not, or 2 with the reason on stderr."""
+    from tierpage._estimate.command import run
+
+    return run(options)
+
+
 def run_report(options: argparse.Namespace) -> int:
     """Writes the page of a trace; returns 0, or 2 with the reason on stderr."""
     from tierpage._report.command import run
@@ -199,7 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(options, program, unknown)
     options = build_parser().parse_args(words)
     try:
-        return {"doctor": run_doctor, "demo": run_demo, "report": run_report, "top": run_top}[options.command](options)
+        known = {"doctor": run_doctor, "demo": run_demo, "report": run_report, "top": run_top, "estimate": run_estimate}
+        return known[options.command](options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

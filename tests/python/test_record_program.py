@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tierpage._estimate.recording import written
+
 PATH = Path(__file__).parents[2] / "bench" / "record_program.py"
 SMALLEST = 2**12
 
@@ -71,8 +73,8 @@ def test_gradients_of_a_fused_optimizer_are_read_as_the_interceptor_announces_th
 
 def test_and_written_where_they_are_unscaled(recorder) -> None:
     schema = recorder.torch.ops.aten._fused_adamw_.default._schema
-    written = {argument.name for argument in schema.arguments if recorder.written(schema, argument, unscales=True)}
-    assert written == {"self", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"}
+    names = {argument.name for argument in schema.arguments if written(schema, argument, unscales=True)}
+    assert names == {"self", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"}
 
 
 STEP = """O forward 5 0r

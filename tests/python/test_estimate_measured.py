@@ -1,0 +1,33 @@
+"""`tierpage estimate` against what an H200 was measured at (docs/benchmarks.md): within 10 %."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tierpage import cli
+
+TOLERANCE = 0.10
+INFER = ("llama_13b", "--dtype", "bfloat16", "--host-budget", "32GiB")
+TRAIN = ("llama_3b", "--mode", "train", "--batch", "4", "--host-budget", "80GiB")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "measured"),
+    [
+        (INFER, {"40GiB": 0.0916, "20GiB": 0.110, "16GiB": 0.183, "8GiB": 0.370, "4GiB": 0.417}),
+        ((*TRAIN, "--recompute"), {"16GiB": 1.11}),
+        (TRAIN, {"16GiB": 1.737}),
+    ],
+    ids=["infer", "recompute", "plain"],
+)
+def test_measured_rows(words: tuple[str, ...], measured: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+    model, *options = words
+    command = ["estimate", f"estimate_models:{model}", *options, "--tokens", "2048", "--machine", "h200"]
+    assert cli.main([*command, "--device-budget", ",".join(measured), "--quick", "--json"]) == 0
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["rows"]
+    figures = {budget: row["seconds"] for budget, row in zip(measured, rows, strict=True)}
+    assert figures == {budget: pytest.approx(seconds, rel=TOLERANCE) for budget, seconds in measured.items()}
