@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 import estimate_models
 from tierpage import cli, native
+from tierpage._estimate import machines
 from tierpage._estimate.deferral import deferred
 from tierpage._estimate.machines import MACHINES, named
 from tierpage._estimate.programs import OPTIMIZERS, Task, record
@@ -171,6 +174,9 @@ def test_rows_of_budgets_and_what_would_change(capsys: pytest.CaptureFixture[str
     assert holds_all["row"]["all_fits_device"]
     assert holds_all["seconds_per_sequence_factor"] < 1
     assert not estimate(capsys, *words, "--quick")["changes"]
+    roomy = estimate(capsys, "estimate_models:Tower", "--tokens", "64", "--device-budget", "1GiB")
+    assert [change["what"] for change in roomy["changes"]] == ["batch 2"]
+    assert roomy["changes"][0]["seconds_per_sequence_factor"] < 1
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
@@ -263,6 +269,60 @@ def test_recompute_without_a_list_says_so(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
 def test_this_machine_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert "name the machine" in refusal(capsys, "estimate_models:Tower", "--machine", "this")
+
+
+class Measured:
+    """Stands in for a machine with a GPU: the links' figures of `tierpage doctor`, in GB/s."""
+
+    def __init__(self, **links: float) -> None:
+        self.links, self.paths = links, []
+
+    def measure_links(self, device: str, index: int, paths: list[str]) -> dict[str, float]:
+        assert (device, index) == ("cuda", 0)
+        self.paths = paths
+        return self.links
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Measured:
+    measured = Measured(host_to_device=20.0, device_to_host=18.0, disk_read=3.0, disk_write=2.0)
+    measured.EngineError, measured.replay_program = (
+        getattr(native.engine_module(), name) for name in ("EngineError", "replay_program")
+    )
+    monkeypatch.setattr(native, "engine_module", lambda: measured)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=8 << 30))
+    monkeypatch.setattr(machines, "_matmul_rate", lambda dtype: 50e12 / dtype.itemsize)
+    monkeypatch.setattr(machines, "_memory_rate", lambda: 400e9)
+    return measured
+
+
+def test_what_is_measured_here_is_used(gpu: Measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["estimate", "estimate_models:Tower", "--json", "--quick", "--device-budget", "16MiB", "--tokens", "64"]
+    assert cli.main([*words, "--nvme-path", str(tmp_path), "--nvme-budget", "1GiB", "--host-budget", "64MiB"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["machine"] == {
+        "name": "a GPU", "device_bytes": 8 << 30, "up_bytes_per_second": 20e9, "down_bytes_per_second": 18e9,
+    }  # fmt: skip
+    assert out["rows"][0]["drive_read_bytes_per_second"] == 3e9
+    assert gpu.paths == [str(tmp_path)]
+    assert cli.main([*words, "--link", "10"]) == 0
+    assert json.loads(capsys.readouterr().out)["machine"]["up_bytes_per_second"] == 10e9
+    assert gpu.paths == []
+
+
+def test_links_and_drives_that_cannot_be_measured(
+    gpu: Measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("estimate_models:Tower", "--machine", "this", "--nvme-budget", "1GiB", "--nvme-path")
+    assert "no/such" in refusal(capsys, *words, str(tmp_path / "no/such"))
+    del gpu.links["disk_read"]
+    gpu.links["disk_error"] = "no direct I/O"
+    assert "no direct I/O" in refusal(capsys, *words, str(tmp_path))
+    gpu.links.clear()
+    assert "links cannot be measured" in refusal(capsys, *words, str(tmp_path))
 
 
 @pytest.mark.gpu

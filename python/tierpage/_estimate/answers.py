@@ -73,11 +73,13 @@ class Answer:
 def answer(question: Question) -> Answer:
     """Records each batch and replays every row. Raises EstimateError."""
     made = Answer(question, {}, {})
+    devices = _device_budgets(question)
     for batch in question.batches:
         replayer = _replayer(question, batch, made)
         made.working_sets[batch] = replayer.working_set()
         for drive in question.drives or (question.machine.drive,):
-            for budgets in _budgets(question, replayer):
+            for device in devices:
+                budgets = Budgets(device, _host_budget(question, replayer), question.nvme)
                 made.rows.append(replayer.row(batch, budgets, drive if question.nvme else None))
     if question.changes:
         made.changes.extend(_changes(question, made))
@@ -93,7 +95,7 @@ def _replayer(question: Question, batch: int, made: Answer) -> Replayer:
     return Replayer(made.recordings[batch], question.machine)
 
 
-def _budgets(question: Question, replayer: Replayer) -> list[Budgets]:
+def _device_budgets(question: Question) -> list[int]:
     machine = question.machine
     sizes = [size.of(machine.device_bytes) for size in question.device] or [machine.device_budget()]
     too_large = next((size for size in sizes if size > machine.device_bytes), None)
@@ -102,7 +104,7 @@ def _budgets(question: Question, replayer: Replayer) -> list[Budgets]:
             f"--device-budget is {format_bytes(too_large)}, and {machine.name} has {format_bytes(machine.device_bytes)}: "
             "give less, or another --machine."
         )
-    return [Budgets(size, _host_budget(question, replayer), question.nvme) for size in sizes]
+    return sizes
 
 
 def _host_budget(question: Question, replayer: Replayer) -> int:
@@ -115,10 +117,22 @@ def _host_budget(question: Question, replayer: Replayer) -> int:
 
 
 def _changes(question: Question, made: Answer) -> Iterator[Change]:
-    """Larger budgets, twice the batch and a drive twice as fast, each against the last row that runs and moves bytes."""
-    before = next((row for row in reversed(made.rows) if not row.refusal and row.moves), None)
+    """Larger budgets, a drive twice as fast and twice the batch, each against the last row that runs: one that moves
+    bytes, where there is one, since otherwise the batch alone changes anything."""
+    running = [row for row in made.rows if not row.refusal]
+    before = next((row for row in reversed(running) if row.moves), running[-1] if running else None)
     if before is None:
         return
+    if before.moves:
+        yield from _faster(question, made, before)
+    if len(question.batches) == 1 and question.subject.make is not None:
+        batch = 2 * before.batch
+        larger = _replayer(question, batch, made)
+        budgets_then = replace(before.budgets, host=_host_budget(question, larger))
+        yield Change(f"batch {batch}", before, larger.row(batch, budgets_then, before.drive))
+
+
+def _faster(question: Question, made: Answer, before: Row) -> Iterator[Change]:
     replayer = Replayer(made.recordings[before.batch], question.machine)
 
     def at(device: int) -> Row:
@@ -136,8 +150,3 @@ def _changes(question: Question, made: Answer) -> Iterator[Change]:
     if before.drive is not None:
         twice = Drive(2 * before.drive.read, 2 * before.drive.write)
         yield Change("a drive twice as fast", before, replayer.row(before.batch, before.budgets, twice))
-    if len(question.batches) == 1 and question.subject.make is not None:
-        batch = 2 * before.batch
-        larger = _replayer(question, batch, made)
-        budgets_then = replace(before.budgets, host=_host_budget(question, larger))
-        yield Change(f"batch {batch}", before, larger.row(batch, budgets_then, before.drive))

@@ -85,9 +85,9 @@ MACHINES: dict[str, Machine] = {
         # NVIDIA Ampere GA102 whitepaper, appendix A.
         _gpu("rtx3090", 23.7, 71.2, 35.6, 936, PCIE4),
         # NVIDIA Ada GPU architecture whitepaper, appendix A.
-        _gpu("rtx4090", 23.5, 165.2, 82.6, 1008, PCIE4),
+        _gpu("rtx4090", 23.6, 165.2, 82.6, 1008, PCIE4),
         # NVIDIA RTX Blackwell GPU architecture whitepaper, appendix A.
-        _gpu("rtx5090", 31.4, 209.5, 104.8, 1792, PCIE5),
+        _gpu("rtx5090", 31.3, 209.5, 104.8, 1792, PCIE5),
         # NVIDIA L40S data sheet.
         _gpu("l40s", 44.4, 362.05, 91.6, 864, PCIE4),
         # NVIDIA A100 80GB data sheet, SXM.

@@ -11,6 +11,7 @@ from tierpage._estimate.errors import EstimateError
 from tierpage._estimate.machines import Drive, Machine
 from tierpage._estimate.programs import Recording
 from tierpage.errors import OutOfMemoryError, StorageFullError
+from tierpage.settings import Config
 
 __all__ = ["Budgets", "Replayer", "Row", "WorkingSet"]
 
@@ -142,10 +143,13 @@ class Replayer:
     def _replay(self, budgets: Budgets, drive: Drive | None, loops: int) -> dict[str, Any]:
         # As csrc/torch/deferral.h: where an update is over more than the device holds, it runs parameter by parameter.
         text = self._deferred if self._updates > budgets.device else self.recording.text
+        # With a disk tier the staging buffers are part of the RAM budget.
+        staging = min(Config.staging_slot_bytes * Config.staging_slots, budgets.host // 4) if budgets.nvme else 0
+        rates = self.machine.link_rates(drive)
         with native.translated():
             return dict(
                 native.engine_module().replay_program(
-                    text, budgets.device, budgets.host, budgets.nvme, self.machine.link_rates(drive), loops
+                    text, budgets.device, budgets.host - staging, budgets.nvme, rates, loops
                 )
             )
 
