@@ -51,6 +51,31 @@ class Picture(nn.Module):
         return self.second(torch.relu(self.convolution(picture * scale)))
 
 
+class Recurrent(nn.Module):
+    """Its layer is one operator, of which torch counts no arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, WIDTH)
+        self.layer = nn.LSTM(WIDTH, WIDTH, batch_first=True)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.embedding(tokens))[0]
+
+
+class Encoder(nn.Module):
+    """Made of copies of one layer, for which torch has a fast path of one operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, 8, WIDTH, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.layers(self.embedding(tokens))
+
+
 class Reads(nn.Module):
     """Its path depends on content, which fake tensors do not have."""
 

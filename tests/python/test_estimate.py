@@ -16,6 +16,7 @@ from tierpage._estimate import machines
 from tierpage._estimate.deferral import deferred
 from tierpage._estimate.machines import MACHINES, named
 from tierpage._estimate.programs import OPTIMIZERS, Task, record
+from tierpage._estimate.recording import flops
 from tierpage._estimate.replaying import alive_whole_bytes, largest_operator
 from tierpage._estimate.subjects import callable_named, subject_of
 from tierpage.errors import ConfigError, OutOfMemoryError
@@ -147,6 +148,28 @@ def test_a_loss_that_the_model_returns_is_taken() -> None:
     assert "aten::pow" in returned
     assert "nll_loss" not in returned
     assert "nll_loss" in made
+
+
+def test_arithmetic_that_nobody_counts_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tower().uncounted == tower(mode="train").uncounted == ()
+    assert tower(model="Recurrent").uncounted
+    words = ["estimate", "estimate_models:Recurrent", "--tokens", "64", "--machine", "h100", "--quick"]
+    assert cli.main(words) == 0
+    assert "arithmetic of aten::" in capsys.readouterr().out
+
+
+def test_products_of_experts_are_counted() -> None:
+    grouped = torch.ops.aten._grouped_mm.default
+    rows, weights = torch.empty(64, 128, device="meta"), torch.empty(8, 128, 256, device="meta")
+    assert flops(grouped, (rows, weights), {}, None) == 2 * 64 * 128 * 256
+
+
+def test_copied_layers_are_recorded_part_by_part() -> None:
+    recording = tower(model="Encoder", batch=16, tokens=512)
+    assert recording.uncounted == ()
+    matmul_flops = 2 * 16 * 512 * 2 * 6 * 1024**2
+    assert recording.compute_seconds >= matmul_flops / RATES.single_flops_per_second
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 @pytest.mark.parametrize("name", ["picture_inputs", "named_inputs"])

@@ -71,6 +71,7 @@ class Recording:
     compute_seconds: float  # its kernels alone
     operators: int
     autocast: bool
+    uncounted: tuple[str, ...] = ()  # operators of whose time the memory traffic alone is counted
 
 
 def record(subject: Subject, task: Task, rates: ComputeRates) -> Recording:
@@ -81,7 +82,7 @@ def record(subject: Subject, task: Task, rates: ComputeRates) -> Recording:
     collecting = gc.isenabled()
     gc.disable()  # storages are to die where the program drops them, not when the collector happens to run
     try:
-        with FakeTensorMode(), cuda_kernels(), warnings.catch_warnings():
+        with _FakeMode(), cuda_kernels(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of libraries, about devices that fake tensors are not on
             session = _Session(subject, task, recorder)
             with recorder:
@@ -99,8 +100,15 @@ def record(subject: Subject, task: Task, rates: ComputeRates) -> Recording:
     operators, microseconds, alive = recorder.steps[-1]
     return Recording(
         "\n".join([HEADING, *recorder.lines]) + "\n", *counts, recorder.live_bytes, alive, microseconds / 1e6,
-        operators, session.autocast,
+        operators, session.autocast, tuple(sorted(recorder.uncounted)),
     )  # fmt: skip
+
+
+class _FakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """A copy of a module (``nn.TransformerEncoder`` makes some) copies what its tensors hold: they stay in one mode."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _FakeMode:
+        return self
 
 
 class _Session:
@@ -168,7 +176,8 @@ class _Session:
             shapes = [tuple(value.shape) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
             raise EstimateError(
                 f"{self.subject.name!r} raised {type(error).__name__} for inputs of shape {shapes}: {error}\nA model "
-                "that takes something else than int64 tokens of shape (batch, tokens) needs --inputs module:callable."
+                "that takes something else than int64 tokens of shape (batch, tokens) needs --inputs module:callable, and "
+                "one whose kernels want another dtype --dtype."
             ) from error
 
     def _parameters(self) -> Container[str]:

@@ -60,6 +60,7 @@ def _batch(answer: Answer, batch: int) -> dict[str, Any]:
         "alive_bytes_max": recording.alive_bytes,
         "compute_seconds": recording.compute_seconds,
         "autocast": recording.autocast,
+        "uncounted_operators": recording.uncounted,
     }
     if batch in answer.working_sets:
         found = answer.working_sets[batch]
@@ -134,6 +135,13 @@ def _facts(answer: Answer) -> list[str]:
         rows.append(("usual rule", _rule(recording)))
     if question.subject.make is None:
         rows.append(("not known", "activations: a checkpoint's header has none; each tensor is taken to be read once"))
+    if recording.uncounted:
+        rows.append(
+            (
+                "not known",
+                f"arithmetic of {', '.join(recording.uncounted)}: the time of their memory traffic counts alone",
+            )
+        )
     return [f"{name:<12} {text}" for name, text in rows]
 
 
