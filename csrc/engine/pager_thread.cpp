@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "engine/signal_chain.h"
+#include "tiers/frame_table.h"
 #include "tiers/quiet_thread.h"
 
 namespace tierpage {
@@ -65,6 +66,19 @@ Status PagerThread::allow_peer(int device_index) {
   };
   (void)core_.wait_for_other(lock, LockedCore::Clock::now() + kPeerPatience, settled);
   return settled() ? peers_.status : Status::error(StatusCode::kUnavailable, "the pager's thread does not answer");
+}
+
+// Said once, and again where much more is needed than was said.
+void PagerThread::tell_overflow_locked() {
+  const Requests::Overflow& last = core_->requests().last_overflow();
+  if (last.needed_bytes <= overflow_said_bytes_ + overflow_said_bytes_ / 4) return;
+  overflow_said_bytes_ = last.needed_bytes;
+  const auto text_of = [](uint64_t bytes) { return format_bytes(round_up(bytes, kMiB)); };
+  const uint64_t capacity = core_->memory().capacity(Tier::kDevice);
+  watchdog_.say(std::string(last.name) + " needs more at once than the device budget of " + format_bytes(capacity) +
+                " has room for: what does not fit is used where it lies, in RAM, which is slower (overflow). A "
+                "device_budget of " +
+                text_of(last.needed_bytes) + " would have been enough; with overflow=\"off\" it fails instead.");
 }
 
 void PagerThread::tell_host_space_locked() {
@@ -202,6 +216,7 @@ bool PagerThread::round(UniqueLock& lock, Finished& finished) {
   once_a_second_locked();
   tell_host_space_locked();
   if (core_->wants_planning()) core_->plan();
+  tell_overflow_locked();
   note_rates_locked();
   limit_host_space_locked();
   request_host_space_locked();
@@ -284,7 +299,8 @@ void PagerThread::close_lower_tiers(UniqueLock& lock) {
 bool PagerThread::retire_locked() {
   if (!lower_tiers_closed_ || core_.wanted_locked() || !transfers_->idle()) return false;
   if (core_->wants_planning()) return false;
-  if (core_->memory().device_held_bytes() > 0 || !core_->memory().live_regions().empty()) return false;
+  const Memory& memory = core_->memory();
+  if (memory.device_held_bytes() + memory.device.overflow_bytes() > 0 || !memory.live_regions().empty()) return false;
   retired_ = true;
   tiers_.retire_backend();
   core_.wake_other_waiters_locked();

@@ -91,6 +91,7 @@ class PagerThread {
   uint64_t native_of_locked(StreamId stream) const TP_REQUIRES(core_.mutex());
   void keep_accounts_locked() TP_REQUIRES(core_.mutex());
   void idle_wait(UniqueLock& lock, bool acted) TP_REQUIRES(core_.mutex());
+  void tell_overflow_locked() TP_REQUIRES(core_.mutex());
   void tell_host_space_locked() TP_REQUIRES(core_.mutex());
   void limit_host_space_locked() TP_REQUIRES(core_.mutex());
   void request_host_space_locked() TP_REQUIRES(core_.mutex());
@@ -117,6 +118,7 @@ class PagerThread {
   WorkTimes work_;               // but for what the transfers count
   int64_t round_ns_ = 0;         // when the round began: the wait for the lock is a part of it
   bool lower_tiers_closed_ TP_GUARDED_BY(core_.mutex()) = false;
+  uint64_t overflow_said_bytes_ TP_GUARDED_BY(core_.mutex()) = 0;  // device budget that the last complaint asked for
   uint64_t rounds_begun_ TP_GUARDED_BY(core_.mutex()) = 0;
   uint64_t rounds_ended_ TP_GUARDED_BY(core_.mutex()) = 0;
   struct Peers {

@@ -63,6 +63,7 @@ struct RuntimeOptions {
   bool encrypt = false;              // what lies on the disk
   uint64_t trace_events_max = 1u << 16;
   double list_run_fraction = 0.0625;
+  bool overflow = false;      // who can never be served in DEVICE gets memory of HOST for as long as it needs it
   bool launch_guard = false;  // launches are looked at from the first page that leaves on
 };
 

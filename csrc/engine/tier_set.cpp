@@ -33,6 +33,7 @@ Status TierSet::open() {
   config.nvme_write_period_seconds = options_.nvme_write_period_seconds;
   config.span_bytes_min = std::min(config.granule_bytes, 256 * kKiB);
   config.policy = options_.policy;
+  config.overflow = options_.overflow && backend->info().overflows;
   config.prefetch = options_.prefetch && !options_.paranoid;
   if (config.nvme_bytes_max > 0) {
     if (status = size_staging(&staging_bytes); !status.ok()) return status;

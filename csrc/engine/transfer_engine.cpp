@@ -144,7 +144,8 @@ bool TransferEngine::bring_frame(const Action& action, TransferResult& result, F
   finished.arrivals.push_back({action.transfer, ArrivalStage::kMapping, steady_ns()});
   if (action.create_frame) {
     const int64_t start = realtime_ns();
-    result.status = backend_.create_frame(action.frame, action.bytes);
+    result.status = action.overflow ? backend_.create_overflow_frame(action.frame, action.bytes)
+                                    : backend_.create_frame(action.frame, action.bytes);
     result.frame_created = result.status.ok();
     log_.add({EventKind::kCreate, page_of(action.transfer), start, mapped_since(start, 0), action.bytes});
     if (!result.status.ok()) return false;

@@ -93,6 +93,7 @@ void put_core(py::dict& out, const Stats& stats) {
   }
   put_gauge(out, "live_bytes", stats.live_bytes);
   put_gauge(out, "pinned_bytes", stats.pinned_bytes);
+  put_gauge(out, "overflow_bytes", stats.overflow_bytes);
   out["fetch_bytes.host_to_device"] = stats.fetch_bytes_host_to_device;
   out["fetch_bytes.nvme_to_device"] = stats.fetch_bytes_nvme_to_device;
   out["fetch_bytes.nvme_to_host"] = stats.fetch_bytes_nvme_to_host;
@@ -116,6 +117,7 @@ void put_core(py::dict& out, const Stats& stats) {
   out["frames.released"] = stats.frames_released;
   out["engagements.count"] = stats.engagements;
   out["num_ooms"] = stats.out_of_memory_errors;
+  out["overflows.count"] = stats.overflows;
   out["storage_errors.count"] = stats.storage_errors;
 }
 

@@ -26,6 +26,7 @@ struct Word {
 
 constexpr Word<bool> kDevices[] = {{"cpu", false}, {"cuda", true}};
 constexpr Word<bool> kScopes[] = {{"all", false}, {"explicit", true}};
+constexpr Word<bool> kOverflows[] = {{"auto", true}, {"off", false}};
 constexpr Word<Tier> kTiers[] = {{"device", Tier::kDevice}, {"host", Tier::kHost}, {"nvme", Tier::kNvme}};
 constexpr Word<PolicyKind> kPolicies[] = {{"auto", PolicyKind::kAuto}, {"clock", PolicyKind::kClock}};
 constexpr Word<Verify> kVerify[] = {{"off", Verify::kOff}, {"read", Verify::kRead}, {"full", Verify::kFull}};
@@ -113,6 +114,7 @@ const std::vector<Option>& table() {
       value("stall_report_seconds", &O::stall_report_seconds),
       value("trace_events_max", &O::trace_events_max),
       value("list_run_fraction", &O::list_run_fraction),
+      word("overflow", &O::overflow, kOverflows),
       value("launch_guard", &O::launch_guard),
   };
   return options;

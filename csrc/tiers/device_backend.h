@@ -45,6 +45,7 @@ struct DeviceInfo {
   bool fences_every_stream = false;  // record_fence takes kEveryStream
   bool synchronous_streams = false;  // true: an operator's work has finished when the operator returns (host)
   bool guards_writes = false;        // forbid_writes and allow_writes do something
+  bool overflows = false;            // create_overflow_frame works
   bool must_poll = false;            // true: completions of copies are only seen by polling (CUDA)
   std::optional<DriverFacts> facts;  // none: there is no driver (host)
 };
@@ -81,6 +82,8 @@ class DeviceBackend {
   // Physical memory. `bytes` is a power-of-two multiple of the granule. A frame keeps its content while unmapped.
   // create_frame returns kOutOfMemory when the device has no room.
   virtual Status create_frame(FrameId frame, uint64_t bytes) = 0;
+  // The same with memory of the host, where info().overflows: slower, and beyond what the device has.
+  virtual Status create_overflow_frame(FrameId frame, uint64_t bytes) { return create_frame(frame, bytes); }
   virtual void release_frame(FrameId frame) = 0;
 
   // Mapping: after map() the range at [offset, offset + frame size) reads and writes the frame, from every thread

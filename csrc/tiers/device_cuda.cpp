@@ -32,6 +32,7 @@ class CudaBackend final : public DeviceBackend {
   uint64_t range_bytes() const override { return range_bytes_; }
 
   Status create_frame(FrameId frame, uint64_t bytes) override;
+  Status create_overflow_frame(FrameId frame, uint64_t bytes) override;
   void release_frame(FrameId frame) override;
   Status map(FrameId frame, uint64_t offset) override;
   Status unmap(FrameId frame, uint64_t offset) override;
@@ -72,6 +73,8 @@ class CudaBackend final : public DeviceBackend {
   Status open_memory(const CudaBackendOptions& options);
   Status reserve_range(uint64_t range_bytes);
   bool can_create_rdma_frames();
+  bool can_overflow();
+  CUmemAllocationProp overflow_properties() const;
   bool is_peer(CUdevice device);
   Status issue_copies(const CopyRequest& request, CUstream stream);
   Status status_of(CUresult result, const char* call, const std::string& details = {}) const {
@@ -151,6 +154,29 @@ bool CudaBackend::can_create_rdma_frames() {
   return true;
 }
 
+CUmemAllocationProp CudaBackend::overflow_properties() const {
+  CUmemAllocationProp properties{};
+  properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  properties.location.type = CU_MEM_LOCATION_TYPE_HOST_NUMA;
+  properties.location.id = std::max(info_.facts->host_numa_node, 0);  // without NUMA there is one node
+  return properties;
+}
+
+// The attribute alone says little (virtual machines, WSL): one frame is made, mapped and taken away again.
+bool CudaBackend::can_overflow() {
+  if (!info_.facts->host_mapping) return false;
+  const CUmemAllocationProp properties = overflow_properties();
+  CUmemGenericAllocationHandle handle = 0;
+  if (driver_.mem_create(&handle, info_.granule_bytes, &properties, 0) != CUDA_SUCCESS) return false;
+  bool works = driver_.mem_map(base_, info_.granule_bytes, 0, handle, 0) == CUDA_SUCCESS;
+  if (works) {
+    works = driver_.mem_set_access(base_, info_.granule_bytes, access_.data(), access_.size()) == CUDA_SUCCESS;
+    (void)driver_.mem_unmap(base_, info_.granule_bytes);
+  }
+  (void)driver_.mem_release(handle);
+  return works;
+}
+
 Status CudaBackend::reserve_range(uint64_t range_bytes) {
   // By default as much as is to be had: other libraries may hold large reservations of their own.
   const uint64_t least = range_bytes != 0 ? range_bytes : 2 * device_bytes_;
@@ -199,6 +225,7 @@ Status CudaBackend::open_memory(const CudaBackendOptions& options) {
   if (info_.facts->rdma_capable) properties_.allocFlags.gpuDirectRDMACapable = 1;
   if (Status status = reserve_range(options.range_bytes); !status.ok()) return status;
   frames_.configure(range_bytes_, granule, largest);
+  info_.overflows = can_overflow();
   return Status::success();
 }
 
@@ -288,6 +315,20 @@ Status CudaBackend::create_frame(FrameId frame, uint64_t bytes) {
                          " held by frames");
   }
   if (result != CUDA_SUCCESS) return status_of(result, "cuMemCreate", format_bytes(bytes));
+  frames_.insert(frame, bytes, handle);
+  return Status::success();
+}
+
+Status CudaBackend::create_overflow_frame(FrameId frame, uint64_t bytes) {
+  if (Status status = frames_.check_create(frame, bytes); !status.ok()) return status;
+  CudaContextGuard guard(driver_, context_);
+  if (!guard.ok()) return guard.status();
+  const CUmemAllocationProp properties = overflow_properties();
+  CUmemGenericAllocationHandle handle = 0;
+  const CUresult result = driver_.mem_create(&handle, bytes, &properties, 0);
+  if (result != CUDA_SUCCESS) {
+    return status_of(result, "cuMemCreate", format_bytes(bytes) + " of RAM beyond the device budget");
+  }
   frames_.insert(frame, bytes, handle);
   return Status::success();
 }

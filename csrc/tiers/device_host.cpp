@@ -146,6 +146,7 @@ Status HostBackend::open(const HostBackendOptions& options) {
   info_.frame_bytes_max = options.frame_bytes_max;
   info_.synchronous_streams = true;
   info_.guards_writes = true;
+  info_.overflows = true;                          // all frames are the host's memory
   info_.must_poll = !options.asynchronous_copies;  // inline copies finish inside submit_copy, where nobody is woken
   frames_.configure(range_bytes_, granule, options.frame_bytes_max);
   take_spare();

@@ -285,7 +285,8 @@ def pin(*things: Any) -> Iterator[None]:
     For everything that no operator announces: raw pointers, CUDA graphs, hand-written kernels. Waits until they are
     there. Work that is queued on the current stream when the block ends is waited for before they leave.
 
-    Raises OutOfMemoryError where they do not fit the device budget together.
+    What does not fit the device budget lies in RAM meanwhile. Raises OutOfMemoryError where that has no room or
+    ``overflow="off"``.
     """
     tensors = list(tensors_in(things))
     session = current_or_none()

@@ -174,6 +174,7 @@ def summary_of(
             *(stats.get(f"prefetch.{kind}", 0) for kind in ("issued", "useful", "late", "wasted"))
         ),
         _engaged(stats),
+        f"requests beyond the device budget {stats.get('overflows.count', 0)} (at most {size('overflow_bytes.peak')} in RAM), "
         f"out-of-memory errors {stats.get('num_ooms', 0)}, storage errors {stats.get('storage_errors.count', 0)}",
     ]
     if stats.get("stuck_transfers.current"):

@@ -55,6 +55,7 @@ class Config:
     trace_events_max: int = 1 << 18
     list_run_fraction: float = 0.0625
     defer_updates: bool = False
+    overflow: str = "auto"
     launch_guard: bool = True
     top: bool = True
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -238,6 +239,7 @@ SETTINGS: dict[str, Setting] = {
     "trace_events_max": Setting(_parse_count(0, 1 << 28)),
     "list_run_fraction": Setting(_parse_share),
     "defer_updates": Setting(_parse_bool, in_engine=False),
+    "overflow": _choice("auto", "off"),
     "launch_guard": Setting(_parse_bool),
     "top": Setting(_parse_bool, in_engine=False),
 }

@@ -43,7 +43,7 @@ struct Asking : PartsWorld {
       requests.planning_begins();
       requests.serve();
       if (!departures.none()) evictor.advance_leaving();
-      requests.fail_if_stuck();
+      requests.help_if_stuck();
     } while (requests.want_planning());
     check();
   }

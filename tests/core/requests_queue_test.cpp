@@ -186,7 +186,7 @@ TEST_F(Queue, NobodyFailsWhileSomethingMovesOrIsToBePlannedOrLeaves) {
   world.requests.set_permanent(holder, true);
   ASSERT_EQ(world.begin(first, {{below[0], kRead}}), Outcome::kWait);
   const auto waits = [&] {
-    world.requests.fail_if_stuck();
+    world.requests.help_if_stuck();
     return world.waits(first);
   };
   world.requests.ask_for_planning();

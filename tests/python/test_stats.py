@@ -115,7 +115,7 @@ def test_placement_adds_up(options: dict[str, Any], device: str) -> None:
 
 
 def test_one_operator_larger_than_the_budget(options: dict[str, Any], device: str) -> None:
-    with tierpage.enable(**options) as pager:
+    with tierpage.enable(**options, overflow="off") as pager:
         model = torch.nn.Linear(96, 96).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         x = torch.ones(8, 96, device=device)
@@ -159,7 +159,7 @@ def test_one_operator_larger_than_the_budget(options: dict[str, Any], device: st
 
 def test_out_of_memory_in_backward(options: dict[str, Any], device: str) -> None:
     """Raised through autograd's engine with its class and text, also from another thread."""
-    with tierpage.enable(**options) as pager:
+    with tierpage.enable(**options, overflow="off") as pager:
         size = pager.config.device_budget // 4 * 4 // 10
         x = torch.ones(size, device=device, requires_grad=True)
 
@@ -192,7 +192,7 @@ def test_out_of_memory_in_backward(options: dict[str, Any], device: str) -> None
 
 
 def test_pins_that_leave_no_room(options: dict[str, Any], device: str) -> None:
-    with tierpage.enable(**options) as pager:
+    with tierpage.enable(**options, overflow="off") as pager:
         size = pager.config.device_budget // 4 * 6 // 10
         a, b = torch.ones(size, device=device), torch.ones(size, device=device)
         with tierpage.pin(a):

@@ -181,6 +181,7 @@ Plan draw_plan(uint64_t seed) {
     for (const Deed off : {Deed::kShrink, Deed::kHostShrink, Deed::kPin}) plan.weights[static_cast<size_t>(off)] = 0;
   }
   plan.source_chance = random.chance(0.5) ? 0 : random.chance(0.5) ? 0.3 : 1;
+  pager.overflow = random.chance(0.4);
   plan.read_chance = random.chance(0.5) ? 0 : 0.3;
   return plan;
 }

@@ -156,7 +156,7 @@ void SimWorld::run_device_lane() {
     Frame& memory = frame(action.frame);
     if (action.kind == ActionKind::kReleaseFrame) {
       require(memory.created && memory.mapped_at == kNowhere, "released a frame that is mapped or was never made");
-      created_bytes_ -= memory.bytes;
+      if (!memory.overflow) created_bytes_ -= memory.bytes;
       memory = Frame{};
     } else if (action.kind == ActionKind::kUnmap) {
       require(memory.mapped_at == action.device_offset, "unmapped a frame that is not there");
@@ -182,7 +182,8 @@ bool SimWorld::perform_map(Job& job) {
   TransferResult result;
   result.mapped = false;
   if (action.create_frame) {
-    require(created_bytes_ + action.bytes <= job.capacity, "more device memory than the budget");
+    require(!action.overflow || config_.pager.overflow, "memory beyond the budget, which nobody allowed");
+    require(action.overflow || created_bytes_ + action.bytes <= job.capacity, "more device memory than the budget");
     if (random_.chance(config_.faults.create)) {
       result.frame_created = false;
       result.status = Status::error(StatusCode::kOutOfMemory, "simulated: no device memory");
@@ -191,7 +192,8 @@ bool SimWorld::perform_map(Job& job) {
     }
     memory.created = true;
     memory.bytes = action.bytes;
-    created_bytes_ += action.bytes;
+    memory.overflow = action.overflow;
+    if (!action.overflow) created_bytes_ += action.bytes;
   }
   require(memory.bytes == action.bytes, "a frame of another size");
   require(memory.mapped_at == kNowhere && !mapped_.contains(action.device_offset), "mapped twice");

@@ -99,6 +99,7 @@ class SimWorld {
   using Units = std::vector<uint64_t>;
   struct Frame {
     bool created = false;
+    bool overflow = false;  // its memory is not the device's
     uint64_t mapped_at = kNowhere;
     uint64_t bytes = 0;
     Units units;

@@ -34,6 +34,9 @@ struct PagerConfig {
   std::optional<StreamId> every_stream;
   // Clean pages can only be read in DEVICE until an operator is granted the right to write them.
   bool guards_writes = false;
+  // Who can never be served in DEVICE gets frames whose memory lies in HOST, for as long as it needs them. Else it
+  // fails.
+  bool overflow = false;
   uint64_t trace_uses_max = 1u << 18;  // uses remembered; older ones are forgotten
 };
 

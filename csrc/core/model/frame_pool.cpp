@@ -25,6 +25,16 @@ std::optional<DevicePool::Taken> DevicePool::take(uint64_t bytes, std::vector<Fr
     }
   }
   TP_ASSERT(used_bytes_ + free_bytes_ + bytes <= capacity_bytes_);
+  used_bytes_ += bytes;
+  return Taken{make(bytes, State::kUsed), true};
+}
+
+FrameId DevicePool::take_overflow(uint64_t bytes) {
+  overflow_bytes_ += bytes;
+  return make(bytes, State::kOverflow);
+}
+
+FrameId DevicePool::make(uint64_t bytes, State state) {
   FrameId frame;
   if (unused_ids_.empty()) {
     frame = FrameId(static_cast<uint32_t>(frames_.size()));
@@ -33,9 +43,8 @@ std::optional<DevicePool::Taken> DevicePool::take(uint64_t bytes, std::vector<Fr
     frame = unused_ids_.back();
     unused_ids_.pop_back();
   }
-  frames_[frame.value] = {bytes, State::kUsed};
-  used_bytes_ += bytes;
-  return Taken{frame, true};
+  frames_[frame.value] = {bytes, state};
+  return frame;
 }
 
 void DevicePool::release_one(FrameId frame, std::vector<FrameId>& released) {
@@ -58,8 +67,8 @@ void DevicePool::give_back(FrameId frame) {
 
 void DevicePool::forget(FrameId frame) {
   Frame& row = frames_[frame.value];
-  TP_ASSERT(row.state == State::kUsed);
-  used_bytes_ -= row.bytes;
+  TP_ASSERT(row.state == State::kUsed || row.state == State::kOverflow);
+  (row.state == State::kUsed ? used_bytes_ : overflow_bytes_) -= row.bytes;
   row = {};
   unused_ids_.push_back(frame);
 }
@@ -87,12 +96,13 @@ std::vector<FrameId> DevicePool::release_free() {
 }
 
 void DevicePool::check_invariants() const {
-  uint64_t used = 0, free = 0;
+  uint64_t used = 0, free = 0, overflow = 0;
   for (const Frame& row : frames_) {
+    if (row.state == State::kOverflow) overflow += row.bytes;
     if (row.state == State::kUsed) used += row.bytes;
     if (row.state == State::kFree) free += row.bytes;
   }
-  TP_ASSERT(used == used_bytes_ && free == free_bytes_);
+  TP_ASSERT(used == used_bytes_ && free == free_bytes_ && overflow == overflow_bytes_);
   uint64_t listed = 0;
   for (const auto& [bytes, frames] : free_by_size_) {
     for (const FrameId frame : frames) {

@@ -24,9 +24,12 @@
 
 namespace tierpage {
 
+// Beyond the capacity there may be frames whose memory is not the device's: it lies in HOST and is mapped like any
+// other (overflow). They are never free: who gives one back releases it.
+//
 // Invariants (check_invariants):
-//   used_bytes + free_bytes = sum of the sizes of all created frames
-//   a frame is in exactly one of: unused id, free list of its size, used
+//   used_bytes + free_bytes + overflow_bytes = sum of the sizes of all created frames
+//   a frame is in exactly one of: unused id, free list of its size, used, overflow
 //   used_bytes + free_bytes <= capacity_bytes, except after the capacity shrank below used_bytes (then free_bytes = 0)
 class DevicePool {
  public:
@@ -39,7 +42,11 @@ class DevicePool {
   // Takes a frame of exactly `bytes`; appends to `release_first` the free frames whose memory must go first.
   std::optional<Taken> take(uint64_t bytes, std::vector<FrameId>& release_first);
   void give_back(FrameId frame);
-  // The device refused to create this taken frame: it has no memory and is no frame any more.
+  FrameId take_overflow(uint64_t bytes);  // to be created
+  bool overflows(FrameId frame) const { return frames_[frame.value].state == State::kOverflow; }
+  uint64_t overflow_bytes() const { return overflow_bytes_; }
+  // The device refused to create this taken frame: it has no memory and is no frame any more. Or it overflows, and will
+  // be released.
   void forget(FrameId frame);
   // Returns the free frames that must be released to honour the new capacity.
   std::vector<FrameId> set_capacity(uint64_t capacity_bytes);
@@ -57,16 +64,18 @@ class DevicePool {
   void check_invariants() const;
 
  private:
-  enum class State : uint8_t { kUnused, kFree, kUsed };
+  enum class State : uint8_t { kUnused, kFree, kUsed, kOverflow };
   struct Frame {
     uint64_t bytes = 0;
     State state = State::kUnused;
   };
   void release_one(FrameId frame, std::vector<FrameId>& released);
+  FrameId make(uint64_t bytes, State state);
 
   uint64_t capacity_bytes_;
   uint64_t used_bytes_ = 0;
   uint64_t free_bytes_ = 0;
+  uint64_t overflow_bytes_ = 0;
   std::vector<Frame> frames_;
   std::vector<FrameId> unused_ids_;
   std::map<uint64_t, std::vector<FrameId>> free_by_size_;
@@ -134,14 +143,27 @@ class SpanPool {
     return std::any_of(spans.begin(), spans.end(), [this](const Span& span) { return span.offset >= limit_bytes_; });
   }
 
+  // Memory of the same tier that is used elsewhere: it counts against the capacity.
+  void set_lent(uint64_t bytes) { lent_bytes_ = bytes; }
+  uint64_t lent_bytes() const { return lent_bytes_; }
+
   bool can_take(uint64_t bytes) const { return bytes <= free_bytes(); }
   uint64_t capacity_bytes() const { return capacity_bytes_; }
   uint64_t space_bytes() const { return space_bytes_; }
   uint64_t limit_bytes() const { return limit_bytes_; }
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t free_bytes() const {
-    const uint64_t limit = space_bytes_ < capacity_bytes_ ? space_bytes_ : capacity_bytes_;
-    return limit > used_bytes_ ? limit - used_bytes_ : 0;
+    const uint64_t in_space = space_bytes_ > used_bytes_ ? space_bytes_ - used_bytes_ : 0;
+    return std::min(in_space, unused_bytes());
+  }
+  // At most that much can be used.
+  uint64_t usable_bytes() const {
+    return std::min(space_bytes_, capacity_bytes_ > lent_bytes_ ? capacity_bytes_ - lent_bytes_ : 0);
+  }
+  // Of the capacity, whether there is space for it already or not.
+  uint64_t unused_bytes() const {
+    const uint64_t taken = used_bytes_ + lent_bytes_;
+    return capacity_bytes_ > taken ? capacity_bytes_ - taken : 0;
   }
   void check_invariants() const;
 
@@ -157,6 +179,7 @@ class SpanPool {
   uint64_t span_bytes_max_;
   uint64_t space_bytes_ = 0;
   uint64_t used_bytes_ = 0;
+  uint64_t lent_bytes_ = 0;
   FreeSpans free_;
   FreeSpans retired_;
 };

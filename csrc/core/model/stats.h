@@ -20,6 +20,7 @@ struct Gauge {
 struct Stats {
   Gauge resident_bytes[kTierCount];  // frames or spans in use, by tier
   Gauge live_bytes;                  // bytes asked for by live regions
+  Gauge overflow_bytes;              // frames beyond the device budget, in HOST
   Gauge pinned_bytes;                // resident because an operator or pin() holds them
   uint64_t fetch_bytes_host_to_device = 0;
   uint64_t fetch_bytes_nvme_to_device = 0;
@@ -45,6 +46,7 @@ struct Stats {
   uint64_t maps = 0;
   uint64_t unmaps = 0;
   uint64_t engagements = 0;  // times that a page had to leave after all had fitted
+  uint64_t overflows = 0;    // requests that got frames in HOST
   uint64_t out_of_memory_errors = 0;
   uint64_t storage_errors = 0;
 };

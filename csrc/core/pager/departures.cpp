@@ -56,6 +56,7 @@ void Departures::owe_unmarked(Page& page, Fence fence) {
 
 void Departures::disengage_if_all_fits(bool rests) {
   rests = rests && leaving_.empty() && memory_.device.used_bytes() <= memory_.device.capacity_bytes();
+  rests = rests && memory_.device.overflow_bytes() == 0;
   const uint64_t left_before = std::exchange(left_at_tick_, left_at_);
   if (!engaged_ || !rests || left_before != left_at_) return;
   if (foresight_.trace().end() < left_at_ + std::max<uint64_t>(foresight_.plan().period(), 1)) return;
@@ -117,7 +118,7 @@ uint64_t Departures::bytes() const {
   for (const PageId id : leaving_) {
     if (!memory_.pages.exists(id)) continue;
     const Page& page = memory_.pages[id];
-    if (page.leaving || page.movement == Movement::kUnmap) sum += page.bytes;
+    if ((page.leaving || page.movement == Movement::kUnmap) && !memory_.overflows(page)) sum += page.bytes;
   }
   return sum;
 }
@@ -132,6 +133,7 @@ uint64_t Departures::room_soon() const {
   for (const PageId id : leaving_) {
     if (!memory_.pages.exists(id)) continue;
     const Page& page = memory_.pages[id];
+    if (memory_.overflows(page)) continue;
     if (page.movement == Movement::kUnmap || (page.leaving && finished(page))) all += page.bytes;
   }
   return all > memory_.device.used_bytes() ? all - memory_.device.used_bytes() : 0;

@@ -48,6 +48,7 @@ struct Action {
   TransferId transfer;
   FrameId frame;
   bool create_frame = false;
+  bool overflow = false;  // ... with memory of HOST
   uint64_t device_offset = 0;
   uint64_t bytes = 0;
   Tier lower = Tier::kHost;  // source of a fetch, target of a write-back

@@ -64,6 +64,7 @@ uint64_t Evictor::free_exactly(FramesWanted& wanted, RoomBelow& below, uint64_t 
   for (const PageId id : departures_.pages()) {
     if (!memory_.pages.exists(id)) continue;
     const Page& page = memory_.pages[id];
+    if (memory_.overflows(page)) continue;
     if (page.leaving || page.movement == Movement::kUnmap) wanted.found(page.bytes, 1);
   }
   for (uint64_t size = memory_.config.granule_bytes; size <= memory_.config.frame_bytes_max; size *= 2) {
@@ -85,12 +86,12 @@ PageId Evictor::leaving_victim(uint64_t bytes, uint64_t distance, RoomBelow& bel
 }
 
 void Evictor::begin_min() {
-  min_.begin(memory_.pages, [this](PageId id) { return evictable(id); });
+  min_.begin(memory_.pages, [this](PageId id) { return makes_room(id); });
 }
 
 EvictionPolicy& Evictor::begin_eviction(uint64_t order) {
   EvictionPolicy& policy = catch_up_and_plan() ? static_cast<EvictionPolicy&>(min_) : clock_;
-  policy.begin(memory_.pages, [this, order](PageId id) { return evictable(id, order); });
+  policy.begin(memory_.pages, [this, order](PageId id) { return makes_room(id, order); });
   return policy;
 }
 
@@ -110,6 +111,15 @@ void Evictor::honour_capacity() {
   // While more is used than the budget and what leaves together, nobody looks for room for anything else.
   if (used > capacity + leaving) make_room_over_budget(used - capacity - leaving);
   if (memory_.host.used_bytes() > memory_.host.capacity_bytes() || memory_.host.reaches_beyond()) lower_.shrink_host();
+}
+
+// They come back into DEVICE when they are used next. What leaves is not needed by anybody who waits (claim).
+void Evictor::end_overflow() {
+  if (memory_.device.overflow_bytes() == 0) return;
+  for (const PageId id : memory_.pages.ids()) {
+    const Page& page = memory_.pages[id];
+    if (memory_.overflows(page) && page.claim == 0 && evictable(id)) departures_.leave(id);
+  }
 }
 
 void Evictor::make_room_over_budget(uint64_t excess) {
@@ -151,8 +161,8 @@ uint64_t Evictor::give_up_guesses(uint64_t bytes, uint64_t order) {
   for (const RegionId region : guesses_.oldest_first()) {
     if (left >= bytes) break;
     for (const PageId id : memory_.region(region).pages) {
-      if (!may_leave(id, order)) continue;
       const Page& page = memory_.pages[id];
+      if (!may_leave(id, order) || memory_.overflows(page)) continue;
       if (page.dirty() && !below.take(page.bytes)) continue;
       guesses_.give_up(region);
       departures_.leave(id);

@@ -27,6 +27,7 @@ class Evictor {
   // order: pages that an older request claims stay.
   void make_room(FramesWanted wanted, uint64_t order);
   void honour_capacity();  // budgets that shrank
+  void end_overflow();     // pages beyond the budget leave as soon as nobody holds them
   bool evictable(PageId id, uint64_t order = kLastInLine) const {
     return may_leave(id, order) && !guesses_.keeps(memory_.pages[id].region);
   }
@@ -52,6 +53,9 @@ class Evictor {
 
  private:
   bool may_leave(PageId id, uint64_t order) const;  // but for guesses
+  bool makes_room(PageId id, uint64_t order = kLastInLine) const {
+    return evictable(id, order) && !memory_.overflows(memory_.pages[id]);
+  }
   uint64_t free_exactly(FramesWanted& wanted, RoomBelow& below, uint64_t bytes);
   EvictionPolicy& begin_eviction(uint64_t order);
   uint64_t leave_past_write_budget(uint64_t bytes, uint64_t order);

@@ -18,7 +18,7 @@ LowerTiers::LowerTiers(Memory& memory, Movements& movements, Foresight& foresigh
 }
 
 bool LowerTiers::host_may_grow_for(uint64_t bytes) const {
-  return host_growing_ && memory_.host.used_bytes() + bytes <= memory_.host.capacity_bytes();
+  return host_growing_ && bytes <= memory_.host.unused_bytes();
 }
 
 bool LowerTiers::send_down(PageId id, LeavingPass& pass, uint64_t cached_bytes) {
@@ -56,9 +56,10 @@ RoomBelow LowerTiers::room(bool spare_writes) const {
   const SpanPool& host = memory_.host;
   RoomBelow below;
   below.nvme = nvme_blocked_ || (spare_writes && writes_.sparing()) ? 0 : memory_.nvme.free_bytes();
-  const uint64_t end = host_growing_ ? host.capacity_bytes() : host.used_bytes() + host.free_bytes();
+  const uint64_t taken = host.used_bytes() + host.lent_bytes();
+  const uint64_t end = host_growing_ ? host.capacity_bytes() : taken + host.free_bytes();
   const uint64_t redundant = redundant_host_bytes();
-  below.host = end + redundant > host.used_bytes() ? end + redundant - host.used_bytes() : 0;
+  below.host = end + redundant > taken ? end + redundant - taken : 0;
   for (const PageId id : departures_.pages()) {
     if (!memory_.pages.exists(id)) continue;
     const Page& page = memory_.pages[id];
@@ -83,7 +84,7 @@ uint64_t LowerTiers::redundant_host_bytes() const {
 bool LowerTiers::make_host_room(uint64_t bytes) {
   std::vector<PageId> chosen;
   if (memory_.host.capacity_bytes() < bytes) return false;
-  uint64_t room = std::min(memory_.host.capacity_bytes(), memory_.host.space_bytes());
+  uint64_t room = memory_.host.usable_bytes();
   const uint64_t needed = memory_.host.used_bytes() + bytes;
   const uint32_t count = memory_.pages.size();
   for (int round = 0; round < 3 && room < needed; ++round) {
@@ -150,7 +151,7 @@ void LowerTiers::spill_to_shrink(bool read_ones, Goes&& goes) {
 bool LowerTiers::take_idle_copies_place(uint64_t bytes, const LeavingPass& pass) {
   if (!foresight_.plan().valid() || pass.dirty_bytes > 0) return false;
   if (foresight_.trace().end() < idle_copies_quiet_until_) return false;
-  const uint64_t limit = std::min(memory_.host.capacity_bytes(), memory_.host.space_bytes());
+  const uint64_t limit = memory_.host.usable_bytes();
   if (limit < bytes || memory_.host.used_bytes() > limit) return false;
   std::vector<PageId> chosen;
   uint64_t room = limit - memory_.host.used_bytes();

@@ -95,6 +95,7 @@ void Memory::update_gauges() {
   stats.resident_bytes[index_of(Tier::kDevice)].set(device_held_bytes());
   stats.resident_bytes[index_of(Tier::kHost)].set(host.used_bytes());
   stats.resident_bytes[index_of(Tier::kNvme)].set(nvme.used_bytes());
+  stats.overflow_bytes.set(device.overflow_bytes());
 }
 
 void Memory::drop_lower(Page& page, Tier tier) {
@@ -142,7 +143,9 @@ void Memory::check_invariants() const {
     TP_ASSERT(page.unmarked == !owner.unmarked_on.empty());
     if (owner.state != RegionState::kLive) TP_ASSERT(!page.has_content());
   }
-  TP_ASSERT(frame_bytes == device.used_bytes() && host_bytes == host.used_bytes() && nvme_bytes == nvme.used_bytes());
+  TP_ASSERT(host.lent_bytes() == device.overflow_bytes());
+  TP_ASSERT(frame_bytes == device.used_bytes() + device.overflow_bytes() && host_bytes == host.used_bytes() &&
+            nvme_bytes == nvme.used_bytes());
   TP_ASSERT(ahead_bytes == prefetched_bytes);
 }
 

@@ -84,6 +84,12 @@ struct Memory {
   uint64_t capacity(Tier tier) const;
   uint64_t used(Tier tier) const;
   uint64_t device_held_bytes() const { return device.used_bytes() + device.free_bytes(); }
+  // The page's frame lies beyond the budget, in HOST: that it leaves makes no room in DEVICE.
+  bool overflows(const Page& page) const { return page.frame.valid() && device.overflows(page.frame); }
+  // Whether HOST has memory for one more such frame, and for one page on its way down besides.
+  bool may_overflow(uint64_t bytes) const {
+    return config.overflow && host.unused_bytes() >= bytes + config.frame_bytes_max;
+  }
   uint64_t dirty_bytes() const;
   uint64_t staying_bytes() const;  // in DEVICE that nobody may tell to leave now: pinned, held, or no tensor yet
   std::string tier_table() const;  // "device 3.9 of 4.0 GiB, ..." for messages

@@ -11,16 +11,30 @@ bool Movements::start_arrival(PageId id, bool urgent) {
   const auto taken = memory_.device.take(page.bytes, release_first);
   if (!taken) return false;
   release(release_first);
+  start_arrival_in(id, *taken, urgent);
+  return true;
+}
+
+bool Movements::start_overflow(PageId id) {
+  const uint64_t bytes = memory_.pages[id].bytes;
+  if (!memory_.may_overflow(bytes)) return false;
+  start_arrival_in(id, {memory_.device.take_overflow(bytes), true}, true);
+  memory_.host.set_lent(memory_.device.overflow_bytes());
+  return true;
+}
+
+void Movements::start_arrival_in(PageId id, DevicePool::Taken taken, bool urgent) {
+  Page& page = memory_.pages[id];
   const Tier source = page.is_valid(Tier::kHost) ? Tier::kHost : Tier::kNvme;
   const Movement kind = page.has_content() ? Movement::kFetch : Movement::kMap;
-  page.start_arrival(kind, taken->frame, source);
+  page.start_arrival(kind, taken.frame, source);
   page.guarded = memory_.config.guards_writes && kind == Movement::kFetch;
   arriving_bytes_ += page.bytes;
   if (urgent && kind == Movement::kFetch) ++memory_.stats.fault_pages;
   Action& action = push(kind == Movement::kFetch ? ActionKind::kFetch : ActionKind::kMap, id);
-  action.create_frame = taken->create;
+  action.create_frame = taken.create;
+  action.overflow = memory_.device.overflows(taken.frame);
   action.urgent = urgent;
-  return true;
 }
 
 void Movements::start_write_back(PageId id, Tier target) {
@@ -102,11 +116,25 @@ uint64_t Movements::count_copy(const Page& page) {
 }
 
 void Movements::return_frame(FrameId frame) {
+  if (memory_.device.overflows(frame)) {
+    forget_overflow(frame);
+    release({frame});
+    return;
+  }
   memory_.device.give_back(frame);
   set_device_capacity(memory_.device.capacity_bytes());  // the budget may have shrunk meanwhile
 }
 
+void Movements::forget_overflow(FrameId frame) {
+  memory_.device.forget(frame);
+  memory_.host.set_lent(memory_.device.overflow_bytes());
+}
+
 void Movements::frame_refused(FrameId frame) {
+  if (memory_.device.overflows(frame)) {
+    forget_overflow(frame);
+    return;
+  }
   memory_.device.forget(frame);
   set_device_capacity(std::min(memory_.device.capacity_bytes(), memory_.device_held_bytes()));
 }

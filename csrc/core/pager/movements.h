@@ -22,6 +22,7 @@ class Movements {
   // --- beginnings ---------------------------------------------------------------------------------------------------
   // False if no frame is free. urgent: an operator waits for the page.
   bool start_arrival(PageId id, bool urgent);
+  bool start_overflow(PageId id);                 // into a frame in HOST; false if there is no memory for one
   void start_write_back(PageId id, Tier target);  // there is room in `target`
   void start_spill(PageId id);
   void start_stage(PageId id);
@@ -36,7 +37,7 @@ class Movements {
       const Page& page);  // a copy that has arrived; before its row is told. Bytes that a spill file got.
   void return_frame(FrameId frame);
   // The device refused the frame: it is fuller than the budget says (another program?). Goes on with what it gave so
-  // far.
+  // far. A frame in HOST that was refused says nothing of the device.
   void frame_refused(FrameId frame);
 
   // An operator is granted the right to write the page, or it is given new content.
@@ -61,6 +62,8 @@ class Movements {
 
  private:
   Action& push(ActionKind kind, PageId id);
+  void start_arrival_in(PageId id, DevicePool::Taken taken, bool urgent);
+  void forget_overflow(FrameId frame);
   void unguard(PageId id);
 
   Memory& memory_;

@@ -33,6 +33,7 @@ void Pager::plan() {
     requests_.planning_begins();
     evictor_.honour_capacity();
     requests_.serve();
+    evictor_.end_overflow();
     prefetcher_.serve_hints(requests_.wait());
     if (departures_.engaged()) {
       evictor_.advance_leaving();
@@ -42,7 +43,7 @@ void Pager::plan() {
       }
       prefetcher_.write_ahead();
     }
-    requests_.fail_if_stuck();
+    requests_.help_if_stuck();
   } while (requests_.want_planning());
   memory_.update_gauges();
 }
@@ -114,6 +115,7 @@ void Pager::arrival_done(PageId id, const TransferResult& result) {
   }
   // Interleaving 7: the source is untouched; the frame goes back.
   const FrameId frame = page.frame;
+  const bool overflow = memory_.device.overflows(frame);
   page.abandon_arrival(result.mapped);
   memory_.take_prefetched(page);
   if (result.mapped) {
@@ -125,10 +127,8 @@ void Pager::arrival_done(PageId id, const TransferResult& result) {
     movements_.frame_refused(frame);
   }
   // A refused frame is tried again under the lower budget; anything else would only fail again.
-  if (result.frame_created) {
-    ++memory_.stats.storage_errors;
-    requests_.fail_those_for(id, result.status);
-  }
+  if (result.frame_created) ++memory_.stats.storage_errors;
+  if (result.frame_created || overflow) requests_.fail_those_for(id, result.status);
   store_.settle_freed(id);
 }
 

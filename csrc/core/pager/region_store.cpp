@@ -79,7 +79,7 @@ void RegionStore::free(RegionId id, std::span<const Fence> fences) {
       memory_.drop_lower(page, Tier::kHost);
       memory_.drop_lower(page, Tier::kNvme);
     }
-    whole = whole && page.mapped && page.movement == Movement::kNone && !page.leaving;
+    whole = whole && page.mapped && page.movement == Movement::kNone && !page.leaving && !memory_.overflows(page);
   }
   if (whole && memory_.device.used_bytes() <= memory_.device.capacity_bytes()) {
     region.cached_at = foresight_.trace().end();

@@ -1,17 +1,8 @@
 #include "core/pager/requests.h"
 
 #include <algorithm>
-#include <cstdio>
 
 namespace tierpage {
-namespace {
-
-constexpr uint64_t kExpectedSoonUses = 64;  // a use that was predicted this near could have been prefetched for
-
-double mebibytes(uint64_t bytes) { return static_cast<double>(bytes) / kMiB; }
-
-}  // namespace
-
 SlotId Requests::add_slot() {
   for (uint32_t i = 0; i < slots_.size(); ++i) {
     if (!slots_[i].in_use) {
@@ -209,6 +200,7 @@ Outcome Requests::enqueue(SlotId id) {
   mark_under_way(slot);
   slot.outcome = Outcome::kWait;
   slot.storage_failures = 0;
+  slot.overflows = false;
   // Who holds pages already goes first: others may wait for what it holds. Its age is lower than any new order.
   slot.order = slot.pinned.empty() ? next_order_++ : slot.age;
   const auto place =
@@ -280,7 +272,8 @@ void Requests::end_op(SlotId id, Fence fence) {
   slot.traced_at = Trace::kNever;
   guesses_.operator_ended(id);
   const bool looks_ahead = departures_.engaged() && memory_.config.prefetch;
-  if (!waiting_.empty() || !departures_.none() || looks_ahead) wants_planning_ = true;
+  const bool overflow_ends = memory.device.overflow_bytes() > 0;
+  if (!waiting_.empty() || !departures_.none() || looks_ahead || overflow_ends) wants_planning_ = true;
 }
 
 // A request for new memory that failed or was cancelled: its region goes as if freed.
@@ -304,7 +297,8 @@ void Requests::serve() {
     }
     uint64_t needed = 0;
     for (const Wanted& wanted : slot.wanted) needed += memory_.pages[wanted.page].bytes;
-    if (needed > memory_.device.capacity_bytes()) {
+    const uint64_t capacity = memory_.device.capacity_bytes();
+    if (needed > capacity && !slot.overflows && !memory_.may_overflow(needed - capacity)) {
       fail(id, too_large(slot, needed));
       continue;
     }
@@ -332,13 +326,15 @@ FramesWanted Requests::start_missing(Slot& slot, bool frames_allowed) {
       if (memory_.take_prefetched(page)) ++memory_.stats.prefetch_late;
       continue;
     }
-    if (!frames_allowed || !movements_.start_arrival(wanted.page, true)) missing.add(page.bytes);
+    if (frames_allowed && movements_.start_arrival(wanted.page, true)) continue;
+    if (!slot.overflows || !movements_.start_overflow(wanted.page)) missing.add(page.bytes);
   }
   return missing;
 }
 
-// Interleaving 5. Nothing moves, no fence is awaited, no operator runs that could end: nobody else will ever help.
-void Requests::fail_if_stuck() {
+// Interleaving 5. Nothing moves, no fence is awaited, no operator runs that could end: nobody else will ever help. Then
+// the oldest request goes on beyond the budget, if HOST has memory for it; else one fails, so that others can go on.
+void Requests::help_if_stuck() {
   if (waiting_.empty() || movements_.under_way() > 0 || wants_planning_) return;
   for (const PageId id : departures_.pages()) {
     if (!memory_.pages.exists(id)) continue;
@@ -352,47 +348,26 @@ void Requests::fail_if_stuck() {
     if (slot.order == 0) return;  // it runs and will end
     if (!youngest_holder.valid() || slot.age > slots_[youngest_holder.value].age) youngest_holder = SlotId(i);
   }
+  if (let_overflow(slots_[waiting_.front().value])) return;
   const SlotId loser = youngest_holder.valid() ? youngest_holder : waiting_.front();
   fail(loser, out_of_memory(slots_[loser.value]));
 }
 
-Status Requests::too_large(const Slot& slot, uint64_t bytes) const {
-  char native[160] = "";
-  if (native_reserved_bytes_ > 0) {
-    std::snprintf(native, sizeof native,
-                  " after %.1f MiB that torch's own allocator holds (torch.cuda.empty_cache() may return some)",
-                  mebibytes(native_reserved_bytes_));
-  }
-  char text[640];
-  std::snprintf(text, sizeof text,
-                "tierpage: device out of memory. %s needs %.1f MiB resident at once, the device budget is %.1f MiB%s "
-                "(%s). Raise device_budget, or make the operator smaller (batch size, sequence length, chunked loss).",
-                slot.name, mebibytes(bytes), mebibytes(memory_.device.capacity_bytes()), native,
-                memory_.tier_table().c_str());
-  return Status::error(StatusCode::kOutOfMemory, text);
-}
-
-Status Requests::out_of_memory(const Slot& slot) const {
-  uint64_t needed = 0, resident = 0;
+bool Requests::let_overflow(Slot& slot) {
+  uint64_t missing = 0, least = 0;
   for (const Wanted& wanted : slot.wanted) {
-    needed += memory_.pages[wanted.page].bytes;
-    if (memory_.pages[wanted.page].is_valid(Tier::kDevice)) resident += memory_.pages[wanted.page].bytes;
+    const Page& page = memory_.pages[wanted.page];
+    if (page.is_valid(Tier::kDevice)) continue;
+    missing += page.bytes;
+    least = least == 0 ? page.bytes : std::min(least, page.bytes);
   }
-  uint64_t unseen = 0;
-  for (const Region& region : memory_.regions) {
-    if (region.state == RegionState::kLive && !region.seen) unseen += region.bytes;
-  }
-  const bool below_full = !lower_.room(false).take(memory_.config.granule_bytes);
-  char text[768];
-  std::snprintf(text, sizeof text,
-                "tierpage: device out of memory. %s needs %.1f MiB at once, %.1f MiB of it are there, and nothing "
-                "else can leave: %s; %.1f MiB are memory that no operator has used yet.%s %s",
-                slot.name, mebibytes(needed), mebibytes(resident), memory_.tier_table().c_str(), mebibytes(unseen),
-                below_full ? " The lower tiers are full." : "",
-                below_full ? "Raise host_budget, or give (or raise) nvme_path and nvme_budget."
-                           : "Raise device_budget, or hold less with tierpage.pin and in concurrent threads.");
-  if (slot.storage_failures > 0 && !last_storage_error_.ok()) return last_storage_error_;
-  return Status::error(StatusCode::kOutOfMemory, text);
+  const uint64_t lent = memory_.device.overflow_bytes();
+  if (slot.overflows || least == 0 || !memory_.may_overflow(least)) return false;
+  slot.overflows = true;
+  wants_planning_ = true;
+  ++memory_.stats.overflows;
+  last_overflow_ = {slot.name, memory_.device.used_bytes() + lent + missing};
+  return true;
 }
 
 void Requests::fail_those_for(PageId page, const Status& status) {
@@ -419,64 +394,6 @@ void Requests::mark_under_way(Slot& slot) const {
     const Movement movement = memory_.pages[wanted.page].movement;
     if (movement == Movement::kFetch || movement == Movement::kStage) slot.under_way.push_back(wanted.page);
   }
-}
-
-StallCause Requests::waiting_for(SlotId id) const {
-  const Slot& slot = slots_[id.value];
-  if (slot.order == 0) return StallCause::kHost;  // granted or failed: the thread only has to wake up
-  bool fault = false, copy = false, map = false;
-  for (const Wanted& wanted : slot.wanted) {
-    const Page& page = memory_.pages[wanted.page];
-    if (serves(page, wanted.mode)) continue;
-    switch (page.movement) {
-      case Movement::kStage: copy = true; break;
-      case Movement::kRead: break;
-      case Movement::kMap: map = map || page.arrival != ArrivalStage::kQueued; break;
-      case Movement::kFetch:
-        map = map || page.arrival == ArrivalStage::kMapping;
-        if (page.arrival != ArrivalStage::kCopying) break;
-        (std::binary_search(slot.under_way.begin(), slot.under_way.end(), wanted.page) ? copy : fault) = true;
-        break;
-      default: return StallCause::kEvictionWait;
-    }
-  }
-  return fault ? StallCause::kFault : copy ? StallCause::kCopyWait : map ? StallCause::kMap : StallCause::kHost;
-}
-
-WaitDetails Requests::describe_wait(SlotId id) {
-  const Slot& slot = slots_[id.value];
-  WaitDetails details;
-  details.name = slot.name;
-  details.allocation = slot.is_allocation;
-  if (slot.order == 0) return details;
-  std::vector<WaitDetails::Part> parts;
-  for (const Wanted& wanted : slot.wanted) {
-    const Page& page = memory_.pages[wanted.page];
-    if (serves(page, wanted.mode)) continue;
-    // From behind: pages of one region mostly stand beside each other.
-    auto part =
-        std::find_if(parts.rbegin(), parts.rend(), [&](const auto& known) { return known.region == page.region; });
-    if (part == parts.rend()) {
-      parts.push_back({page.region, 0, 0});
-      part = parts.rbegin();
-    }
-    ++part->pages;
-    part->bytes += page.bytes;
-    ++details.pages;
-    details.bytes += page.bytes;
-  }
-  // Where nothing ever had to leave nobody predicts.
-  const bool future_known = departures_.engaged() && foresight_.catch_up();
-  for (const WaitDetails::Part& part : parts) {
-    if (future_known && foresight_.uses_until(memory_.region(part.region).key) <= kExpectedSoonUses) {
-      details.predicted_bytes += part.bytes;
-    }
-  }
-  std::stable_sort(parts.begin(), parts.end(), [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
-  details.region_count = static_cast<uint32_t>(parts.size());
-  std::copy_n(parts.begin(), std::min(parts.size(), details.largest.size()), details.largest.begin());
-  if (!parts.empty()) details.tag = memory_.region(parts.front().region).tag;
-  return details;
 }
 
 void Requests::check_invariants() const {

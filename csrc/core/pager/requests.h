@@ -57,7 +57,7 @@ class Requests {
 
   // --- plan() -------------------------------------------------------------------------------------------------------
   void serve();
-  void fail_if_stuck();
+  void help_if_stuck();
   bool short_of_frames() const { return short_of_frames_; }  // a waiting request needs more frames than there are
 
   // --- what a movement that failed means for those who wait ----------------------------------------------------------
@@ -65,6 +65,12 @@ class Requests {
   // The oldest sits through a few tries. True if nobody waits.
   bool write_back_failed(const Status& status);
   void note_storage_error(const Status& status) { last_storage_error_ = status; }
+  // The request that overflowed last: its operator, and the device budget that would have been enough for it.
+  struct Overflow {
+    const char* name = "";
+    uint64_t needed_bytes = 0;
+  };
+  const Overflow& last_overflow() const { return last_overflow_; }
   void note_native_reserved(uint64_t bytes) { native_reserved_bytes_ = bytes; }  // for messages only
 
   // --- looks --------------------------------------------------------------------------------------------------------
@@ -104,6 +110,7 @@ class Requests {
     RegionId allocated;
     Touch touch;  // that the request is; no region: it is none
     int storage_failures = 0;
+    bool overflows = false;  // what has no frame in DEVICE gets one in HOST
     const char* name = "";
   };
 
@@ -124,6 +131,7 @@ class Requests {
   Outcome address_range_is_full(Slot& slot, uint64_t bytes);
   Status too_large(const Slot& slot, uint64_t bytes) const;
   Status out_of_memory(const Slot& slot) const;
+  bool let_overflow(Slot& slot);
 
   Memory& memory_;
   Movements& movements_;
@@ -141,6 +149,7 @@ class Requests {
   bool slots_changed_ = false;
   bool wants_planning_ = false;
   Status last_storage_error_;
+  Overflow last_overflow_;
   uint64_t native_reserved_bytes_ = 0;
 };
 

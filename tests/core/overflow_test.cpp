@@ -1,0 +1,160 @@
+// Requests that can never be served within the device budget go on with memory of HOST, for as long as they need it.
+#include "manual_world.h"
+
+namespace tierpage {
+namespace {
+
+constexpr AccessMode kRead = AccessMode::kRead;
+constexpr AccessMode kWrite = AccessMode::kWrite;
+
+PagerConfig overflowing(uint64_t device_pages, uint64_t host_pages, uint64_t nvme_pages = 0) {
+  PagerConfig config = small_config(device_pages, host_pages, nvme_pages);
+  config.overflow = true;
+  return config;
+}
+
+struct Overflow : ::testing::Test {
+  explicit Overflow(const PagerConfig& config = overflowing(2, 16)) : world(config) {
+    for (RegionId& region : regions) region = world.make();
+  }
+  const Memory& memory() const { return world.pager.memory(); }
+  uint64_t beyond() const { return memory().device.overflow_bytes() / kPage; }
+  ManualWorld world;
+  RegionId regions[4];
+};
+
+TEST_F(Overflow, AnOperatorLargerThanTheBudgetRuns) {
+  const SlotId slot = world.pager.add_slot();
+  world.begin(slot, {{regions[0], kRead}, {regions[1], kWrite}, {regions[2], kRead}, {regions[3], kRead}});
+  world.complete_all();
+  ASSERT_EQ(world.pager.outcome(slot), Outcome::kGranted);
+  EXPECT_EQ(beyond(), 2u);
+  EXPECT_EQ(memory().used(Tier::kDevice), 2 * kPage) << "what fits lies in DEVICE";
+  EXPECT_EQ(memory().stats.overflows, 1u);
+  EXPECT_EQ(world.pager.requests().last_overflow().needed_bytes, 4 * kPage);
+  EXPECT_STREQ(world.pager.requests().last_overflow().name, "op");
+  world.end(slot);
+  world.complete_all();
+  EXPECT_EQ(beyond(), 0u) << "it ends with the operator";
+  EXPECT_EQ(memory().host.lent_bytes(), 0u);
+  for (const RegionId region : regions) EXPECT_TRUE(world.page(region).has_content());
+}
+
+TEST_F(Overflow, WhatWasWrittenBeyondTheBudgetIsKept) {
+  const SlotId slot = world.pager.add_slot();
+  world.begin(slot, {{regions[0], kWrite}, {regions[1], kWrite}, {regions[2], kWrite}, {regions[3], kWrite}});
+  world.complete_all();
+  ASSERT_EQ(world.pager.outcome(slot), Outcome::kGranted);
+  for (const RegionId region : regions) EXPECT_TRUE(world.page(region).only_in(Tier::kDevice));
+  world.end(slot);
+  EXPECT_EQ(world.count(ActionKind::kWriteBack), 2u) << "only what lies beyond has to leave";
+  world.complete_all();
+  EXPECT_EQ(memory().used(Tier::kHost), 2 * kPage);
+}
+
+TEST_F(Overflow, AnAllocationLargerThanTheBudgetIsServed) {
+  const SlotId slot = world.pager.add_slot();
+  world.pager.allocate(slot, {3 * kPage, 0, 0, true});
+  world.settle();
+  world.complete_all();
+  ASSERT_EQ(world.pager.outcome(slot), Outcome::kGranted);
+  EXPECT_EQ(beyond(), 1u);
+  const RegionId made = world.pager.allocated(slot);
+  world.end(slot);
+  world.pager.free_region(made, {});
+  world.settle();
+  world.complete_all();
+  EXPECT_EQ(beyond(), 0u) << "nothing of it is kept for reuse";
+}
+
+// Interleaving 5: each of two operators fits, and together they hold all that there is.
+TEST_F(Overflow, TwoWhoHoldAndWaitBothGoOn) {
+  const SlotId first = world.pager.add_slot(), second = world.pager.add_slot();
+  world.begin(first, {{regions[0], kRead}});
+  world.begin(second, {{regions[1], kRead}});
+  world.complete_all();
+  ASSERT_EQ(world.pager.outcome(first), Outcome::kGranted);
+  ASSERT_EQ(world.pager.outcome(second), Outcome::kGranted);
+  world.pager.allocate(second, {kPage, 0, 0, true});
+  world.settle();
+  EXPECT_EQ(world.pager.outcome(second), Outcome::kWait) << "the other one runs and will end";
+  EXPECT_EQ(beyond(), 0u);
+  world.pager.allocate(first, {kPage, 0, 0, true});
+  world.settle();
+  world.complete_all();
+  EXPECT_EQ(world.pager.outcome(first), Outcome::kGranted);
+  EXPECT_EQ(beyond(), 1u);
+  world.end(first);
+  world.complete_all();
+  EXPECT_EQ(world.pager.outcome(second), Outcome::kGranted);
+  EXPECT_EQ(memory().stats.out_of_memory_errors, 0u);
+}
+
+TEST_F(Overflow, WithoutMemoryInHostItFails) {
+  ManualWorld small(overflowing(2, 2, 16));  // one page of HOST stays free for what leaves
+  RegionId made[4];
+  for (RegionId& region : made) region = small.make();
+  const SlotId slot = small.pager.add_slot();
+  small.begin(slot, {{made[0], kRead}, {made[1], kRead}, {made[2], kRead}, {made[3], kRead}});
+  small.complete_all();
+  EXPECT_EQ(small.pager.outcome(slot), Outcome::kFailed);
+  EXPECT_EQ(small.pager.memory().device.overflow_bytes(), 0u);
+  EXPECT_EQ(small.pager.failure(slot).code, StatusCode::kOutOfMemory);
+}
+
+TEST_F(Overflow, MemoryThatHostRefusesFailsTheRequestAndNotTheDevice) {
+  const SlotId slot = world.pager.add_slot();
+  world.begin(slot, {{regions[0], kRead}, {regions[1], kRead}, {regions[2], kRead}});
+  for (;;) {
+    const auto refused =
+        std::find_if(world.actions.begin(), world.actions.end(), [](const Action& action) { return action.overflow; });
+    if (refused == world.actions.end()) {
+      ASSERT_FALSE(world.actions.empty());
+      world.finish(0);
+      continue;
+    }
+    TransferResult result;
+    result.mapped = result.frame_created = false;
+    result.status = Status::error(StatusCode::kOutOfMemory, "no RAM");
+    world.finish(static_cast<size_t>(refused - world.actions.begin()), result);
+    break;
+  }
+  EXPECT_EQ(world.pager.outcome(slot), Outcome::kFailed);
+  EXPECT_EQ(world.pager.failure(slot).message, "no RAM");
+  EXPECT_EQ(memory().capacity(Tier::kDevice), 2 * kPage);
+  EXPECT_EQ(memory().host.lent_bytes(), 0u);
+  world.complete_all();
+  ASSERT_EQ(world.begin(slot, {{regions[3], kRead}}), Outcome::kWait);
+  world.complete_all();
+  EXPECT_EQ(world.pager.outcome(slot), Outcome::kGranted);
+}
+
+TEST_F(Overflow, WhatIsPinnedBeyondTheBudgetStaysUntilItIsLetGo) {
+  const SlotId pin = world.pager.add_slot(), slot = world.pager.add_slot();
+  world.pager.set_permanent(pin, true);
+  world.begin(pin, {{regions[0], kRead}, {regions[1], kRead}, {regions[2], kRead}});
+  world.complete_all();
+  ASSERT_EQ(world.pager.outcome(pin), Outcome::kGranted);
+  world.begin(slot, {{regions[3], kRead}});
+  world.complete_all();
+  ASSERT_EQ(world.pager.outcome(slot), Outcome::kGranted) << "beside a set that fills the budget";
+  EXPECT_EQ(beyond(), 2u);
+  world.end(slot);
+  world.complete_all();
+  EXPECT_EQ(beyond(), 1u);
+  world.end(pin);
+  world.complete_all();
+  EXPECT_EQ(beyond(), 0u);
+}
+
+TEST_F(Overflow, ItIsOffUnlessItIsAskedFor) {
+  ManualWorld plain(small_config(2, 16, 0));
+  RegionId made[3];
+  for (RegionId& region : made) region = plain.make();
+  const SlotId slot = plain.pager.add_slot();
+  EXPECT_EQ(plain.begin(slot, {{made[0], kRead}, {made[1], kRead}, {made[2], kRead}}), Outcome::kFailed);
+  EXPECT_EQ(plain.pager.memory().stats.overflows, 0u);
+}
+
+}  // namespace
+}  // namespace tierpage
