@@ -220,7 +220,7 @@ bool PagerThread::round(UniqueLock& lock, Finished& finished) {
   note_rates_locked();
   limit_host_space_locked();
   request_host_space_locked();
-  if (core_.closed_locked()) core_->release_free_frames();
+  if (core_.closed_locked()) core_->release_free_frames(true);
   keep_accounts_locked();
   take_orders_locked();
   core_.note_engagement_locked();
@@ -300,7 +300,7 @@ bool PagerThread::retire_locked() {
   if (!lower_tiers_closed_ || core_.wanted_locked() || !transfers_->idle()) return false;
   if (core_->wants_planning()) return false;
   const Memory& memory = core_->memory();
-  if (memory.device_held_bytes() + memory.device.overflow_bytes() > 0 || !memory.live_regions().empty()) return false;
+  if (memory.device_held_bytes() + memory.host.lent_bytes() > 0 || !memory.live_regions().empty()) return false;
   retired_ = true;
   tiers_.retire_backend();
   core_.wake_other_waiters_locked();

@@ -378,7 +378,7 @@ Status Runtime::close() {
 void Runtime::release_when_closed_locked() {
   core_->drop_cached_regions();
   core_->plan();
-  core_->release_free_frames();
+  core_->release_free_frames(true);
   core_.wake_locked();
 }
 

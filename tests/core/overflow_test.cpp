@@ -36,7 +36,6 @@ TEST_F(Overflow, AnOperatorLargerThanTheBudgetRuns) {
   world.end(slot);
   world.complete_all();
   EXPECT_EQ(beyond(), 0u) << "it ends with the operator";
-  EXPECT_EQ(memory().host.lent_bytes(), 0u);
   for (const RegionId region : regions) EXPECT_TRUE(world.page(region).has_content());
 }
 
@@ -65,6 +64,37 @@ TEST_F(Overflow, AnAllocationLargerThanTheBudgetIsServed) {
   world.settle();
   world.complete_all();
   EXPECT_EQ(beyond(), 0u) << "nothing of it is kept for reuse";
+}
+
+TEST_F(Overflow, MemoryIsKeptForTheNextOneAndGoesLater) {
+  const SlotId slot = world.pager.add_slot();
+  const auto overflow_once = [&] {
+    world.begin(slot, {{regions[0], kRead}, {regions[1], kRead}, {regions[2], kRead}});
+    int created = 0;
+    while (!world.actions.empty()) {
+      created += world.actions.front().overflow && world.actions.front().create_frame;
+      world.finish(0);
+    }
+    EXPECT_EQ(world.pager.outcome(slot), Outcome::kGranted);
+    world.end(slot);
+    world.complete_all();
+    return created;
+  };
+  EXPECT_EQ(overflow_once(), 1);
+  EXPECT_EQ(memory().device.spare_bytes(), kPage);
+  EXPECT_EQ(memory().host.lent_bytes(), kPage) << "it counts against the budget of HOST";
+  EXPECT_EQ(overflow_once(), 0);
+  const auto tick = [&] {
+    world.pager.tick(0);
+    world.settle();
+  };
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(memory().device.spare_bytes(), kPage);
+    tick();
+  }
+  tick();
+  EXPECT_EQ(memory().device.spare_bytes(), 0u);
+  EXPECT_EQ(memory().host.lent_bytes(), 0u);
 }
 
 // Interleaving 5: each of two operators fits, and together they hold all that there is.
@@ -102,6 +132,23 @@ TEST_F(Overflow, WithoutMemoryInHostItFails) {
   EXPECT_EQ(small.pager.failure(slot).code, StatusCode::kOutOfMemory);
 }
 
+TEST_F(Overflow, WhatLiesBeyondAlreadyIsNotCountedAgain) {
+  ManualWorld tight(overflowing(2, 6));
+  const RegionId small = tight.make();
+  const SlotId slot = tight.pager.add_slot(), other = tight.pager.add_slot();
+  tight.pager.allocate(slot, {5 * kPage, 0, 0, true});
+  tight.settle();
+  tight.complete_all();
+  ASSERT_EQ(tight.pager.outcome(slot), Outcome::kGranted);
+  ASSERT_EQ(tight.pager.memory().device.overflow_bytes(), 3 * kPage);
+  ASSERT_TRUE(tight.page(small).only_in(Tier::kHost));
+  tight.pager.set_permanent(slot, true);  // both together: six pages, of which HOST has memory for one more
+  tight.begin(other, {{tight.pager.allocated(slot), kWrite}, {small, kRead}});
+  tight.complete_all();
+  EXPECT_EQ(tight.pager.outcome(other), Outcome::kGranted);
+  EXPECT_EQ(tight.pager.memory().device.overflow_bytes(), 4 * kPage);
+}
+
 TEST_F(Overflow, MemoryThatHostRefusesFailsTheRequestAndNotTheDevice) {
   const SlotId slot = world.pager.add_slot();
   world.begin(slot, {{regions[0], kRead}, {regions[1], kRead}, {regions[2], kRead}});
@@ -122,7 +169,7 @@ TEST_F(Overflow, MemoryThatHostRefusesFailsTheRequestAndNotTheDevice) {
   EXPECT_EQ(world.pager.outcome(slot), Outcome::kFailed);
   EXPECT_EQ(world.pager.failure(slot).message, "no RAM");
   EXPECT_EQ(memory().capacity(Tier::kDevice), 2 * kPage);
-  EXPECT_EQ(memory().host.lent_bytes(), 0u);
+  EXPECT_EQ(memory().device.overflow_bytes(), 0u);
   world.complete_all();
   ASSERT_EQ(world.begin(slot, {{regions[3], kRead}}), Outcome::kWait);
   world.complete_all();

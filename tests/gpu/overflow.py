@@ -92,6 +92,7 @@ def compare(program: Program) -> bool:
     plain, plain_seconds = timed(program)
     gc.collect()
     torch.cuda.empty_cache()
+    reserved = torch.cuda.memory_reserved()
     tierpage.enable(device="cuda", device_budget=BUDGET, host_budget=24 * GIB)
     try:
         timed(program)
@@ -105,7 +106,9 @@ def compare(program: Program) -> bool:
     print(
         f"{program.__name__:16} {'ok' if same else 'DIFFERS'}  {seconds:.3f} s, plain {plain_seconds:.3f}, overflow "
         f"{beyond / GIB:.2f} GiB in {stats['overflows.count']} requests (once at 50 GB/s {beyond / READ_BYTES_PER_SECOND:.3f} s), "
-        f"device peak {stats['resident_bytes.device.peak'] / GIB:.2f} GiB",
+        f"device peak {stats['resident_bytes.device.peak'] / GIB:.2f} GiB, "
+        f"{reserved >> 20} MiB of torch's before, {torch.cuda.memory_reserved() >> 20} after, "
+        f"mapping {stats['pager_thread_seconds.mapping']:.3f} s in both runs",
         flush=True,
     )
     return same and stats["overflows.count"] > 0

@@ -92,10 +92,22 @@ void SimProgram::finish_all() {
   }
   run_until_quiet();
   check_contents();
+  check_overflow();
   read_everything();
   run_until_quiet();
   check_contents();
   free_everything();
+}
+
+// What nobody holds has not stayed beyond the budget where it had somewhere to go.
+void SimProgram::check_overflow() const {
+  const Memory& memory = world_.pager().memory();
+  for (const PageId id : memory.pages.ids()) {
+    const Page& page = memory.pages[id];
+    const Region& region = memory.region_of(id);
+    const bool free = page.pins == 0 && region.seen && !region.held && !region.guessed && region.views == 0;
+    require(!memory.overflows(page) || !free || !memory.host.can_take(page.bytes), "memory beyond the budget is kept");
+  }
 }
 
 void SimProgram::run_until_quiet() {

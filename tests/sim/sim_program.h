@@ -119,6 +119,7 @@ class SimProgram {
   void check_contents() const;
   void finish_all();
   void run_until_quiet();
+  void check_overflow() const;
   void read_everything();
   void free_everything();
 

@@ -66,6 +66,7 @@ class SimWorld {
   SimWorld(const WorldConfig& config, uint64_t seed);
 
   Pager& pager() { return pager_; }
+  const Pager& pager() const { return pager_; }
   uint64_t now() const { return now_; }
   // To be called after every event given to the pager: checks the invariants, plans (or leaves that to a later event
   // of the same tick, as the engine does), takes the actions.

@@ -29,9 +29,29 @@ std::optional<DevicePool::Taken> DevicePool::take(uint64_t bytes, std::vector<Fr
   return Taken{make(bytes, State::kUsed), true};
 }
 
-FrameId DevicePool::take_overflow(uint64_t bytes) {
+DevicePool::Taken DevicePool::take_overflow(uint64_t bytes) {
   overflow_bytes_ += bytes;
-  return make(bytes, State::kOverflow);
+  if (!has_spare(bytes)) return {make(bytes, State::kOverflow), true};
+  std::vector<FrameId>& spare = spare_by_size_[bytes];
+  const FrameId frame = spare.back();
+  spare.pop_back();
+  spare_bytes_ -= bytes;
+  frames_[frame.value].state = State::kOverflow;
+  return {frame, false};
+}
+
+std::vector<FrameId> DevicePool::release_spare() {
+  std::vector<FrameId> released;
+  for (auto& [bytes, frames] : spare_by_size_) {
+    for (const FrameId frame : frames) {
+      frames_[frame.value] = {};
+      unused_ids_.push_back(frame);
+      released.push_back(frame);
+    }
+    frames.clear();
+  }
+  spare_bytes_ = 0;
+  return released;
 }
 
 FrameId DevicePool::make(uint64_t bytes, State state) {
@@ -58,6 +78,13 @@ void DevicePool::release_one(FrameId frame, std::vector<FrameId>& released) {
 
 void DevicePool::give_back(FrameId frame) {
   Frame& row = frames_[frame.value];
+  if (row.state == State::kOverflow) {
+    row.state = State::kSpare;
+    overflow_bytes_ -= row.bytes;
+    spare_bytes_ += row.bytes;
+    spare_by_size_[row.bytes].push_back(frame);
+    return;
+  }
   TP_ASSERT(row.state == State::kUsed);
   row.state = State::kFree;
   used_bytes_ -= row.bytes;
@@ -96,13 +123,14 @@ std::vector<FrameId> DevicePool::release_free() {
 }
 
 void DevicePool::check_invariants() const {
-  uint64_t used = 0, free = 0, overflow = 0;
+  uint64_t used = 0, free = 0, overflow = 0, spare = 0;
   for (const Frame& row : frames_) {
+    if (row.state == State::kSpare) spare += row.bytes;
     if (row.state == State::kOverflow) overflow += row.bytes;
     if (row.state == State::kUsed) used += row.bytes;
     if (row.state == State::kFree) free += row.bytes;
   }
-  TP_ASSERT(used == used_bytes_ && free == free_bytes_ && overflow == overflow_bytes_);
+  TP_ASSERT(used == used_bytes_ && free == free_bytes_ && overflow == overflow_bytes_ && spare == spare_bytes_);
   uint64_t listed = 0;
   for (const auto& [bytes, frames] : free_by_size_) {
     for (const FrameId frame : frames) {

@@ -25,11 +25,12 @@
 namespace tierpage {
 
 // Beyond the capacity there may be frames whose memory is not the device's: it lies in HOST and is mapped like any
-// other (overflow). They are never free: who gives one back releases it.
+// other (overflow). To make one takes as long as to lock its memory, so those that were given back are kept apart for a
+// while (spare).
 //
 // Invariants (check_invariants):
-//   used_bytes + free_bytes + overflow_bytes = sum of the sizes of all created frames
-//   a frame is in exactly one of: unused id, free list of its size, used, overflow
+//   used_bytes + free_bytes + overflow_bytes + spare_bytes = sum of the sizes of all created frames
+//   a frame is in exactly one of: unused id, free or spare list of its size, used, overflow
 //   used_bytes + free_bytes <= capacity_bytes, except after the capacity shrank below used_bytes (then free_bytes = 0)
 class DevicePool {
  public:
@@ -42,11 +43,13 @@ class DevicePool {
   // Takes a frame of exactly `bytes`; appends to `release_first` the free frames whose memory must go first.
   std::optional<Taken> take(uint64_t bytes, std::vector<FrameId>& release_first);
   void give_back(FrameId frame);
-  FrameId take_overflow(uint64_t bytes);  // to be created
+  Taken take_overflow(uint64_t bytes);
+  std::vector<FrameId> release_spare();
   bool overflows(FrameId frame) const { return frames_[frame.value].state == State::kOverflow; }
   uint64_t overflow_bytes() const { return overflow_bytes_; }
-  // The device refused to create this taken frame: it has no memory and is no frame any more. Or it overflows, and will
-  // be released.
+  uint64_t spare_bytes() const { return spare_bytes_; }
+  bool has_spare(uint64_t bytes) const { return has_of(spare_by_size_, bytes); }
+  // The device, or the host, refused to create this taken frame: it has no memory and is no frame any more.
   void forget(FrameId frame);
   // Returns the free frames that must be released to honour the new capacity.
   std::vector<FrameId> set_capacity(uint64_t capacity_bytes);
@@ -64,7 +67,12 @@ class DevicePool {
   void check_invariants() const;
 
  private:
-  enum class State : uint8_t { kUnused, kFree, kUsed, kOverflow };
+  enum class State : uint8_t { kUnused, kFree, kUsed, kOverflow, kSpare };
+  using BySize = std::map<uint64_t, std::vector<FrameId>>;
+  static bool has_of(const BySize& frames, uint64_t bytes) {
+    const auto found = frames.find(bytes);
+    return found != frames.end() && !found->second.empty();
+  }
   struct Frame {
     uint64_t bytes = 0;
     State state = State::kUnused;
@@ -76,9 +84,11 @@ class DevicePool {
   uint64_t used_bytes_ = 0;
   uint64_t free_bytes_ = 0;
   uint64_t overflow_bytes_ = 0;
+  uint64_t spare_bytes_ = 0;
   std::vector<Frame> frames_;
   std::vector<FrameId> unused_ids_;
-  std::map<uint64_t, std::vector<FrameId>> free_by_size_;
+  BySize free_by_size_;
+  BySize spare_by_size_;
 };
 
 // Pages that need a frame, by size. To free one of just that size saves taking a larger one apart: to give one back and

@@ -3,6 +3,11 @@
 #include <algorithm>
 
 namespace tierpage {
+namespace {
+
+constexpr uint64_t kSpareRoomPages = 8;  // of the largest, that RAM has room for before frames are kept spare
+
+}  // namespace
 
 Evictor::Evictor(Memory& memory, Movements& movements, Foresight& foresight, Departures& departures, LowerTiers& lower,
                  RegionStore& store, Guesses& guesses)
@@ -113,8 +118,13 @@ void Evictor::honour_capacity() {
   if (memory_.host.used_bytes() > memory_.host.capacity_bytes() || memory_.host.reaches_beyond()) lower_.shrink_host();
 }
 
-// They come back into DEVICE when they are used next. What leaves is not needed by anybody who waits (claim).
+// They come back into DEVICE when they are used next. What leaves is not needed by anybody who waits (claim). Frames
+// that are spare go where RAM is short.
 void Evictor::end_overflow() {
+  if (memory_.device.spare_bytes() > 0 &&
+      memory_.host.unused_bytes() < kSpareRoomPages * memory_.config.frame_bytes_max) {
+    movements_.release_spare();
+  }
   if (memory_.device.overflow_bytes() == 0) return;
   for (const PageId id : memory_.pages.ids()) {
     const Page& page = memory_.pages[id];

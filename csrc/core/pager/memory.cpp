@@ -143,7 +143,7 @@ void Memory::check_invariants() const {
     TP_ASSERT(page.unmarked == !owner.unmarked_on.empty());
     if (owner.state != RegionState::kLive) TP_ASSERT(!page.has_content());
   }
-  TP_ASSERT(host.lent_bytes() == device.overflow_bytes());
+  TP_ASSERT(host.lent_bytes() == device.overflow_bytes() + device.spare_bytes());
   TP_ASSERT(frame_bytes == device.used_bytes() + device.overflow_bytes() && host_bytes == host.used_bytes() &&
             nvme_bytes == nvme.used_bytes());
   TP_ASSERT(ahead_bytes == prefetched_bytes);

@@ -88,7 +88,7 @@ struct Memory {
   bool overflows(const Page& page) const { return page.frame.valid() && device.overflows(page.frame); }
   // Whether HOST has memory for one more such frame, and for one page on its way down besides.
   bool may_overflow(uint64_t bytes) const {
-    return config.overflow && host.unused_bytes() >= bytes + config.frame_bytes_max;
+    return config.overflow && host.unused_bytes() + device.spare_bytes() >= bytes + config.frame_bytes_max;
   }
   uint64_t dirty_bytes() const;
   uint64_t staying_bytes() const;  // in DEVICE that nobody may tell to leave now: pinned, held, or no tensor yet

@@ -18,8 +18,10 @@ bool Movements::start_arrival(PageId id, bool urgent) {
 bool Movements::start_overflow(PageId id) {
   const uint64_t bytes = memory_.pages[id].bytes;
   if (!memory_.may_overflow(bytes)) return false;
-  start_arrival_in(id, {memory_.device.take_overflow(bytes), true}, true);
-  memory_.host.set_lent(memory_.device.overflow_bytes());
+  const bool fits = memory_.host.unused_bytes() >= bytes + memory_.config.frame_bytes_max;
+  if (!memory_.device.has_spare(bytes) && !fits) release_spare();  // of other sizes
+  start_arrival_in(id, memory_.device.take_overflow(bytes), true);
+  note_lent();
   return true;
 }
 
@@ -116,26 +118,23 @@ uint64_t Movements::count_copy(const Page& page) {
 }
 
 void Movements::return_frame(FrameId frame) {
-  if (memory_.device.overflows(frame)) {
-    forget_overflow(frame);
-    release({frame});
-    return;
-  }
   memory_.device.give_back(frame);
+  note_lent();
   set_device_capacity(memory_.device.capacity_bytes());  // the budget may have shrunk meanwhile
 }
 
-void Movements::forget_overflow(FrameId frame) {
-  memory_.device.forget(frame);
-  memory_.host.set_lent(memory_.device.overflow_bytes());
+void Movements::note_lent() { memory_.host.set_lent(memory_.device.overflow_bytes() + memory_.device.spare_bytes()); }
+
+void Movements::release_spare() {
+  release(memory_.device.release_spare());
+  note_lent();
 }
 
 void Movements::frame_refused(FrameId frame) {
-  if (memory_.device.overflows(frame)) {
-    forget_overflow(frame);
-    return;
-  }
+  const bool overflow = memory_.device.overflows(frame);
   memory_.device.forget(frame);
+  note_lent();
+  if (overflow) return;
   set_device_capacity(std::min(memory_.device.capacity_bytes(), memory_.device_held_bytes()));
 }
 

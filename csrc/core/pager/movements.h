@@ -47,6 +47,7 @@ class Movements {
 
   // --- frames and fences --------------------------------------------------------------------------------------------
   void release(const std::vector<FrameId>& frames);
+  void release_spare();  // frames in HOST that nobody uses
   void set_device_capacity(uint64_t bytes) { release(memory_.device.set_capacity(bytes)); }
   void watch(Fence fence);
   void record_fences(const std::vector<StreamId>& streams);
@@ -63,7 +64,7 @@ class Movements {
  private:
   Action& push(ActionKind kind, PageId id);
   void start_arrival_in(PageId id, DevicePool::Taken taken, bool urgent);
-  void forget_overflow(FrameId frame);
+  void note_lent();
   void unguard(PageId id);
 
   Memory& memory_;

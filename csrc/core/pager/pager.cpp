@@ -195,6 +195,9 @@ void Pager::tick(uint64_t now_seconds) {
   lower_.tick(now_seconds);
   departures_.tick(movements_.under_way() == 0 && !requests_.wait() && !lists_.hints());
   if (memory_.device.capacity_bytes() < device_capacity_wanted_) memory_.device.set_capacity(device_capacity_wanted_);
+  ticks_without_overflow_ = memory_.stats.overflows == overflows_at_tick_ ? ticks_without_overflow_ + 1 : 0;
+  overflows_at_tick_ = memory_.stats.overflows;
+  if (ticks_without_overflow_ == kSpareTicks) movements_.release_spare();
   requests_.ask_for_planning();
 }
 

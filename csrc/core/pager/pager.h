@@ -126,7 +126,10 @@ class Pager {
   uint64_t evict_all();  // every page that may leave; what is guessed to be in use stays
   // Bytes asked for; a hint. let_in: also of pages that are kept out.
   uint64_t prefetch(RegionId region, bool let_in = false);
-  void release_free_frames() { movements_.release(memory_.device.release_free()); }
+  void release_free_frames(bool spare_too = false) {
+    movements_.release(memory_.device.release_free());
+    if (spare_too) movements_.release_spare();
+  }
   void drop_cached_regions();  // freed regions kept for reuse give their frames back
 
   // --- waits ----------------------------------------------------------------------------------------------------
@@ -178,6 +181,9 @@ class Pager {
   Evictor evictor_;
   Prefetcher prefetcher_;
   Requests requests_;
+  static constexpr int kSpareTicks = 10;  // without an overflow, after which spare frames go
+  uint64_t overflows_at_tick_ = 0;
+  int ticks_without_overflow_ = 0;
   uint64_t device_capacity_wanted_;  // what the user set; the pool's may be lower after the device refused
   std::function<void()> request_waits_;
 };

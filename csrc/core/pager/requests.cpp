@@ -295,10 +295,13 @@ void Requests::serve() {
       grant(id);
       continue;
     }
-    uint64_t needed = 0;
-    for (const Wanted& wanted : slot.wanted) needed += memory_.pages[wanted.page].bytes;
-    const uint64_t capacity = memory_.device.capacity_bytes();
-    if (needed > capacity && !slot.overflows && !memory_.may_overflow(needed - capacity)) {
+    uint64_t needed = 0, beyond = 0;
+    for (const Wanted& wanted : slot.wanted) {
+      needed += memory_.pages[wanted.page].bytes;
+      beyond += memory_.overflows(memory_.pages[wanted.page]) ? memory_.pages[wanted.page].bytes : 0;
+    }
+    const uint64_t room = memory_.device.capacity_bytes() + beyond;
+    if (needed > room && !slot.overflows && !memory_.may_overflow(needed - room)) {
       fail(id, too_large(slot, needed));
       continue;
     }
