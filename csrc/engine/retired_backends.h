@@ -28,12 +28,13 @@ class RetiredBackends {
     bool operator==(const Key&) const = default;
   };
 
+  using Entry = std::pair<Key, std::shared_ptr<DeviceBackend>>;
   void put(const Key& key, std::shared_ptr<DeviceBackend> backend);
   std::shared_ptr<DeviceBackend> take(const Key& key);  // null: there is none
 
  private:
   Mutex mutex_{LockRank::kRetiredBackends};
-  std::vector<std::pair<Key, std::shared_ptr<DeviceBackend>>> backends_ TP_GUARDED_BY(mutex_);
+  std::vector<Entry> backends_ TP_GUARDED_BY(mutex_);
 };
 
 // Of this process. Never destroyed: threads of pagers may end after static destructors ran.

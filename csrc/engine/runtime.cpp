@@ -18,9 +18,18 @@ Status Runtime::create(const RuntimeOptions& options, Runtime** result, RuntimeP
   runtime->tiers_.backend = std::move(parts.backend);
   runtime->tiers_.store = std::move(parts.store);
   Status status = runtime->open();
-  if (!status.ok()) return status;
-  status = runtime->publish();
-  if (status.ok()) *result = runtime.release();
+  if (status.ok()) status = runtime->publish();
+  if (status.ok()) {
+    *result = runtime.release();
+    return status;
+  }
+  // Addresses that were reserved once are for who comes next, and not for nobody.
+  const auto unused = runtime->tiers_.unused_backend();
+  runtime.reset();
+  if (unused) {
+    unused->second->set_wake([](void*) {}, nullptr);
+    retired_backends().put(unused->first, unused->second);
+  }
   return status;
 }
 

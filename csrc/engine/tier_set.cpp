@@ -100,6 +100,11 @@ void TierSet::retire_backend() {
   if (made_of_) retired_backends().put(*made_of_, backend);
 }
 
+std::optional<RetiredBackends::Entry> TierSet::unused_backend() const {
+  if (!made_of_ || backend == nullptr) return std::nullopt;
+  return RetiredBackends::Entry{*made_of_, backend};
+}
+
 Status TierSet::check_storage_extension() const {
   if (by_extension(options_.storage) && storage_extension() == nullptr) {
     return Status::error(StatusCode::kUnavailable, "no storage extension has been loaded");

@@ -34,6 +34,8 @@ class TierSet {
 
   // Nothing on the device is in use any more: another pager may have the backend. Questions about what is past go on.
   void retire_backend();
+  // What that hands on, for who could not start: to be put there when nothing of him uses it any more.
+  std::optional<RetiredBackends::Entry> unused_backend() const;
 
   std::shared_ptr<DeviceBackend> backend;
   std::unique_ptr<HostArena> arena;

@@ -57,6 +57,23 @@ TEST_F(Retired, OthersSizesGetAddressesOfTheirOwn) {
   ASSERT_TRUE(other->close().ok());
 }
 
+TEST_F(Retired, WhoCannotStartTakesNoAddressesAway) {
+  options_.range_bytes = 192 * kMiB;
+  uint64_t base = 0;
+  for (int cycle = 0; cycle < 3; ++cycle) {
+    Engine engine(options_);
+    if (cycle == 0) base = engine.api().range_base;
+    EXPECT_EQ(engine.api().range_base, base);
+    ASSERT_TRUE(engine->close().ok());
+    RuntimeOptions bad = options_;
+    bad.nvme_path = {"/nowhere"};
+    bad.nvme_bytes_max = kMiB;
+    bad.staging_slots = 1 << 20;  // more than the RAM budget: found out when the device is open already
+    Runtime* runtime = nullptr;
+    EXPECT_EQ(Runtime::create(bad, &runtime).code, StatusCode::kInvalidArgument);
+  }
+}
+
 // A thread may have asked for paged memory just before the end.
 TEST_F(Retired, WhoAllocatesAfterTheEndIsRefused) {
   options_.range_bytes = 144 * kMiB;
