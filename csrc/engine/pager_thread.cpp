@@ -10,6 +10,7 @@
 
 #include <sys/prctl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <string>
@@ -65,7 +66,9 @@ Status PagerThread::allow_peer(int device_index) {
     return core_.ended_locked() || retired_ || peers_.settled >= mine;
   };
   (void)core_.wait_for_other(lock, LockedCore::Clock::now() + kPeerPatience, settled);
-  return settled() ? peers_.status : Status::error(StatusCode::kUnavailable, "the pager's thread does not answer");
+  if (!settled()) return Status::error(StatusCode::kUnavailable, "the pager's thread does not answer");
+  const auto refused = peers_.refused.find(device_index);
+  return refused == peers_.refused.end() ? Status::success() : refused->second;
 }
 
 // Said once, and again where much more is needed than was said.
@@ -91,9 +94,10 @@ void PagerThread::tell_host_space_locked() {
 
 void PagerThread::request_host_space_locked() {
   if (!tiers_.arena) return;
+  const SpanPool& host = core_->memory().host;
+  const uint64_t most = host.capacity_bytes() - std::min(host.capacity_bytes(), host.lent_bytes());
   const uint64_t bytes =
-      host_growth_.take_request({core_->memory().used(Tier::kHost), core_->host_space_wanted(),
-                                 tiers_.config.device_bytes_max, core_->memory().capacity(Tier::kHost)});
+      host_growth_.take_request({host.used_bytes(), core_->host_space_wanted(), tiers_.config.device_bytes_max, most});
   if (bytes > 0) tiers_.arena->request(bytes);
 }
 
@@ -249,13 +253,17 @@ bool PagerThread::round(UniqueLock& lock, Finished& finished) {
 
 // Without the lock.
 void PagerThread::let_use(const std::vector<int>& peers) {
-  Status refused;
-  for (const int device : peers) {
-    if (Status status = tiers_.backend->allow_peer(device); !status.ok()) refused = std::move(status);
-  }
+  std::vector<Status> answers;
+  for (const int device : peers) answers.push_back(tiers_.backend->allow_peer(device));
   const LockGuard lock(core_.mutex());
   peers_.settled += peers.size();
-  peers_.status = std::move(refused);
+  for (size_t i = 0; i < peers.size(); ++i) {
+    if (answers[i].ok()) {
+      peers_.refused.erase(peers[i]);
+    } else {
+      peers_.refused[peers[i]] = std::move(answers[i]);
+    }
+  }
   core_.wake_other_waiters_locked();
 }
 

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -123,9 +124,9 @@ class PagerThread {
   uint64_t rounds_ended_ TP_GUARDED_BY(core_.mutex()) = 0;
   struct Peers {
     std::vector<int> asked;
-    uint64_t count = 0;    // of all that were asked for
-    uint64_t settled = 0;  // of these
-    Status status;         // of the last one that was refused
+    uint64_t count = 0;             // of all that were asked for
+    uint64_t settled = 0;           // of these
+    std::map<int, Status> refused;  // by device
   } peers_ TP_GUARDED_BY(core_.mutex());
   bool retired_ TP_GUARDED_BY(core_.mutex()) = false;  // nothing of the pager is left, and its thread has ended
   int64_t last_tick_ns_ = 0;

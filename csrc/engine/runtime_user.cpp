@@ -342,6 +342,8 @@ Status Runtime::close() {
     g_runtimes.deactivate(this);
     return Status::success();
   }
+  // What lies beyond the budget leaves by itself when its work has ended, and is brought up with the rest.
+  (void)wait_until(lock, 2'000, "tierpage.disable", [&] { return core_->memory().device.overflow_bytes() == 0; });
   const SlotId slot = core_->add_slot();
   Status status = bring_all_up(lock, slot);
   if (!core_.alive_locked()) return core_.dead_locked();

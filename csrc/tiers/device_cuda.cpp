@@ -9,12 +9,14 @@
 #include "tiers/cuda_facts.h"
 #include "tiers/cuda_fences.h"
 #include "tiers/frame_table.h"
+#include "tiers/host_memory.h"
 #include "tiers/locked_ranges.h"
 
 namespace tierpage {
 
 namespace {
 
+constexpr uint64_t kFreeHostMargin = 512 * kMiB;
 constexpr uint64_t kRangePerMemory = 16;  // address space is free; sixteen times leaves room for fragmentation
 // Where to reserve, in this order; 0: wherever the driver likes. It likes low addresses, whose upper halves are common
 // sizes: two 32-bit numbers side by side among a kernel's arguments then look like a pointer (guard/launch_words.h). No
@@ -166,13 +168,12 @@ CUmemAllocationProp CudaBackend::overflow_properties() const {
 bool CudaBackend::can_overflow() {
   if (!info_.facts->host_mapping) return false;
   const CUmemAllocationProp properties = overflow_properties();
+  const uint64_t bytes = info_.granule_bytes;
   CUmemGenericAllocationHandle handle = 0;
-  if (driver_.mem_create(&handle, info_.granule_bytes, &properties, 0) != CUDA_SUCCESS) return false;
-  bool works = driver_.mem_map(base_, info_.granule_bytes, 0, handle, 0) == CUDA_SUCCESS;
-  if (works) {
-    works = driver_.mem_set_access(base_, info_.granule_bytes, access_.data(), access_.size()) == CUDA_SUCCESS;
-    (void)driver_.mem_unmap(base_, info_.granule_bytes);
-  }
+  if (driver_.mem_create(&handle, bytes, &properties, 0) != CUDA_SUCCESS) return false;
+  const bool mapped = driver_.mem_map(base_, bytes, 0, handle, 0) == CUDA_SUCCESS;
+  const bool works = mapped && driver_.mem_set_access(base_, bytes, access_.data(), access_.size()) == CUDA_SUCCESS;
+  if (mapped) (void)driver_.mem_unmap(base_, bytes);
   (void)driver_.mem_release(handle);
   return works;
 }
@@ -225,7 +226,7 @@ Status CudaBackend::open_memory(const CudaBackendOptions& options) {
   if (info_.facts->rdma_capable) properties_.allocFlags.gpuDirectRDMACapable = 1;
   if (Status status = reserve_range(options.range_bytes); !status.ok()) return status;
   frames_.configure(range_bytes_, granule, largest);
-  info_.overflows = can_overflow();
+  info_.facts->host_mapping = info_.overflows = can_overflow();
   return Status::success();
 }
 
@@ -257,6 +258,8 @@ void CudaBackend::find_peers() {
     if (driver_.device_get(&device, index) != CUDA_SUCCESS || device == device_ || !is_peer(device)) continue;
     access_.push_back({{CU_MEM_LOCATION_TYPE_DEVICE, device}, CU_MEM_ACCESS_FLAGS_PROT_READWRITE});
   }
+  CudaContextGuard guard(driver_, context_);
+  if (access_.size() > 1 && info_.overflows) info_.overflows = guard.ok() && can_overflow();  // for all of them
 }
 
 // The driver does not tell who may use a device's memory, but refuses to allow it twice.
@@ -323,11 +326,19 @@ Status CudaBackend::create_overflow_frame(FrameId frame, uint64_t bytes) {
   if (Status status = frames_.check_create(frame, bytes); !status.ok()) return status;
   CudaContextGuard guard(driver_, context_);
   if (!guard.ok()) return guard.status();
+  // Whoever takes the machine's last memory ends the process; a refusal ends a request.
+  const uint64_t available = host_memory_info().free_bytes;
+  if (available != 0 && available < bytes + kFreeHostMargin) {
+    return Status::error(StatusCode::kOutOfMemory, "tierpage: RAM is out of memory. A frame of " + format_bytes(bytes) +
+                                                       " beyond the device budget was needed, and the machine has " +
+                                                       format_bytes(available) + " left");
+  }
   const CUmemAllocationProp properties = overflow_properties();
   CUmemGenericAllocationHandle handle = 0;
-  const CUresult result = driver_.mem_create(&handle, bytes, &properties, 0);
-  if (result != CUDA_SUCCESS) {
-    return status_of(result, "cuMemCreate", format_bytes(bytes) + " of RAM beyond the device budget");
+  if (const CUresult result = driver_.mem_create(&handle, bytes, &properties, 0); result != CUDA_SUCCESS) {
+    Status status = status_of(result, "cuMemCreate", format_bytes(bytes) + " of RAM beyond the device budget");
+    if (status.code == StatusCode::kInternal) status.code = StatusCode::kOutOfMemory;  // nothing has changed
+    return status;
   }
   frames_.insert(frame, bytes, handle);
   return Status::success();

@@ -88,13 +88,58 @@ TEST_F(Overflow, MemoryIsKeptForTheNextOneAndGoesLater) {
     world.pager.tick(0);
     world.settle();
   };
-  for (int i = 0; i < 10; ++i) {
-    EXPECT_EQ(memory().device.spare_bytes(), kPage);
+  const auto goes_after_ten = [&] {
+    for (int i = 0; i < 10; ++i) {
+      EXPECT_EQ(memory().device.spare_bytes(), kPage);
+      tick();
+    }
     tick();
-  }
-  tick();
-  EXPECT_EQ(memory().device.spare_bytes(), 0u);
-  EXPECT_EQ(memory().host.lent_bytes(), 0u);
+    EXPECT_EQ(memory().device.spare_bytes(), 0u);
+    EXPECT_EQ(memory().host.lent_bytes(), 0u);
+  };
+  goes_after_ten();
+  world.begin(slot, {{regions[0], kRead}, {regions[1], kRead}, {regions[2], kRead}});
+  world.complete_all();
+  for (int i = 0; i < 20; ++i) tick();  // held for longer than that
+  world.end(slot);
+  world.complete_all();
+  goes_after_ten();
+}
+
+TEST_F(Overflow, WhatAnotherOneHasBeyondTheBudgetIsWaitedFor) {
+  ManualWorld tight(overflowing(2, 8));
+  RegionId made[4];
+  for (RegionId& region : made) region = tight.make();
+  const SlotId first = tight.pager.add_slot(), second = tight.pager.add_slot();
+  tight.pager.allocate(first, {5 * kPage, 0, 0, true});  // three beyond, and four pages fill HOST but for one
+  tight.settle();
+  tight.complete_all();
+  ASSERT_EQ(tight.pager.outcome(first), Outcome::kGranted);
+  tight.begin(second, {{made[0], kRead}, {made[1], kRead}, {made[2], kRead}, {made[3], kRead}});
+  tight.complete_all();
+  EXPECT_EQ(tight.pager.outcome(second), Outcome::kWait) << "there will be room when the first one ends";
+  tight.pager.free_region(tight.pager.allocated(first), {});  // inside its operator
+  tight.end(first);
+  tight.complete_all();
+  EXPECT_EQ(tight.pager.outcome(second), Outcome::kGranted);
+}
+
+TEST_F(Overflow, CopiesThatNvmeHasTooMakeRoomForIt) {
+  ManualWorld full(overflowing(2, 4, 32));
+  RegionId made[5];
+  for (RegionId& region : made) region = full.make();
+  const SlotId slot = full.pager.add_slot();
+  // Everything goes down to the disk and comes back into RAM: four copies there, each of which the disk has too.
+  full.pager.set_capacity(Tier::kHost, 0);
+  full.settle();
+  full.complete_all();
+  full.pager.set_capacity(Tier::kHost, 4 * kPage);
+  full.settle();
+  full.complete_all();
+  full.begin(slot, {{made[0], kRead}, {made[1], kRead}, {made[2], kRead}, {made[3], kRead}});
+  full.complete_all();
+  EXPECT_EQ(full.pager.outcome(slot), Outcome::kGranted);
+  EXPECT_EQ(full.pager.memory().device.overflow_bytes(), 2 * kPage);
 }
 
 // Interleaving 5: each of two operators fits, and together they hold all that there is.

@@ -109,11 +109,10 @@ def test_what_the_driver_says_is_shown():
     rows = checks.examine(FakeMachine(library=True))
     assert row(rows, "device").value == "cuda:0 GPU, compute capability 9.0, driver for CUDA 13.0"
     assert row(rows, "copy engines").value == "3"
-    assert row(rows, "host mapping").value == "supported (not needed: pages are copied)"
-    without = checks.examine(
-        FakeMachine(probe_device={**GPU, "host_mapping": False})
-    )  # nothing that tierpage does is lacking
-    assert (row(without, "host mapping").state, report.exit_code(without)) == ("OK", 0)
+    assert row(rows, "host mapping").value.startswith("supported: what needs more than device_budget")
+    without = checks.examine(FakeMachine(probe_device={**GPU, "host_mapping": False}))
+    assert (row(without, "host mapping").state, report.exit_code(without)) == ("OK", 0)  # a limit, and no fault
+    assert row(without, "host mapping").value.endswith("fails")
     assert row(rows, "cuFile").value == "library found, device memory can be reached by other devices (not needed)"
     assert not [entry for entry in rows if "not probed" in entry.value]
     bare = checks.examine(FakeMachine(probe_device={"available": True, "name": "GPU"}))

@@ -166,6 +166,10 @@ class SpanPool {
     const uint64_t in_space = space_bytes_ > used_bytes_ ? space_bytes_ - used_bytes_ : 0;
     return std::min(in_space, unused_bytes());
   }
+  // More is taken than the capacity, which shrank; `leaving_bytes` will not be for long.
+  bool over_capacity(uint64_t leaving_bytes = 0) const {
+    return used_bytes_ + lent_bytes_ > capacity_bytes_ + leaving_bytes;
+  }
   // At most that much can be used.
   uint64_t usable_bytes() const {
     return std::min(space_bytes_, capacity_bytes_ > lent_bytes_ ? capacity_bytes_ - lent_bytes_ : 0);

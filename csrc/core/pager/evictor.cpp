@@ -115,7 +115,7 @@ void Evictor::honour_capacity() {
   const uint64_t leaving = used > capacity ? departures_.bytes() : 0;
   // While more is used than the budget and what leaves together, nobody looks for room for anything else.
   if (used > capacity + leaving) make_room_over_budget(used - capacity - leaving);
-  if (memory_.host.used_bytes() > memory_.host.capacity_bytes() || memory_.host.reaches_beyond()) lower_.shrink_host();
+  if (memory_.host.over_capacity() || memory_.host.reaches_beyond()) lower_.shrink_host();
 }
 
 // They come back into DEVICE when they are used next. What leaves is not needed by anybody who waits (claim). Frames

@@ -118,8 +118,7 @@ bool LowerTiers::mostly_read(RegionId id) const {
 void LowerTiers::shrink_host() {
   const auto goes = [this](const Page& page, bool beyond) {
     if (!page.is_valid(Tier::kHost) || page.movement != Movement::kNone) return false;
-    return beyond ? memory_.host.beyond(page.host)
-                  : memory_.host.used_bytes() > memory_.host.capacity_bytes() + movements_.spilling_bytes();
+    return beyond ? memory_.host.beyond(page.host) : memory_.host.over_capacity(movements_.spilling_bytes());
   };
   for (const bool beyond : {true, false}) {
     if (beyond && !memory_.host.reaches_beyond()) continue;
@@ -200,7 +199,7 @@ bool LowerTiers::spill_in_place_of(PageId leaving, LeavingPass& pass, uint64_t c
   if (spill_blocked_ || nvme_blocked_) return false;
   if (!foresight_.catch_up_and_plan(memory_.device.capacity_bytes(), cached_bytes)) return false;
   if (!foresight_.plan().valid()) return false;
-  if (memory_.host.used_bytes() > memory_.host.capacity_bytes()) return false;  // RAM shrinks: a spill makes no room
+  if (memory_.host.over_capacity()) return false;  // RAM shrinks: a spill makes no room
   if (!foresight_.rewritten_each_time(key)) return false;
   if (movements_.spilling_bytes() >= kSpillsAtOnce * bytes) return true;
   if (!memory_.nvme.can_take(bytes + pass.dirty_bytes)) return false;

@@ -60,7 +60,8 @@ class LowerTiers {
   bool send_down(PageId id, LeavingPass& pass, uint64_t cached_bytes);
   // Whether RAM has, or is given, room for a page that would fall to NVMe although NVMe has its content.
   bool keeps_in_host(const Page& page, const LeavingPass& pass);
-  void shrink_host();  // to a smaller budget, and to the beginning of RAM
+  void shrink_host();                   // to a smaller budget, and to the beginning of RAM
+  bool make_host_room(uint64_t bytes);  // by dropping copies that another tier has too
 
   // --- room ---------------------------------------------------------------------------------------------------------
   // Where dirty pages could be written down, now or after dropping redundant copies, beside those that leave already.
@@ -83,7 +84,6 @@ class LowerTiers {
 
  private:
   bool host_may_grow_for(uint64_t bytes) const;
-  bool make_host_room(uint64_t bytes);
   bool take_idle_copies_place(uint64_t bytes, const LeavingPass& pass);
   bool spill_in_place_of(PageId leaving, LeavingPass& pass, uint64_t cached_bytes);
   bool only_in_host(PageId id) const;

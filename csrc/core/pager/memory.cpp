@@ -73,7 +73,7 @@ uint64_t Memory::staying_bytes() const {
     const Page& page = pages[id];
     const Region& owner = region(page.region);
     const bool stays = page.pins > 0 || (owner.state == RegionState::kLive && (owner.held || !owner.seen));
-    if (page.frame.valid() && stays) bytes += page.bytes;
+    if (page.frame.valid() && !overflows(page) && stays) bytes += page.bytes;
   }
   return bytes;
 }

@@ -87,6 +87,10 @@ struct Memory {
   // The page's frame lies beyond the budget, in HOST: that it leaves makes no room in DEVICE.
   bool overflows(const Page& page) const { return page.frame.valid() && device.overflows(page.frame); }
   // Whether HOST has memory for one more such frame, and for one page on its way down besides.
+  uint64_t overflow_bytes_max() const {  // of all that there can ever be
+    const uint64_t host_bytes = host.capacity_bytes();
+    return config.overflow && host_bytes > config.frame_bytes_max ? host_bytes - config.frame_bytes_max : 0;
+  }
   bool may_overflow(uint64_t bytes) const {
     return config.overflow && host.unused_bytes() + device.spare_bytes() >= bytes + config.frame_bytes_max;
   }

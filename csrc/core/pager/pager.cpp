@@ -143,7 +143,7 @@ void Pager::copy_down_done(PageId id, const TransferResult& result) {
   if (result.status.ok()) {
     lower_.wrote(movements_.count_copy(page));
     page.finish_copy_down();
-    const bool shrinks = memory_.host.used_bytes() > memory_.host.capacity_bytes() || memory_.host.beyond(page.host);
+    const bool shrinks = memory_.host.over_capacity() || memory_.host.beyond(page.host);
     if (movement == Movement::kSpill && shrinks) memory_.drop_lower(page, Tier::kHost);
     return;
   }
@@ -195,9 +195,10 @@ void Pager::tick(uint64_t now_seconds) {
   lower_.tick(now_seconds);
   departures_.tick(movements_.under_way() == 0 && !requests_.wait() && !lists_.hints());
   if (memory_.device.capacity_bytes() < device_capacity_wanted_) memory_.device.set_capacity(device_capacity_wanted_);
-  ticks_without_overflow_ = memory_.stats.overflows == overflows_at_tick_ ? ticks_without_overflow_ + 1 : 0;
-  overflows_at_tick_ = memory_.stats.overflows;
-  if (ticks_without_overflow_ == kSpareTicks) movements_.release_spare();
+  const uint64_t spare = memory_.device.spare_bytes();
+  ticks_spare_ = spare > 0 && spare == spare_at_tick_ ? ticks_spare_ + 1 : 0;
+  if (ticks_spare_ >= kSpareTicks) movements_.release_spare();
+  spare_at_tick_ = memory_.device.spare_bytes();
   requests_.ask_for_planning();
 }
 

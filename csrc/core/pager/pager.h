@@ -181,9 +181,9 @@ class Pager {
   Evictor evictor_;
   Prefetcher prefetcher_;
   Requests requests_;
-  static constexpr int kSpareTicks = 10;  // without an overflow, after which spare frames go
-  uint64_t overflows_at_tick_ = 0;
-  int ticks_without_overflow_ = 0;
+  static constexpr int kSpareTicks = 10;  // of spare frames that nobody takes and that do not grow, after which they go
+  uint64_t spare_at_tick_ = 0;
+  int ticks_spare_ = 0;
   uint64_t device_capacity_wanted_;  // what the user set; the pool's may be lower after the device refused
   std::function<void()> request_waits_;
 };

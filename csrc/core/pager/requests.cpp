@@ -295,13 +295,8 @@ void Requests::serve() {
       grant(id);
       continue;
     }
-    uint64_t needed = 0, beyond = 0;
-    for (const Wanted& wanted : slot.wanted) {
-      needed += memory_.pages[wanted.page].bytes;
-      beyond += memory_.overflows(memory_.pages[wanted.page]) ? memory_.pages[wanted.page].bytes : 0;
-    }
-    const uint64_t room = memory_.device.capacity_bytes() + beyond;
-    if (needed > room && !slot.overflows && !memory_.may_overflow(needed - room)) {
+    const uint64_t needed = needed_bytes(slot);
+    if (needed > memory_.device.capacity_bytes() + memory_.overflow_bytes_max()) {
       fail(id, too_large(slot, needed));
       continue;
     }
@@ -330,7 +325,8 @@ FramesWanted Requests::start_missing(Slot& slot, bool frames_allowed) {
       continue;
     }
     if (frames_allowed && movements_.start_arrival(wanted.page, true)) continue;
-    if (!slot.overflows || !movements_.start_overflow(wanted.page)) missing.add(page.bytes);
+    if (slot.overflows && has_overflow_memory(page.bytes) && movements_.start_overflow(wanted.page)) continue;
+    missing.add(page.bytes);
   }
   return missing;
 }
@@ -352,8 +348,25 @@ void Requests::help_if_stuck() {
     if (!youngest_holder.valid() || slot.age > slots_[youngest_holder.value].age) youngest_holder = SlotId(i);
   }
   if (let_overflow(slots_[waiting_.front().value])) return;
+  if (const Slot& oldest = slots_[waiting_.front().value]; needed_bytes(oldest) > memory_.device.capacity_bytes()) {
+    fail(waiting_.front(), too_large(oldest, needed_bytes(oldest)));  // for whatever the others let go
+    return;
+  }
   const SlotId loser = youngest_holder.valid() ? youngest_holder : waiting_.front();
   fail(loser, out_of_memory(slots_[loser.value]));
+}
+
+uint64_t Requests::needed_bytes(const Slot& slot) const {
+  uint64_t bytes = 0;
+  for (const Wanted& wanted : slot.wanted) bytes += memory_.pages[wanted.page].bytes;
+  return bytes;
+}
+
+// Copies in HOST that another tier has too make room for it.
+bool Requests::has_overflow_memory(uint64_t bytes) {
+  if (memory_.may_overflow(bytes) || !memory_.config.overflow) return memory_.may_overflow(bytes);
+  (void)lower_.make_host_room(bytes + memory_.config.frame_bytes_max);
+  return memory_.may_overflow(bytes);
 }
 
 bool Requests::let_overflow(Slot& slot) {
@@ -365,7 +378,7 @@ bool Requests::let_overflow(Slot& slot) {
     least = least == 0 ? page.bytes : std::min(least, page.bytes);
   }
   const uint64_t lent = memory_.device.overflow_bytes();
-  if (slot.overflows || least == 0 || !memory_.may_overflow(least)) return false;
+  if (slot.overflows || least == 0 || !has_overflow_memory(least)) return false;
   slot.overflows = true;
   wants_planning_ = true;
   ++memory_.stats.overflows;

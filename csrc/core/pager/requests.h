@@ -132,6 +132,8 @@ class Requests {
   Status too_large(const Slot& slot, uint64_t bytes) const;
   Status out_of_memory(const Slot& slot) const;
   bool let_overflow(Slot& slot);
+  bool has_overflow_memory(uint64_t bytes);
+  uint64_t needed_bytes(const Slot& slot) const;  // of all pages that it wants, wherever they are
 
   Memory& memory_;
   Movements& movements_;

@@ -65,7 +65,9 @@ def check_host_mapping(machine: DoctorMachine) -> Row:
     return Row(
         "host mapping",
         OK,
-        "supported (not needed: pages are copied)" if facts["host_mapping"] else "not supported (not needed)",
+        "supported: what needs more than device_budget at once is used in RAM"
+        if facts["host_mapping"]
+        else "not supported: what needs more than device_budget at once fails",
     )
 
 
