@@ -254,6 +254,7 @@ bool PagerThread::round(UniqueLock& lock, Finished& finished) {
 // Without the lock.
 void PagerThread::let_use(const std::vector<int>& peers) {
   std::vector<Status> answers;
+  answers.reserve(peers.size());
   for (const int device : peers) answers.push_back(tiers_.backend->allow_peer(device));
   const LockGuard lock(core_.mutex());
   peers_.settled += peers.size();
