@@ -86,11 +86,12 @@ struct Memory {
   uint64_t device_held_bytes() const { return device.used_bytes() + device.free_bytes(); }
   // The page's frame lies beyond the budget, in HOST: that it leaves makes no room in DEVICE.
   bool overflows(const Page& page) const { return page.frame.valid() && device.overflows(page.frame); }
-  // Whether HOST has memory for one more such frame, and for one page on its way down besides.
-  uint64_t overflow_bytes_max() const {  // of all that there can ever be
+  // Of all such frames together there can never be more: one page on its way down needs room besides.
+  uint64_t overflow_bytes_max() const {
     const uint64_t host_bytes = host.capacity_bytes();
     return config.overflow && host_bytes > config.frame_bytes_max ? host_bytes - config.frame_bytes_max : 0;
   }
+  // Whether HOST has memory for one more now, and for that page.
   bool may_overflow(uint64_t bytes) const {
     return config.overflow && host.unused_bytes() + device.spare_bytes() >= bytes + config.frame_bytes_max;
   }
