@@ -26,7 +26,6 @@ namespace {
 constexpr int64_t kPollNs = 100'000;
 constexpr int64_t kTickNs = 1'000'000'000;
 constexpr auto kPeerPatience = std::chrono::seconds(10);
-constexpr uint64_t kSecondNs = 1'000'000'000;
 constexpr size_t kPagesLookedAtMax = 256;  // of a request; larger ones are looked at once a round
 
 }  // namespace
@@ -115,7 +114,7 @@ void PagerThread::once_a_second_locked() {
   const int64_t now = steady_ns();
   if (now - last_tick_ns_ < kTickNs) return;
   last_tick_ns_ = now;
-  const uint64_t elapsed_seconds = accounts_.elapsed_ns(now) / kSecondNs;
+  const uint64_t elapsed_seconds = accounts_.elapsed_ns(now) / static_cast<uint64_t>(kSecondNs);
   core_->tick(elapsed_seconds);
   if (tiers_.arena && host_growth_.failed()) tiers_.arena->try_again();
   watchdog_.look_at_writes(core_->writes(), elapsed_seconds);

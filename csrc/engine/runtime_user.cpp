@@ -7,7 +7,7 @@
 namespace tierpage {
 namespace {
 
-std::string mebibytes(uint64_t bytes) { return std::to_string(bytes / kMiB) + " MiB"; }
+std::string in_mebibytes(uint64_t bytes) { return std::to_string(bytes / kMiB) + " MiB"; }
 
 Status stopped(const char* name) {
   return Status::error(StatusCode::kInterrupted, std::string(name) + " was interrupted while it waited");
@@ -318,8 +318,8 @@ Status Runtime::bring_all_up(UniqueLock& lock, SlotId slot) {
     const uint64_t missing = live > held ? live - held : 0;
     if (missing > free) {
       return Status::error(StatusCode::kOutOfMemory,
-                           "cannot disable: " + mebibytes(live) + " of tensors are alive, " + mebibytes(held) +
-                               " are held on the device and only " + mebibytes(free) +
+                           "cannot disable: " + in_mebibytes(live) + " of tensors are alive, " + in_mebibytes(held) +
+                               " are held on the device and only " + in_mebibytes(free) +
                                " more are free there. Delete "
                                "tensors (or move them with .cpu()) first; paging stays enabled.");
     }

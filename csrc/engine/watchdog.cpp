@@ -6,7 +6,6 @@
 namespace tierpage {
 namespace {
 
-constexpr int64_t kSecondNs = 1'000'000'000;
 constexpr double kSecondsAnHour = 3600;
 constexpr double kEnduranceDays = 365;
 

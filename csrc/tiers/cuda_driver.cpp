@@ -18,7 +18,7 @@ struct LoadedDriver {
   Status status;
 };
 
-Status unavailable(const std::string& cause) {
+Status no_driver(const std::string& cause) {
   return Status::error(StatusCode::kUnavailable, "no CUDA driver: " + cause + "; " + kRemedy);
 }
 
@@ -27,10 +27,10 @@ Status load_symbols(CudaDriver* table) {
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     const char* cause = dlerror();
-    return unavailable(cause != nullptr ? cause : "libcuda.so.1 cannot be opened");
+    return no_driver(cause != nullptr ? cause : "libcuda.so.1 cannot be opened");
   }
   auto get = reinterpret_cast<GetProcAddress>(dlsym(library, "cuGetProcAddress_v2"));
-  if (get == nullptr) return unavailable("libcuda.so.1 is older than CUDA 12.0 (it has no cuGetProcAddress_v2)");
+  if (get == nullptr) return no_driver("libcuda.so.1 is older than CUDA 12.0 (it has no cuGetProcAddress_v2)");
 
   auto resolve = [&](const char* symbol, void** function, int version = kCudaInterfaceVersion) {
     CUdriverProcAddressQueryResult found = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
@@ -38,13 +38,13 @@ Status load_symbols(CudaDriver* table) {
     const CUresult result = get(symbol, function, version, CU_GET_PROC_ADDRESS_LEGACY_STREAM, &found);
     return result == CUDA_SUCCESS && found == CU_GET_PROC_ADDRESS_SUCCESS && *function != nullptr;
   };
-#define TIERPAGE_CUDA_RESOLVE(field, symbol)                                  \
-  {                                                                           \
-    void* function = nullptr;                                                 \
-    if (!resolve(#symbol, &function)) {                                       \
-      return unavailable("libcuda.so.1 lacks " #symbol " at interface 12.0"); \
-    }                                                                         \
-    table->field = reinterpret_cast<decltype(table->field)>(function);        \
+#define TIERPAGE_CUDA_RESOLVE(field, symbol)                                \
+  {                                                                         \
+    void* function = nullptr;                                               \
+    if (!resolve(#symbol, &function)) {                                     \
+      return no_driver("libcuda.so.1 lacks " #symbol " at interface 12.0"); \
+    }                                                                       \
+    table->field = reinterpret_cast<decltype(table->field)>(function);      \
   }
   TIERPAGE_CUDA_CALLS(TIERPAGE_CUDA_RESOLVE)
 #undef TIERPAGE_CUDA_RESOLVE

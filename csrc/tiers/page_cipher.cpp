@@ -69,7 +69,7 @@ const CipherLibrary& cipher_library() {
   return library;
 }
 
-Status unavailable(const std::string& why, int system_error = 0) {
+Status no_cipher(const std::string& why, int system_error = 0) {
   return Status::error(StatusCode::kUnavailable,
                        "encrypt=True cannot work: " + why +
                            "; install OpenSSL 3 (libssl3 or openssl-libs), or leave encrypt out",
@@ -80,30 +80,30 @@ Status unavailable(const std::string& why, int system_error = 0) {
 
 Status PageCipher::make(std::unique_ptr<PageCipher>* cipher) {
   const CipherLibrary& library = cipher_library();
-  if (!library.problem.empty()) return unavailable(library.problem);
+  if (!library.problem.empty()) return no_cipher(library.problem);
   std::unique_ptr<PageCipher> made(new PageCipher());
   made->library_ = &library;
   if (Status status = made->make_key(); !status.ok()) return status;
   // Once for real: a restricted libcrypto may have the names and refuse the cipher.
   std::byte unit[kUnitBytes]{};
-  if (Status status = made->encrypt(0, kUnitBytes, unit, unit); !status.ok()) return unavailable(status.message);
+  if (Status status = made->encrypt(0, kUnitBytes, unit, unit); !status.ok()) return no_cipher(status.message);
   *cipher = std::move(made);
   return Status::success();
 }
 
 Status PageCipher::make_key() {
   void* memory = mmap(nullptr, kKeyPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) return unavailable("no memory for the key: " + describe_system_error(errno), errno);
+  if (memory == MAP_FAILED) return no_cipher("no memory for the key: " + describe_system_error(errno), errno);
   key_ = static_cast<unsigned char*>(memory);
   if (mlock(key_, kKeyPageBytes) != 0) {
-    return unavailable("its key cannot be locked in RAM (ulimit -l): " + describe_system_error(errno), errno);
+    return no_cipher("its key cannot be locked in RAM (ulimit -l): " + describe_system_error(errno), errno);
   }
   if (madvise(key_, kKeyPageBytes, MADV_DONTDUMP) != 0 || madvise(key_, kKeyPageBytes, MADV_DONTFORK) != 0) {
-    return unavailable("its key cannot be kept out of dumps and children: " + describe_system_error(errno), errno);
+    return no_cipher("its key cannot be kept out of dumps and children: " + describe_system_error(errno), errno);
   }
   for (size_t done = 0; done < kKeyBytes;) {
     const ssize_t count = getrandom(key_ + done, kKeyBytes - done, 0);
-    if (count < 0 && errno != EINTR) return unavailable("no random key: " + describe_system_error(errno), errno);
+    if (count < 0 && errno != EINTR) return no_cipher("no random key: " + describe_system_error(errno), errno);
     if (count > 0) done += static_cast<size_t>(count);
   }
   return Status::success();

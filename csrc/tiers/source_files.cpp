@@ -22,12 +22,8 @@ constexpr uint64_t kPlaceBits = 44;  // 16 TiB for each file
 constexpr uint64_t kPlaceBytes = uint64_t{1} << kPlaceBits;
 constexpr uint64_t kFilesMax = 1 << 16;
 constexpr uint64_t kCopyBytes = kMiB;  // of a worker's buffer for requests that direct I/O cannot take as they are
-constexpr uint64_t kPieceBytesMax = 4 * kMiB;
-constexpr int kStuckCallsMax = 8;
 // Times of modification advance in steps of a timer tick: a file younger than this could change without showing it.
 constexpr int64_t kTickNs = 20'000'000;
-
-constexpr int64_t kSecondNs = 1'000'000'000;
 
 int64_t nanoseconds(const timespec& time) { return int64_t{time.tv_sec} * kSecondNs + time.tv_nsec; }
 

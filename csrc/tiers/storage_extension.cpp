@@ -78,7 +78,7 @@ std::string extension_words(int system_error) {
   return describe_system_error(system_error) + "; " + extension.name + ": " + extension.error_message();
 }
 
-Status unavailable(const std::string& path, const std::string& why) {
+Status no_extension(const std::string& path, const std::string& why) {
   return Status::error(StatusCode::kUnavailable, "the storage extension " + path + " cannot be used: " + why);
 }
 
@@ -92,16 +92,16 @@ Status load_storage_extension(const std::string& path) {
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     const char* const reason = dlerror();
-    return unavailable(path, reason != nullptr ? reason : "the loader gives no reason");
+    return no_extension(path, reason != nullptr ? reason : "the loader gives no reason");
   }
   const auto function = reinterpret_cast<tp_storage_api_function>(dlsym(library, TIERPAGE_STORAGE_API_SYMBOL));
-  if (function == nullptr) return unavailable(path, "it has no " TIERPAGE_STORAGE_API_SYMBOL);
+  if (function == nullptr) return no_extension(path, "it has no " TIERPAGE_STORAGE_API_SYMBOL);
   const tp_storage_api* const extension = function();
   if (extension->version != TIERPAGE_STORAGE_API_VERSION || extension->size != sizeof(tp_storage_api)) {
-    return unavailable(path, "it has interface " + std::to_string(extension->version) + ", this build needs " +
-                                 std::to_string(TIERPAGE_STORAGE_API_VERSION) + ": files of two versions are mixed");
+    return no_extension(path, "it has interface " + std::to_string(extension->version) + ", this build needs " +
+                                  std::to_string(TIERPAGE_STORAGE_API_VERSION) + ": files of two versions are mixed");
   }
-  if (const int32_t result = extension->check(); result != 0) return unavailable(path, extension->error_message());
+  if (const int32_t result = extension->check(); result != 0) return no_extension(path, extension->error_message());
   g_extension.store(extension, std::memory_order_release);
   return Status::success();
 }

@@ -38,7 +38,6 @@ namespace {
 
 constexpr int kWorkerCountMin = 4;  // what the contract of BlockStore promises
 constexpr int kWorkerCountMax = 256;
-constexpr int kStuckCallsMax = 8;
 constexpr uint64_t kHugePageBytes = 2 * kMiB;
 constexpr uint64_t kPieceUnitsMax = 1024;  // checksums of one piece are kept on the worker's stack
 

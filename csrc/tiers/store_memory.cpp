@@ -15,7 +15,6 @@ namespace {
 
 constexpr uint64_t kAlignment = 4096;  // the same as a disk's, so that what runs here runs there
 constexpr int kWorkerCount = 4;
-constexpr uint64_t kPieceBytesMax = 4 * kMiB;
 
 class MemoryStore final : public BlockStore {
  public:

@@ -18,13 +18,15 @@
 
 namespace tierpage {
 
+inline constexpr uint64_t kPieceBytesMax = 4 * kMiB;
+
 class StoreWorkers {
  public:
   struct Limits {
     uint64_t capacity_bytes = 0;
     uint64_t alignment_bytes = 4096;
-    uint64_t piece_bytes_max = 4 * kMiB;  // multiple of alignment_bytes
-    uint64_t stripe_bytes = 0;            // no piece crosses a multiple of it; 0: there is none
+    uint64_t piece_bytes_max = kPieceBytesMax;  // multiple of alignment_bytes
+    uint64_t stripe_bytes = 0;                  // no piece crosses a multiple of it; 0: there is none
   };
   // Moves one piece completely; runs in a worker thread, several at a time.
   using MovePiece = std::function<Status(StoreOperation operation, uint64_t offset, uint64_t bytes, std::byte* buffer)>;

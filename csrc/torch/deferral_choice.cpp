@@ -15,10 +15,6 @@ namespace tierpage {
 
 namespace {
 
-bool is_written(const c10::Argument& formal) {
-  return formal.alias_info() != nullptr && formal.alias_info()->isWrite();
-}
-
 // Whether each argument of an operator in place is a list, or a single tensor of which `copied` says that a copy does.
 template <class Copied>
 bool may_wait(const OperatorCall& call, Copied copied) {

@@ -49,10 +49,6 @@ bool touches_whole_storage(std::string_view name) {
 // Only these say of each argument what its kernels do with it, and are composite only where they are made of others.
 bool is_torchs_own(std::string_view name) { return name.starts_with("aten::") || name.starts_with("prims::"); }
 
-bool is_written(const c10::Argument& argument) {
-  return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
-}
-
 // A pure view shares its input's bytes and looks at none. Only aten is trusted to mean it.
 bool is_pure_view(const c10::OperatorHandle& op, const std::string& name) {
   if (!name.starts_with("aten::") || contains(kCopiesDespiteView, name)) return false;

@@ -63,6 +63,11 @@ struct OperatorInfo {
 // Null: the operator never touches tensor memory itself, or somebody else owns its BackendSelect slot.
 std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op);
 
+// By its schema.
+inline bool is_written(const c10::Argument& argument) {
+  return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
+}
+
 // Where the operator's composite kernel runs and whether it has a fake one, as far as that decides how it is described.
 // Another number than before: kernels were registered or taken away since, and it has to be described again.
 uint32_t composition_of(const c10::OperatorHandle& op);

@@ -65,8 +65,8 @@ TEST_F(Progress, AReadThatDoesNotComeBackIsReportedOnceWithItsPageAndGoesOn) {
 }
 
 TEST_F(Progress, NothingIsReportedOfADiskThatAnswersOrWhereNobodyWantsIt) {
-  for (const double seconds : {0.0, 30.0}) {
-    start(seconds);
+  for (const double report_seconds : {0.0, 30.0}) {
+    start(report_seconds);
     Caller caller(engine());
     const Region region = caller.make(64 * kKiB, 1);
     engine().evict({region.address});

@@ -74,7 +74,7 @@ class Sources : public EngineTest {
   }
 };
 
-struct Shape {
+struct SourceShape {
   const char* name;
   bool nvme = false;
   bool asynchronous_copies = false;
@@ -84,7 +84,7 @@ struct Shape {
   size_t written_max = 1000;  // what was written needs a place below
 };
 
-class SourcesIn : public Sources, public ::testing::WithParamInterface<Shape> {
+class SourcesIn : public Sources, public ::testing::WithParamInterface<SourceShape> {
  protected:
   RuntimeOptions options() const {
     RuntimeOptions options = small_options();
@@ -146,10 +146,11 @@ TEST_P(SourcesIn, EveryByteIsTheFilesUntilItIsWritten) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, SourcesIn,
-    ::testing::Values(Shape{"two_tiers"}, Shape{"no_ram", false, false, false, true, kStagingBytes, 0},
-                      Shape{"hardly_any_ram", false, false, false, true, kStagingBytes + 256 * kKiB, 1},
-                      Shape{"three_tiers", true, true}, Shape{"little_ram", true, false, false, true, 512 * kKiB},
-                      Shape{"paranoid", true, false, true}, Shape{"buffered", false, true, false, false}),
+    ::testing::Values(SourceShape{"two_tiers"}, SourceShape{"no_ram", false, false, false, true, kStagingBytes, 0},
+                      SourceShape{"hardly_any_ram", false, false, false, true, kStagingBytes + 256 * kKiB, 1},
+                      SourceShape{"three_tiers", true, true},
+                      SourceShape{"little_ram", true, false, false, true, 512 * kKiB},
+                      SourceShape{"paranoid", true, false, true}, SourceShape{"buffered", false, true, false, false}),
     [](const auto& shape) { return std::string(shape.param.name); });
 
 TEST_F(Sources, WhatLiesBeyondTheTensorIsZero) {

@@ -93,11 +93,11 @@ TEST_F(PendingWorksTest, AWorkThatNobodyHoldsAnyMoreOrThatHasFailedIsOver) {
 TEST_F(PendingWorksTest, WhoWaitsForPagesAsksTheWorks) {
   const at::Tensor tensor = matrix();
   (void)call("tierpage_works::reduce", tensor);
-  const int asked = next_work->asked;
+  const int asked_before = next_work->asked;
   fake_set_wait_slices(3);
   (void)tensor.add(1);
   fake_set_wait_slices(0);
-  EXPECT_GE(next_work->asked, asked + 3);
+  EXPECT_GE(next_work->asked, asked_before + 3);
 }
 
 // Its regions stay for good then, and no operator would ask any more.

@@ -12,6 +12,9 @@ namespace tierpage {
 inline constexpr uint64_t kKiB = 1024;
 inline constexpr uint64_t kMiB = 1024 * kKiB;
 inline constexpr uint64_t kGiB = 1024 * kMiB;
+inline constexpr int64_t kSecondNs = 1'000'000'000;
+
+inline double mebibytes(uint64_t bytes) { return static_cast<double>(bytes) / static_cast<double>(kMiB); }
 
 // An index that cannot be mistaken for a count or for an index of another kind.
 template <class Tag, class Rep>

@@ -4,11 +4,7 @@
 #include <cstdio>
 
 namespace tierpage {
-namespace {
-
-double mebibytes(uint64_t bytes) { return static_cast<double>(bytes) / kMiB; }
-
-}  // namespace
+namespace {}  // namespace
 
 Memory::Memory(const PagerConfig& pager_config)
     : config(pager_config), device(config.device_bytes_max),

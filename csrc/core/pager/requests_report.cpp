@@ -9,8 +9,6 @@ namespace {
 
 constexpr uint64_t kExpectedSoonUses = 64;  // a use that was predicted this near could have been prefetched for
 
-double mebibytes(uint64_t bytes) { return static_cast<double>(bytes) / kMiB; }
-
 }  // namespace
 
 Status Requests::too_large(const Slot& slot, uint64_t bytes) const {
