@@ -54,6 +54,7 @@ from tierpage.memory import (
 )
 from tierpage.settings import Config
 from tierpage.trace import export_trace
+from tierpage.viewer import dump_snapshot, memory_snapshot
 
 __all__ = [
     "CheckpointError",
@@ -72,11 +73,13 @@ __all__ = [
     "__version__",
     "config",
     "disable",
+    "dump_snapshot",
     "enable",
     "evict",
     "export_trace",
     "is_enabled",
     "load",
+    "memory_snapshot",
     "memory_stats",
     "memory_summary",
     "paged",

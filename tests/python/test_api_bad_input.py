@@ -86,6 +86,8 @@ def test_off_means_hints_do_nothing_and_questions_say_so():
         tierpage.config,
         lambda: tierpage.pause("x"),
         lambda: tierpage.export_trace("x.json"),
+        tierpage.memory_snapshot,
+        lambda: tierpage.dump_snapshot("x.pickle"),
         tierpage.paged("x").__enter__,
     ):
         with pytest.raises(tierpage.TierpageError, match="not enabled"):
