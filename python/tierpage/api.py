@@ -11,13 +11,13 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from tierpage import native
+from tierpage import memory, native, notebook
 from tierpage.containers import tensors_in
 from tierpage.defaults import differences, resolve
 from tierpage.errors import ConfigError, TierpageError, TierpageWarning
@@ -31,7 +31,8 @@ from tierpage.session import (
     start_session,
     stop_session,
 )
-from tierpage.settings import COMMAND_LINE, ENVIRONMENT_NAME, Config, Request, parse_request
+from tierpage.settings import COMMAND_LINE, ENVIRONMENT_NAME, SETTINGS, Config, Request, parse_request
+from tierpage.system import format_bytes
 
 _log = logging.getLogger("tierpage")
 
@@ -43,7 +44,7 @@ class Pager:
     """The public name of a running pager: what :func:`enable` returns.
 
     As a context manager it returns to the state before that call of ``enable``. Calls of ``enable`` with the same values
-    return several that stand for the same pager.
+    return several that stand for the same pager. As the last value of a notebook's cell it is shown as a table.
     """
 
     def __init__(self, session: Session, *, switched_on: bool) -> None:
@@ -80,8 +81,39 @@ class Pager:
                 disable()
 
     def __repr__(self) -> str:
+        return f"<tierpage.Pager {self._state()}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the tiers at this moment, and the settings."""
+        stats = memory.memory_stats() if self.active else {}
+        parts: list[object] = [f"tierpage, {self._state()}"]
+        if stats:
+            parts.append(_tiers_with_bars(stats))
+            parts.append(f"waited {stats['stall_seconds.total']:.3f} s in {stats['faults.count']} faults")
+        parts.append(notebook.folded("Settings", _settings_table(self.config)))
+        return notebook.page_of(parts)
+
+    def _state(self) -> str:
         state = "active" if self.active else "disabled"
-        return f"<tierpage.Pager {state} on {self.config.device}:{self.config.device_index}>"
+        return f"{state} on {self.config.device}:{self.config.device_index}"
+
+
+def _tiers_with_bars(stats: Mapping[str, int | float]) -> list[tuple[object, ...]]:
+    head, *rows = memory.tier_table(stats)
+    bars = [
+        notebook.share_bar(stats[f"resident_bytes.{tier}.current"], stats[f"budget_bytes.{tier}"])
+        for tier in memory.TIERS
+    ]
+    return [(*head, "used"), *((*row, bar) for row, bar in zip(rows, bars, strict=True))]
+
+
+def _settings_table(config: Config) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = [("setting", "value", "from")]
+    for name in SETTINGS:
+        value = config.in_force.get(name, getattr(config, name))  # what the engine has chosen
+        shown = format_bytes(value) if name.endswith("_budget") and isinstance(value, int) else str(value)
+        rows.append((name, shown, config.origins.get(name, "default")))
+    return rows
 
 
 def enable(

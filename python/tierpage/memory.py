@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tierpage import advice, native, touching
+from tierpage import advice, native, notebook, touching
 from tierpage.session import Session, current_or_none
 from tierpage.system import format_bytes
 
@@ -23,6 +23,8 @@ LINKS = (
     ("host to nvme", "writeback_bytes.host_to_nvme"),
 )
 Number = int | float
+Table = list[tuple[str, ...]]  # the first row is the heading
+Part = str | Table
 _LEVELS = (".current", ".peak", ".max")
 _LEVEL_GROUPS = (
     "budget_bytes", "budget_seconds", "engaged", "locked_bytes", "ready_bytes", "reserved", "plan.", "recurrence.",
@@ -132,14 +134,33 @@ def where(tensor: torch.Tensor) -> Placement:
     )
 
 
+class Summary(str):
+    """A text of lines and tables, which a notebook shows as such."""
+
+    parts: tuple[Part, ...]
+
+    def __new__(cls, parts: Sequence[Part]) -> Summary:
+        lines = [line for part in parts for line in ([part] if isinstance(part, str) else format_table(part))]
+        self = super().__new__(cls, "\n".join(lines))
+        self.parts = tuple(parts)
+        return self
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)  # whoever reads a pickle of it may have no tierpage
+
+    def _repr_html_(self) -> str:
+        return notebook.page_of(self.parts)
+
+
 def memory_summary() -> str:
     """Text tables of tiers, links, stalls by cause and operator, predicted against measured, and what would have helped.
 
-    For printing or for a report. Returns the text, prints nothing.
+    For printing or for a report. Returns the text, prints nothing. As the last value of a notebook's cell it is shown
+    as tables.
     """
     session = current_or_none()
     if session is None:
-        return "tierpage is not enabled"
+        return Summary(["tierpage is not enabled"])
     with native.translated():
         most = session.runtime.stalled_most()
     title = f"{session.config.device}:{session.config.device_index}"
@@ -151,21 +172,16 @@ def summary_of(
     title: str,
     operators: Sequence[Mapping[str, Any]] = (),
     tags: Sequence[Mapping[str, Any]] = (),
-) -> str:
+) -> Summary:
     """The text of :func:`memory_summary` for given statistics; ``operators`` and ``tags`` waited longest, longest first."""
 
     def size(name: str) -> str:
         return format_bytes(stats.get(name, 0))
 
-    rows = [("tier", "in use", "peak", "budget")]
-    for tier in TIERS:
-        names = (f"resident_bytes.{tier}.current", f"resident_bytes.{tier}.peak", f"budget_bytes.{tier}")
-        budget = names[2] if names[2] in stats else f"{names[2]}.current"
-        rows.append((tier, size(names[0]), size(names[1]), size(budget)))
-    lines = [f"tierpage memory on {title}", *format_table(rows), ""]
-    lines += format_table([("link", "bytes moved"), *((label, size(name)) for label, name in LINKS)])
+    parts: list[Part] = [f"tierpage memory on {title}", tier_table(stats), ""]
+    parts.append([("link", "bytes moved"), *((label, size(name)) for label, name in LINKS)])
     stalled, longest = stats.get("stall_seconds.total", 0.0), stats.get("stall_seconds.max", 0.0)
-    lines += [
+    parts += [
         "",
         f"live tensors {size('live_bytes.current')} (peak {size('live_bytes.peak')}), pinned {size('pinned_bytes.current')}, "
         f"dirty {size('dirty_bytes.current')}",
@@ -178,12 +194,22 @@ def summary_of(
         f"out-of-memory errors {stats.get('num_ooms', 0)}, storage errors {stats.get('storage_errors.count', 0)}",
     ]
     if stats.get("stuck_transfers.current"):
-        lines.append(
+        parts.append(
             f"{stats['stuck_transfers.current']} transfers of {size('stuck_bytes.current')} hang, the oldest for "
             f"{stats['stuck_seconds.current']:.0f} s"
         )
-    lines += [*_written(stats), "", *_stalls(stats, operators, tags), "", *_predicted(stats)]
-    return "\n".join(lines)
+    parts += [*_written(stats), "", *_stalls(stats, operators, tags), "", *_predicted(stats)]
+    return Summary(parts)
+
+
+def tier_table(stats: Mapping[str, Number]) -> Table:
+    """Bytes in use, at most in use, and allowed, of each tier."""
+    rows: Table = [("tier", "in use", "peak", "budget")]
+    for tier in TIERS:
+        names = (f"resident_bytes.{tier}.current", f"resident_bytes.{tier}.peak", f"budget_bytes.{tier}")
+        budget = names[2] if names[2] in stats else f"{names[2]}.current"
+        rows.append((tier, *(format_bytes(stats.get(name, 0)) for name in (*names[:2], budget))))
+    return rows
 
 
 def _engaged(stats: Mapping[str, Number]) -> str:
@@ -209,22 +235,24 @@ def _written(stats: Mapping[str, Number]) -> list[str]:
 
 def _stalls(
     stats: Mapping[str, Number], operators: Sequence[Mapping[str, Any]], tags: Sequence[Mapping[str, Any]]
-) -> list[str]:
+) -> list[Part]:
     total = stats.get("stall_seconds.total", 0.0)
-    rows = [("Stalls", "waits", "seconds", "share")]
+    rows: Table = [("Stalls", "waits", "seconds", "share")]
     for cause in (*advice.CAUSES, "total"):
         seconds = stats.get(f"stall_seconds.{cause}", 0.0)
         count = str(stats.get(f"stall_count.{cause}", 0))
         rows.append((cause, count, f"{seconds:.3f}", f"{advice.share(seconds, total):.0%}"))
-    lines = format_table(rows)
+    parts: list[Part] = [rows]
     for what, known in (("operator", operators), ("tag", tags)):
         if known:
-            lines += ["", *_stalled_most(what, known)]
-    return lines
+            parts += ["", _stalled_most(what, known)]
+    return parts
 
 
-def _stalled_most(what: str, known: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [(f"{what} that waited", "waits", "seconds", "waited for", "predicted", "mostly", "would have helped")]
+def _stalled_most(what: str, known: Sequence[Mapping[str, Any]]) -> Table:
+    rows: Table = [
+        (f"{what} that waited", "waits", "seconds", "waited for", "predicted", "mostly", "would have helped")
+    ]
     for row in known[:_NAMES_SHOWN]:
         rows.append(
             (
@@ -237,12 +265,12 @@ def _stalled_most(what: str, known: Sequence[Mapping[str, Any]]) -> list[str]:
                 advice.help_for(row),
             )
         )
-    return format_table(rows)
+    return rows
 
 
-def _predicted(stats: Mapping[str, Number]) -> list[str]:
+def _predicted(stats: Mapping[str, Number]) -> list[Part]:
     now = advice.measured(stats)
-    rows = [("Predicted against measured", "predicted", "measured")]
+    rows: Table = [("Predicted against measured", "predicted", "measured")]
     rows.append(("uses that came as predicted", "100%", f"{advice.predicted_share(stats):.0%}"))
     for kind, value in advice.prefetch_shares(stats).items():
         rows.append((f"prefetches {kind}", "100%" if kind == "useful" else "0%", f"{value:.0%}"))
@@ -250,20 +278,21 @@ def _predicted(stats: Mapping[str, Number]) -> list[str]:
         pair = advice.moved(stats, what)
         if pair is not None:
             rows.append((f"{what} in a recurrence", format_bytes(pair[0]), format_bytes(pair[1])))
-    lines = [*format_table(rows), ""]
-    links = [(f"link, in {now.of}", "bytes", "busy s", "of the time", "GB/s")]
+    links: Table = [(f"link, in {now.of}", "bytes", "busy s", "of the time", "GB/s")]
     for link, label in advice.LINKS.items():
         size, busy = now.link_bytes[link], now.link_seconds[link]
         rate = f"{size / busy / 1e9:.2f}" if busy > 0 else "-"
         links.append((label, format_bytes(size), f"{busy:.3f}", f"{advice.share(busy, now.elapsed):.0%}", rate))
-    lines += [
-        *format_table(links),
+    parts: list[Part] = [
+        rows,
+        "",
+        links,
         f"{now.of}: {now.elapsed:.3f} s, waited {now.waited:.3f} s, all else {now.computing:.3f} s",
     ]
     advised = advice.advise(stats)
     if advised:
-        lines += ["", "What would have helped", *(f"- {line}" for line in advised)]
-    return lines
+        parts += ["", "What would have helped", *(f"- {line}" for line in advised)]
+    return parts
 
 
 def format_table(rows: Sequence[tuple[str, ...]]) -> list[str]:
