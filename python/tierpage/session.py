@@ -85,6 +85,7 @@ class Session:
             self.publisher.stop()
             self.notices.stop()
             self.loads.remove()
+            self.wrappers.remove()
             if attached:
                 self.launch_guard.close()
                 self.library.detach()
