@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import sys
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.jit._script import RecursiveScriptModule, ScriptModule
 
 from tierpage.safetensors_files import around_serialize_file
 
@@ -35,6 +37,7 @@ _STORAGE_CALLS = (
     "data_ptr", "resize_", "tolist", "__getitem__", "__setitem__", "copy_", "fill_", "clone", "byteswap",
     "_byteswap", "_write_file", "_set_from_file", "_share_filename_cpu_", "_share_fd_cpu_", "_share_cuda_",
 )  # fmt: skip
+_SCRIPT_CALLS = ("save", "save_to_buffer", "_save_for_lite_interpreter", "_save_to_buffer_for_lite_interpreter")
 
 
 def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
@@ -64,6 +67,9 @@ class Wrappers:
                 self._replace(torch.Tensor, name, self._around_tensor_property)
             for name in _STORAGE_CALLS:
                 self._replace(torch.UntypedStorage, name, self._around_storage_call)
+            for owner in (ScriptModule, RecursiveScriptModule):  # each has its own copy of them
+                for name in _SCRIPT_CALLS:
+                    self._replace(owner, name, self._around_script_save)
             self._replace(torch._C.PyTorchFileWriter, "write_record", self._around_write_record)
             for module in (torch, torch.utils.dlpack):
                 self._replace(module, "to_dlpack", self._around_tensor_call)
@@ -170,6 +176,24 @@ class Wrappers:
             if isinstance(data, torch.UntypedStorage):
                 touch(data)
             return original(self, name, data, *args)
+
+        return touched
+
+    def _around_script_save(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """C++ writes the memory of the module's tensors one after the other, as if each were an array over it."""
+
+        @functools.wraps(original)
+        def touched(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            storages = map(storage_of, itertools.chain(module.parameters(), module.buffers()))
+            addresses = [self._touch(storage) for storage in storages if storage is not None]
+            paged = [address for address in addresses if address]
+            for address in paged:
+                self._library.view(address, 1)
+            try:
+                return original(module, *args, **kwargs)
+            finally:
+                for address in paged:
+                    self._library.view(address, -1)
 
         return touched
 

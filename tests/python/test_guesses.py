@@ -48,7 +48,19 @@ def whole(tensors: list[torch.Tensor]) -> bool:
     return all(bool((tensor == i).all()) for i, tensor in enumerate(tensors))
 
 
-@pytest.mark.parametrize("how", ["deepcopy", "save", "pickle", "storage"])
+class Holder(torch.nn.Module):
+    """A module of many buffers."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        super().__init__()
+        for i, tensor in enumerate(tensors):
+            self.register_buffer(f"b{i}", tensor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "save", "script", "pickle", "storage"])
 def test_copies(paged: int, how: str) -> None:
     tensors = made(paged)
     if how == "deepcopy":
@@ -58,6 +70,12 @@ def test_copies(paged: int, how: str) -> None:
         torch.save(tensors, file)
         file.seek(0)
         copies = torch.load(file, map_location=harness.DEVICE)
+    elif how == "script":
+        file, missed = io.BytesIO(), harness.missed_accesses()
+        torch.jit.save(torch.jit.script(Holder(tensors)), file)
+        assert harness.missed_accesses() == missed
+        file.seek(0)
+        copies = list(torch.jit.load(file, map_location=harness.DEVICE).buffers())
     elif how == "pickle":
         copies = pickle.loads(pickle.dumps(tensors))
     else:
