@@ -142,6 +142,34 @@ TEST_F(Overflow, CopiesThatNvmeHasTooMakeRoomForIt) {
   EXPECT_EQ(full.pager.memory().device.overflow_bytes(), 2 * kPage);
 }
 
+// What only RAM holds is in the way of memory beyond the budget: NVMe takes it.
+TEST_F(Overflow, WhatFillsRamIsSpilledForIt) {
+  ManualWorld full(overflowing(2, 4, 32));
+  RegionId made[6];
+  for (RegionId& region : made) region = full.make();  // four of them lie in RAM only
+  ASSERT_EQ(full.pager.memory().used(Tier::kHost), 4 * kPage);
+  const SlotId slot = full.pager.add_slot();
+  full.pager.allocate(slot, {3 * kPage, 0, 0, true});
+  full.settle();
+  full.complete_all();
+  EXPECT_EQ(full.pager.outcome(slot), Outcome::kGranted);
+  EXPECT_EQ(full.pager.memory().device.overflow_bytes(), kPage);
+  full.end(slot);
+  for (const RegionId region : made) EXPECT_TRUE(full.page(region).has_content());
+}
+
+TEST_F(Overflow, NothingIsSpilledThatWouldNotBeEnough) {
+  ManualWorld full(overflowing(2, 4, 1));
+  RegionId made[6];
+  for (RegionId& region : made) region = full.make();
+  const SlotId slot = full.pager.add_slot();
+  full.pager.allocate(slot, {4 * kPage, 0, 0, true});
+  full.settle();
+  full.complete_all();
+  EXPECT_EQ(full.pager.outcome(slot), Outcome::kFailed);
+  EXPECT_EQ(full.pager.memory().used(Tier::kHost), 4 * kPage);
+}
+
 // Interleaving 5: each of two operators fits, and together they hold all that there is.
 TEST_F(Overflow, TwoWhoHoldAndWaitBothGoOn) {
   const SlotId first = world.pager.add_slot(), second = world.pager.add_slot();

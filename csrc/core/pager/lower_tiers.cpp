@@ -1,6 +1,7 @@
 #include "core/pager/lower_tiers.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace tierpage {
 namespace {
@@ -142,6 +143,29 @@ void LowerTiers::spill_to_shrink(bool read_ones, Goes&& goes) {
     if (!goes(page) || !memory_.nvme.can_take(page.bytes) || mostly_read(page.region) != read_ones) continue;
     movements_.start_spill(id);
   }
+}
+
+bool LowerTiers::spill_for(uint64_t bytes) {
+  if (spill_blocked_ || nvme_blocked_) return false;
+  const uint64_t there = memory_.host.unused_bytes() + memory_.device.spare_bytes() + redundant_host_bytes();
+  std::vector<PageId> chosen;
+  uint64_t room = 0;
+  for (const bool read_ones : {true, false}) {
+    for (const PageId id : memory_.pages.ids()) {
+      const Page& page = memory_.pages[id];
+      if (there + room >= bytes) break;
+      if (!only_in_host(id) || mostly_read(page.region) != read_ones) continue;
+      if (room + page.bytes > memory_.nvme.free_bytes()) continue;
+      chosen.push_back(id);
+      room += page.bytes;
+    }
+  }
+  if (chosen.empty() || there + room < bytes) return false;
+  for (const PageId id : chosen) {
+    if (movements_.under_way() >= kSpillsAtOnce || !memory_.nvme.can_take(memory_.pages[id].bytes)) break;
+    movements_.start_spill(id);
+  }
+  return movements_.under_way() > 0;
 }
 
 // Copies in HOST of pages that the plan keeps in DEVICE serve nobody, and NVMe is slower than HOST: a page that would

@@ -62,6 +62,9 @@ class LowerTiers {
   bool keeps_in_host(const Page& page, const LeavingPass& pass);
   void shrink_host();                   // to a smaller budget, and to the beginning of RAM
   bool make_host_room(uint64_t bytes);  // by dropping copies that another tier has too
+  // Starts to spill what is in the way of so many unused bytes of RAM, past the budget of writes: an operator cannot go
+  // on without. Starts nothing, and says so, where all that may go would not be enough.
+  bool spill_for(uint64_t bytes);
 
   // --- room ---------------------------------------------------------------------------------------------------------
   // Where dirty pages could be written down, now or after dropping redundant copies, beside those that leave already.

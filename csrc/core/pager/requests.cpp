@@ -347,7 +347,7 @@ void Requests::help_if_stuck() {
     if (slot.order == 0) return;  // it runs and will end
     if (!youngest_holder.valid() || slot.age > slots_[youngest_holder.value].age) youngest_holder = SlotId(i);
   }
-  if (let_overflow(slots_[waiting_.front().value])) return;
+  if (let_overflow(slots_[waiting_.front().value]) || spill_for_overflow(slots_[waiting_.front().value])) return;
   if (const Slot& oldest = slots_[waiting_.front().value]; needed_bytes(oldest) > memory_.device.capacity_bytes()) {
     fail(waiting_.front(), too_large(oldest, needed_bytes(oldest)));  // for whatever the others let go
     return;
@@ -369,21 +369,33 @@ bool Requests::has_overflow_memory(uint64_t bytes) {
   return memory_.may_overflow(bytes);
 }
 
-bool Requests::let_overflow(Slot& slot) {
-  uint64_t missing = 0, least = 0;
+Requests::Missing Requests::missing_pages(const Slot& slot) const {
+  Missing missing;
   for (const Wanted& wanted : slot.wanted) {
     const Page& page = memory_.pages[wanted.page];
     if (page.is_valid(Tier::kDevice)) continue;
-    missing += page.bytes;
-    least = least == 0 ? page.bytes : std::min(least, page.bytes);
+    missing.bytes += page.bytes;
+    missing.least = missing.least == 0 ? page.bytes : std::min(missing.least, page.bytes);
   }
+  return missing;
+}
+
+bool Requests::let_overflow(Slot& slot) {
+  const Missing missing = missing_pages(slot);
   const uint64_t lent = memory_.device.overflow_bytes();
-  if (slot.overflows || least == 0 || !has_overflow_memory(least)) return false;
+  if (slot.overflows || missing.bytes == 0 || !has_overflow_memory(missing.least)) return false;
   slot.overflows = true;
   wants_planning_ = true;
   ++memory_.stats.overflows;
-  last_overflow_ = {slot.name, memory_.device.used_bytes() + lent + missing};
+  last_overflow_ = {slot.name, memory_.device.used_bytes() + lent + missing.bytes};
   return true;
+}
+
+// True: room in HOST is being made, and the request is looked at again when that has ended.
+bool Requests::spill_for_overflow(const Slot& slot) {
+  const Missing missing = missing_pages(slot);
+  if (!memory_.config.overflow || missing.bytes == 0) return false;
+  return lower_.spill_for(missing.least + memory_.config.frame_bytes_max);
 }
 
 void Requests::fail_those_for(PageId page, const Status& status) {

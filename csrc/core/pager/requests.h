@@ -132,6 +132,12 @@ class Requests {
   Status too_large(const Slot& slot, uint64_t bytes) const;
   Status out_of_memory(const Slot& slot) const;
   bool let_overflow(Slot& slot);
+  bool spill_for_overflow(const Slot& slot);
+  struct Missing {
+    uint64_t bytes = 0;  // that are not in DEVICE
+    uint64_t least = 0;  // of one of these pages
+  };
+  Missing missing_pages(const Slot& slot) const;
   bool has_overflow_memory(uint64_t bytes);
   uint64_t needed_bytes(const Slot& slot) const;  // of all pages that it wants, wherever they are
 
