@@ -19,7 +19,7 @@ BUILD_PACKAGES=("scikit-build-core>=0.11" "pybind11>=2.13" ninja "nvidia-cuda-ru
 KVIKIO_PACKAGES=("libkvikio-cu13==26.10.*" "rapids-logger==0.3.*" nvidia-cufile)
 TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen "safetensors>=0.5" matplotlib)
 TEST_PROGRAMS=(ruff mypy "clang-format==23.1.5")
-PYTHON_SOURCES=(bench python tests/python tests/tidy.py tools)
+PYTHON_SOURCES=(bench python tests/compat tests/python tests/tidy.py tools)
 TEST_SYSTEM_PACKAGES=(/usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build clang++=clang clang-tidy=clang-tidy)
 JOBS=${JOBS:-$(nproc)}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
