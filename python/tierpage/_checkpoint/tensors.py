@@ -1,4 +1,4 @@
-"""Makes tensors of an open checkpoint file, on the paged device: backed by the file, converted from it, or read at once."""
+"""Makes tensors of an open checkpoint file on the paged device: backed by the file, converted, or read at once."""
 
 from __future__ import annotations
 
