@@ -66,8 +66,12 @@ def rows(count: int) -> list[dict[str, list[int]]]:
     return [{"input_ids": row, "labels": row} for row in ids]
 
 
+def make_loader() -> Any:
+    return torch.utils.data.DataLoader(rows(6), batch_size=2, collate_fn=transformers.default_data_collator)
+
+
 def test_every_block_has_a_test() -> None:
-    assert RECIPES.count("```python") == len(BLOCKS) == 3
+    assert RECIPES.count("```python") == len(BLOCKS) == 4
 
 
 def test_inference(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,11 +87,19 @@ def test_trainer(data: Path) -> None:
     assert "tierpage_fetched_bytes" in state["log_history"][0]
 
 
+def test_lora(data: Path) -> None:
+    pytest.importorskip("peft")
+    batches = [{name: value.to(harness.DEVICE) for name, value in batch.items()} for batch in make_loader()]
+    names = run("LoRA with PEFT", data, loader=batches)
+    trained = [parameter for parameter in names["model"].parameters() if parameter.requires_grad]
+    frozen = [parameter for parameter in names["model"].parameters() if not parameter.requires_grad]
+    assert all(tierpage.where(parameter).checkpoint >= tierpage.where(parameter).bytes for parameter in frozen)
+    assert any(bool(parameter.any()) for parameter in trained[1::2])  # the second matrix of an adapter begins as zero
+    assert (data / "adapter" / "adapter_model.safetensors").exists()
+
+
 def test_accelerate(data: Path) -> None:
-    loader = torch.utils.data.DataLoader(
-        rows(6), batch_size=2, collate_fn=transformers.default_data_collator, pin_memory=False
-    )
-    names = run("A loop of your own with accelerate", data, loader=loader)
+    names = run("A loop of your own with accelerate", data, loader=make_loader())
     assert all(tierpage.where(parameter).paged for parameter in names["model"].parameters())
     assert (data / "run" / "model.safetensors").exists()
     names["accelerator"].load_state(str(data / "run"))
