@@ -18,7 +18,7 @@ BUILD_PACKAGES=("scikit-build-core>=0.11" "pybind11>=2.13" ninja "nvidia-cuda-ru
 # What the optional extension _kvikio needs (10 MB, without what kvikio brings along: nothing here may move torch's CUDA).
 KVIKIO_PACKAGES=("libkvikio-cu13==26.10.*" "rapids-logger==0.3.*" nvidia-cufile)
 TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen "safetensors>=0.5" matplotlib)
-# With what they need about 50 MB. transformers asks for no torch, and the others are content with the one that is there.
+# Pinned, since tierpage.transformers replaces names inside of the first. They are content with the torch that is there.
 TEST_LIBRARIES=("transformers==5.24.0" "accelerate==1.15.0" "peft==0.21.2")
 TEST_PROGRAMS=(ruff mypy "clang-format==23.1.5")
 PYTHON_SOURCES=(bench python tests/python tests/tidy.py tools)
