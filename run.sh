@@ -18,6 +18,8 @@ BUILD_PACKAGES=("scikit-build-core>=0.11" "pybind11>=2.13" ninja "nvidia-cuda-ru
 # What the optional extension _kvikio needs (10 MB, without what kvikio brings along: nothing here may move torch's CUDA).
 KVIKIO_PACKAGES=("libkvikio-cu13==26.10.*" "rapids-logger==0.3.*" nvidia-cufile)
 TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen "safetensors>=0.5" matplotlib)
+# Pinned, since tierpage.transformers replaces names inside of the first. They are content with the torch that is there.
+TEST_LIBRARIES=("transformers==5.24.0" "accelerate==1.15.0" "peft==0.21.2")
 TEST_PROGRAMS=(ruff mypy "clang-format==23.1.5")
 PYTHON_SOURCES=(bench python tests/compat tests/python tests/tidy.py tools)
 TEST_SYSTEM_PACKAGES=(/usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build clang++=clang clang-tidy=clang-tidy)
@@ -199,6 +201,7 @@ run_tests() {
   kvikio_packages
   phase "environment and package" setup
   "$VENV/bin/pip" install -q "${TEST_PACKAGES[@]}"
+  "$VENV/bin/pip" install -q --no-compile "${TEST_LIBRARIES[@]}"  # most of their files are never imported
   # An environment that inherits counts a program of the outer Python as installed, and leaves .venv/bin without it.
   "$VENV/bin/pip" install -q --ignore-installed "${TEST_PROGRAMS[@]}"
   mkdir -p build

@@ -299,7 +299,7 @@ def test_tied_weights_stay_tied(switch_on: Callable[..., str], names: list[str],
 def test_dtype_conversion(
     switch_on: Callable[..., str], dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tierpage._checkpoint.loading._PIECE_BYTES", 64 * 1024)
+    monkeypatch.setattr("tierpage._checkpoint.tensors._PIECE_BYTES", 64 * 1024)
     torch.manual_seed(2)
     reference = Model(layers=2, width=320)
     path = tmp_path / "weights.safetensors"

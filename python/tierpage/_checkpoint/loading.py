@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from tierpage import native
 from tierpage._checkpoint.files import CheckpointFile, StoredTensor, open_checkpoint
+from tierpage._checkpoint.tensors import FileTensors
 from tierpage.errors import ConfigError, TierpageWarning
 from tierpage.progress import progress
 from tierpage.session import Session, current
@@ -24,7 +24,6 @@ __all__ = ["load"]
 
 _GROUP_BYTES = 8 * 1024**2  # small tensors that lie near each other are read together
 _GROUP_GAP_BYTES = 64 * 1024
-_PIECE_BYTES = 16 * 1024**2  # of a tensor that is converted
 _NAMES_SHOWN = 5
 _NOTHING = torch.empty(0)
 
@@ -74,7 +73,7 @@ def load(
         with progress("loading", count) as advance:
             for file in files:
                 tensors.update(dict.fromkeys(file.tensors, _NOTHING))  # messages name tensors in the file's order
-                for name, tensor in _Reader(session, file, wanted).tensors():
+                for name, tensor in _tensors_of(session, file, wanted):
                     tensors[name] = tensor
                     advance(name)
     finally:
@@ -118,70 +117,13 @@ class _Wanted:
             tensors.update(dict.fromkeys(names, tensor))
 
 
-class _Reader:
-    """Makes the tensors of one file."""
-
-    def __init__(self, session: Session, file: CheckpointFile, wanted: _Wanted) -> None:
-        config = session.config
-        self._runtime = session.runtime
-        self._library = session.library
-        self._file = file
-        self._wanted = wanted
-        self._sourced_bytes_min = max(1, config.min_paged_bytes)
-        self._device = (
-            torch.device("cpu") if config.device == "cpu" else torch.device(config.device, config.device_index)
-        )
-        self._place = 0
-
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        stored = list(self._file.tensors.values())
-        large = [tensor for tensor in stored if tensor.bytes >= self._sourced_bytes_min]
-        small = [tensor for tensor in stored if tensor.bytes < self._sourced_bytes_min]
-        if large:
-            with native.translated():
-                file = self._file
-                self._place = self._runtime.add_source(file.descriptor, str(file.path), file.bytes, file.modified_ns)
-        try:
-            for tensor in large:
-                same = self._wanted.dtype(tensor) == tensor.dtype
-                yield tensor.name, self._sourced(tensor) if same else self._converted(tensor)
-        finally:
-            if large:
-                self._runtime.let_source_go(self._place)
-        for group in _groups(small):
-            yield from self._read_now(group)
-
-    def _sourced(self, stored: StoredTensor) -> torch.Tensor:
-        tensor = torch.empty(0, dtype=stored.dtype, device=self._device)
-        self._library.fill_storage(tensor.untyped_storage(), self._place + stored.offset, stored.bytes)
-        # A pure view uses nothing, where set_ would; `data` is no view to autograd.
-        return tensor.as_strided(stored.shape, _strides(stored.shape)).data
-
-    def _converted(self, stored: StoredTensor) -> torch.Tensor:
-        target = torch.empty(stored.shape, dtype=self._wanted.dtype(stored), device=self._device)
-        flat = target.view(-1)
-        buffer = bytearray(min(_PIECE_BYTES, stored.bytes))
-        for start in range(0, stored.bytes, _PIECE_BYTES):
-            size = min(_PIECE_BYTES, stored.bytes - start)
-            with native.translated():
-                self._runtime.read_source(self._place + stored.offset + start, memoryview(buffer)[:size])
-            piece = torch.frombuffer(buffer, dtype=stored.dtype, count=size // stored.dtype.itemsize)
-            first = start // stored.dtype.itemsize
-            flat[first : first + piece.numel()].copy_(piece)
-        return target
-
-    def _read_now(self, group: list[StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        start = group[0].offset
-        buffer = bytearray(group[-1].offset + group[-1].bytes - start)
-        self._file.read(start, memoryview(buffer))
-        for stored in group:
-            target = torch.empty(stored.shape, dtype=self._wanted.dtype(stored), device=self._device)
-            if stored.bytes > 0:
-                # Into memory of its own first: a tensor begins anywhere in the buffer, and kernels want it aligned.
-                first = stored.offset - start
-                content = bytearray(buffer[first : first + stored.bytes])
-                target.copy_(torch.frombuffer(content, dtype=stored.dtype).view(stored.shape))
-            yield stored.name, target
+def _tensors_of(session: Session, file: CheckpointFile, wanted: _Wanted) -> Iterator[tuple[str, torch.Tensor]]:
+    with FileTensors(session, file) as made:
+        for stored in file.tensors.values():
+            if made.is_sourced(stored):
+                yield stored.name, made.whole(stored, wanted.dtype(stored))
+    for group in _groups([stored for stored in file.tensors.values() if not made.is_sourced(stored)]):
+        yield from made.read_now(group, wanted.dtype)
 
 
 def _groups(tensors: list[StoredTensor]) -> Iterator[list[StoredTensor]]:
@@ -195,13 +137,6 @@ def _groups(tensors: list[StoredTensor]) -> Iterator[list[StoredTensor]]:
         group.append(tensor)
     if group:
         yield group
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides = [1]
-    for size in reversed(shape[1:]):
-        strides.append(strides[-1] * max(size, 1))
-    return tuple(reversed(strides))[: len(shape)] if shape else ()
 
 
 def _warn_of_meta(model: torch.nn.Module) -> None:
