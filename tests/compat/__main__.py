@@ -32,8 +32,14 @@ def table(rows: list[shelf.Row]) -> str:
     for row in rows:
         one = row.program
         library = f"{one.library} {one.library_version()}"
-        lines.append(f"| {library} | `{one.name}` | {one.about} | {'equal' if not row.trouble else 'no'} |")
+        lines.append(f"| {library} | `{one.name}` | {one.about} | {outcome(row)} |")
     return "\n".join(lines) + "\n"
+
+
+def outcome(row: shelf.Row) -> str:
+    if row.trouble:
+        return "no"
+    return "equal" if row.repeats else "plain runs differ as well"
 
 
 def write(path: Path, text: str) -> None:
@@ -59,7 +65,7 @@ def main() -> int:
     for configuration in chosen.configuration:
         for row in shelf.rows_of(results, programs, configuration):
             times = f"{row.plain_seconds:6.2f} s plain {row.paged_seconds:6.2f} s paged {row.faults:6d} faults"
-            print(f"{row.program.name:28} {configuration:14} {times}  {row.trouble or 'equal'}", flush=True)
+            print(f"{row.program.name:28} {configuration:14} {times}  {row.trouble or outcome(row)}", flush=True)
             rows.append(row)
     if chosen.write is not None:
         write(chosen.write, table([row for row in rows if row.configuration == chosen.configuration[0]]))

@@ -44,7 +44,8 @@ class Row:
 
     program: Program
     configuration: str
-    trouble: str  # empty: equal bits, and pages moved
+    trouble: str  # empty: equal bits, or there are none to compare; and pages moved
+    repeats: bool  # a plain run has the bits of another one, as far as that was looked at
     faults: int
     plain_seconds: float
     paged_seconds: float
@@ -91,7 +92,9 @@ def rows_of(results: Results, programs: list[Program], configuration: str) -> li
     for one in programs:
         plain, paged = plain_runs[one.name], paged_runs[one.name]
         trouble = trouble_of(plain, paged)
-        if trouble.startswith("other bits") and differences(plain.values, results.of("plain_2")[one.name].values):
-            trouble = ""  # a plain run differs from another one as well
-        rows.append(Row(one, configuration, trouble, paged.faults, plain.seconds, paged.seconds))
+        repeats = True
+        if trouble.startswith("other bits"):
+            repeats = not differences(plain.values, results.of("plain_2")[one.name].values)
+            trouble = trouble if repeats else ""
+        rows.append(Row(one, configuration, trouble, repeats, paged.faults, plain.seconds, paged.seconds))
     return rows

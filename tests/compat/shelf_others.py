@@ -223,3 +223,40 @@ def torchao_int8_weights(run: Run) -> Values:
             values[f"turn_{turn}"] = model(torch.randn(4, WIDTH).to(run.device))
             run.between()
     return values
+
+
+@program("trl", "supervised fine-tuning of adapters, as its trainer does it")
+def trl_sft(run: Run) -> Values:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from shelf_transformers import VOCABULARY, llama
+    from trl import SFTConfig, SFTTrainer
+
+    rows = torch.randint(3, VOCABULARY, (16, 20), generator=torch.Generator().manual_seed(7)).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments: dict[str, Any] = {
+            "output_dir": folder, "max_steps": 3, "per_device_train_batch_size": 4, "report_to": [], "logging_steps": 1,
+            "disable_tqdm": True, "use_cpu": run.device == "cpu", "dataset_kwargs": {"skip_prepare_dataset": True},
+            "bf16": False,
+        }  # fmt: skip
+        adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        trainer = SFTTrainer(
+            llama(run).train(),
+            args=SFTConfig(**arguments),
+            train_dataset=Dataset.from_dict({"input_ids": rows}),
+            peft_config=adapter,
+            processing_class=tokenizer(),
+        )
+        trainer.train()
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        return {"losses": losses, "parameters": dict(trainer.model.named_parameters())}
+
+
+def tokenizer() -> Any:
+    """Words of one letter, made here: nothing is fetched from anywhere."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}, unk_token="<pad>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>")

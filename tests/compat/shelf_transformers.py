@@ -231,3 +231,109 @@ def trainer_resumes(run: Run) -> Values:
         second.train(resume_from_checkpoint=f"{folder}/checkpoint-2")
         losses = [row["loss"] for row in second.state.log_history if "loss" in row]
         return {"losses": losses, "once": dict(model.named_parameters()), "resumed": dict(fresh.named_parameters())}
+
+
+@program("transformers", "two encoders and the products of all their pairs")
+def train_contrastive(run: Run) -> Values:
+    text = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 256, "num_hidden_layers": 2}
+    image = {"hidden_size": WIDTH, "intermediate_size": 256, "num_hidden_layers": 2, "image_size": 32, "patch_size": 8}
+    heads = {"num_attention_heads": 4}
+    config = library().CLIPConfig(
+        text_config=text | heads | {"max_position_embeddings": 32, "eos_token_id": 2},
+        vision_config=image | heads,
+        projection_dim=64,
+    )
+    model = library().CLIPModel(config).to(run.device).train()
+    batches = [
+        {"input_ids": tokens(run, 3, 12), "pixel_values": torch.randn(3, 3, 32, 32).to(run.device), "return_loss": True}
+        for _ in range(2)
+    ]
+    return trained(run, model, batches)
+
+
+@program("transformers", "convolutions over sound, alignments of unknown length")
+def train_speech(run: Run) -> Values:
+    config = library().Wav2Vec2Config(
+        vocab_size=32, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        conv_dim=(32, 32), conv_kernel=(10, 3), conv_stride=(5, 2), num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4, mask_time_prob=0.0, layerdrop=0.0,
+    )  # fmt: skip
+    model = library().Wav2Vec2ForCTC(config).to(run.device).train()
+    batches = [
+        {"input_values": torch.randn(2, 800).to(run.device), "labels": torch.randint(1, 32, (2, 6)).to(run.device)}
+        for _ in range(2)
+    ]
+    return trained(run, model, batches)
+
+
+@program("transformers", "windows of an image that are shifted and joined")
+def train_shifted_windows(run: Run) -> Values:
+    config = library().SwinConfig(
+        image_size=32, patch_size=4, embed_dim=32, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=10
+    )
+    model = library().SwinForImageClassification(config).to(run.device).train()
+    batches = [
+        {"pixel_values": torch.randn(2, 3, 32, 32).to(run.device), "labels": torch.randint(0, 10, (2,)).to(run.device)}
+        for _ in range(2)
+    ]
+    return trained(run, model, batches)
+
+
+@program("transformers", "a label for each pixel, interpolated")
+def train_pixel_labels(run: Run) -> Values:
+    config = library().SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[32, 64], num_attention_heads=[1, 2],
+        patch_sizes=[7, 3], strides=[4, 2], mlp_ratios=[2, 2], decoder_hidden_size=64, num_labels=4,
+    )  # fmt: skip
+    model = library().SegformerForSemanticSegmentation(config).to(run.device).train()
+    batches = [
+        {
+            "pixel_values": torch.randn(1, 3, 32, 32).to(run.device),
+            "labels": torch.randint(0, 4, (1, 32, 32)).to(run.device),
+        }
+        for _ in range(2)
+    ]
+    return trained(run, model, batches)
+
+
+@program("transformers", "keys and values out of one small latent, experts beside shared ones")
+def generate_latent_attention(run: Run) -> Values:
+    config = library().DeepseekV3Config(
+        **(TINY | {"num_key_value_heads": 4}), moe_intermediate_size=64, n_routed_experts=8, n_shared_experts=1,
+        num_experts_per_tok=2, n_group=2, topk_group=1, first_k_dense_replace=1, q_lora_rank=32, kv_lora_rank=32,
+        qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=32,
+    )  # fmt: skip
+    model = library().DeepseekV3ForCausalLM(config).to(run.device).eval()
+    return generated(run, model, tokens(run, 2, 9), do_sample=False)
+
+
+@program("transformers", "layers that look near and layers that look far, each with its own cache")
+def generate_near_and_far(run: Run) -> Values:
+    config = library().Gemma3TextConfig(**TINY, head_dim=32, sliding_window=6, query_pre_attn_scalar=32)
+    model = library().Gemma3ForCausalLM(config).to(run.device).eval()
+    return generated(run, model, tokens(run, 2, 9), do_sample=False)
+
+
+@program("transformers", "sixteen small experts and their balance in the loss")
+def train_many_experts(run: Run) -> Values:
+    config = library().Qwen2MoeConfig(
+        **TINY, num_experts=16, num_experts_per_tok=4, moe_intermediate_size=64, shared_expert_intermediate_size=128,
+        output_router_logits=True,
+    )  # fmt: skip
+    model = library().Qwen2MoeForCausalLM(config).to(run.device).train()
+    return trained(run, model, text_batches(run, 2))
+
+
+@program("transformers", "an optimizer whose state is rows and columns")
+def train_adafactor(run: Run) -> Values:
+    model = llama(run).train()
+    optimizer = library().Adafactor(model.parameters(), lr=None, relative_step=True, warmup_init=True)
+    losses = []
+    for batch in text_batches(run):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        run.between()
+    return {"losses": losses, "parameters": dict(model.named_parameters())}
