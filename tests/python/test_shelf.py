@@ -24,7 +24,7 @@ def rows(device: str, request: pytest.FixtureRequest) -> dict[str, shelf.Row]:
     wanted = {
         item.callspec.params["name"]
         for item in request.session.items
-        if hasattr(item, "callspec") and item.path == request.path
+        if hasattr(item, "callspec") and item.path == request.path and "name" in item.callspec.params
     }
     programs = [one for one in shelf.PROGRAMS if one.name in wanted and not one.missing()]
     with pytest.MonkeyPatch.context() as patch:
