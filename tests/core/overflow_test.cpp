@@ -158,6 +158,45 @@ TEST_F(Overflow, WhatFillsRamIsSpilledForIt) {
   for (const RegionId region : made) EXPECT_TRUE(full.page(region).has_content());
 }
 
+// A spill that fails is tried again, of the same page or another. A disk that stays broken is what the request is told.
+TEST_F(Overflow, ASpillThatFailsIsTriedAgainAndThenTheErrorOfTheRequest) {
+  const TransferResult broken{Status::error(StatusCode::kStorageError, "injected"), false, false};
+  for (const int failures : {2, 100}) {
+    ManualWorld full(overflowing(2, 4, 32));
+    for (int i = 0; i < 6; ++i) (void)full.make();
+    const SlotId slot = full.pager.add_slot();
+    full.pager.allocate(slot, {3 * kPage, 0, 0, true});
+    full.settle();
+    int failed = 0;
+    while (!full.actions.empty()) {
+      const bool fails = full.actions.front().kind == ActionKind::kSpill && failed < failures;
+      failed += fails;
+      full.finish(0, fails ? broken : TransferResult{});
+    }
+    EXPECT_EQ(full.pager.outcome(slot), failures == 2 ? Outcome::kGranted : Outcome::kFailed);
+    EXPECT_EQ(full.pager.failure(slot).code, failures == 2 ? StatusCode::kOk : StatusCode::kStorageError);
+    EXPECT_EQ(full.pager.memory().stats.storage_errors, static_cast<uint64_t>(failed));
+    EXPECT_TRUE(failures == 2 ? failed == 2 : failed >= 3) << failed;
+  }
+}
+
+// A spill for a smaller RAM budget is nobody's error, also while an operator waits for something else.
+TEST_F(Overflow, ASpillThatNobodyWaitsForFailsNoRequest) {
+  ManualWorld full(overflowing(2, 4, 32));
+  RegionId made[6];
+  for (RegionId& region : made) region = full.make();
+  full.pager.set_capacity(Tier::kHost, kPage);
+  full.settle();
+  const SlotId slot = full.pager.add_slot();
+  full.begin(slot, {{made[0], kRead}});
+  ASSERT_EQ(full.pager.outcome(slot), Outcome::kWait);
+  ASSERT_GE(full.count(ActionKind::kSpill), 3u);
+  while (full.count(ActionKind::kSpill) > 0) {
+    full.complete(ActionKind::kSpill, {Status::error(StatusCode::kStorageError, "injected"), false, false});
+  }
+  EXPECT_NE(full.pager.outcome(slot), Outcome::kFailed) << full.pager.failure(slot).message;
+}
+
 TEST_F(Overflow, NothingIsSpilledThatWouldNotBeEnough) {
   ManualWorld full(overflowing(2, 4, 1));
   RegionId made[6];

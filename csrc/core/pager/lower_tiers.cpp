@@ -79,17 +79,14 @@ uint64_t LowerTiers::redundant_host_bytes() const {
   return bytes;
 }
 
-// Drops HOST copies that another tier holds too: first of pages that are in DEVICE (their return costs nothing until
-// they leave), then of pages that are in NVMe, last of pages that a waiting operator needs. Drops nothing unless it is
-// enough.
-bool LowerTiers::make_host_room(uint64_t bytes) {
+// First copies of pages that are in DEVICE (their return costs nothing until they leave), then of pages that are in
+// NVMe, last of pages that a waiting operator needs.
+bool LowerTiers::drop_host_copies(uint64_t bytes) {
   std::vector<PageId> chosen;
-  if (memory_.host.capacity_bytes() < bytes) return false;
-  uint64_t room = memory_.host.usable_bytes();
-  const uint64_t needed = memory_.host.used_bytes() + bytes;
+  uint64_t dropped = 0;
   const uint32_t count = memory_.pages.size();
-  for (int round = 0; round < 3 && room < needed; ++round) {
-    for (uint32_t step = 0; step < count && room < needed; ++step) {
+  for (int round = 0; round < 3 && dropped < bytes; ++round) {
+    for (uint32_t step = 0; step < count && dropped < bytes; ++step) {
       const PageId id((host_hand_ + step) % count);
       if (!memory_.pages.exists(id)) continue;
       const Page& page = memory_.pages[id];
@@ -97,14 +94,22 @@ bool LowerTiers::make_host_room(uint64_t bytes) {
       const bool above = page.is_valid(Tier::kDevice) && !page.leaving;
       if (round != (page.claim != 0 ? 2 : above ? 0 : 1)) continue;
       chosen.push_back(id);
-      room += page.bytes;
+      dropped += page.bytes;
     }
   }
-  if (room < needed) return false;
+  if (dropped < bytes) return false;
   for (const PageId id : chosen) {
     memory_.drop_lower(memory_.pages[id], Tier::kHost);
     host_hand_ = id.value + 1;
   }
+  return true;
+}
+
+bool LowerTiers::make_host_room(uint64_t bytes) {
+  if (memory_.host.capacity_bytes() < bytes) return false;
+  const uint64_t usable = memory_.host.usable_bytes();
+  const uint64_t needed = memory_.host.used_bytes() + bytes;
+  if (needed > usable && !drop_host_copies(needed - usable)) return false;
   return memory_.host.can_take(bytes);
 }
 
@@ -131,12 +136,12 @@ void LowerTiers::shrink_host() {
   for (const bool beyond : {true, false}) {
     if (beyond && !memory_.host.reaches_beyond()) continue;
     for (const bool read_ones : {true, false})
-      spill_to_shrink(read_ones, [&](const Page& page) { return goes(page, beyond); });
+      start_spills(read_ones, [&](const Page& page) { return goes(page, beyond); });
   }
 }
 
 template <class Goes>
-void LowerTiers::spill_to_shrink(bool read_ones, Goes&& goes) {
+void LowerTiers::start_spills(bool read_ones, Goes&& goes) {
   for (const PageId id : memory_.pages.ids()) {
     if (movements_.under_way() >= kSpillsAtOnce || spill_blocked_) return;
     const Page& page = memory_.pages[id];
@@ -146,26 +151,18 @@ void LowerTiers::spill_to_shrink(bool read_ones, Goes&& goes) {
 }
 
 bool LowerTiers::spill_for(uint64_t bytes) {
-  if (spill_blocked_ || nvme_blocked_) return false;
-  const uint64_t there = memory_.host.unused_bytes() + memory_.device.spare_bytes() + redundant_host_bytes();
-  std::vector<PageId> chosen;
-  uint64_t room = 0;
-  for (const bool read_ones : {true, false}) {
-    for (const PageId id : memory_.pages.ids()) {
-      const Page& page = memory_.pages[id];
-      if (there + room >= bytes) break;
-      if (!only_in_host(id) || mostly_read(page.region) != read_ones) continue;
-      if (room + page.bytes > memory_.nvme.free_bytes()) continue;
-      chosen.push_back(id);
-      room += page.bytes;
-    }
+  uint64_t redundant = 0, spilled = 0;
+  for (const PageId id : memory_.pages.ids()) {
+    const Page& page = memory_.pages[id];
+    if (Memory::host_copy_redundant(page)) redundant += page.bytes;
+    if (only_in_host(page) && spilled + page.bytes <= memory_.nvme.free_bytes()) spilled += page.bytes;
   }
-  if (chosen.empty() || there + room < bytes) return false;
-  for (const PageId id : chosen) {
-    if (movements_.under_way() >= kSpillsAtOnce || !memory_.nvme.can_take(memory_.pages[id].bytes)) break;
-    movements_.start_spill(id);
-  }
-  return movements_.under_way() > 0;
+  if (redundant + spilled < bytes) return false;
+  const auto goes = [&](const Page& page) {
+    return only_in_host(page) && redundant + movements_.spilling_bytes() < bytes;
+  };
+  for (const bool read_ones : {true, false}) start_spills(read_ones, goes);
+  return movements_.spilling_bytes() > 0;
 }
 
 // Copies in HOST of pages that the plan keeps in DEVICE serve nobody, and NVMe is slower than HOST: a page that would
@@ -198,8 +195,7 @@ bool LowerTiers::take_idle_copies_place(uint64_t bytes, const LeavingPass& pass)
 }
 
 // What would have to be spilled before HOST has room: its only copy is there, and nobody asks for it.
-bool LowerTiers::only_in_host(PageId id) const {
-  const Page& page = memory_.pages[id];
+bool LowerTiers::only_in_host(const Page& page) {
   return page.only_in(Tier::kHost) && page.movement == Movement::kNone && page.claim == 0;
 }
 
@@ -228,14 +224,15 @@ bool LowerTiers::spill_in_place_of(PageId leaving, LeavingPass& pass, uint64_t c
   if (movements_.spilling_bytes() >= kSpillsAtOnce * bytes) return true;
   if (!memory_.nvme.can_take(bytes + pass.dirty_bytes)) return false;
   if (pass.spill_candidates_bytes != bytes) {
-    host_min_.begin(memory_.pages,
-                    [this, bytes](PageId id) { return memory_.pages[id].bytes == bytes && only_in_host(id); });
+    host_min_.begin(memory_.pages, [this, bytes](PageId id) {
+      return memory_.pages[id].bytes == bytes && only_in_host(memory_.pages[id]);
+    });
     pass.spill_candidates_bytes = bytes;
   }
   const uint64_t distance = foresight_.uses_until(key);
   while (host_min_.distance_ahead() > distance) {
     const PageId victim = host_min_.next();
-    if (!only_in_host(victim)) continue;  // it began to move since the candidates were looked for
+    if (!only_in_host(memory_.pages[victim])) continue;  // it began to move since the candidates were looked for
     movements_.start_spill(victim);
     return true;
   }

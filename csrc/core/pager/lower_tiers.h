@@ -60,10 +60,11 @@ class LowerTiers {
   bool send_down(PageId id, LeavingPass& pass, uint64_t cached_bytes);
   // Whether RAM has, or is given, room for a page that would fall to NVMe although NVMe has its content.
   bool keeps_in_host(const Page& page, const LeavingPass& pass);
-  void shrink_host();                   // to a smaller budget, and to the beginning of RAM
-  bool make_host_room(uint64_t bytes);  // by dropping copies that another tier has too
-  // Starts to spill what is in the way of so many unused bytes of RAM, past the budget of writes: an operator cannot go
-  // on without. Starts nothing, and says so, where all that may go would not be enough.
+  void shrink_host();                     // to a smaller budget, and to the beginning of RAM
+  bool make_host_room(uint64_t bytes);    // by dropping copies that another tier has too
+  bool drop_host_copies(uint64_t bytes);  // that another tier has too; drops nothing unless it is enough
+  // Starts to spill so that, beside copies that can be dropped, so many bytes of RAM become free, past the budget of
+  // writes: an operator cannot go on without. False where all that may go would not be enough: nothing starts.
   bool spill_for(uint64_t bytes);
 
   // --- room ---------------------------------------------------------------------------------------------------------
@@ -89,10 +90,10 @@ class LowerTiers {
   bool host_may_grow_for(uint64_t bytes) const;
   bool take_idle_copies_place(uint64_t bytes, const LeavingPass& pass);
   bool spill_in_place_of(PageId leaving, LeavingPass& pass, uint64_t cached_bytes);
-  bool only_in_host(PageId id) const;
+  static bool only_in_host(const Page& page);
   bool mostly_read(RegionId id) const;
   template <class Goes>
-  void spill_to_shrink(bool read_ones, Goes&& goes);
+  void start_spills(bool read_ones, Goes&& goes);
   uint64_t redundant_host_bytes() const;
   MinPolicy::Next next_use_in_host(RegionId region);
 

@@ -4,8 +4,6 @@
 #include <cstdio>
 
 namespace tierpage {
-namespace {}  // namespace
-
 Memory::Memory(const PagerConfig& pager_config)
     : config(pager_config), device(config.device_bytes_max),
       host(config.host_bytes_max, config.span_bytes_min, config.frame_bytes_max),

@@ -92,8 +92,10 @@ struct Memory {
     return config.overflow && host_bytes > config.frame_bytes_max ? host_bytes - config.frame_bytes_max : 0;
   }
   // Whether HOST has memory for one more now, and for that page.
-  bool may_overflow(uint64_t bytes) const {
-    return config.overflow && host.unused_bytes() + device.spare_bytes() >= bytes + config.frame_bytes_max;
+  bool may_overflow(uint64_t bytes) const { return config.overflow && overflow_lacks(bytes) == 0; }
+  uint64_t overflow_lacks(uint64_t bytes) const {  // of HOST's memory
+    const uint64_t needed = bytes + config.frame_bytes_max, there = host.unused_bytes() + device.spare_bytes();
+    return needed > there ? needed - there : 0;
   }
   uint64_t dirty_bytes() const;
   uint64_t staying_bytes() const;  // in DEVICE that nobody may tell to leave now: pinned, held, or no tensor yet

@@ -152,7 +152,8 @@ void Pager::copy_down_done(PageId id, const TransferResult& result) {
   ++memory_.stats.storage_errors;
   requests_.note_storage_error(result.status);
   page.stay();
-  if (movement == Movement::kSpill) lower_.spill_failed();  // no operator waits for a smaller RAM budget
+  // No operator waits for a smaller RAM budget; one may for memory beyond the budget.
+  if (movement == Movement::kSpill && requests_.spill_failed(result.status)) lower_.spill_failed();
   // A stage was a hint that did not work out.
   if (movement == Movement::kWriteBack) lower_.write_failed(requests_.write_back_failed(result.status));
 }

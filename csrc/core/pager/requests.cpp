@@ -200,7 +200,7 @@ Outcome Requests::enqueue(SlotId id) {
   mark_under_way(slot);
   slot.outcome = Outcome::kWait;
   slot.storage_failures = 0;
-  slot.overflows = false;
+  slot.overflows = slot.spills = false;
   // Who holds pages already goes first: others may wait for what it holds. Its age is lower than any new order.
   slot.order = slot.pinned.empty() ? next_order_++ : slot.age;
   const auto place =
@@ -347,8 +347,9 @@ void Requests::help_if_stuck() {
     if (slot.order == 0) return;  // it runs and will end
     if (!youngest_holder.valid() || slot.age > slots_[youngest_holder.value].age) youngest_holder = SlotId(i);
   }
-  if (let_overflow(slots_[waiting_.front().value]) || spill_for_overflow(slots_[waiting_.front().value])) return;
-  if (const Slot& oldest = slots_[waiting_.front().value]; needed_bytes(oldest) > memory_.device.capacity_bytes()) {
+  Slot& oldest = slots_[waiting_.front().value];
+  if (let_overflow(oldest) || spill_for_overflow(oldest)) return;
+  if (needed_bytes(oldest) > memory_.device.capacity_bytes()) {
     fail(waiting_.front(), too_large(oldest, needed_bytes(oldest)));  // for whatever the others let go
     return;
   }
@@ -364,9 +365,8 @@ uint64_t Requests::needed_bytes(const Slot& slot) const {
 
 // Copies in HOST that another tier has too make room for it.
 bool Requests::has_overflow_memory(uint64_t bytes) {
-  if (memory_.may_overflow(bytes) || !memory_.config.overflow) return memory_.may_overflow(bytes);
-  (void)lower_.make_host_room(bytes + memory_.config.frame_bytes_max);
-  return memory_.may_overflow(bytes);
+  if (!memory_.config.overflow) return false;
+  return memory_.may_overflow(bytes) || lower_.drop_host_copies(memory_.overflow_lacks(bytes));
 }
 
 Requests::Missing Requests::missing_pages(const Slot& slot) const {
@@ -392,10 +392,11 @@ bool Requests::let_overflow(Slot& slot) {
 }
 
 // True: room in HOST is being made, and the request is looked at again when that has ended.
-bool Requests::spill_for_overflow(const Slot& slot) {
+bool Requests::spill_for_overflow(Slot& slot) {
   const Missing missing = missing_pages(slot);
   if (!memory_.config.overflow || missing.bytes == 0) return false;
-  return lower_.spill_for(missing.least + memory_.config.frame_bytes_max);
+  slot.spills = lower_.spill_for(memory_.overflow_lacks(missing.least));
+  return slot.spills;
 }
 
 void Requests::fail_those_for(PageId page, const Status& status) {
@@ -413,6 +414,10 @@ bool Requests::write_back_failed(const Status& status) {
     fail(waiting_.front(), status);
   }
   return waiting_.empty();
+}
+
+bool Requests::spill_failed(const Status& status) {
+  return waiting_.empty() || !slots_[waiting_.front().value].spills || write_back_failed(status);
 }
 
 // Remembers which pages were coming before anybody planned for this request.

@@ -62,8 +62,9 @@ class Requests {
 
   // --- what a movement that failed means for those who wait ----------------------------------------------------------
   void fail_those_for(PageId page, const Status& status);
-  // The oldest sits through a few tries. True if nobody waits.
+  // The oldest sits through a few tries. True if nobody waits (for a spill: for the room that it would have made).
   bool write_back_failed(const Status& status);
+  bool spill_failed(const Status& status);
   void note_storage_error(const Status& status) { last_storage_error_ = status; }
   // The request that overflowed last: its operator, and the device budget that would have been enough for it.
   struct Overflow {
@@ -111,6 +112,7 @@ class Requests {
     Touch touch;  // that the request is; no region: it is none
     int storage_failures = 0;
     bool overflows = false;  // what has no frame in DEVICE gets one in HOST
+    bool spills = false;     // RAM is spilled so that HOST has memory for that
     const char* name = "";
   };
 
@@ -132,7 +134,7 @@ class Requests {
   Status too_large(const Slot& slot, uint64_t bytes) const;
   Status out_of_memory(const Slot& slot) const;
   bool let_overflow(Slot& slot);
-  bool spill_for_overflow(const Slot& slot);
+  bool spill_for_overflow(Slot& slot);
   struct Missing {
     uint64_t bytes = 0;  // that are not in DEVICE
     uint64_t least = 0;  // of one of these pages
