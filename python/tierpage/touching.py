@@ -180,13 +180,16 @@ class Wrappers:
         return touched
 
     def _around_script_save(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """C++ writes the memory of the module's tensors one after the other, as if each were an array over it."""
+        """C++ writes the memory of the module's CPU tensors one after the other, as if each were an array over it.
+
+        Of those elsewhere it writes copies, which operators make; views would keep all of them there at once.
+        """
 
         @functools.wraps(original)
         def touched(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             storages = map(storage_of, itertools.chain(module.parameters(), module.buffers()))
-            addresses = [self._touch(storage) for storage in storages if storage is not None]
-            paged = [address for address in addresses if address]
+            on_cpu = [storage for storage in storages if storage is not None and storage.device.type == "cpu"]
+            paged = list(filter(None, map(self._touch, on_cpu)))
             for address in paged:
                 self._library.view(address, 1)
             try:
