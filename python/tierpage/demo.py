@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -80,12 +80,21 @@ class Result:
         return times[len(times) // 2]
 
 
-def make_deterministic(seed: int) -> None:
-    """The same kernels in both runs. Must run before CUDA starts."""
+@contextlib.contextmanager
+def deterministic(seed: int) -> Iterator[None]:
+    """The same kernels in both runs; torch's settings are put back. Must be entered before CUDA starts."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    of_torch: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = of_torch.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    of_torch.fill_uninitialized_memory = False
     torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        of_torch.fill_uninitialized_memory = fills
 
 
 def train(options: Options, shape: Shape, note: Callable[[str], None]) -> tuple[Result, ByteGpt, torch.optim.Optimizer]:
@@ -136,13 +145,13 @@ def child_main() -> int:
     """The plain run: options on stdin, one JSON line per step and the result as the last line on stdout."""
     request = json.loads(sys.stdin.read())
     options, shape = Options(**request["options"]), Shape(**request["shape"])
-    make_deterministic(options.seed)
 
     def note(text: str) -> None:
         print(json.dumps({"note": text}), flush=True)
 
-    result, model, _ = train(options, shape, note)
-    result.hashes = hash_parameters(model)
+    with deterministic(options.seed):
+        result, model, _ = train(options, shape, note)
+        result.hashes = hash_parameters(model)
     print(json.dumps({"result": asdict(result)}), flush=True)
     return 0
 
@@ -223,8 +232,7 @@ def settings_for(options: Options, shape: Shape) -> dict[str, Any]:
 
 def run_paged(options: Options, shape: Shape) -> tuple[Result, dict[str, Any]]:
     """The same run with tierpage on. Also returns statistics, sizes and the text that the model wrote."""
-    make_deterministic(options.seed)
-    with tierpage.enable(**settings_for(options, shape)) as pager:
+    with deterministic(options.seed), tierpage.enable(**settings_for(options, shape)) as pager:
         with progress("paged", options.steps) as advance:
             result, model, optimizer = train(options, shape, advance)
         facts: dict[str, Any] = {

@@ -74,9 +74,9 @@ def test_cores_hold_the_process_and_its_children() -> None:
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
-def test_generation_under_pressure_has_the_same_bits(device: str) -> None:
-    """With the usual cache; both caches: test_transformers_loading.py."""
-    command = [sys.executable, str(BENCH / "generate.py"), "--shape", "small", "--device", device, "--cache", "dynamic"]
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_generation_under_pressure_has_the_same_bits(device: str, cache: str) -> None:
+    command = [sys.executable, str(BENCH / "generate.py"), "--shape", "small", "--device", device, "--cache", cache]
     command += ["--device-budget", "40MiB", "--host-budget", "512MiB", "--new-tokens", "10", "--warmup", "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=harness.PROGRAM_SECONDS_MAX, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -55,6 +55,8 @@ def test_demo_errors_exit_with_2(arguments, capsys, monkeypatch):
     monkeypatch.setattr(demo, "run_plain", lambda *_: demo.Result(["0x0p+0"], {}, [1.0]))
     assert cli.main(["demo", "--device", "cpu", *arguments]) == 2
     assert "tierpage demo:" in capsys.readouterr().err
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_demo_needs_no_numpy(tmp_path):

@@ -1,18 +1,13 @@
-"""`tierpage estimate` against what an H200 was measured at (docs/benchmarks.md): within 10 %.
-
-Each runs in a process of its own, as users run it: what other tests leave set in torch is in the way of no figure.
-"""
+"""`tierpage estimate` against what an H200 was measured at (docs/benchmarks.md): within 10 %."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-import harness
+from tierpage import cli
 
 TOLERANCE = 0.10
 INFER = ("llama_13b", "--dtype", "bfloat16", "--host-budget", "32GiB")
@@ -29,12 +24,10 @@ TRAIN = ("llama_3b", "--mode", "train", "--batch", "4", "--host-budget", "80GiB"
     ],
     ids=["infer", "recompute", "plain"],
 )
-def test_measured_rows(words: tuple[str, ...], measured: dict[str, float]) -> None:
+def test_measured_rows(words: tuple[str, ...], measured: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
     model, *options = words
-    command = [sys.executable, "-m", "tierpage", "estimate", f"estimate_models:{model}", *options]
-    command += ["--tokens", "2048", "--machine", "h200", "--device-budget", ",".join(measured), "--quick", "--json"]
-    done = subprocess.run(command, env=harness.child_environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
+    command = ["estimate", f"estimate_models:{model}", *options, "--tokens", "2048", "--machine", "h200"]
+    assert cli.main([*command, "--device-budget", ",".join(measured), "--quick", "--json"]) == 0
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["rows"]
     figures = {budget: row["seconds"] for budget, row in zip(measured, rows, strict=True)}
     assert figures == {budget: pytest.approx(seconds, rel=TOLERANCE) for budget, seconds in measured.items()}
