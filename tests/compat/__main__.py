@@ -28,11 +28,11 @@ def table(rows: list[shelf.Row]) -> str:
 
     device = "a CPU" if harness.DEVICE == "cpu" else torch.cuda.get_device_name()
     lines = [f"torch {torch.__version__}, Python {platform.python_version()}, {device}.", ""]
-    lines += ["| library | program | what is special | bits |", "| --- | --- | --- | --- |"]
+    lines += ["| library | program | what is special | bits | times plain |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         one = row.program
         library = f"{one.library} {one.library_version()}"
-        lines.append(f"| {library} | `{one.name}` | {one.about} | {outcome(row)} |")
+        lines.append(f"| {library} | `{one.name}` | {one.about} | {outcome(row)} | {slowdown(row)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -40,6 +40,10 @@ def outcome(row: shelf.Row) -> str:
     if row.trouble:
         return "no"
     return "equal" if row.repeats else "plain runs differ as well"
+
+
+def slowdown(row: shelf.Row) -> str:
+    return f"{row.paged_seconds / row.plain_seconds:.1f}" if row.plain_seconds > 0 else ""
 
 
 def write(path: Path, text: str) -> None:

@@ -64,6 +64,28 @@ def program(library: str, about: str) -> Callable[[Function], Function]:
     return put
 
 
+def stepped(run: Run, model: Any, optimizer: Any, loss: Callable[[], Any], steps: int = 3) -> Values:
+    """Steps of the optimizer, each after the backward pass of what ``loss`` returns; the losses and all parameters."""
+    found = []
+    for _ in range(steps):
+        value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(value.detach())
+        run.between()
+    return {"losses": found, "parameters": dict(model.named_parameters())}
+
+
+def repeated(run: Run, compute: Callable[[], Any], count: int = 2) -> Values:
+    """What ``compute`` returns, called again after other memory was used."""
+    values: Values = {}
+    for turn in range(count):
+        values[f"turn_{turn}"] = compute()
+        run.between()
+    return values
+
+
 def let_workers_find_programs() -> None:
     """Puts this folder on the path of the processes that run programs."""
     folder = str(Path(__file__).resolve().parent)

@@ -6,7 +6,7 @@ import tempfile
 from typing import Any
 
 import torch
-from shelf import Values, program
+from shelf import Values, program, repeated
 from shelf_science import WIDTH, perceptron
 from torch.nn import functional as F
 
@@ -68,12 +68,8 @@ def accelerate_cpu_offload(run: Run) -> Values:
 
     model = perceptron(run).eval()
     cpu_offload(model, execution_device=torch.device(run.device))
-    values = {}
     with torch.no_grad():
-        for turn in range(2):
-            values[f"turn_{turn}"] = model(torch.randn(4, WIDTH).to(run.device))
-            run.between()
-    return values
+        return repeated(run, lambda: model(torch.randn(4, WIDTH).to(run.device)))
 
 
 def adapted(run: Run, settings: Any) -> Values:
@@ -217,12 +213,8 @@ def torchao_int8_weights(run: Run) -> Values:
 
     model = perceptron(run).eval()
     quantize_(model, Int8WeightOnlyConfig())
-    values = {}
     with torch.no_grad():
-        for turn in range(2):
-            values[f"turn_{turn}"] = model(torch.randn(4, WIDTH).to(run.device))
-            run.between()
-    return values
+        return repeated(run, lambda: model(torch.randn(4, WIDTH).to(run.device)))
 
 
 @program("trl", "supervised fine-tuning of adapters, as its trainer does it")

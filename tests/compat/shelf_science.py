@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from shelf import Values, program
+from shelf import Values, program, stepped
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,16 +23,12 @@ def perceptron(run: Run, width: int = WIDTH) -> nn.Sequential:
 
 def fitted(run: Run, model: nn.Module, optimizer: Any, steps: int = 4) -> Values:
     """Steps of an optimizer over random rows; the losses and all parameters."""
-    losses = []
-    for _ in range(steps):
+
+    def loss() -> torch.Tensor:
         x = torch.randn(8, WIDTH).to(run.device)
-        loss = F.mse_loss(model(x), x)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        run.between()
-    return {"losses": losses, "parameters": dict(model.named_parameters())}
+        return F.mse_loss(model(x), x)
+
+    return stepped(run, model, optimizer, loss, steps)
 
 
 @program("lion_pytorch", "an optimizer that is no part of torch")
@@ -91,16 +87,12 @@ def x_transformers_decoder(run: Run) -> Values:
     layers = Decoder(dim=128, depth=3, heads=4, rotary_pos_emb=True, attn_qk_norm=True, ff_glu=True)
     model = TransformerWrapper(num_tokens=512, max_seq_len=32, num_memory_tokens=4, attn_layers=layers).to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(3):
+
+    def loss() -> torch.Tensor:
         ids = torch.randint(0, 512, (2, 24)).to(run.device)
-        loss = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        run.between()
-    return {"losses": losses, "parameters": dict(model.named_parameters())}
+        return F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+
+    return stepped(run, model, optimizer, loss, 3)
 
 
 @program("torch_geometric", "sums along the edges of a graph")
@@ -118,15 +110,7 @@ def graph_convolution(run: Run) -> Values:
     model = Graph().to(run.device)
     x, edges = torch.randn(200, 96).to(run.device), torch.randint(0, 200, (2, 900)).to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(4):
-        loss = model(x, edges).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        run.between()
-    return {"losses": losses, "parameters": dict(model.named_parameters())}
+    return stepped(run, model, optimizer, lambda: model(x, edges).square().mean(), 4)
 
 
 @program("gpytorch", "an exact Gaussian process: decompositions of its covariance")
@@ -150,15 +134,7 @@ def gaussian_process(run: Run) -> Values:
     likelihood.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     objective = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
-    losses = []
-    for _ in range(4):
-        optimizer.zero_grad()
-        loss = -objective(model(x), y)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-        run.between()
-    return {"losses": losses, "parameters": dict(model.named_parameters())}
+    return stepped(run, model, optimizer, lambda: -objective(model(x), y), 4)
 
 
 @program("pyro", "variational inference, effects and parameters by name")
@@ -199,16 +175,12 @@ def differential_equation(run: Run) -> Values:
     field = Field().to(run.device)
     optimizer = torch.optim.Adam(field.parameters(), lr=1e-3)
     times = torch.linspace(0, 1, 4).to(run.device)
-    losses = []
-    for _ in range(2):
+
+    def loss() -> torch.Tensor:
         start = torch.randn(8, 64).to(run.device)
-        loss = odeint_adjoint(field, start, times, method="rk4")[-1].square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        run.between()
-    return {"losses": losses, "parameters": dict(field.named_parameters())}
+        return odeint_adjoint(field, start, times, method="rk4")[-1].square().mean()
+
+    return stepped(run, field, optimizer, loss, 2)
 
 
 @program("e3nn", "products of representations, compiled from text at import")
@@ -235,16 +207,12 @@ def volume_segmentation(run: Run) -> Values:
 
     model = UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(8, 16, 32), strides=(2, 2)).to(run.device)
     optimizer, objective = torch.optim.Adam(model.parameters(), lr=1e-3), DiceLoss(to_onehot_y=True, softmax=True)
-    losses = []
-    for _ in range(2):
+
+    def loss() -> torch.Tensor:
         x, y = torch.randn(1, 1, 16, 16, 16).to(run.device), torch.randint(0, 2, (1, 1, 16, 16, 16)).to(run.device)
-        loss = objective(model(x), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        run.between()
-    return {"losses": losses, "parameters": dict(model.named_parameters())}
+        return objective(model(x), y)
+
+    return stepped(run, model, optimizer, loss, 2)
 
 
 @program("tensordict", "dictionaries of tensors as one, stacked and mapped to memory")

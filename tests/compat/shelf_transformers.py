@@ -6,7 +6,7 @@ import tempfile
 from typing import Any
 
 import torch
-from shelf import Values, program
+from shelf import Values, program, repeated, stepped
 
 from harness import Run
 
@@ -44,25 +44,14 @@ def llama(run: Run, **changes: Any) -> Any:
 
 def generated(run: Run, model: Any, prompt: torch.Tensor, assistant_model: Any = None, **settings: Any) -> Values:
     chosen = library().GenerationConfig(max_new_tokens=12, min_new_tokens=12, pad_token_id=0, **settings)
-    values = {}
-    for turn in range(2):
-        run.between()
-        values[f"turn_{turn}"] = model.generate(prompt, generation_config=chosen, assistant_model=assistant_model)
-    return values
+    return repeated(run, lambda: model.generate(prompt, generation_config=chosen, assistant_model=assistant_model))
 
 
 def trained(run: Run, model: Any, batches: list[dict[str, torch.Tensor]], rate: float = 1e-3) -> Values:
-    """Three steps of AdamW; the losses and all parameters."""
+    """A step of AdamW for each batch; the losses and all parameters."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    losses = []
-    for batch in batches:
-        loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        run.between()
-    return {"losses": losses, "parameters": dict(model.named_parameters())}
+    following = iter(batches)
+    return stepped(run, model, optimizer, lambda: model(**next(following)).loss, len(batches))
 
 
 def text_batches(run: Run, count: int = 3) -> list[dict[str, torch.Tensor]]:
@@ -71,6 +60,13 @@ def text_batches(run: Run, count: int = 3) -> list[dict[str, torch.Tensor]]:
         ids = tokens(run, 2, 24)
         found.append({"input_ids": ids, "labels": ids})
     return found
+
+
+def image_batches(run: Run, count: int) -> list[dict[str, torch.Tensor]]:
+    return [
+        {"pixel_values": torch.randn(4, 3, 32, 32).to(run.device), "labels": torch.randint(0, 10, (4,)).to(run.device)}
+        for _ in range(count)
+    ]
 
 
 @program("transformers", "a key-value cache that grows by cat")
@@ -183,11 +179,7 @@ def train_image_classifier(run: Run) -> Values:
         num_labels=10,
     )  # fmt: skip
     model = library().ViTForImageClassification(config).to(run.device).train()
-    batches = [
-        {"pixel_values": torch.randn(4, 3, 32, 32).to(run.device), "labels": torch.randint(0, 10, (4,)).to(run.device)}
-        for _ in range(3)
-    ]
-    return trained(run, model, batches)
+    return trained(run, model, image_batches(run, 3))
 
 
 @program("transformers", "a folder with several files, written and read")
@@ -272,11 +264,7 @@ def train_shifted_windows(run: Run) -> Values:
         image_size=32, patch_size=4, embed_dim=32, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=10
     )
     model = library().SwinForImageClassification(config).to(run.device).train()
-    batches = [
-        {"pixel_values": torch.randn(2, 3, 32, 32).to(run.device), "labels": torch.randint(0, 10, (2,)).to(run.device)}
-        for _ in range(2)
-    ]
-    return trained(run, model, batches)
+    return trained(run, model, image_batches(run, 2))
 
 
 @program("transformers", "a label for each pixel, interpolated")
@@ -328,12 +316,5 @@ def train_many_experts(run: Run) -> Values:
 def train_adafactor(run: Run) -> Values:
     model = llama(run).train()
     optimizer = library().Adafactor(model.parameters(), lr=None, relative_step=True, warmup_init=True)
-    losses = []
-    for batch in text_batches(run):
-        loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        run.between()
-    return {"losses": losses, "parameters": dict(model.named_parameters())}
+    following = iter(text_batches(run))
+    return stepped(run, model, optimizer, lambda: model(**next(following)).loss, 3)
