@@ -18,7 +18,7 @@
 
 namespace tierpage {
 
-inline constexpr uint64_t kPieceBytesMax = 4 * kMiB;
+inline constexpr uint64_t kPieceBytesMax = 4 * kMiB;  // that one worker moves in one go
 
 class StoreWorkers {
  public:
