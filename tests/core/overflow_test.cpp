@@ -197,6 +197,31 @@ TEST_F(Overflow, ASpillThatNobodyWaitsForFailsNoRequest) {
   EXPECT_NE(full.pager.outcome(slot), Outcome::kFailed) << full.pager.failure(slot).message;
 }
 
+TEST_F(Overflow, WhatOnlyAGuessKeepsBeyondTheBudgetLeavesForIt) {
+  ManualWorld tight(overflowing(2, 4, 8));
+  const SlotId pin = tight.pager.add_slot(), slot = tight.pager.add_slot();
+  const auto allocate = [&tight](SlotId who, uint64_t pages) {
+    tight.pager.allocate(who, {pages * kPage, 0, 0, true});
+    tight.settle();
+    tight.complete_all();
+    ASSERT_EQ(tight.pager.outcome(who), Outcome::kGranted) << tight.pager.failure(who).message;
+  };
+  tight.pager.set_permanent(pin, true);
+  allocate(pin, 2);  // the device is full for good
+  const SlotId toucher = tight.pager.add_slot();
+  for (int i = 0; i < 3; ++i) {  // new memory of which somebody has a pointer, until HOST has none for one more
+    allocate(slot, 1);
+    const RegionId made = tight.pager.allocated(slot);
+    tight.pager.mark_seen(made);
+    tight.pager.touch(toucher, {made, SlotId::none(), 1000, kWrite});
+    tight.end(slot);
+    tight.complete_all();
+  }
+  ASSERT_EQ(tight.pager.memory().device.overflow_bytes(), 3 * kPage);
+  allocate(slot, 1);
+  EXPECT_EQ(tight.pager.memory().used(Tier::kNvme), kPage) << "what was touched first has gone all the way down";
+}
+
 TEST_F(Overflow, NothingIsSpilledThatWouldNotBeEnough) {
   ManualWorld full(overflowing(2, 4, 1));
   RegionId made[6];

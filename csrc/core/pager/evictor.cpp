@@ -61,7 +61,7 @@ void Evictor::make_room(FramesWanted wanted, uint64_t order) {
   drop_cached(0);
   const bool needed = order != kLastInLine;  // by an operator; a hint is not worth a write past the budget
   if (room < bytes && needed && lower_.sparing_writes()) room += leave_past_write_budget(bytes - room, order);
-  if (room < bytes && needed) give_up_guesses(bytes - room, order);
+  if (room < bytes && needed) give_up_guesses(bytes - room, order, false);
 }
 
 // Victims whose frames have just the sizes that are wanted, as far as there are any that cost nothing more than others.
@@ -145,7 +145,7 @@ void Evictor::make_room_over_budget(uint64_t excess) {
     left += memory_.pages[victim].bytes;
   }
   if (left < excess && lower_.sparing_writes()) left += leave_past_write_budget(excess - left, kLastInLine);
-  if (left < excess) give_up_guesses(excess - left, kLastInLine);
+  if (left < excess) give_up_guesses(excess - left, kLastInLine, false);
 }
 
 // Victims although the budget of writes is nearly or quite used up, because an operator cannot go on without: a program
@@ -165,14 +165,14 @@ uint64_t Evictor::leave_past_write_budget(uint64_t bytes, uint64_t order) {
 
 // Nothing else can leave: the pointers that were taken first are the likeliest to be done with. A region of which no
 // page can leave now stays guessed.
-uint64_t Evictor::give_up_guesses(uint64_t bytes, uint64_t order) {
+uint64_t Evictor::give_up_guesses(uint64_t bytes, uint64_t order, bool beyond_budget) {
   RoomBelow below = lower_.room(false);
   uint64_t left = 0;
   for (const RegionId region : guesses_.oldest_first()) {
     if (left >= bytes) break;
     for (const PageId id : memory_.region(region).pages) {
       const Page& page = memory_.pages[id];
-      if (!may_leave(id, order) || memory_.overflows(page)) continue;
+      if (!may_leave(id, order) || memory_.overflows(page) != beyond_budget) continue;
       if (page.dirty() && !below.take(page.bytes)) continue;
       guesses_.give_up(region);
       departures_.leave(id);

@@ -28,6 +28,8 @@ class Evictor {
   void make_room(FramesWanted wanted, uint64_t order);
   void honour_capacity();  // budgets that shrank
   void end_overflow();     // pages beyond the budget leave as soon as nobody holds them
+  // Where HOST lacks memory for one more of them: those that only a guess keeps; bytes that will leave.
+  uint64_t give_up_guesses_beyond(uint64_t bytes, uint64_t order) { return give_up_guesses(bytes, order, true); }
   bool evictable(PageId id, uint64_t order = kLastInLine) const {
     return may_leave(id, order) && !guesses_.keeps(memory_.pages[id].region);
   }
@@ -59,7 +61,7 @@ class Evictor {
   uint64_t free_exactly(FramesWanted& wanted, RoomBelow& below, uint64_t bytes);
   EvictionPolicy& begin_eviction(uint64_t order);
   uint64_t leave_past_write_budget(uint64_t bytes, uint64_t order);
-  uint64_t give_up_guesses(uint64_t bytes, uint64_t order);
+  uint64_t give_up_guesses(uint64_t bytes, uint64_t order, bool beyond_budget);
   void make_room_over_budget(uint64_t excess);
   bool advance(PageId id, LeavingPass& pass);
   MinPolicy::Next next_use(RegionId region);

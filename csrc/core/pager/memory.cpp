@@ -80,9 +80,14 @@ std::string Memory::tier_table() const {
                   mebibytes(used(tier)), mebibytes(capacity(tier)));
     text += line;
   }
-  char line[64];
+  char line[96];
   std::snprintf(line, sizeof line, ", pinned %.1f MiB", mebibytes(stats.pinned_bytes.current));
-  return text + line;
+  text += line;
+  if (device.overflow_bytes() > 0) {
+    std::snprintf(line, sizeof line, ", %.1f MiB of RAM in use as device memory", mebibytes(device.overflow_bytes()));
+    text += line;
+  }
+  return text;
 }
 
 void Memory::update_gauges() {

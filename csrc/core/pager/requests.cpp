@@ -349,6 +349,11 @@ void Requests::help_if_stuck() {
   }
   Slot& oldest = slots_[waiting_.front().value];
   if (let_overflow(oldest) || spill_for_overflow(oldest)) return;
+  const uint64_t lacking = memory_.overflow_lacks(missing_pages(oldest).least);
+  if (evictor_.give_up_guesses_beyond(lacking, oldest.order) > 0) {
+    wants_planning_ = true;
+    return;
+  }
   if (needed_bytes(oldest) > memory_.device.capacity_bytes()) {
     fail(waiting_.front(), too_large(oldest, needed_bytes(oldest)));  // for whatever the others let go
     return;
