@@ -14,11 +14,27 @@
 //  4. An event goes back to the pool only together with its slot, under the mutex. So while a slot exists its event
 //     means that slot, and an answer about it that was got without the mutex is still true afterwards, if the slot
 //     still exists.
+//
+// A capture may begin on a stream, or a stream may join one, while another thread records there:
+//  8. between the question and the record. The event then belongs to the graph: it tells nothing, and to query it would
+//     end the capture. So where a capture is noted after the record the question is asked again, and the event is not
+//     used. A capture that is noted later begins later: this event stands before it.
+//  9. A fence over all streams ends every capture at once. It is recorded only where none is noted, and note_capture
+//     waits for those that are being recorded: each of the two writes its own counter before it reads the other's.
 #include "tiers/cuda_fences.h"
+
+#include <thread>
 
 namespace tierpage {
 
 namespace {
+
+Status capture_refusal() {
+  return Status::error(StatusCode::kUnavailable,
+                       "the stream is being captured into a CUDA graph, so no fence can be recorded on it: an event "
+                       "would become part of the graph. Pages that a graph uses must stay resident while it exists; "
+                       "keep them with tierpage.pin");
+}
 
 constexpr size_t kReapAbove = 64;       // unfinished slots of a stream from which record() looks for finished ones
 constexpr uint64_t kReapInterval = 32;  // and then only every so many fences: a look costs as much as a record
@@ -27,10 +43,14 @@ constexpr uint64_t kReapInterval = 32;  // and then only every so many fences: a
 
 uint64_t CudaFences::unique_id(uint64_t native_stream) const {
   if (native_stream == DeviceBackend::kEveryStream) return native_stream;
+  // Handle 0 is one stream for as long as the context lives.
+  if (native_stream == 0 && default_stream_.load(std::memory_order_relaxed) != 0) return default_stream_;
   unsigned long long id = 0;
   const auto stream = reinterpret_cast<CUstream>(native_stream);
   // After a lost context the driver answers nothing more; the handle then is as good a name as any.
-  return driver_.stream_get_id(stream, &id) == CUDA_SUCCESS ? id : ~native_stream;
+  if (driver_.stream_get_id(stream, &id) != CUDA_SUCCESS) return ~native_stream;
+  if (native_stream == 0) default_stream_.store(id, std::memory_order_relaxed);
+  return id;
 }
 
 StreamId CudaFences::stream_id_locked(uint64_t unique) {
@@ -76,7 +96,7 @@ uint64_t CudaFences::mark_start(uint64_t native_stream) {
   if (!take_event(true, &event).ok()) return 0;
   lock.unlock();
   const CUresult result = driver_.event_record(event, native);
-  if (result == CUDA_SUCCESS) return reinterpret_cast<uint64_t>(event);
+  if (result == CUDA_SUCCESS && !captured_meanwhile(native_stream)) return reinterpret_cast<uint64_t>(event);
   lock.lock();
   free_timed_events_.push_back(event);
   return 0;
@@ -124,15 +144,27 @@ Status CudaFences::capture_status(uint64_t native_stream) const {
   if (asked != CUDA_SUCCESS && asked != CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) {
     return cuda_status(driver_, asked, "cuStreamIsCapturing");
   }
-  return Status::error(StatusCode::kUnavailable,
-                       "the stream is being captured into a CUDA graph, so no fence can be recorded on it: an event "
-                       "would become part of the graph. Pages that a graph uses must stay resident while it exists; "
-                       "keep them with tierpage.pin");
+  return capture_refusal();
 }
 
-CUresult CudaFences::record_event(CUevent event, uint64_t native_stream) const {
-  if (native_stream == DeviceBackend::kEveryStream) return driver_.ctx_record_event(context_, event);
-  return driver_.event_record(event, reinterpret_cast<CUstream>(native_stream));
+void CudaFences::note_capture(int change) {
+  captures_.fetch_add(change);
+  while (change > 0 && recording_every_.load() > 0) std::this_thread::yield();
+}
+
+CUresult CudaFences::record_event(CUevent event, uint64_t native_stream) {
+  if (native_stream != DeviceBackend::kEveryStream) {
+    return driver_.event_record(event, reinterpret_cast<CUstream>(native_stream));
+  }
+  recording_every_.fetch_add(1);
+  const bool allowed = captures_.load() == 0;
+  const CUresult result = allowed ? driver_.ctx_record_event(context_, event) : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  recording_every_.fetch_sub(1);
+  return result;
+}
+
+bool CudaFences::captured_meanwhile(uint64_t native_stream) const {
+  return captures_.load() > 0 && !capture_status(native_stream).ok();
 }
 
 Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, uint64_t cookie) {
@@ -170,11 +202,13 @@ Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, u
   ++stream.recording;
   lock.unlock();
   const CUresult result = record_event(event, native_stream);
+  const bool in_graph = result == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED || captured_meanwhile(native_stream);
   lock.lock();
   // 5. The slot is still there: no slot leaves the deque before it is recorded.
   Slot& slot = stream.slots[sequence - stream.completed - 1];
-  slot.state = result == CUDA_SUCCESS ? SlotState::kRecorded : SlotState::kVoid;
+  slot.state = result == CUDA_SUCCESS && !in_graph ? SlotState::kRecorded : SlotState::kVoid;
   --stream.recording;
+  if (in_graph) return capture_refusal();
   if (result != CUDA_SUCCESS) return cuda_status(driver_, result, "cuEventRecord");
   fence->sequence = sequence;
   // 6. Fences that nobody asks about would pile up: retire finished ones now and then.

@@ -27,7 +27,8 @@ class CudaFences {
   // With a mark the work between it and the fence is timed, and the mark is used up.
   Status record(uint64_t native_stream, Fence* fence, uint64_t mark = 0, uint64_t cookie = 0);
   bool done(Fence fence);
-  void note_capture(int change) { captures_.fetch_add(change, std::memory_order_acq_rel); }
+  // Before a capture begins: returns when no fence over all streams is being recorded, which would end it.
+  void note_capture(int change);
   bool capturing(uint64_t native_stream) const;  // true also where the driver does not answer; never of 0
 
   // A point in the stream from which time is taken; 0 where none can be (a graph capture, a lost context).
@@ -59,7 +60,8 @@ class CudaFences {
   };
 
   Status capture_status(uint64_t native_stream) const;  // an error where a fence would become part of a graph
-  CUresult record_event(CUevent event, uint64_t native_stream) const;
+  CUresult record_event(CUevent event, uint64_t native_stream);
+  bool captured_meanwhile(uint64_t native_stream) const;
   uint64_t unique_id(uint64_t native_stream) const;
   StreamId stream_id_locked(uint64_t unique) TP_REQUIRES(mutex_);
   // Both let the lock go for the driver's calls.
@@ -69,7 +71,9 @@ class CudaFences {
 
   const CudaDriver& driver_;
   const CUcontext context_;
-  std::atomic<int> captures_{0};
+  std::atomic<int> captures_{0};                     // that were noted and have not ended
+  std::atomic<int> recording_every_{0};              // threads that record a fence over all streams
+  mutable std::atomic<uint64_t> default_stream_{0};  // its unique id, once asked; 0: not yet
   Mutex mutex_{LockRank::kCudaFences};
   std::unordered_map<uint64_t, StreamId> ids_ TP_GUARDED_BY(mutex_);  // by the driver's unique id
   std::deque<Stream> streams_ TP_GUARDED_BY(mutex_);  // by StreamId; a deque, because references outlive the lock

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -121,10 +123,10 @@ TEST(HostBackendEdges, TooManyMappingsAreAStatusWithARemedy) {
 class FakeCudaTest : public testing::Test {
  protected:
   void SetUp() override { fake::reset(); }
-  Status make() {
+  Status make(const CudaDriver& driver = fake::driver()) {
     CudaBackendOptions options;
     options.frame_bytes_max = 1 * kMiB;
-    return make_cuda_backend_with(fake::driver(), options, &device_);
+    return make_cuda_backend_with(driver, options, &device_);
   }
   std::unique_ptr<DeviceBackend> device_;
 };
@@ -235,6 +237,63 @@ TEST_F(FakeCudaTest, CapturedStreamsGetNoFence) {
   EXPECT_EQ(stream.work.size(), queued);
   stream.capturing = false;
   fake::run_all(&stream);
+}
+
+// Order 8 of cuda_fences.cpp: the event that came into the graph is never asked about, and can be used again.
+TEST_F(FakeCudaTest, ACaptureThatBeginsBetweenTheQuestionAndTheRecordIsNotBroken) {
+  ASSERT_TRUE(make().ok());
+  fake::Stream stream{77, false, {}};
+  const auto handle = reinterpret_cast<uint64_t>(&stream);
+  const auto begin_capture = [&] {
+    device_->note_capture(1);
+    stream.capturing = true;
+  };
+  Fence before, fence;
+  ASSERT_TRUE(device_->record_fence(handle, &before).ok());
+  fake::device().before_next_record = begin_capture;
+  EXPECT_EQ(device_->record_fence(handle, &fence).code, StatusCode::kUnavailable);
+  EXPECT_EQ(fence.sequence, 0u);
+  stream.capturing = false;
+  device_->note_capture(-1);
+  fake::run_all(&stream);
+  Fence after;
+  ASSERT_TRUE(device_->record_fence(handle, &after).ok());
+  fake::run_all(&stream);
+  EXPECT_TRUE(device_->fence_done(before) && device_->fence_done(after));
+  fake::device().before_next_record = begin_capture;
+  EXPECT_EQ(device_->mark_start(handle), 0u);
+  stream.capturing = false;
+  device_->note_capture(-1);
+  EXPECT_EQ(fake::device().captures_broken, 0u);
+  fake::run_all(&stream);
+}
+
+// Order 9.
+TEST_F(FakeCudaTest, ACaptureWaitsForAFenceOverAllStreams) {
+  static std::atomic<bool> noted, recorded;
+  static DeviceBackend* device;
+  static std::thread capturer;
+  noted = recorded = false;
+  static CudaDriver table = fake::driver();
+  table.ctx_record_event = [](CUcontext, CUevent) {
+    capturer = std::thread([] {
+      device->note_capture(1);
+      EXPECT_TRUE(recorded) << "before the fence was recorded";
+      noted = true;
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    EXPECT_FALSE(noted);
+    recorded = true;
+    return CUDA_SUCCESS;
+  };
+  ASSERT_TRUE(make(table).ok());
+  device = device_.get();
+  Fence fence;
+  (void)device_->record_fence(DeviceBackend::kEveryStream, &fence);
+  capturer.join();
+  EXPECT_TRUE(noted);
+  EXPECT_EQ(device_->record_fence(DeviceBackend::kEveryStream, &fence).code, StatusCode::kUnavailable);
+  device_->note_capture(-1);
 }
 
 // Refused while another stream is captured, the default stream is not captured itself: what ran on it before has an

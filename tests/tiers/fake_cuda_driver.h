@@ -27,6 +27,7 @@ namespace tierpage::fake {
 struct Event {
   uint64_t recorded = 0;
   uint64_t finished = 0;
+  bool captured = false;  // recorded last on a stream that was captured: a query ends that capture
 };
 
 struct Stream {
@@ -76,6 +77,7 @@ struct Device {
   std::map<CUdeviceptr, size_t> reservations;
   std::map<uintptr_t, size_t> registered;
   uint64_t event_queries = 0;
+  uint64_t captures_broken = 0;
   uint64_t events_made = 0;
   int retained = 0;
 
@@ -355,6 +357,7 @@ inline void fill_event_calls(CudaDriver* table) {
     std::lock_guard lock(device().mutex);
     auto* event = reinterpret_cast<Event*>(handle);
     const uint64_t ticket = ++event->recorded;
+    event->captured = stream_of(stream)->capturing;
     stream_of(stream)->work.push_back([=] {
       if (device().events.contains(event)) event->finished = ticket;
     });
@@ -376,6 +379,7 @@ inline void fill_event_calls(CudaDriver* table) {
     ++device().event_queries;
     auto* event = reinterpret_cast<Event*>(handle);
     if (!device().events.contains(event)) return CUDA_ERROR_INVALID_HANDLE;
+    if (event->captured) return ++device().captures_broken, CUDA_ERROR_CAPTURED_EVENT;
     for (Stream* stream : device().streams) step(stream);
     step(&device().legacy);
     return event->finished >= event->recorded ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
