@@ -16,6 +16,14 @@ CudaSymbols find_symbols() {
   look_up(library, "cudaMemGetInfo", symbols.mem_get_info);
   look_up(library, "cudaStreamIsCapturing", symbols.stream_is_capturing);
   look_up(library, "cudaGetLastError", symbols.get_last_error);
+  if (void* kernels = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY | RTLD_LOCAL); kernels != nullptr) {
+    look_up(kernels, "_ZN2at4cuda24getCurrentCUDABlasHandleEb", symbols.blas_handle);
+    // That of older versions has no argument, and does not look at one.
+    if (symbols.blas_handle == nullptr) {
+      look_up(kernels, "_ZN2at4cuda24getCurrentCUDABlasHandleEv", symbols.blas_handle);
+    }
+    look_up(kernels, "_ZN2at4cuda22getCUDABlasLtWorkspaceEv", symbols.blas_lt_workspace);
+  }
   return symbols;
 }
 

@@ -14,7 +14,9 @@ struct CudaSymbols {
   cudaError_t (*mem_get_info)(size_t* free_bytes, size_t* total_bytes) = nullptr;
   cudaError_t (*stream_is_capturing)(cudaStream_t stream, cudaStreamCaptureStatus* status) = nullptr;
   cudaError_t (*get_last_error)() = nullptr;
-  // Null where the library does not export it.
+  // Null where the library does not export them.
+  void* (*blas_handle)(bool setup) = nullptr;  // of this thread, on its current stream, with a workspace
+  void* (*blas_lt_workspace)() = nullptr;
   c10::Registry<std::string, std::unique_ptr<c10::FreeMemoryCallback>>* (*free_memory_callbacks)() = nullptr;
 
   bool complete() const {

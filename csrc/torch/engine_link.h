@@ -54,7 +54,9 @@ struct ThreadState {
     const tp_engine_api* engine;
     uint64_t address, handle;
   };
-  std::vector<InBatch> batch;                                       // what collectives of a batch use (pending_works.h)
+  std::vector<InBatch> batch;             // what collectives of a batch use (pending_works.h)
+  uint64_t workspaces_on = TP_NO_STREAM;  // where it has made them ahead last (library_workspaces.h)
+  uint8_t workspaces = 0;
   bool in_collective = false;                                       // the open scope is one
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages;  // to arm at the close (raw_access.h)
   std::atomic<uint64_t> counters[kCounterCount] = {};

@@ -202,6 +202,7 @@ std::optional<OperatorInfo> describe_operator(const c10::OperatorHandle& op) {
   OperatorInfo info;
   info.name = name;
   info.torchs_own = is_torchs_own(name);
+  info.workspaces = workspaces_of(name);
   info.decomposes_unless_nested = decomposes;
   info.composite_keys = composite_keys(op);
   info.composition = composition_of(op);

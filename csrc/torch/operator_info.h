@@ -12,6 +12,7 @@
 
 #include "engine/engine_api.h"
 #include "torch/engine_link.h"
+#include "torch/library_workspaces.h"
 
 namespace tierpage {
 
@@ -43,11 +44,12 @@ struct OperatorInfo {
   bool decomposes_unless_nested = false;
   // Slots above ours at which an extension's composite kernel runs, which may be raw C++: we stand there, too.
   std::vector<c10::DispatchKey> composite_keys;
-  uint32_t composition = 0;                  // composition_of() when it was described
-  bool torchs_own = false;                   // by its name: its kernels use what it announces, and nothing else
-  bool splittable;                           // a result for an index depends on that index alone (list_ops.h)
-  int32_t work_index = -1;                   // the result that is a Work (pending_works.h); -1: its work ends with it
-  bool is_message = false;                   // between two ranks
+  uint32_t composition = 0;  // composition_of() when it was described
+  bool torchs_own = false;   // by its name: its kernels use what it announces, and nothing else
+  bool splittable;           // a result for an index depends on that index alone (list_ops.h)
+  int32_t work_index = -1;   // the result that is a Work (pending_works.h); -1: its work ends with it
+  bool is_message = false;   // between two ranks
+  Workspaces workspaces = Workspaces::kNone;
   uint32_t fresh_lists = 0;                  // of splittable operators: results that are new lists
   std::vector<ArgumentInfo> arguments;       // those that can hold tensors
   std::vector<ArgumentInfo> list_arguments;  // of splittable operators: every list, in order
