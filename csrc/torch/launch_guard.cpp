@@ -38,7 +38,9 @@ LaunchGuard& guard() {
   return *instance;
 }
 
+// CUDA never captures its default stream, on which torch works unless told otherwise.
 bool capturing(uint64_t stream) {
+  if (stream == 0) return false;
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   if (cuda_symbols().stream_is_capturing(reinterpret_cast<cudaStream_t>(stream), &status) == cudaSuccess) {
     return status != cudaStreamCaptureStatusNone;
