@@ -123,19 +123,32 @@ setup() {
     ${TIERPAGE_WERROR:+-C cmake.define.TIERPAGE_WERROR=ON} .
 }
 
-native_build() {  # $1: folder under build/, $2: sanitizers or empty, $3: targets, empty: all
-  say "C++ suites${2:+ under the sanitizers $2}"
-  # kvikio's own code is not instrumented: with a sanitizer there is nothing to learn.
-  local kvikio=(-DTIERPAGE_KVIKIO=OFF)
-  [[ -z $2 ]] && kvikio=(-DTIERPAGE_KVIKIO=ON)
-  [[ -z $2 && ${TIERPAGE_TEST_KVIKIO:-} == 1 ]] && kvikio+=(-DCMAKE_REQUIRE_FIND_PACKAGE_Kvikio=ON)
-  cmake -S . -B "build/$1" -G Ninja -DTIERPAGE_TESTS=ON -DTIERPAGE_TORCH_TESTS=ON -DTIERPAGE_PYTHON=OFF -DTIERPAGE_WERROR=ON \
-    -DTIERPAGE_SANITIZER="$2" "${kvikio[@]}" -DPython_EXECUTABLE="$VENV/bin/python" \
-    -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -g1 -DNDEBUG" >"build/$1.log" || { cat "build/$1.log"; return 1; }
-  phase "build $1" cmake --build "build/$1" -j "$JOBS" ${3:+--target $3}
+package_build() {  # where pip built the package: `build-dir` in pyproject.toml
+  "$VENV/bin/python" -c 'import sys, sysconfig
+python = "cp%d%d" % sys.version_info[:2]
+print("build/" + "-".join([python, python, sysconfig.get_platform().replace("-", "_").replace(".", "_")]))'
 }
 
-native_suites() {  # $1: folder under build/, $2: sanitizers or empty
+folder() {  # $1: sanitizers or empty, $2: name of the build. The suites themselves test the objects of the package.
+  if [[ -z $1 ]]; then package_build; else echo "build/$2"; fi
+}
+
+native_build() {  # $1: name, $2: sanitizers or empty, $3: targets, empty: all
+  say "C++ suites${2:+ under the sanitizers $2}"
+  local options=(-DTIERPAGE_TESTS=ON -DTIERPAGE_TORCH_TESTS=ON)
+  if [[ -z $2 ]]; then  # all else is as pip left it
+    [[ ${TIERPAGE_TEST_KVIKIO:-} == 1 ]] && options+=(-DCMAKE_REQUIRE_FIND_PACKAGE_Kvikio=ON)
+  else
+    # kvikio's own code is not instrumented: with a sanitizer there is nothing to learn.
+    options+=(-G Ninja -DTIERPAGE_PYTHON=OFF -DTIERPAGE_KVIKIO=OFF -DTIERPAGE_WERROR=ON -DTIERPAGE_SANITIZER="$2"
+      -DPython_EXECUTABLE="$VENV/bin/python" -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -g1 -DNDEBUG")
+  fi
+  local at; at=$(folder "$2" "$1")
+  cmake -S . -B "$at" "${options[@]}" >"build/$1.log" || { cat "build/$1.log"; return 1; }
+  phase "build $1" cmake --build "$at" -j "$JOBS" ${3:+--target $3}
+}
+
+native_suites() {  # $1: name, $2: sanitizers or empty
   # core and sim have one thread (tests/tidy.py sees to it): the thread sanitizer cannot find anything in them.
   local only=() targets=""
   case $2 in
@@ -146,12 +159,12 @@ native_suites() {  # $1: folder under build/, $2: sanitizers or empty
       ;;
   esac
   native_build "$1" "$2" "$targets"
-  phase "tests $1" ctest --test-dir "build/$1" -j "$JOBS" --output-on-failure --output-junit "$ROOT/build/$1.xml" "${only[@]}"
+  phase "tests $1" ctest --test-dir "$(folder "$2" "$1")" -j "$JOBS" --output-on-failure --output-junit "$ROOT/build/$1.xml" "${only[@]}"
 }
 
 thread_safety() {  # clang proves what csrc/locks/mutex.h lets classes say about their locks
   local cuda torch python
-  cuda=$(sed -n 's/^CUDA_HEADERS_INCLUDE_DIR:PATH=//p' build/tests/CMakeCache.txt)
+  cuda=$(sed -n 's/^CUDA_HEADERS_INCLUDE_DIR:PATH=//p' "$(package_build)/CMakeCache.txt")
   torch=$("$VENV/bin/python" -c 'import importlib.util as u, os; print(os.path.dirname(u.find_spec("torch").origin))')
   python=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
   # Of csrc/torch what takes locks, but for typed_operators.cpp, whose templates clang 14 does not understand.
@@ -164,7 +177,7 @@ thread_safety() {  # clang proves what csrc/locks/mutex.h lets classes say about
 
 fault_checks() {  # those of .clang-tidy; csrc/torch and csrc/python apart, since torch's headers take minutes
   local cuda
-  cuda=$(sed -n 's/^CUDA_HEADERS_INCLUDE_DIR:PATH=//p' build/tests/CMakeCache.txt)
+  cuda=$(sed -n 's/^CUDA_HEADERS_INCLUDE_DIR:PATH=//p' "$(package_build)/CMakeCache.txt")
   printf '%s\n' csrc/core/*/*.cpp csrc/{tiers,engine,estimate,guard}/*.cpp |
     xargs -P "$JOBS" -n 6 sh -c 'clang-tidy --quiet "$@" -- -std=c++20 -DNDEBUG -Icsrc -isystem "$0"' "$cuda"
 }
@@ -180,7 +193,7 @@ source_rules() {
   "$VENV/bin/python" tools/stubs.py --check
 }
 
-run_check() {  # under two minutes once build/tests exists
+run_check() {  # under two minutes once the suites are built
   system_packages "${TEST_SYSTEM_PACKAGES[@]}"
   [[ -x $VENV/bin/tierpage ]] || setup
   "$VENV/bin/pip" install -q "${TEST_PACKAGES[@]}"
@@ -188,14 +201,15 @@ run_check() {  # under two minutes once build/tests exists
   mkdir -p build
   native_build tests "" "core_tests sim_tests"
   phase "rules, lint, locks, stubs" source_rules
-  phase "core tests" build/tests/tests/core_tests --gtest_brief=1
-  TIERPAGE_SIM_SEEDS=500 phase "short simulation" build/tests/tests/sim_tests --gtest_brief=1
+  phase "core tests" "$(package_build)/tests/core_tests" --gtest_brief=1
+  TIERPAGE_SIM_SEEDS=500 phase "short simulation" "$(package_build)/tests/sim_tests" --gtest_brief=1
   phases
 }
 
 phases() { printf '%s\n' "" "${PHASES[@]}" >&2; }
 
 run_tests() {
+  export TIERPAGE_WERROR=1  # in the package too, whose objects are what is tested
   system_packages "${TEST_SYSTEM_PACKAGES[@]}"
   make_venv
   kvikio_packages
