@@ -51,8 +51,10 @@ def file_backed() -> Iterator[None]:
     transformers' own, and a TierpageWarning says why: another device or several, a quantizer that converts while it
     loads, tensor parallelism, files of other formats, a transformers that loads in another way.
 
-    Raises TierpageError while tierpage is off. ``from_pretrained`` raises ConfigError where ``host_budget`` leaves no
-    room for the staging buffers.
+    ``from_pretrained`` raises ConfigError where ``host_budget`` leaves no room for the staging buffers.
+
+    Raises:
+        TierpageError: tierpage is off.
     """
     current()
     with _Doors.open():
