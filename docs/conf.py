@@ -77,7 +77,9 @@ def name_files_outside(app: Sphinx, doctree: nodes.document) -> None:
         if link["reftype"] in ("myst", "doc") and ("/" in target or "." in target):
             candidates = [base / (target + end) for base in (folder, ROOT) for end in ("", ".md")]
             found = next((path.resolve() for path in candidates if path.exists()), None)
-            if found is not None and pages not in found.parents:
+            if found == ROOT / "README.md":
+                link["reftarget"] = "index"  # which holds its text
+            elif found is not None and pages not in found.parents:
                 link.replace_self(link.children)
 
 

@@ -22,7 +22,7 @@ def build(folder: Path) -> int:
     from sphinx.cmd.build import build_main
 
     return build_main(
-        ["-q", "-W", "--keep-going", "-b", "html", "-d", f"{folder}.parsed", str(ROOT / "docs"), str(folder)]
+        ["-q", "-E", "-W", "--keep-going", "-b", "html", "-d", f"{folder}.parsed", str(ROOT / "docs"), str(folder)]
     )
 
 

@@ -199,7 +199,7 @@ def _enable(request: Request) -> Pager:
     release_retired()
     session = start_session(config, request)
     session.log_notices()
-    for note in config.notes:
+    for note in (*config.notes, *session.offloads.standing()):
         warnings.warn(note, TierpageWarning, stacklevel=4)
     _log.info("enabled: %s", config)
     return Pager(session, switched_on=True)
