@@ -31,7 +31,6 @@ copyright = f"the authors of {project}; {PROJECT['license']}"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["notebooks"]
 myst_heading_anchors = 4
-suppress_warnings = ["myst.header"]  # a page may begin its parts where its subject begins
 
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["transformers"]  # a page about a class that derives from one of its own needs none of it

@@ -2,14 +2,16 @@
 
     python tools/build_docs.py            into build/site
     python tools/build_docs.py FOLDER
+    python tools/build_docs.py --requirements    prints what it needs beside torch: the extra "docs" of pyproject.toml
 
-Needs torch and what `pip install 'tierpage[docs]'` names; neither a compiled tierpage nor a network.
+It needs neither a compiled tierpage nor a network.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +49,15 @@ def missing(names: set[str]) -> Iterator[str]:
                 yield f"{module}.{name}"
 
 
+def requirements() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return list(project["optional-dependencies"]["docs"])
+
+
 def main() -> int:
+    if sys.argv[1:] == ["--requirements"]:
+        print("\n".join(requirements()))
+        return 0
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "site"
     failed = build(folder)
     if failed:
