@@ -158,8 +158,11 @@ def enable(
     with the same values does nothing.
 
     Raises:
-        ConfigError: a value cannot work, or other values are in force. StorageFullError: the disk has less room.
-        ImportError: the installed torch has no matching library. In every case the process is as it was.
+        ConfigError: a value cannot work, or other values are in force.
+        StorageFullError: the disk has less room.
+        ImportError: the installed torch has no matching library.
+
+    Whatever it raises, the process is as it was.
     """
     arguments: dict[str, object] = dict(experimental)
     arguments.update(
@@ -196,7 +199,7 @@ def _enable(request: Request) -> Pager:
     release_retired()
     session = start_session(config, request)
     session.log_notices()
-    for note in config.notes:
+    for note in (*config.notes, *session.offloads.standing()):
         warnings.warn(note, TierpageWarning, stacklevel=4)
     _log.info("enabled: %s", config)
     return Pager(session, switched_on=True)
@@ -205,8 +208,11 @@ def _enable(request: Request) -> Pager:
 def disable() -> None:
     """Brings every paged tensor back into device memory and returns to plain torch. Does nothing while off.
 
-    Raises OutOfMemoryError where the live tensors do not fit, StorageError where they cannot be read; tierpage then
-    stays on and nothing is lost.
+    Raises:
+        OutOfMemoryError: the live tensors do not fit.
+        StorageError: they cannot be read.
+
+    tierpage then stays on and nothing is lost.
     """
     with changing():
         session = current_or_none()
@@ -223,15 +229,27 @@ def is_enabled() -> bool:
 
 
 def config() -> Config:
-    """The settings in force and where each came from. Raises TierpageError while tierpage is off."""
+    """The settings in force and where each came from.
+
+    Raises:
+        TierpageError: tierpage is off.
+    """
     return current().config
 
 
 def set_budget(tier: str, size: int | float | str) -> None:
-    """Changes a budget while running. ``tier``: "device" or "host"; ``size``: bytes, text or a fraction as in enable.
+    """Changes a budget while running.
 
     Returns at once. Under a smaller budget pages leave as they can, and the memory goes back to the device or the system. What
     is pinned or in use stays until it is not: meanwhile operators that do not fit raise OutOfMemoryError, this call does not.
+
+    Args:
+        tier: "device" or "host".
+        size: bytes, text ("20GiB") or a fraction, as in :func:`enable`.
+
+    Raises:
+        TierpageError: tierpage is off.
+        ConfigError: there is no such tier, or the size cannot work.
     """
     if tier not in ("device", "host"):
         raise ConfigError(f"tier={tier!r} has no budget that can change: give 'device' or 'host'.")
@@ -252,7 +270,11 @@ def set_budget(tier: str, size: int | float | str) -> None:
 def paged(tag: str | None = None) -> Iterator[None]:
     """Tensors made by this thread inside the block are paged (also with scope="explicit") and carry ``tag``.
 
-    Blocks nest; the innermost tag counts. Raises TierpageError while tierpage is off.
+    Blocks nest; the innermost tag counts.
+
+    Raises:
+        TierpageError: tierpage is off.
+        ConfigError: the tag is no text, or empty.
     """
     if tag is not None and (not isinstance(tag, str) or not tag):
         raise ConfigError(f"tag={tag!r} is not a name: give a non-empty text or None.")
@@ -281,9 +303,10 @@ def pause(tag: str) -> int:
     A tag that no living tensor carries gives 0: all of them may have died, or been too small to be paged.
 
     Raises:
-        TierpageError while tierpage is off. ConfigError: the tag is no text, or empty, or nobody ever gave it to
-        :func:`paged`. PagerDeadError: an earlier failure
-        stopped the pager, or one that came meanwhile. InternalError: none of them left for a minute.
+        TierpageError: tierpage is off.
+        ConfigError: the tag is no text, or empty, or nobody ever gave it to :func:`paged`.
+        PagerDeadError: an earlier failure stopped the pager, or one that came meanwhile.
+        InternalError: none of them left for a minute.
     """
     session = current()
     session.library.run_deferred(0)
@@ -296,8 +319,11 @@ def resume(tag: str) -> int:
     """Hint: the tensors made inside ``paged(tag)`` are needed soon, after :func:`pause` or without it.
 
     Returns the bytes that are not in device memory and begin to move, as far as they fit; never waits. 0 for a tag that no
-    living tensor carries. Raises TierpageError while tierpage is off, ConfigError where the tag is no text, or empty, or
-    nobody ever gave it to :func:`paged`.
+    living tensor carries.
+
+    Raises:
+        TierpageError: tierpage is off.
+        ConfigError: the tag is no text, or empty, or nobody ever gave it to :func:`paged`.
     """
     session = current()
     with native.translated():
@@ -317,8 +343,11 @@ def pin(*things: Any) -> Iterator[None]:
     For everything that no operator announces: raw pointers, CUDA graphs, hand-written kernels. Waits until they are
     there. Work that is queued on the current stream when the block ends is waited for before they leave.
 
-    What does not fit the device budget lies in RAM meanwhile. Raises OutOfMemoryError where that has no room or
-    ``overflow="off"``.
+    What does not fit the device budget lies in RAM meanwhile. Does nothing while tierpage is off.
+
+    Raises:
+        OutOfMemoryError: RAM has no room for what does not fit, or ``overflow="off"``.
+        ConfigError: one of ``things`` holds no tensors.
     """
     tensors = list(tensors_in(things))
     session = current_or_none()
@@ -342,7 +371,10 @@ def pin(*things: Any) -> Iterator[None]:
 def prefetch(*things: Any) -> int:
     """Hint: these tensors are needed soon. Returns the bytes that began to move; never waits, never fails for room.
 
-    What :func:`pause` keeps out stays out.
+    What :func:`pause` keeps out stays out. Does nothing while tierpage is off.
+
+    Raises:
+        ConfigError: one of ``things`` holds no tensors.
     """
     return _hint("prefetch", things)
 
@@ -350,7 +382,11 @@ def prefetch(*things: Any) -> int:
 def evict(*things: Any) -> int:
     """Hint: these tensors are not needed for long. Waits until they have left, and returns the bytes; pinned ones stay.
 
-    Raises PagerDeadError and InternalError as :func:`pause`. Does nothing while tierpage is off.
+    Does nothing while tierpage is off.
+
+    Raises:
+        PagerDeadError, InternalError: as :func:`pause`.
+        ConfigError: one of ``things`` holds no tensors.
     """
     return _hint("evict", things)
 

@@ -1,4 +1,4 @@
-"""Finds the tensors that Python objects hold in this process, and what the program calls them.
+"""Finds the tensors and modules that Python has in this process, and what the program calls them.
 
 The garbage collector knows every tensor, module and optimizer that Python has. What only C++ holds (activations that
 autograd has saved) and what ``gc.freeze`` hid is not found.
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["named_tensors"]
+__all__ = ["modules", "named_tensors", "path_of_module"]
 
 
 def named_tensors() -> Iterator[tuple[torch.Tensor, str | None]]:
@@ -36,6 +36,18 @@ def named_tensors() -> Iterator[tuple[torch.Tensor, str | None]]:
                 names.setdefault(id(gradient), f"{names[id(tensor)]}.grad")
     for tensor in {id(tensor): tensor for tensor in [*tensors, *gradients]}.values():
         yield tensor, names.get(id(tensor))
+
+
+def modules() -> list[torch.nn.Module]:
+    """Every module that is found."""
+    found: list[torch.nn.Module] = []
+    _find([], found, [])
+    return found
+
+
+def path_of_module(module: torch.nn.Module) -> str:
+    """``GPT.blocks.0``: the class of the outermost module that holds it, then its name in there."""
+    return _path_of(module, _parents_of(modules()))
 
 
 def _find(tensors: list[torch.Tensor], modules: list[torch.nn.Module], optimizers: list[torch.optim.Optimizer]) -> None:
@@ -69,10 +81,7 @@ def _table(thing: object, name: str) -> list[tuple[Any, Any]]:
 
 def _names_in(modules: Sequence[torch.nn.Module]) -> dict[int, str]:
     """Names of parameters and buffers by the identity of the tensor."""
-    parents: dict[int, tuple[torch.nn.Module, str]] = {}
-    for module in modules:
-        for name, child in _table(module, "_modules"):
-            parents.setdefault(id(child), (module, str(name)))
+    parents = _parents_of(modules)
     names: dict[int, str] = {}
     for module in modules:
         for kind in ("_parameters", "_buffers"):
@@ -80,6 +89,15 @@ def _names_in(modules: Sequence[torch.nn.Module]) -> dict[int, str]:
                 if tensor is not None:
                     names.setdefault(id(tensor), f"{_path_of(module, parents)}.{name}")
     return names
+
+
+def _parents_of(modules: Sequence[torch.nn.Module]) -> dict[int, tuple[torch.nn.Module, str]]:
+    """By the identity of a module: one that holds it, and under which name."""
+    parents: dict[int, tuple[torch.nn.Module, str]] = {}
+    for module in modules:
+        for name, child in _table(module, "_modules"):
+            parents.setdefault(id(child), (module, str(name)))
+    return parents
 
 
 def _path_of(module: torch.nn.Module, parents: dict[int, tuple[torch.nn.Module, str]]) -> str:

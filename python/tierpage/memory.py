@@ -114,7 +114,10 @@ class Placement:
 def where(tensor: torch.Tensor) -> Placement:
     """Tells in which tiers a tensor's storage has valid bytes; moves nothing.
 
-    Raises TypeError for anything but a tensor. A tensor that tierpage does not own gives ``paged=False``.
+    A tensor that tierpage does not own gives ``paged=False``.
+
+    Raises:
+        TypeError: for anything but a tensor.
     """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"where() takes a tensor, not {type(tensor).__name__}")

@@ -26,6 +26,7 @@ from tierpage.defaults import in_force
 from tierpage.errors import OutOfMemoryError, TierpageError
 from tierpage.launches import LaunchGuard
 from tierpage.loading import LoadWatch
+from tierpage.offloaders import OffloadWatch
 from tierpage.settings import Config, Request
 from tierpage.system import format_bytes
 from tierpage.ticker import Ticker
@@ -62,6 +63,9 @@ class Session:
             self.runtime: _C.Runtime = module.Runtime({**config.engine_options(), **backend.engine_options()})
         self.wrappers = touching.Wrappers(self.library, self._is_paged)
         self.loads = LoadWatch(self.library.take_up)
+        self.offloads = OffloadWatch(
+            config.device if config.device == "cpu" else f"{config.device}:{config.device_index}"
+        )
         self.notices = Ticker("tierpage-notices", self.log_notices)
         self.publisher = Publisher(lambda: snapshot(self))
         attached = False
@@ -78,12 +82,14 @@ class Session:
                 self.launch_guard.open()
             self.wrappers.install()
             self.loads.install()
+            self.offloads.install()
             self.notices.start()
             if config.top:
                 self.publisher.start()
         except BaseException:
             self.publisher.stop()
             self.notices.stop()
+            self.offloads.remove()
             self.loads.remove()
             self.wrappers.remove()
             if attached:
@@ -152,6 +158,7 @@ class Session:
         self.publisher.stop()
         self.notices.stop()
         self.launch_guard.close()
+        self.offloads.remove()
         self.loads.remove()
         self.wrappers.remove()
         self.library.detach()

@@ -53,8 +53,10 @@ def export_trace(path: str | os.PathLike[str], merge_with: str | os.PathLike[str
     written by ``torch.profiler``'s ``export_chrome_trace``, both are on one time line. A name that ends in .gz is
     compressed. The file appears complete or not at all.
 
-    Raises TierpageError while tierpage is off, OSError where a file cannot be read or written, ConfigError where
-    ``merge_with`` is not a Chrome trace.
+    Raises:
+        TierpageError: tierpage is off.
+        OSError: a file cannot be read or written.
+        ConfigError: ``merge_with`` is not a Chrome trace.
     """
     write_json(path, trace_of_now(merge_with))
 

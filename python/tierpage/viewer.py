@@ -72,7 +72,8 @@ def memory_snapshot() -> dict[str, Any]:
 
     Looks at every object that Python has, and moves nothing. While pages move it is no picture of one moment.
 
-    Raises TierpageError while tierpage is off.
+    Raises:
+        TierpageError: tierpage is off.
     """
     session = current()
     regions, totals = _look(session)
@@ -98,8 +99,11 @@ def memory_snapshot() -> dict[str, Any]:
 def dump_snapshot(path: str | os.PathLike[str]) -> None:
     """Writes :func:`memory_snapshot` as a pickle, as ``torch.cuda.memory._dump_snapshot`` does.
 
-    The file holds only numbers and texts, and appears complete or not at all. Raises TierpageError while tierpage is
-    off, OSError where the file cannot be written.
+    The file holds only numbers and texts, and appears complete or not at all.
+
+    Raises:
+        TierpageError: tierpage is off.
+        OSError: the file cannot be written.
     """
     write_whole(path, pickle.dumps(memory_snapshot(), protocol=_PROTOCOL))
 

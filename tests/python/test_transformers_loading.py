@@ -222,10 +222,9 @@ def test_training_unties_from_the_file_what_it_writes(switch_on: Callable[..., N
 def fallen_back(folder: Path, reason: str, **more: Any) -> Any:
     with file_backed(), pytest.warns(tierpage.TierpageWarning, match=reason) as caught:
         model = from_pretrained(folder, **more)
-    said = [one for one in caught if issubclass(one.category, tierpage.TierpageWarning)]
+    said = [one for one in caught if "transformers' own way" in str(one.message)]
     assert len(said) == 1
     assert said[0].filename == __file__
-    assert "transformers' own way" in str(said[0].message)
     return model
 
 
@@ -272,7 +271,8 @@ def test_offload_is_left_to_transformers(switch_on: Callable[..., None], folder:
     places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
     places |= {f"model.layers.{layer}": "disk" if layer == 2 else "cpu" for layer in range(3)}
     given = {"device_map": places, "offload_folder": str(tmp_path / "offload")}
-    model = fallen_back(folder, "device_map offloads to the disk", **given)
+    with pytest.warns(tierpage.TierpageWarning, match="is moved in and out by accelerate"):
+        model = fallen_back(folder, "device_map offloads to the disk", **given)
     assert model.model.layers[2].mlp.up_proj.weight.is_meta
 
 

@@ -57,10 +57,12 @@ def load(
         ``missing_keys`` and ``unexpected_keys``, as ``load_state_dict``.
 
     Raises:
-        TierpageError while tierpage is off. CheckpointError: a file is malformed. CheckpointError or StorageError: it was
-        written to meanwhile. OSError: a file cannot be opened.
-        RuntimeError, from torch: names or shapes do not match. ConfigError: ``dtype`` is neither, or host_budget leaves
-        no room for the staging buffers.
+        TierpageError: tierpage is off.
+        CheckpointError: a file is malformed, or was written to meanwhile.
+        StorageError: a file was written to meanwhile.
+        OSError: a file cannot be opened.
+        RuntimeError: from torch, names or shapes do not match.
+        ConfigError: ``dtype`` is neither, or host_budget leaves no room for the staging buffers.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"load() takes a module, not {type(model).__name__}")

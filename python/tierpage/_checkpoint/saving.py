@@ -70,7 +70,8 @@ def save(
         The files written, the index last where there is one.
 
     Raises:
-        StorageFullError, StorageError: the disk refused. CheckpointError: something that the format cannot hold.
+        StorageFullError, StorageError: the disk refused.
+        CheckpointError: something that the format cannot hold.
         TypeError: not a module or a mapping.
     """
     given = model.state_dict() if isinstance(model, torch.nn.Module) else model

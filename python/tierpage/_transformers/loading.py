@@ -24,6 +24,7 @@ from transformers import modeling_utils
 
 from tierpage._checkpoint.tensors import paged_device
 from tierpage._transformers.files import Load
+from tierpage.callers import caller_outside
 from tierpage.errors import TierpageWarning
 from tierpage.session import Session, current, current_or_none
 
@@ -51,8 +52,10 @@ def file_backed() -> Iterator[None]:
     transformers' own, and a TierpageWarning says why: another device or several, a quantizer that converts while it
     loads, tensor parallelism, files of other formats, a transformers that loads in another way.
 
-    Raises TierpageError while tierpage is off. ``from_pretrained`` raises ConfigError where ``host_budget`` leaves no
-    room for the staging buffers.
+    ``from_pretrained`` raises ConfigError where ``host_budget`` leaves no room for the staging buffers.
+
+    Raises:
+        TierpageError: tierpage is off.
     """
     current()
     with _Doors.open():
@@ -220,11 +223,8 @@ def _device(place: Any) -> torch.device:
 
 def _say(reason: str) -> None:
     """Warns where the caller stands: the first frame outside of transformers and this package."""
-    frame, level = inspect.currentframe(), 1
-    while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in _NOT_THE_CALLER:
-        frame, level = frame.f_back, level + 1
     warnings.warn(
         f"from_pretrained reads weights in transformers' own way, not from their files on use: {reason.rstrip('.')}.",
         TierpageWarning,
-        stacklevel=level,
+        stacklevel=caller_outside(*_NOT_THE_CALLER).level,
     )
