@@ -137,7 +137,7 @@ native_build() {  # $1: folder under build/, $2: sanitizers or empty, $3: target
 
 native_suites() {  # $1: folder under build/, $2: sanitizers or empty
   # core and sim have one thread (tests/tidy.py sees to it): the thread sanitizer cannot find anything in them.
-  # codec has none either.
+  # codec has none but the lanes of its tests.
   local only=() targets=""
   case $2 in
     thread) targets="tiers_tests engine_tests guard_tests torch_tests" only=(-R '^(tiers|engine|engine_fork|guard|torch)$') ;;

@@ -1,4 +1,4 @@
-// A lossless code for pages of floating point numbers, on the CPU.
+// A lossless code for pages of floating point numbers, on the CPU; page_encode.cu and page_decode.cu are it for a GPU.
 //
 // Few exponents are frequent in weights, gradients, activations and optimizer states; the other bits are noise. Each
 // element gets a short code for its exponent, and keeps the rest as it is; a rare exponent is an escape and costs a
