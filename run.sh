@@ -150,12 +150,13 @@ native_build() {  # $1: name, $2: sanitizers or empty, $3: targets, empty: all
 
 native_suites() {  # $1: name, $2: sanitizers or empty
   # core and sim have one thread (tests/tidy.py sees to it): the thread sanitizer cannot find anything in them.
+  # codec has none but the lanes of its tests.
   local only=() targets=""
   case $2 in
     thread) targets="tiers_tests engine_tests guard_tests torch_tests" only=(-R '^(tiers|engine|engine_fork|guard|torch)$') ;;
     ?*)
-      targets="core_tests sim_tests tiers_tests engine_tests guard_tests torch_tests"
-      only=(-R '^(core|sim|sim_more|tiers|engine|engine_fork|guard|torch)$')
+      targets="core_tests sim_tests codec_tests tiers_tests engine_tests guard_tests torch_tests"
+      only=(-R '^(core|sim|sim_more|codec|tiers|engine|engine_fork|guard|torch)$')
       ;;
   esac
   native_build "$1" "$2" "$targets"
