@@ -89,7 +89,7 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
     case ActionKind::kWatchFence: watched_.push_back(action.fence); return;
     case ActionKind::kRecordFence: {
       Fence fence;
-      const bool recorded = backend_.record_fence(action.native_stream, &fence).ok();
+      const bool recorded = backend_.record_lasting_fence(action.native_stream, &fence).ok();
       finished.recorded.push_back({action.fence.stream, fence, !recorded});
       return;
     }

@@ -19,6 +19,7 @@
 //  8. between the question and the record. The event then belongs to the graph: it tells nothing, and to query it would
 //     end the capture. So where a capture is noted after the record the question is asked again, and the event is not
 //     used. A capture that is noted later begins later: this event stands before it.
+//     Nor is the driver asked for the unique id of a stream on which another thread works: it is known (record_lasting).
 //  9. A fence over all streams ends every capture at once. It is recorded only where none is noted, and note_capture
 //     waits for those that are being recorded: each of the two writes its own counter before it reads the other's.
 #include "tiers/cuda_fences.h"
@@ -53,7 +54,14 @@ uint64_t CudaFences::unique_id(uint64_t native_stream) const {
   return id;
 }
 
-StreamId CudaFences::stream_id_locked(uint64_t unique) {
+uint64_t CudaFences::last_unique_id(uint64_t native_stream) {
+  const LockGuard lock(mutex_);
+  const auto found = uniques_.find(native_stream);
+  return found != uniques_.end() ? found->second : ~native_stream;
+}
+
+StreamId CudaFences::stream_id_locked(uint64_t native_stream, uint64_t unique) {
+  uniques_[native_stream] = unique;
   auto [found, added] = ids_.try_emplace(unique, static_cast<StreamId>(streams_.size()));
   if (added) streams_.emplace_back();
   return found->second;
@@ -61,9 +69,9 @@ StreamId CudaFences::stream_id_locked(uint64_t unique) {
 
 StreamId CudaFences::stream_id(uint64_t native_stream) {
   CudaContextGuard guard(driver_, context_);
-  const uint64_t unique = unique_id(native_stream);
+  const uint64_t unique = captured_meanwhile(native_stream) ? last_unique_id(native_stream) : unique_id(native_stream);
   LockGuard lock(mutex_);
-  return stream_id_locked(unique);
+  return stream_id_locked(native_stream, unique);
 }
 
 Status CudaFences::take_event(bool timed, CUevent* event) {
@@ -167,7 +175,7 @@ bool CudaFences::captured_meanwhile(uint64_t native_stream) const {
   return captures_.load() > 0 && !capture_status(native_stream).ok();
 }
 
-Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, uint64_t cookie) {
+Status CudaFences::record(uint64_t native_stream, bool lasting, Fence* fence, uint64_t mark, uint64_t cookie) {
   *fence = Fence{};
   const auto start = reinterpret_cast<CUevent>(mark);
   const auto refuse = [&](Status status) {
@@ -176,12 +184,12 @@ Status CudaFences::record(uint64_t native_stream, Fence* fence, uint64_t mark, u
   };
   CudaContextGuard guard(driver_, context_);
   if (!guard.ok()) return refuse(guard.status());
-  const uint64_t unique = unique_id(native_stream);
   const Status captured = capture_status(native_stream);
   if (!captured.ok() && captured.code != StatusCode::kUnavailable) return refuse(captured);
+  const uint64_t unique = lasting || !captured.ok() ? last_unique_id(native_stream) : unique_id(native_stream);
 
   UniqueLock lock(mutex_);
-  fence->stream = stream_id_locked(unique);
+  fence->stream = stream_id_locked(native_stream, unique);
   if (!captured.ok()) {
     lock.unlock();
     return refuse(captured);
@@ -295,6 +303,7 @@ void CudaFences::destroy_events() {
   ended_.clear();
   streams_.clear();
   ids_.clear();
+  uniques_.clear();
 }
 
 }  // namespace tierpage

@@ -1,7 +1,8 @@
 // Fences on CUDA streams: one event per fence, one growing sequence per stream. Any thread; no lock is held across a
 // driver call.
 //
-// Streams are told apart by the driver's unique id, because a handle is used again after its stream is destroyed.
+// Streams are told apart by the driver's unique id, because a handle is used again after its stream is destroyed. Of a
+// captured stream the driver must not be asked for it: that ends the capture (driver 580; tests/gpu/capture_probe.py).
 #pragma once
 
 #include <atomic>
@@ -25,7 +26,11 @@ class CudaFences {
   StreamId stream_id(uint64_t native_stream);
   // kUnavailable while the stream is being captured into a graph; the fence is then {id, 0}.
   // With a mark the work between it and the fence is timed, and the mark is used up.
-  Status record(uint64_t native_stream, Fence* fence, uint64_t mark = 0, uint64_t cookie = 0);
+  Status record(uint64_t native_stream, Fence* fence, uint64_t mark = 0, uint64_t cookie = 0) {
+    return record(native_stream, false, fence, mark, cookie);
+  }
+  // By another thread than the one that works on the stream, which must have been asked about before and never end.
+  Status record_lasting(uint64_t native_stream, Fence* fence) { return record(native_stream, true, fence, 0, 0); }
   bool done(Fence fence);
   // Before a capture begins: returns when no fence over all streams is being recorded, which would end it.
   void note_capture(int change);
@@ -62,8 +67,10 @@ class CudaFences {
   Status capture_status(uint64_t native_stream) const;  // an error where a fence would become part of a graph
   CUresult record_event(CUevent event, uint64_t native_stream);
   bool captured_meanwhile(uint64_t native_stream) const;
+  Status record(uint64_t native_stream, bool lasting, Fence* fence, uint64_t mark, uint64_t cookie);
   uint64_t unique_id(uint64_t native_stream) const;
-  StreamId stream_id_locked(uint64_t unique) TP_REQUIRES(mutex_);
+  uint64_t last_unique_id(uint64_t native_stream);  // that the handle had when it was asked about
+  StreamId stream_id_locked(uint64_t native_stream, uint64_t unique) TP_REQUIRES(mutex_);
   // Both let the lock go for the driver's calls.
   bool advance(Stream& stream, uint64_t target) TP_REQUIRES(mutex_);
   Status take_event(bool timed, CUevent* event) TP_REQUIRES(mutex_);
@@ -75,7 +82,8 @@ class CudaFences {
   std::atomic<int> recording_every_{0};              // threads that record a fence over all streams
   mutable std::atomic<uint64_t> default_stream_{0};  // its unique id, once asked; 0: not yet
   Mutex mutex_{LockRank::kCudaFences};
-  std::unordered_map<uint64_t, StreamId> ids_ TP_GUARDED_BY(mutex_);  // by the driver's unique id
+  std::unordered_map<uint64_t, StreamId> ids_ TP_GUARDED_BY(mutex_);      // by the driver's unique id
+  std::unordered_map<uint64_t, uint64_t> uniques_ TP_GUARDED_BY(mutex_);  // by handle, as it was asked about last
   std::deque<Stream> streams_ TP_GUARDED_BY(mutex_);  // by StreamId; a deque, because references outlive the lock
   // Events with a clock cost the device a little more: they are kept apart.
   struct Timed {

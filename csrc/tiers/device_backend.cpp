@@ -15,6 +15,10 @@ Status DeviceBackend::record_timed_fence(uint64_t native_stream, uint64_t, uint6
   return record_fence(native_stream, fence);
 }
 
+Status DeviceBackend::record_lasting_fence(uint64_t native_stream, Fence* fence) {
+  return record_fence(native_stream, fence);
+}
+
 void DeviceBackend::take_times(std::vector<OpTime>&) {}
 
 }  // namespace tierpage

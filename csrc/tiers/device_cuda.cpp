@@ -50,6 +50,9 @@ class CudaBackend final : public DeviceBackend {
 
   StreamId stream_id(uint64_t native_stream) override { return fences_->stream_id(native_stream); }
   Status record_fence(uint64_t native_stream, Fence* fence) override { return fences_->record(native_stream, fence); }
+  Status record_lasting_fence(uint64_t native_stream, Fence* fence) override {
+    return fences_->record_lasting(native_stream, fence);
+  }
   bool fence_done(Fence fence) override { return fences_->done(fence); }
   void note_capture(int change) override { fences_->note_capture(change); }
   bool capturing(uint64_t native_stream) override { return fences_->capturing(native_stream); }

@@ -235,6 +235,10 @@ TEST_F(FakeCudaTest, CapturedStreamsGetNoFence) {
   EXPECT_EQ(device_->record_fence(handle, &fence).code, StatusCode::kUnavailable);
   EXPECT_EQ(fence, (Fence{first.stream, 0}));
   EXPECT_EQ(stream.work.size(), queued);
+  device_->note_capture(1);
+  EXPECT_EQ(device_->stream_id(handle), first.stream);
+  EXPECT_EQ(fake::device().captures_broken, 0u) << "a captured stream's id must not be asked for";
+  device_->note_capture(-1);
   stream.capturing = false;
   fake::run_all(&stream);
 }
@@ -262,6 +266,8 @@ TEST_F(FakeCudaTest, ACaptureThatBeginsBetweenTheQuestionAndTheRecordIsNotBroken
   EXPECT_TRUE(device_->fence_done(before) && device_->fence_done(after));
   fake::device().before_next_record = begin_capture;
   EXPECT_EQ(device_->mark_start(handle), 0u);
+  Fence late;
+  EXPECT_EQ(device_->record_lasting_fence(handle, &late).code, StatusCode::kUnavailable);
   stream.capturing = false;
   device_->note_capture(-1);
   EXPECT_EQ(fake::device().captures_broken, 0u);

@@ -332,6 +332,7 @@ inline void fill_stream_calls(CudaDriver* table) {
   };
   table->stream_get_id = [](CUstream stream, unsigned long long* id) {
     std::lock_guard lock(device().mutex);
+    if (stream_of(stream)->capturing) return ++device().captures_broken, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     return *id = stream_of(stream)->id, entry();
   };
 }
