@@ -28,7 +28,7 @@ BUDGETS = 4  # how often all tensors together exceed the device budget
 def paged(options: dict[str, Any]) -> Iterator[int]:
     """How many elements each of COUNT tensors has so that they do not fit."""
     with tierpage.enable(
-        **{**options, "device_budget": "3MiB" if harness.DEVICE == "cpu" else options["device_budget"]}
+        **{**options, **({"device_budget": "3MiB"} if harness.DEVICE == "cpu" else {"host_budget": "16GiB"})}
     ) as pager:
         yield pager.config.device_budget * BUDGETS // COUNT // 4
         gc.collect()
