@@ -5,6 +5,7 @@
 #   ./run.sh demo [options of `tierpage demo`]   set everything up, build, run the main job
 #   ./run.sh test                                set everything up, build, pass all tests
 #   ./run.sh check                               what is quick of it: rules, lint, stubs, core tests, a short simulation
+#   ./run.sh docs                                build the site of the documents: build/site/index.html
 #   ./run.sh setup | doctor | python ...
 #
 # TIERPAGE_YES=1 answers the one question that may come up (a download of gigabytes). PYTHON names the interpreter.
@@ -17,11 +18,12 @@ TORCH_RANGE="torch>=2.11,<2.14"
 BUILD_PACKAGES=("scikit-build-core>=0.11" "pybind11>=2.13" ninja "nvidia-cuda-runtime==13.*" "nvidia-cuda-crt==13.*")
 # What the optional extension _kvikio needs (10 MB, without what kvikio brings along: nothing here may move torch's CUDA).
 KVIKIO_PACKAGES=("libkvikio-cu13==26.10.*" "rapids-logger==0.3.*" nvidia-cufile)
-TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen "safetensors>=0.5" matplotlib)
+TEST_PACKAGES=("numpy" "pytest>=8" "hypothesis>=6" psutil pybind11-stubgen "safetensors>=0.5" matplotlib nbclient ipykernel)
 # Pinned, since tierpage.transformers replaces names inside of the first. They are content with the torch that is there.
-TEST_LIBRARIES=("transformers==5.24.0" "accelerate==1.15.0" "peft==0.21.2")
+TEST_LIBRARIES=("transformers==5.24.0" "accelerate==1.15.0" "peft==0.21.2" "lightning==2.6.6" "diffusers==0.42.1"
+  "datasets==5.2.0" "trl==1.16.0")
 TEST_PROGRAMS=(ruff mypy "clang-format==23.1.5")
-PYTHON_SOURCES=(bench python tests/compat tests/python tests/tidy.py tools)
+PYTHON_SOURCES=(bench docs/conf.py python tests/compat tests/doors tests/python tests/tidy.py tools)
 TEST_SYSTEM_PACKAGES=(/usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build clang++=clang clang-tidy=clang-tidy)
 JOBS=${JOBS:-$(nproc)}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -194,6 +196,11 @@ source_rules() {
   "$VENV/bin/python" tools/stubs.py --check
 }
 
+site() {  # the documents as pages; warnings are errors
+  "$VENV/bin/python" tools/build_docs.py --requirements | xargs -d '\n' "$VENV/bin/pip" install -q
+  "$VENV/bin/python" tools/build_docs.py
+}
+
 run_check() {  # under two minutes once the suites are built
   system_packages "${TEST_SYSTEM_PACKAGES[@]}"
   [[ -x $VENV/bin/tierpage ]] || setup
@@ -231,6 +238,7 @@ run_tests() {
   say "source rules, lint, locks and stubs"
   phase "rules, lint, locks, stubs" source_rules
   phase "clang-tidy" fault_checks
+  phase "site of the documents" site
   say "Python tests"
   phase "Python tests" "$VENV/bin/python" -m pytest -q --junit-xml=build/pytest.xml
   phases
@@ -241,6 +249,7 @@ case "${1:-}" in
   demo | doctor) setup >&2; exec "$VENV/bin/tierpage" "$@" ;;
   test) run_tests ;;
   check) run_check ;;
+  docs) make_venv; site ;;
   python) shift; exec "$VENV/bin/python" "$@" ;;
-  *) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac

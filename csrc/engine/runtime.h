@@ -73,6 +73,9 @@ struct Scope {
     bool known = false;
     uint64_t native = 0;
     StreamId id = 0;
+    StreamId of(uint64_t native_stream, DeviceBackend& backend) const {  // mostly without a call of the driver
+      return known && native == native_stream ? id : backend.stream_id(native_stream);
+    }
   } stream;  // that this thread's operators ended on last, if that may owe fences
   std::string error;
   struct Launch {
@@ -155,10 +158,6 @@ class Runtime {
   Status end_work(Scope& scope, uint64_t native_stream, Fence* fence);
   Status record_end(Scope& scope, uint64_t native_stream, Fence* fence);
   bool may_owe(Scope& scope, uint64_t native_stream);
-  StreamId stream_id(const Scope& scope, uint64_t native_stream) {  // mostly without a call of the driver
-    const bool known = scope.stream.known && scope.stream.native == native_stream;
-    return known ? scope.stream.id : tiers_.backend->stream_id(native_stream);
-  }
   Status outcome_locked(Scope& scope, const char* name, int64_t asked_ns) TP_REQUIRES(core_.mutex());
   Status finish_wait_locked(Scope& scope) TP_REQUIRES(core_.mutex());
   void settle_touch_locked(Scope& scope, bool failed) TP_REQUIRES(core_.mutex());

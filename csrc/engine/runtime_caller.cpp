@@ -123,7 +123,7 @@ void Runtime::count_request_locked(SlotId slot, const char* name, int64_t asked_
 }
 
 Status Runtime::allocate(Scope& scope, uint64_t bytes, uint64_t native_stream, uint64_t place, uint64_t* address) {
-  const StreamId stream = stream_id(scope, native_stream);
+  const StreamId stream = scope.stream.of(native_stream, *tiers_.backend);
   // An operator without paged arguments begins here.
   if (scope.open && pager_thread_.wants_times()) launching(scope, native_stream);
   int64_t asked_ns = 0;

@@ -15,7 +15,7 @@ namespace tierpage {
 Status Runtime::begin_launch(Scope& scope, const tp_access* accesses, size_t count, uint64_t native_stream) {
   if (scope.launch.pinned) end_launch(scope, TP_NO_STREAM);
   const bool lives_on = scope.stream.known && scope.stream.native == native_stream;
-  const StreamId stream = stream_id(scope, native_stream);
+  const StreamId stream = scope.stream.of(native_stream, *tiers_.backend);
   int64_t asked_ns = 0;
   const UniqueLock lock(core_.mutex(), NoteWait{asked_ns});
   if (core_.refuses_locked()) return core_.refusal_locked();

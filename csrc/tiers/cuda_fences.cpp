@@ -19,7 +19,7 @@
 //  8. between the question and the record. The event then belongs to the graph: it tells nothing, and to query it would
 //     end the capture. So where a capture is noted after the record the question is asked again, and the event is not
 //     used. A capture that is noted later begins later: this event stands before it.
-//     Nor is the driver asked for the unique id of a stream on which another thread works: it is known (record_lasting).
+//     Nor is the driver asked for the unique id of a stream on which another thread works (record_lasting).
 //  9. A fence over all streams ends every capture at once. It is recorded only where none is noted, and note_capture
 //     waits for those that are being recorded: each of the two writes its own counter before it reads the other's.
 #include "tiers/cuda_fences.h"

@@ -122,8 +122,8 @@ class DeviceBackend {
   // dense index. record_fence marks "everything queued on it so far". fence_done is cheap and never blocks.
   virtual StreamId stream_id(uint64_t native_stream) = 0;
   virtual Status record_fence(uint64_t native_stream, Fence* fence) = 0;
-  // The same on a stream that stream_id was asked about and that lives as long as the process; by any thread, also while
-  // another one begins to capture the stream.
+  // The same on a stream that stream_id was asked about and that lives as long as the process; by any thread, also
+  // while another one begins to capture the stream.
   virtual Status record_lasting_fence(uint64_t native_stream, Fence* fence);
   virtual bool fence_done(Fence fence) = 0;
   // As a stream: all of the device's, where info().fences_every_stream says so.

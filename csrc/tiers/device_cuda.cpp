@@ -40,7 +40,6 @@ class CudaBackend final : public DeviceBackend {
   Status unmap(FrameId frame, uint64_t offset) override;
   Status allow_peer(int device_index) override;
   void find_peers() override;
-
   Status lock_host(void* host, uint64_t bytes) override;
   void unlock_host(void* host) override;
 
@@ -50,9 +49,7 @@ class CudaBackend final : public DeviceBackend {
 
   StreamId stream_id(uint64_t native_stream) override { return fences_->stream_id(native_stream); }
   Status record_fence(uint64_t native_stream, Fence* fence) override { return fences_->record(native_stream, fence); }
-  Status record_lasting_fence(uint64_t native_stream, Fence* fence) override {
-    return fences_->record_lasting(native_stream, fence);
-  }
+  Status record_lasting_fence(uint64_t stream, Fence* fence) override { return fences_->record_lasting(stream, fence); }
   bool fence_done(Fence fence) override { return fences_->done(fence); }
   void note_capture(int change) override { fences_->note_capture(change); }
   bool capturing(uint64_t native_stream) override { return fences_->capturing(native_stream); }
