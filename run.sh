@@ -138,7 +138,8 @@ folder() {  # $1: sanitizers or empty, $2: name of the build. The suites themsel
 native_build() {  # $1: name, $2: sanitizers or empty, $3: targets, empty: all
   say "C++ suites${2:+ under the sanitizers $2}"
   local options=(-DTIERPAGE_TESTS=ON -DTIERPAGE_TORCH_TESTS=ON)
-  if [[ -z $2 ]]; then  # all else is as pip left it
+  if [[ -z $2 ]]; then  # all else is as pip left it, and pip takes these back: [tool.scikit-build.cmake.define]
+    options+=(-DTIERPAGE_WERROR=ON)
     [[ ${TIERPAGE_TEST_KVIKIO:-} == 1 ]] && options+=(-DCMAKE_REQUIRE_FIND_PACKAGE_Kvikio=ON)
   else
     # kvikio's own code is not instrumented: with a sanitizer there is nothing to learn.
@@ -203,7 +204,7 @@ site() {  # the documents as pages; warnings are errors
 
 run_check() {  # under two minutes once the suites are built
   system_packages "${TEST_SYSTEM_PACKAGES[@]}"
-  [[ -x $VENV/bin/tierpage ]] || setup
+  grep -qsF "\"$VENV/bin/" "$(package_build)/.skbuild-info.json" || setup
   "$VENV/bin/pip" install -q "${TEST_PACKAGES[@]}"
   "$VENV/bin/pip" install -q --ignore-installed "${TEST_PROGRAMS[@]}"
   mkdir -p build

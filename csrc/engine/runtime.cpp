@@ -62,6 +62,7 @@ Status Runtime::open() {
     const StreamId every = tiers_.backend->stream_id(DeviceBackend::kEveryStream);
     (void)streams_.may_owe(every, DeviceBackend::kEveryStream);
     streams_.every_stream_is(every);
+    (void)tiers_.backend->stream_id(0);  // whose fence may be recorded in its place
   }
   pager_thread_.open(log_, reaches_device(options_.storage), now_ns);
   fill_api();

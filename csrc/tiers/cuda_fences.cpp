@@ -18,7 +18,8 @@
 // A capture may begin on a stream, or a stream may join one, while another thread records there:
 //  8. between the question and the record. The event then belongs to the graph: it tells nothing, and to query it would
 //     end the capture. So where a capture is noted after the record the question is asked again, and the event is not
-//     used. A capture that is noted later begins later: this event stands before it.
+//     used. A capture that is noted later begins later: this event stands before it. One that has ended meanwhile was
+//     noted in between; so where another thread works on the stream, any note in between spoils the event.
 //     Nor is the driver asked for the unique id of a stream on which another thread works (record_lasting).
 //  9. A fence over all streams ends every capture at once. It is recorded only where none is noted, and note_capture
 //     waits for those that are being recorded: each of the two writes its own counter before it reads the other's.
@@ -55,6 +56,7 @@ uint64_t CudaFences::unique_id(uint64_t native_stream) const {
 }
 
 uint64_t CudaFences::last_unique_id(uint64_t native_stream) {
+  if (native_stream == DeviceBackend::kEveryStream) return native_stream;
   const LockGuard lock(mutex_);
   const auto found = uniques_.find(native_stream);
   return found != uniques_.end() ? found->second : ~native_stream;
@@ -69,7 +71,7 @@ StreamId CudaFences::stream_id_locked(uint64_t native_stream, uint64_t unique) {
 
 StreamId CudaFences::stream_id(uint64_t native_stream) {
   CudaContextGuard guard(driver_, context_);
-  const uint64_t unique = captured_meanwhile(native_stream) ? last_unique_id(native_stream) : unique_id(native_stream);
+  const uint64_t unique = in_capture(native_stream) ? last_unique_id(native_stream) : unique_id(native_stream);
   LockGuard lock(mutex_);
   return stream_id_locked(native_stream, unique);
 }
@@ -104,7 +106,7 @@ uint64_t CudaFences::mark_start(uint64_t native_stream) {
   if (!take_event(true, &event).ok()) return 0;
   lock.unlock();
   const CUresult result = driver_.event_record(event, native);
-  if (result == CUDA_SUCCESS && !captured_meanwhile(native_stream)) return reinterpret_cast<uint64_t>(event);
+  if (result == CUDA_SUCCESS && !in_capture(native_stream)) return reinterpret_cast<uint64_t>(event);
   lock.lock();
   free_timed_events_.push_back(event);
   return 0;
@@ -157,6 +159,7 @@ Status CudaFences::capture_status(uint64_t native_stream) const {
 
 void CudaFences::note_capture(int change) {
   captures_.fetch_add(change);
+  capture_notes_.fetch_add(1);
   while (change > 0 && recording_every_.load() > 0) std::this_thread::yield();
 }
 
@@ -165,14 +168,16 @@ CUresult CudaFences::record_event(CUevent event, uint64_t native_stream) {
     return driver_.event_record(event, reinterpret_cast<CUstream>(native_stream));
   }
   recording_every_.fetch_add(1);
-  const bool allowed = captures_.load() == 0;
+  const bool allowed = captures_.load() <= 0;
   const CUresult result = allowed ? driver_.ctx_record_event(context_, event) : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   recording_every_.fetch_sub(1);
   return result;
 }
 
-bool CudaFences::captured_meanwhile(uint64_t native_stream) const {
-  return captures_.load() > 0 && !capture_status(native_stream).ok();
+// The default stream is never captured. A fence over all streams that was recorded stands before every capture.
+bool CudaFences::in_capture(uint64_t native_stream) const {
+  const bool may_be = native_stream != 0 && native_stream != DeviceBackend::kEveryStream;
+  return may_be && captures_.load() > 0 && !capture_status(native_stream).ok();
 }
 
 Status CudaFences::record(uint64_t native_stream, bool lasting, Fence* fence, uint64_t mark, uint64_t cookie) {
@@ -184,6 +189,7 @@ Status CudaFences::record(uint64_t native_stream, bool lasting, Fence* fence, ui
   };
   CudaContextGuard guard(driver_, context_);
   if (!guard.ok()) return refuse(guard.status());
+  const uint64_t notes_before = capture_notes_.load();
   const Status captured = capture_status(native_stream);
   if (!captured.ok() && captured.code != StatusCode::kUnavailable) return refuse(captured);
   const uint64_t unique = lasting || !captured.ok() ? last_unique_id(native_stream) : unique_id(native_stream);
@@ -210,7 +216,9 @@ Status CudaFences::record(uint64_t native_stream, bool lasting, Fence* fence, ui
   ++stream.recording;
   lock.unlock();
   const CUresult result = record_event(event, native_stream);
-  const bool in_graph = result == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED || captured_meanwhile(native_stream);
+  const bool noted = lasting && native_stream != 0 && native_stream != DeviceBackend::kEveryStream &&
+                     notes_before != capture_notes_.load();
+  const bool in_graph = result == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED || noted || in_capture(native_stream);
   lock.lock();
   // 5. The slot is still there: no slot leaves the deque before it is recorded.
   Slot& slot = stream.slots[sequence - stream.completed - 1];

@@ -66,7 +66,7 @@ class CudaFences {
 
   Status capture_status(uint64_t native_stream) const;  // an error where a fence would become part of a graph
   CUresult record_event(CUevent event, uint64_t native_stream);
-  bool captured_meanwhile(uint64_t native_stream) const;
+  bool in_capture(uint64_t native_stream) const;  // of those that were noted
   Status record(uint64_t native_stream, bool lasting, Fence* fence, uint64_t mark, uint64_t cookie);
   uint64_t unique_id(uint64_t native_stream) const;
   uint64_t last_unique_id(uint64_t native_stream);  // that the handle had when it was asked about
@@ -79,6 +79,7 @@ class CudaFences {
   const CudaDriver& driver_;
   const CUcontext context_;
   std::atomic<int> captures_{0};                     // that were noted and have not ended
+  std::atomic<uint64_t> capture_notes_{0};           // begins and ends
   std::atomic<int> recording_every_{0};              // threads that record a fence over all streams
   mutable std::atomic<uint64_t> default_stream_{0};  // its unique id, once asked; 0: not yet
   Mutex mutex_{LockRank::kCudaFences};

@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <array>
-#include <exception>
+
+#include <c10/core/DeviceGuard.h>
+#include <c10/util/Exception.h>
 
 #include "torch/cuda_symbols.h"
+#include "torch/errors.h"
 
 namespace tierpage {
 namespace {
@@ -31,15 +34,19 @@ void make_workspaces(ThreadState& state, Workspaces needed) {
   if (__atomic_load_n(state.engine->launches.watched, __ATOMIC_RELAXED) == 0) return;
   const uint64_t stream = native_stream(*state.engine);
   if (state.workspaces_on == stream && state.workspaces >= static_cast<uint8_t>(needed)) return;
-  const CudaSymbols& symbols = cuda_symbols();
-  try {
-    if (symbols.blas_handle != nullptr) (void)symbols.blas_handle(true);
-    if (needed == Workspaces::kBlasAndLt && symbols.blas_lt_workspace != nullptr) (void)symbols.blas_lt_workspace();
-  } catch (const std::exception&) {
-    return;
-  }
+  // Tried once: what cannot be made here is not asked for before every product.
   state.workspaces_on = stream;
   state.workspaces = static_cast<uint8_t>(needed);
+  const CudaSymbols& symbols = cuda_symbols();
+  try {
+    const c10::DeviceGuard on({c10::kCUDA, static_cast<c10::DeviceIndex>(state.engine->device_index)});
+    if (symbols.blas_handle != nullptr) (void)symbols.blas_handle(true);
+    if (needed == Workspaces::kBlasAndLt && symbols.blas_lt_workspace != nullptr) (void)symbols.blas_lt_workspace();
+  } catch (const c10::Error&) {
+    return;
+  } catch (const PagerError&) {
+    return;
+  }
 }
 
 }  // namespace tierpage

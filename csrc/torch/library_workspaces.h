@@ -15,7 +15,7 @@ namespace tierpage {
 enum class Workspaces : uint8_t { kNone, kBlas, kBlasAndLt };
 Workspaces workspaces_of(std::string_view operator_name);
 
-// Never throws: what cannot be made here is made where it is needed.
+// What cannot be made here is made where it is needed. Throws what a signal's handler raises while it waits for room.
 void make_workspaces(ThreadState& state, Workspaces needed);
 
 }  // namespace tierpage

@@ -21,7 +21,11 @@ def caller_outside(*packages: str) -> Caller:
     frame = inspect.currentframe()
     frame = frame.f_back if frame is not None else None
     level, called = 1, []
-    while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in packages:
+    while (
+        frame is not None
+        and frame.f_back is not None
+        and str(frame.f_globals.get("__name__")).split(".")[0] in packages
+    ):
         name = frame.f_code.co_name
         if not name.startswith(("_", "<")):
             called.append(name)

@@ -13,7 +13,8 @@ import gc
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -50,21 +51,26 @@ class OffloadWatch:
 
     def __init__(self, device: str) -> None:
         self._device = device
+        self._on = False
+        self._finder = _Finder(self._open)
         self._undo: list[tuple[type, str, Any]] = []
         self._told: set[str] = set()
 
     def install(self) -> None:
         """Replaces the methods, now and as the libraries are imported."""
-        if self._undo:
+        if self._on:
             return
-        owner = next(kind for kind in SourceFileLoader.__mro__ if "exec_module" in kind.__dict__)
-        self._replace(owner, "exec_module", self._loading(owner.__dict__["exec_module"]))
+        self._on = True
+        sys.meta_path.insert(0, self._finder)
         for name in DOORS:
             if name in sys.modules:
                 self._open(name)
 
     def remove(self) -> None:
         """Puts the originals back, unless somebody else has replaced them meanwhile."""
+        self._on = False
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
         for owner, name, original in reversed(self._undo):
             if getattr(owner.__dict__.get(name), _REPLACED, None) is self:
                 setattr(owner, name, original)
@@ -80,17 +86,8 @@ class OffloadWatch:
         self._told |= found.keys()
         return [self._text(door, library, module) for door, library, module in found.values()]
 
-    def _loading(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def exec_module(loader: Any, module: Any) -> None:
-            original(loader, module)
-            if module.__name__ in DOORS:
-                self._open(module.__name__)
-
-        return exec_module
-
     def _open(self, name: str) -> None:
-        for door in DOORS[name]:
+        for door in DOORS[name] if self._on else ():
             kind = getattr(sys.modules.get(name), door.kind, None)
             if isinstance(kind, type) and door.method in kind.__dict__:
                 self._replace(kind, door.method, self._hooking(name, door, kind.__dict__[door.method]))
@@ -98,7 +95,7 @@ class OffloadWatch:
     def _hooking(self, library: str, door: Door, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def given(hook: Any, module: Any) -> Any:
-            if door.kind not in self._told and _offloads(hook):
+            if self._on and door.kind not in self._told and _offloads(hook):
                 self._told.add(door.kind)
                 caller = callers.caller_outside(*_NOT_THE_CALLER)
                 text = self._text(door, library, module, caller.called)
@@ -122,6 +119,45 @@ class OffloadWatch:
             f"everything is moved twice: tierpage does that by itself. Delete {delete}, and give the model its device: "
             f".to('{self._device}') or device_map='{self._device}'."
         )
+
+
+class _Finder:
+    """Tells when one of the modules in DOORS has been imported. Every other import goes past it."""
+
+    def __init__(self, imported: Callable[[str], None]) -> None:
+        self._imported = imported
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in DOORS:
+            return None
+        for finder in [other for other in sys.meta_path if other is not self]:
+            spec = finder.find_spec(name, path, target) if hasattr(finder, "find_spec") else None
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader, self._imported)  # type: ignore[assignment]
+                return spec
+        return None
+
+
+class _Loader:
+    """A module's own loader, which it gets back, and word of its end."""
+
+    def __init__(self, loader: Any, imported: Callable[[str], None]) -> None:
+        self._loader = loader
+        self._imported = imported
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)  # type: ignore[no-any-return]
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._imported(module.__name__)
 
 
 def _offloads(hook: Any) -> bool:

@@ -270,6 +270,14 @@ TEST_F(FakeCudaTest, ACaptureThatBeginsBetweenTheQuestionAndTheRecordIsNotBroken
   EXPECT_EQ(device_->record_lasting_fence(handle, &late).code, StatusCode::kUnavailable);
   stream.capturing = false;
   device_->note_capture(-1);
+  // One that has begun and ended by then, on a stream on which another thread works.
+  fake::device().before_next_record = [&] {
+    begin_capture();
+    stream.capturing = false;
+    device_->note_capture(-1);
+  };
+  EXPECT_EQ(device_->record_lasting_fence(handle, &late).code, StatusCode::kUnavailable);
+  ASSERT_TRUE(device_->record_lasting_fence(handle, &late).ok());
   EXPECT_EQ(fake::device().captures_broken, 0u);
   fake::run_all(&stream);
 }
@@ -295,7 +303,7 @@ TEST_F(FakeCudaTest, ACaptureWaitsForAFenceOverAllStreams) {
   ASSERT_TRUE(make(table).ok());
   device = device_.get();
   Fence fence;
-  (void)device_->record_fence(DeviceBackend::kEveryStream, &fence);
+  EXPECT_TRUE(device_->record_fence(DeviceBackend::kEveryStream, &fence).ok());
   capturer.join();
   EXPECT_TRUE(noted);
   EXPECT_EQ(device_->record_fence(DeviceBackend::kEveryStream, &fence).code, StatusCode::kUnavailable);
