@@ -1,6 +1,6 @@
 """Days of a program, by the count of its steps: what it uses at the end is what it used when it had warmed up.
 
-``TIERPAGE_TEST_STEPS`` sets the number of steps (1500 by default, half a minute). With 100,000 it takes half an hour.
+``TIERPAGE_TEST_STEPS`` sets the number of steps (1200 by default, twenty seconds). With 100,000 it takes half an hour.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 import harness
 
-STEPS = int(os.environ.get("TIERPAGE_TEST_STEPS", "1500"))
+STEPS = int(os.environ.get("TIERPAGE_TEST_STEPS", "1200"))
 SAMPLES = 30
 SECONDS_MAX = 300 + STEPS // 5
 
@@ -23,13 +23,13 @@ GROWTH_MAX = {
     "files": 0,
     "threads": 0,
     "spill": 64 << 10,  # the file system's own blocks of the file come and go
-    # The tiers hold 3 MiB here, more or less full at the moment of a sample; the rest is malloc's. In the 500
+    # The tiers hold 3 MiB here, more or less full at the moment of a sample; the rest is malloc's. In the 400
     # steps of a third 5 KiB lost by each would be more than this, in the long variant 100 bytes.
     "resident": 2 << 20 if harness.DEVICE == "cpu" else 16 << 20,
     # A thread that came and was not joined would leave 8 MiB, and one comes every 19 steps.
     "addresses": 16 << 20 if harness.DEVICE == "cpu" else 256 << 20,
     "mappings": 150,  # frames are split and joined; a process may have 65,530
-    "objects": 100,  # caches of Python's libraries; one object lost in each five steps would be seen
+    "objects": 100,  # caches of Python's libraries; one object lost in each four steps would be seen
     "live": 2 << 20 if harness.DEVICE == "cpu" else 512 << 20,  # the sizes of the pool are drawn by lot
 }
 
