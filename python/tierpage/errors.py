@@ -29,6 +29,10 @@ __all__ = [
 # one argument that contains this text, the leading blank and the full stop included.
 OUT_OF_MEMORY_PHRASE: Final = " out of memory."
 
+# Lightning's batch size finder demands "CUDA" as well, on whatever device.
+LIGHTNING_WORD: Final = "CUDA"
+_FOR_FINDERS: Final = 'Tools that look for a batch size know it by torch\'s words "CUDA out of memory."'
+
 # Codes of csrc/core/model/status.h.
 OK, WAIT, OUT_OF_MEMORY, STORAGE_ERROR, STORAGE_FULL, CORRUPT_PAGE = 0, 1, 2, 3, 4, 5
 INVALID_ARGUMENT, UNAVAILABLE, INTERRUPTED, PAGER_DEAD, INTERNAL = 6, 7, 8, 9, 10
@@ -75,13 +79,13 @@ class TierpageError(Exception):
 class OutOfMemoryError(TierpageError, torch.OutOfMemoryError, MemoryError):
     """One operator's tensors, or what is pinned, do not fit into the device budget.
 
-    It is a ``torch.OutOfMemoryError`` with one text argument that holds the phrase " out of memory.", so retry helpers
-    such as accelerate's ``find_executable_batch_size`` recognise it.
+    It is a ``torch.OutOfMemoryError`` with one text argument that holds the phrase " out of memory." and the word "CUDA",
+    so retry helpers such as accelerate's ``find_executable_batch_size`` and Lightning's ``Tuner`` recognise it.
     """
 
     def __init__(self, message: str = "") -> None:
         text = message if OUT_OF_MEMORY_PHRASE in message else f"tierpage is out of memory. {message}".rstrip()
-        super().__init__(text)
+        super().__init__(text if LIGHTNING_WORD in text else f"{text}\n{_FOR_FINDERS}")
 
 
 class StorageError(TierpageError, OSError):

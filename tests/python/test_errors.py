@@ -20,6 +20,7 @@ def looks_like_out_of_memory(error: BaseException) -> bool:
 def test_out_of_memory_is_recognised(message):
     error = errors.OutOfMemoryError(message)
     assert looks_like_out_of_memory(error)
+    assert "CUDA" in error.args[0], "Lightning's is_oom_error wants it"
     assert message in str(error)
     for kind in (errors.TierpageError, torch.OutOfMemoryError, torch.cuda.OutOfMemoryError, MemoryError):
         assert isinstance(error, kind)
