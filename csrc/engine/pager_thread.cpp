@@ -39,11 +39,21 @@ void PagerThread::open(EventLog& log, bool store_reaches_device, int64_t now_ns)
 }
 
 Status PagerThread::start() {
+  const LockGuard ending(end_mutex_);
   return start_quiet_thread("tierpage", [this] { run(); }, &thread_);
 }
 
 void PagerThread::join() {
+  const LockGuard ending(end_mutex_);
   if (thread_.joinable()) thread_.join();
+}
+
+void PagerThread::join_if_retired() {
+  {
+    const LockGuard lock(core_.mutex());
+    if (!retired_) return;
+  }
+  join();
 }
 
 // On the grower's thread.
@@ -143,7 +153,7 @@ void PagerThread::apply_locked(const Finished& finished) {
     }
   }
   for (const Fence& fence : finished.fences) core_->fence_done(fence);
-  for (const DeviceBackend::OpTime& time : finished.times) core_->op_timed(time.cookie, time.microseconds);
+  for (const DeviceBackend::OpTime& time : finished.times) core_->foresight().op_timed(time.cookie, time.microseconds);
   auto arrival = finished.arrivals.begin();
   const auto arrivals_until = [&](int64_t at_ns) {
     for (; arrival != finished.arrivals.end() && arrival->at_ns <= at_ns; ++arrival) {
@@ -162,7 +172,7 @@ void PagerThread::apply_locked(const Finished& finished) {
 
 // The rate of the link as it was lately, and whether callers should time operators.
 void PagerThread::note_rates_locked() {
-  if (const double rate = accounts_.take_fetch_rate(); rate > 0) core_->set_fetch_rate(rate);
+  if (const double rate = accounts_.take_fetch_rate(); rate > 0) core_->foresight().set_fetch_rate(rate);
   __atomic_store_n(&wants_times_, core_->wants_times() ? 1 : 0, __ATOMIC_RELAXED);
 }
 
@@ -310,6 +320,7 @@ bool PagerThread::retire_locked() {
   const Memory& memory = core_->memory();
   if (memory.device_held_bytes() + memory.host.lent_bytes() > 0 || !memory.live_regions().empty()) return false;
   retired_ = true;
+  core_->forget();  // 14 MiB and more, in an object that stays for as long as the process
   tiers_.retire_backend();
   core_.wake_other_waiters_locked();
   return true;

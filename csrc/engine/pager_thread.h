@@ -48,7 +48,8 @@ class PagerThread {
 
   void open(EventLog& log, bool store_reaches_device, int64_t now_ns);  // when core and tiers are there
   Status start();
-  void join();  // after LockedCore::stop(); without the lock, and not in a forked child
+  void join();             // after LockedCore::stop(); without the lock, and not in a forked child
+  void join_if_retired();  // likewise: its stack goes with it
 
   // The round that executes what the core has ordered until now, and whether it is over.
   uint64_t round_of_orders_locked() const {
@@ -131,9 +132,10 @@ class PagerThread {
   bool retired_ TP_GUARDED_BY(core_.mutex()) = false;  // nothing of the pager is left, and its thread has ended
   int64_t last_tick_ns_ = 0;
   std::atomic<void (*)()> watch_hook_{nullptr};
-  bool watch_asked_ = false;  // of the pager thread alone
-  int32_t wants_times_ = 0;   // read by callers without the lock; written with __atomic_store_n
-  std::thread thread_;
+  bool watch_asked_ = false;                    // of the pager thread alone
+  int32_t wants_times_ = 0;                     // read by callers without the lock; written with __atomic_store_n
+  Mutex end_mutex_{LockRank::kPagerThreadEnd};  // one join at a time
+  std::thread thread_ TP_GUARDED_BY(end_mutex_);
 };
 
 }  // namespace tierpage

@@ -14,6 +14,8 @@ Runtime::Runtime(const RuntimeOptions& options)
       watchdog_(options.stall_report_seconds, options.endurance_seconds), accounts_(options.trace_events_max) {}
 
 Status Runtime::create(const RuntimeOptions& options, Runtime** result, RuntimeParts parts) {
+  // Those whose last tensor was freed after they were closed. In a forked child their threads do not exist.
+  if (!g_runtimes.forked()) g_runtimes.each([](Runtime* other) { other->pager_thread().join_if_retired(); });
   std::unique_ptr<Runtime> runtime(new Runtime(options));
   runtime->tiers_.backend = std::move(parts.backend);
   runtime->tiers_.store = std::move(parts.store);

@@ -21,7 +21,8 @@ void time_locked(LockedCore& core, Scope& scope) TP_REQUIRES(core.mutex()) {
   const int64_t started_ns = scope.mark.take_start_ns();
   if (started_ns == 0) return;
   const uint64_t position = core->requests().op_position(scope.slot);
-  if (position != Trace::kNever) core->op_timed(position, static_cast<double>(steady_ns() - started_ns) / 1e3);
+  if (position != Trace::kNever)
+    core->foresight().op_timed(position, static_cast<double>(steady_ns() - started_ns) / 1e3);
 }
 
 }  // namespace

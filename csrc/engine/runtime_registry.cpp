@@ -50,6 +50,13 @@ Runtime* RuntimeRegistry::of_address(uint64_t address) const {
   return nullptr;
 }
 
+void RuntimeRegistry::each(const std::function<void(Runtime*)>& visit) const {
+  for (int i = count_.load(std::memory_order_acquire); i-- > 0;) {
+    Runtime* runtime = entries_[static_cast<size_t>(i)].runtime.load(std::memory_order_acquire);
+    if (runtime != nullptr) visit(runtime);
+  }
+}
+
 Runtime* RuntimeRegistry::newest() const {
   if (Runtime* runtime = active(); runtime != nullptr) return runtime;
   return last_.load(std::memory_order_acquire);

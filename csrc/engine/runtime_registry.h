@@ -29,6 +29,7 @@ class RuntimeRegistry {
   Runtime* of_address(uint64_t address) const;  // or null
   Runtime* active() const { return active_.load(std::memory_order_acquire); }
   Runtime* newest() const;  // the active one, else the one that was added last, or null
+  void each(const std::function<void(Runtime*)>& visit) const;  // but those whose range is another's now
 
   // Every runtime's lock is held across the fork, so that the child's copies are consistent.
   bool forked() const { return forked_.load(std::memory_order_relaxed); }

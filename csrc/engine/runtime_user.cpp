@@ -373,6 +373,8 @@ Status Runtime::close() {
   // Where no tensor is left the next enable() finds the addresses free.
   (void)wait_until(lock, 100, "tierpage.disable",
                    [&] { return pager_thread_.retired_locked() || !core_->memory().live_regions().empty(); });
+  lock.unlock();
+  pager_thread_.join_if_retired();
   return status;
 }
 

@@ -64,7 +64,7 @@ class Machine {
     regions_.resize(program.id_count);
     run_bytes_max_ = options.list_run_bytes_max != 0 ? options.list_run_bytes_max : options.pager.device_bytes_max / 16;
     pager_.host_space_ready(options.pager.host_bytes_max, false);
-    pager_.set_fetch_rate(rates_.host_to_device * rates_.duplex_factor / 1e6);
+    pager_.foresight().set_fetch_rate(rates_.host_to_device * rates_.duplex_factor / 1e6);
   }
 
   Status run(std::vector<StepReport>* reports) {
@@ -222,7 +222,7 @@ class Machine {
   void tell_times() {
     for (; !timed_.empty() && timed_.front().end <= now_; timed_.pop_front()) {
       if (timed_.front().position != Trace::kNever)
-        pager_.op_timed(timed_.front().position, timed_.front().microseconds);
+        pager_.foresight().op_timed(timed_.front().position, timed_.front().microseconds);
     }
   }
 

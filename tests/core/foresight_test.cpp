@@ -56,6 +56,26 @@ TEST_F(ACycle, IsPlannedOnceItIsKnownAndNotBefore) {
   foresight.check_invariants();
 }
 
+TEST_F(ACycle, IsForgottenWithItsMemoryAndWhatWasCountedStays) {
+  Foresight foresight(config(PolicyKind::kAuto));
+  open(foresight);
+  use(foresight, 8 * kKeys);
+  ASSERT_TRUE(foresight.catch_up_and_plan(kDeviceBytes, 0));
+  const uint64_t end = foresight.trace().end();
+  for (const KeyId key : keys_) foresight.trace().close_key(key);
+  foresight.forget();
+  EXPECT_EQ(foresight.trace().end(), end);
+  EXPECT_EQ(foresight.trace().begin(), end);
+  EXPECT_EQ(foresight.trace().uses_max(), 1u);
+  EXPECT_EQ(foresight.trace().key_count(), 0u);
+  EXPECT_FALSE(foresight.known());
+  EXPECT_FALSE(foresight.catch_up_and_plan(kDeviceBytes, 0));
+  EXPECT_FALSE(foresight.plan().valid());
+  foresight.trace().set_microseconds(end - 1, 3);  // an operator's time that came late
+  foresight.check_invariants();
+  foresight.trace().check_invariants();
+}
+
 TEST_F(ACycle, IsNotPlannedForClock) {
   Foresight foresight(config(PolicyKind::kClock));
   open(foresight);

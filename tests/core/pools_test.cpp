@@ -164,6 +164,18 @@ TEST(SpanPool, FreedSpaceMergesToTheLargestSpans) {
   for (int i = 0; i < 4; ++i) EXPECT_EQ(pool.take(64).size(), 1u);
 }
 
+TEST(RegionMap, ForgottenItFindsNothingAndGivesNothing) {
+  RegionMap map(64 * 4096, 4096);
+  const uint64_t offset = map.take(4096, RegionId(3));
+  EXPECT_EQ(map.find(offset), RegionId(3));
+  map.give_back(offset, 4096);
+  map.forget();
+  EXPECT_FALSE(map.find(offset).valid());
+  EXPECT_FALSE(map.find(0).valid());
+  EXPECT_EQ(map.take(4096, RegionId(4)), RegionMap::kNone);
+  map.check_invariants();
+}
+
 TEST(RegionMap, RandomOperationsAgreeWithAModel) {
   for (uint64_t seed = 1; seed <= 100; ++seed) {
     Random random(seed);

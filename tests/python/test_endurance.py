@@ -70,9 +70,6 @@ def test_periods_leave_no_thread_file_or_object(period: dict[str, float]) -> Non
     assert period["mappings"] < 10
 
 
-@pytest.mark.xfail(
-    reason="a pager that has ended keeps its trace and its predictor's tables, 14 MiB, and its thread's stack"
-)
 def test_periods_leave_no_memory(period: dict[str, float]) -> None:
     assert period["resident"] < 1 << 20
     assert period["addresses"] < 4 << 20

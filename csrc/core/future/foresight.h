@@ -39,9 +39,20 @@ class Foresight {
   // --- what happens -------------------------------------------------------------------------------------------------
   Trace& trace() { return trace_; }
   const Trace& trace() const { return trace_; }
+  // The device worked so long on the operator whose uses stand in the trace from `position` on (op_position() before
+  // end_op). Not every operator has to be timed: what was timed once is known whenever the program comes that way
+  // again.
+  void op_timed(uint64_t position, double microseconds) { trace_.set_microseconds(position, microseconds); }
   void set_fetch_rate(double bytes_per_microsecond) { fetch_rate_ = bytes_per_microsecond; }  // HOST to DEVICE
   void note_cached_bytes(uint64_t bytes) {
     cached_bytes_peak_ = bytes > cached_bytes_peak_ ? bytes : cached_bytes_peak_;
+  }
+
+  // The program is over: no region is left and none will come. What was counted stays.
+  void forget() {
+    trace_.forget();
+    predictor_.forget();
+    plan_ = {};
   }
 
   // --- what decides -------------------------------------------------------------------------------------------------

@@ -27,6 +27,13 @@ Predictor::Predictor(Trace& trace) : trace_(trace) {
   for (auto& table : table_) table.resize(table_mask_ + 1);
 }
 
+void Predictor::forget() {
+  consumed_ = trace_.end();
+  cursor_ = kNever;
+  table_mask_ = 0;
+  for (auto& table : table_) std::vector<Entry>(1).swap(table);
+}
+
 uint64_t Predictor::look_up(int length_index, uint64_t hash) const {
   const Entry& entry = table_[length_index][hash >> 20 & table_mask_];
   if (entry.hash != hash || entry.position == kNever || entry.position < trace_.begin()) return kNever;

@@ -39,6 +39,8 @@ class Predictor {
   // In how many uses from now the key is used next, kNever if not within the horizon.
   uint64_t uses_until(KeyId key);
 
+  void forget();  // with the trace
+
   uint64_t predicted_uses() const { return predicted_uses_; }
   uint64_t mispredicted_uses() const { return mispredicted_uses_; }
   uint64_t replaced_uses() const { return replaced_uses_; }  // in place of what was predicted

@@ -95,6 +95,15 @@ uint64_t Trace::next_use(KeyId key, uint64_t position) {
   return at;
 }
 
+void Trace::forget() {
+  mask_ = 0;
+  forgotten_ = end_;
+  std::vector<Use>(1).swap(ring_);
+  std::vector<Key>().swap(keys_);
+  std::vector<KeyId>().swap(unused_keys_);
+  by_context_.clear();
+}
+
 void Trace::check_invariants() const {
   for (uint64_t position = begin(); position < end_; ++position) {
     const Use& use = ring_[position & mask_];

@@ -17,6 +17,7 @@
 // both are in the ring.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <map>
@@ -54,7 +55,7 @@ class Trace {
   }
 
   uint64_t uses_max() const { return mask_ + 1; }
-  uint64_t begin() const { return end_ > uses_max() ? end_ - uses_max() : 0; }
+  uint64_t begin() const { return std::max(forgotten_, end_ > uses_max() ? end_ - uses_max() : 0); }
   uint64_t end() const { return end_; }
   KeyId at(uint64_t position) const { return KeyId(ring_[position & mask_].key); }
   bool wrote(uint64_t position) const { return ring_[position & mask_].wrote; }
@@ -71,6 +72,7 @@ class Trace {
   uint64_t last_use(KeyId key) const { return keys_[key.value].last; }        // kNever: none yet
   // First use of `key` at a position greater than `position`, or kNever.
   uint64_t next_use(KeyId key, uint64_t position);
+  void forget();  // where no region is left and none will come: gives its memory back
   size_t key_count() const { return keys_.size() - unused_keys_.size(); }
   void check_invariants() const;
 
@@ -98,6 +100,7 @@ class Trace {
 
   uint64_t mask_;
   uint64_t end_ = 0;
+  uint64_t forgotten_ = 0;  // the uses before this position
   std::vector<Use> ring_;
   std::vector<Key> keys_;
   std::vector<KeyId> unused_keys_;

@@ -30,6 +30,14 @@ uint64_t RegionMap::take(uint64_t bytes, RegionId region) {
   return offset;
 }
 
+void RegionMap::forget() {
+  TP_ASSERT(taken_bytes_ == 0);
+  range_bytes_ = granules_ = 0;
+  table_.reset();
+  free_by_offset_.clear();
+  free_by_size_.clear();
+}
+
 void RegionMap::rename(uint64_t offset, uint64_t bytes, RegionId region) {
   std::fill_n(table_.get() + (offset >> granule_shift_), bytes >> granule_shift_, region.value + 1);
 }

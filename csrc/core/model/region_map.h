@@ -31,6 +31,7 @@ class RegionMap {
     const uint64_t granule = offset >> granule_shift_;
     return granule < granules_ ? RegionId(table_[granule] - 1) : RegionId::none();
   }
+  void forget();  // where nothing is taken: nothing is found and nothing can be taken any more
   uint64_t taken_bytes() const { return taken_bytes_; }
   void check_invariants() const;
 

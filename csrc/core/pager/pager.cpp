@@ -250,6 +250,11 @@ void Pager::drop_cached_regions() {
   requests_.ask_for_planning();
 }
 
+void Pager::forget() {
+  foresight_.forget();
+  if (memory_.map.taken_bytes() == 0) memory_.map.forget();
+}
+
 void Pager::check_invariants() const {
   memory_.check_invariants();
   foresight_.check_invariants();

@@ -101,13 +101,6 @@ class Pager {
   void fence_done(Fence fence);
   void fence_recorded(StreamId stream, Fence fence);  // behind all that was queued before engaged() became true
   void fence_refused(StreamId stream);                // none can be recorded now; asked for again at a tick
-  // The device worked so long on the operator whose uses stand in the trace from `position` on (op_position() before
-  // end_op). Not every operator has to be timed: what was timed once is known whenever the program comes that way
-  // again.
-  void op_timed(uint64_t position, double microseconds) { foresight_.trace().set_microseconds(position, microseconds); }
-  void set_fetch_rate(double bytes_per_microsecond) {
-    foresight_.set_fetch_rate(bytes_per_microsecond);
-  }  // HOST to DEVICE, measured
   void host_space_ready(uint64_t bytes, bool growth_failed);
   // About once a second: retries what had been given up. now_seconds: since the start, for what is counted by the day.
   void tick(uint64_t now_seconds = 0);
@@ -131,6 +124,7 @@ class Pager {
     if (spare_too) movements_.release_spare();
   }
   void drop_cached_regions();  // freed regions kept for reuse give their frames back
+  void forget();               // no region is left and none will come: nothing is kept but what was counted
 
   // --- waits ----------------------------------------------------------------------------------------------------
   void on_request_waits(std::function<void()> hook) { request_waits_ = std::move(hook); }  // before it is planned for
@@ -153,6 +147,7 @@ class Pager {
   // --- looks ----------------------------------------------------------------------------------------------------
   const Memory& memory() const { return memory_; }  // rows, pools, regions, counters
   const Foresight& foresight() const { return foresight_; }
+  Foresight& foresight() { return foresight_; }           // to be told of times and rates
   const Requests& requests() const { return requests_; }  // slots
   Guesses& guesses() { return guesses_; }
   Stats& stats() { return memory_.stats; }
