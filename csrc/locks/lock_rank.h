@@ -24,10 +24,10 @@ namespace tierpage {
   LOCK(kOperators, "Operators::mutex")              \
   LOCK(kDeferredTable, "DeferredTable::mutex_")     \
   LOCK(kClose, "Runtime::close_mutex_")             \
-  LOCK(kPagerThreadEnd, "PagerThread::end_mutex_")  \
   LOCK(kLoadExtension, "g_load_mutex")              \
   LOCK(kOpenFiles, "OpenFiles::mutex_")             \
   LOCK(kRuntimeRegistry, "RuntimeRegistry::mutex_") \
+  LOCK(kPagerThreadEnd, "PagerThread::end_mutex_")  \
   LOCK(kCore, "LockedCore::mutex_")                 \
   /* leaves */                                      \
   LOCK(kPendingWorks, "PendingWorks::mutex")        \
