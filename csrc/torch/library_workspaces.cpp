@@ -30,7 +30,7 @@ Workspaces workspaces_of(std::string_view operator_name) {
 }
 
 void make_workspaces(ThreadState& state, Workspaces needed) {
-  if (needed == Workspaces::kNone || state.scope_open || state.engine->device_type == 0) return;
+  if (state.scope_open || state.engine->device_type == 0) return;
   if (__atomic_load_n(state.engine->launches.watched, __ATOMIC_RELAXED) == 0) return;
   const uint64_t stream = native_stream(*state.engine);
   if (state.workspaces_on == stream && state.workspaces >= static_cast<uint8_t>(needed)) return;

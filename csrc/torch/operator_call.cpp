@@ -65,7 +65,7 @@ void announce_paged(const OperatorInfo& info, ThreadState& state, const AccessTa
     hold_for_graph(state, state.engine, tail.data(), tail.count());
     return;
   }
-  make_workspaces(state, info.workspaces);
+  if (info.workspaces != Workspaces::kNone) make_workspaces(state, info.workspaces);
   begin_accesses(state, info.identity, tail.data(), tail.count());
 }
 

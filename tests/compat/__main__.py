@@ -28,6 +28,10 @@ def table(rows: list[shelf.Row]) -> str:
 
     device = "a CPU" if harness.DEVICE == "cpu" else torch.cuda.get_device_name()
     lines = [f"torch {torch.__version__}, Python {platform.python_version()}, {device}.", ""]
+    lines += [
+        "Times of programs this small are mostly imports and first calls; [benchmarks](benchmarks.md) have real ones.",
+        "",
+    ]
     lines += ["| library | program | what is special | bits | times plain |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         one = row.program

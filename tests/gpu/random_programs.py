@@ -25,28 +25,12 @@ from dataclasses import dataclass, field
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
 
 import torch
-import triton
-import triton.language as tl
+from guard import MIB, launch
 
 import tierpage
 
-MIB = 1 << 20
 PER_ROUND = 50  # programs between an enable and its disable
 ONE_CAPTURE = threading.Lock()  # torch synchronises the device before a capture, which would end another one
-
-
-@triton.jit
-def add_at(source, target, count, factor, BLOCK: tl.constexpr):
-    """target = target * factor + source; both are addresses of floats."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    read = source.to(tl.pointer_type(tl.float32))
-    write = target.to(tl.pointer_type(tl.float32))
-    value = tl.load(write + at, mask=at < count) * factor + tl.load(read + at, mask=at < count)
-    tl.store(write + at, value, mask=at < count)
-
-
-def launch(source: int, target: int, count: int) -> None:
-    add_at[(triton.cdiv(count, 1024),)](source, target, count, 0.5, BLOCK=1024)
 
 
 @dataclass
