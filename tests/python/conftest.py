@@ -61,6 +61,7 @@ def empty_cache() -> None:
         import torch
 
         gc.collect()
+        torch._C._cuda_clearCublasWorkspaces()  # each keeps the segment that it lies in
         torch.cuda.empty_cache()
 
 
