@@ -260,7 +260,11 @@ run_tests() {
 
 case "${1:-}" in
   setup) setup ;;
-  demo | doctor) setup >&2; exec "$VENV/bin/tierpage" "$@" ;;
+  demo | doctor)
+    setup >&2
+    # Nothing here needs NumPy, and torch's first words would be that there is none.
+    PYTHONWARNINGS=${PYTHONWARNINGS:-ignore:Failed to initialize NumPy} exec "$VENV/bin/tierpage" "$@"
+    ;;
   test) run_tests ;;
   check) run_check ;;
   docs) make_venv; site ;;
