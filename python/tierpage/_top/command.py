@@ -33,6 +33,13 @@ def interval(text: str) -> float:
     )
 
 
+def process(text: str) -> int:
+    """Reads PID. Raises argparse.ArgumentTypeError."""
+    with suppress(ValueError):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no process id: give a number, or none, for a row for each program")
+
+
 def run(options: argparse.Namespace) -> int:
     """Shows what programs do until the user ends it, or once. Returns 0, or 2 with one line on stderr."""
     watch = Watch(options.pid)
