@@ -50,6 +50,15 @@ find_python() {
   fail "no Python 3.11, 3.12 or 3.13 found. Install one, or name it: PYTHON=/path/to/python3.12 ./run.sh ..."
 }
 
+need_python() {  # a bare system has none
+  [[ -n ${PYTHON:-} ]] || (find_python) &>/dev/null || command -v python3 >/dev/null || system_packages python3=python3
+}
+
+# What Debian leaves out of its Python, as system_packages takes it. $1: an interpreter. A package for each version.
+python_name() { "$1" -c 'import sys; print("python%d.%d" % sys.version_info[:2])'; }
+headers() { echo "$("$1" -c 'import sysconfig; print(sysconfig.get_config_var("INCLUDEPY"))')/Python.h=$(python_name "$1")-dev"; }
+no_venv() { "$1" -c 'import ensurepip' 2>/dev/null || echo "/no/such/file=$(python_name "$1")-venv"; }
+
 has_torch() {  # without importing it: fast, and no CUDA start
   "$1" -c 'import sys
 from importlib.metadata import version
@@ -73,9 +82,10 @@ system_packages() {  # $@: packages by the program or header that they bring, as
 
 make_venv() {
   local python
-  python=$(find_python)
-  if [[ ! -x $VENV/bin/python ]]; then
-    "$python" -c 'import ensurepip' 2>/dev/null || system_packages "/no/such/file=python3-venv"
+  need_python
+  if [[ ! -x $VENV/bin/pip ]]; then  # what an interrupt left may have no more than its Python
+    python=$(find_python)
+    system_packages $(no_venv "$python")
     local inherit=()
     has_torch "$python" && inherit=(--system-site-packages)
     say "making .venv with $("$python" --version)${inherit:+ and the torch that it has}"
@@ -116,7 +126,10 @@ kvikio_packages() {  # TIERPAGE_TEST_KVIKIO=1: the tests of the extension must r
 }
 
 setup() {
-  system_packages g++=g++ cmake=cmake
+  local python=$VENV/bin/python
+  need_python
+  [[ -x $VENV/bin/pip ]] || python=$(find_python)
+  system_packages g++=g++ cmake=cmake "$(headers "$python")" $([[ -x $VENV/bin/pip ]] || no_venv "$python")
   make_venv
   say "building tierpage for torch $("$VENV/bin/python" -c 'from importlib.metadata import version; print(version("torch"))')"
   "$VENV/bin/pip" install -q "${BUILD_PACKAGES[@]}"
@@ -247,7 +260,11 @@ run_tests() {
 
 case "${1:-}" in
   setup) setup ;;
-  demo | doctor) setup >&2; exec "$VENV/bin/tierpage" "$@" ;;
+  demo | doctor)
+    setup >&2
+    # Nothing here needs NumPy, and torch's first words would be that there is none.
+    PYTHONWARNINGS=${PYTHONWARNINGS:-ignore:Failed to initialize NumPy} exec "$VENV/bin/tierpage" "$@"
+    ;;
   test) run_tests ;;
   check) run_check ;;
   docs) make_venv; site ;;

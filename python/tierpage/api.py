@@ -161,6 +161,7 @@ def enable(
         ConfigError: a value cannot work, or other values are in force.
         StorageFullError: the disk has less room.
         ImportError: the installed torch has no matching library.
+        TierpageWarning: a filter of :mod:`warnings` turns what it warns of into an error.
 
     Whatever it raises, the process is as it was.
     """
@@ -198,10 +199,14 @@ def _enable(request: Request) -> Pager:
     config = resolve(request)
     release_retired()
     session = start_session(config, request)
-    session.log_notices()
-    for note in (*config.notes, *session.offloads.standing()):
-        warnings.warn(note, TierpageWarning, stacklevel=4)
-    _log.info("enabled: %s", config)
+    try:
+        session.log_notices()
+        for note in (*config.notes, *session.offloads.standing()):
+            warnings.warn(note, TierpageWarning, stacklevel=4)
+        _log.info("enabled: %s", config)
+    except BaseException:  # such as a warning that a filter has turned into an error, or Ctrl-C
+        stop_session(session)
+        raise
     return Pager(session, switched_on=True)
 
 

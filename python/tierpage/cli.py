@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, without the whole usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2."""
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}: `{self.prog} --help` lists what can be given.\n")
+
+
+def build_parser() -> Parser:
+    """The command line's grammar. What it reads has ``error``, that of the command's own part."""
     from tierpage import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tierpage",
         description="One memory for PyTorch, made of three tiers: VRAM, locked RAM and NVMe.",
         epilog="Exit codes: run those of the program, 2 it could not begin; doctor 0 all well, 1 warnings, 2 failures; "
@@ -27,6 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_report(commands)
     _add_estimate(commands)
+    for command in commands.choices.values():
+        command.set_defaults(error=command.error)
     return parser
 
 
@@ -38,7 +50,7 @@ _RUN: dict[str, Any] = {
 }
 
 
-def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_run(commands: argparse._SubParsersAction[Parser]) -> None:
     _declare_run(commands.add_parser("run", help="run a program that is not edited, with its tensors paged", **_RUN))
 
 
@@ -72,8 +84,8 @@ def _declare_run(run: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return run
 
 
-def _add_top(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from tierpage._top.command import interval
+def _add_top(commands: argparse._SubParsersAction[Parser]) -> None:
+    from tierpage._top.command import interval, process
 
     top = commands.add_parser(
         "top",
@@ -81,13 +93,15 @@ def _add_top(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         description="Shows what programs of this user that page are doing now: what is in the tiers, what moves, what "
         "is waited for. q or Ctrl-C ends it. Where stdout is no terminal it looks once and ends.",
     )
-    top.add_argument("pid", nargs="?", type=int, metavar="PID", help="all about this process (default: a row for each)")
+    top.add_argument(
+        "pid", nargs="?", type=process, metavar="PID", help="all about this process (default: a row for each)"
+    )
     top.add_argument("--interval", type=interval, default=1.0, metavar="SECONDS", help="between two looks (default: 1)")
     top.add_argument("--once", action="store_true", help="look once, as text; rates are of one interval")
     top.add_argument("--json", action="store_true", help="look once, as JSON")
 
 
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
     demo = commands.add_parser(
         "demo",
         help="train a small GPT in too little memory and compare every bit with a plain run",
@@ -117,7 +131,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument("--trace", default=None, metavar="FILE", help="write a Chrome trace of the paged run")
 
 
-def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="check this machine and measure its links",
@@ -134,7 +148,7 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     doctor.add_argument("--no-speed", action="store_true", help="do not measure the links")
 
 
-def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_report(commands: argparse._SubParsersAction[Parser]) -> None:
     report = commands.add_parser(
         "report",
         help="make one HTML page from a trace",
@@ -148,7 +162,7 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
 
 
-def _add_estimate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_estimate(commands: argparse._SubParsersAction[Parser]) -> None:
     estimate = commands.add_parser(
         "estimate",
         help="say whether a model runs in a budget, and how fast, without loading it",
@@ -238,8 +252,13 @@ def run_demo(options: argparse.Namespace) -> int:
         return 2
 
 
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "doctor": run_doctor, "demo": run_demo, "report": run_report, "top": run_top, "estimate": run_estimate
+}  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code. Usage errors exit with 2, as argparse does.
+    """Runs a command; returns the exit code. Usage errors exit with 2, after one line on stderr.
 
     ``run`` raises what the program raises.
     """
@@ -248,14 +267,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tierpage._run.command import run, split
 
         own, program = split(words[1:])
-        options, unknown = _declare_run(argparse.ArgumentParser("tierpage run", **_RUN)).parse_known_args(own)
+        options, unknown = _declare_run(Parser("tierpage run", **_RUN)).parse_known_args(own)
         return run(options, program, unknown)
-    options = build_parser().parse_args(words)
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(words)
+    if unknown or options.command not in COMMANDS:
+        error = options.error if words[0] == options.command else parser.error
+        error(f"unrecognized arguments: {' '.join(unknown or words)}")
+    if sys.stdout is None:
+        return _no_output(options.command, "stdout is closed")
     try:
-        known = {"doctor": run_doctor, "demo": run_demo, "report": run_report, "top": run_top, "estimate": run_estimate}
-        return known[options.command](options)
+        code = COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        _leave_stdout()
         return 141
+    except OSError as error:  # all others are told of where they happen
+        _leave_stdout()
+        return _no_output(options.command, error.strerror or str(error))
+
+
+def _no_output(command: str, reason: str) -> int:
+    print(f"tierpage {command}: cannot write the output: {reason}. Send it elsewhere.", file=sys.stderr)
+    return 2
+
+
+def _leave_stdout() -> None:
+    """What could not be written would be tried again, and told of again, at the interpreter's end."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

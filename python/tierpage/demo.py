@@ -28,6 +28,7 @@ from tierpage.progress import progress
 from tierpage.settings import parse_request
 from tierpage.sizes import parse_size
 from tierpage.system import format_bytes
+from tierpage.trace import writable_file
 
 MIB = 1024**2
 PROMPT = b"def __init__(self"
@@ -58,6 +59,8 @@ class Options:
             if values[name] < lowest:
                 raise ConfigError(f"--{name.replace('_', '-')} {values[name]} is too small: give at least {lowest}.")
         parse_request({"device": values["device"]}, None)
+        if options.trace is not None:
+            values["trace"] = writable_file(options.trace, "--trace")
         return cls(**values)
 
     def state_bytes(self) -> int:

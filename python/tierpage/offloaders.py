@@ -1,53 +1,39 @@
-"""Recognises models that accelerate or diffusers move between RAM and device, and says which call to delete.
+"""Recognises models that another library moves between RAM and device, and says what to delete.
 
 Such a model runs, and gives the right bits; but its tensors are moved twice, by that library and by tierpage, and most
-of what the pager learns is thrown away. No operator is looked at for this. A model gets its hooks from one method of a
-class, which is replaced while tierpage is enabled; a library that is imported later is met when its module has been
-loaded. Hooks from before are found once, among the objects that Python has.
+of what the pager learns is thrown away. No operator is looked at for this. A model is given away by one method of a
+class (offload_doors.py), which is replaced while tierpage is enabled; a library that is imported later is met when its
+module has been loaded. Models from before are found once, among the objects that Python has.
 """
 
 from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from tierpage import callers, living
 from tierpage.errors import TierpageWarning
+from tierpage.offload_doors import DOORS, LIBRARIES, Door, doors_of
 
 __all__ = ["OffloadWatch"]
 
-
-class Door(NamedTuple):
-    """A class of hooks: the method that gives a module its hook, and which calls of a program lead there."""
-
-    kind: str
-    method: str
-    calls: str
-
-
-DOORS: dict[str, tuple[Door, ...]] = {
-    "accelerate.hooks": (
-        Door("AlignDevicesHook", "init_hook", "cpu_offload, disk_offload, or device_map with places in RAM or on disk"),
-        Door("CpuOffload", "init_hook", "cpu_offload_with_hook, or enable_model_cpu_offload of diffusers"),
-    ),
-    "diffusers.hooks.group_offloading": (
-        Door("GroupOffloadingHook", "initialize_hook", "enable_group_offload, or apply_group_offloading"),
-    ),
-}
-_NOT_THE_CALLER = ("tierpage", "accelerate", "diffusers", "transformers", "huggingface_hub", "torch", "contextlib")
+_NOT_THE_CALLER = (
+    "tierpage", "accelerate", "deepspeed", "diffusers", "transformers", "huggingface_hub", "torch", "contextlib",
+)  # fmt: skip
 _REPLACED = "_tierpage_offload_watch"
 
 
 class OffloadWatch:
-    """The replaced methods. ``install`` and ``remove`` may be called repeatedly. Each kind of hook is told of once."""
+    """The replaced methods. ``install`` and ``remove`` may be called repeatedly. Each door is told of once."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -62,7 +48,7 @@ class OffloadWatch:
             return
         self._on = True
         sys.meta_path.insert(0, self._finder)
-        for name in DOORS:
+        for name in LIBRARIES:
             if name in sys.modules:
                 self._open(name)
 
@@ -77,30 +63,33 @@ class OffloadWatch:
         self._undo.clear()
 
     def standing(self) -> list[str]:
-        """A warning for each kind of hook that a living model has already. Looks at all objects, if at any."""
-        if not any(name in sys.modules for name in DOORS):
+        """A warning for each door that a living model has been through. Looks at all objects, if at any."""
+        if not any(name in sys.modules for name in LIBRARIES):
             return []
-        if _hooked():
-            gc.collect()  # the hooks of a model that nobody has any more hold it in a circle
-        found = _hooked()
+        if _given_away():
+            gc.collect()  # what offloads a model that nobody has any more holds it in a circle
+        found = _given_away()
         self._told |= found.keys()
-        return [self._text(door, library, module) for door, library, module in found.values()]
+        return [self._text(door, module) for door, module in found.values()]
 
-    def _open(self, name: str) -> None:
-        for door in DOORS[name] if self._on else ():
-            kind = getattr(sys.modules.get(name), door.kind, None)
-            if isinstance(kind, type) and door.method in kind.__dict__:
-                self._replace(kind, door.method, self._hooking(name, door, kind.__dict__[door.method]))
+    def _open(self, library: str) -> None:
+        for door in DOORS if self._on else ():
+            kind = getattr(sys.modules.get(library), door.kind, None)
+            if door.library == library and isinstance(kind, type) and door.method in kind.__dict__:
+                self._replace(kind, door.method, self._watching(door, kind.__dict__[door.method]))
 
-    def _hooking(self, library: str, door: Door, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _watching(self, door: Door, original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
+
         @functools.wraps(original)
-        def given(hook: Any, module: Any) -> Any:
-            if self._on and door.kind not in self._told and _offloads(hook):
-                self._told.add(door.kind)
+        def given(*args: Any, **kwargs: Any) -> Any:
+            module = _offloaded(door, signature, args, kwargs) if self._on and door.mover not in self._told else None
+            if module is not None:
                 caller = callers.caller_outside(*_NOT_THE_CALLER)
-                text = self._text(door, library, module, caller.called)
+                text = self._text(door, module, caller.called)
                 warnings.warn(text, TierpageWarning, stacklevel=caller.level)
-            return original(hook, module)
+                self._told.add(door.mover)  # where the warning is an error, the next model is one as well
+            return original(*args, **kwargs)
 
         return given
 
@@ -109,26 +98,28 @@ class OffloadWatch:
         self._undo.append((owner, name, owner.__dict__[name]))
         setattr(owner, name, replacement)
 
-    def _text(self, door: Door, library: str, module: torch.nn.Module, called: tuple[str, ...] = ()) -> str:
-        if "from_pretrained" in called:
+    def _text(self, door: Door, module: torch.nn.Module, called: tuple[str, ...] = ()) -> str:
+        if not door.call:
+            delete = door.delete
+        elif "from_pretrained" in called:
             delete = f"the device_map, max_memory and offload_folder of this {called[0]}"
         else:
-            delete = f"this call of {called[0]}" if called else f"the call that asked for it ({door.calls})"
+            delete = f"this call of {called[0]}" if called else f"the call that asked for it ({door.delete})"
+        place = " or ".join(way.format(self._device) for way in door.placing)
         return (
-            f"{living.path_of_module(module)} is moved in and out by {library.partition('.')[0]} ({door.kind}), and so "
-            f"everything is moved twice: tierpage does that by itself. Delete {delete}, and give the model its device: "
-            f".to('{self._device}') or device_map='{self._device}'."
+            f"{living.path_of_module(module)} is moved in and out by {door.mover}, and so everything is moved twice: "
+            f"tierpage does that by itself. Delete {delete}{', and give the model its device: ' if place else ''}{place}."
         )
 
 
 class _Finder:
-    """Tells when one of the modules in DOORS has been imported. Every other import goes past it."""
+    """Tells when one of LIBRARIES has been imported. Every other import goes past it."""
 
     def __init__(self, imported: Callable[[str], None]) -> None:
         self._imported = imported
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in DOORS:
+        if name not in LIBRARIES:
             return None
         for finder in [other for other in sys.meta_path if other is not self]:
             spec = finder.find_spec(name, path, target) if hasattr(finder, "find_spec") else None
@@ -160,26 +151,21 @@ class _Loader:
         self._imported(module.__name__)
 
 
-def _offloads(hook: Any) -> bool:
-    """Not so accelerate's hooks that only bring a module's inputs to where its weights are."""
-    return bool(getattr(hook, "offload", True))
+def _offloaded(
+    door: Door, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> torch.nn.Module | None:
+    """The module that a call gives away. None: it does not, or it is none that this release can take."""
+    try:
+        found = door.offloaded(signature.bind(*args, **kwargs).arguments)
+    except (TypeError, LookupError):
+        return None
+    return found if isinstance(found, torch.nn.Module) else None
 
 
-def _hooked() -> dict[str, tuple[Door, str, torch.nn.Module]]:
-    """For each kind of hook one of the modules that have it."""
-    found: dict[str, tuple[Door, str, torch.nn.Module]] = {}
+def _given_away() -> dict[str, tuple[Door, torch.nn.Module]]:
+    """For each door one of the modules that have been through it."""
+    found: dict[str, tuple[Door, torch.nn.Module]] = {}
     for module in living.modules():
-        for library, door in _doors_of(module):
-            found.setdefault(door.kind, (door, library, module))
+        for door in doors_of(module):
+            found.setdefault(door.mover, (door, module))
     return found
-
-
-def _doors_of(module: torch.nn.Module) -> Iterator[tuple[str, Door]]:
-    known = vars(module)
-    first = known.get("_hf_hook")
-    hooks = [*getattr(first, "hooks", (first,)), *getattr(known.get("_diffusers_hook"), "hooks", {}).values()]
-    for library, doors in DOORS.items():
-        for door in doors:
-            kind = getattr(sys.modules.get(library), door.kind, None)
-            if isinstance(kind, type) and any(isinstance(hook, kind) and _offloads(hook) for hook in hooks):
-                yield library, door

@@ -104,6 +104,11 @@ class Session:
     def _is_paged(self, address: int) -> bool:
         return self._range.base <= address < self._range.end
 
+    @property
+    def range(self) -> tuple[int, int]:
+        """The addresses in which paged tensors lie: the first, and the one behind the last."""
+        return self._range.base, self._range.end
+
     def end_step(self) -> None:
         """Counts a step and logs, at INFO, one line with what it moved and waited for."""
         self._steps += 1

@@ -210,6 +210,17 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     write_whole(path, gzip.compress(data, 6) if os.fspath(path).endswith(".gz") else data)
 
 
+def writable_file(path: str, option: str) -> str:
+    """The absolute path of a file that an option names, for a program that may change its folder.
+
+    Raises ConfigError, which names the option, where no file can be written there.
+    """
+    path = os.path.abspath(path)
+    if os.path.isdir(path) or not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
+        raise ConfigError(f"{option} {path!r} cannot be written: give a file in a folder that exists and is yours.")
+    return path
+
+
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file beside ``path``, then moves it there in one step, so that it appears complete or not at all."""
     target = os.path.abspath(os.fspath(path))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ PLACES = ("device", "host", "nvme", "checkpoint")  # the index is the number of 
 _PROTOCOL = 4  # the viewer reads no later one
 _LOOKS_MOST = 5
 _TENSORS_SHOWN = 4
+_PROBES_MOST = 1 << 20  # addresses that are asked about; more than that of free ones among regions is no usual program
+_PROBES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class _Tensor:
 
 @dataclass(frozen=True)
 class _Region:
-    """A region in which at least one tensor lies that Python holds. ``places`` are the bytes in each of PLACES."""
+    """A live region. ``places`` are the bytes in each of PLACES; without ``tensors``: only C++ holds one there."""
 
     address: int
     bytes: int
@@ -61,9 +63,10 @@ def memory_snapshot() -> dict[str, Any]:
 
     Devices 0 to 3 are the device tier, RAM, the NVMe tier, and the checkpoint files that :func:`load` uses in place.
     ``segments`` has one segment, with one block, for each paged tensor storage and each of these in which it has bytes:
-    a storage with two copies is in two. The frames of a block are no stack; they name its tensors with type and shape,
-    the storage, and the tier. One more segment of a tier, at address 0, is the rest of it: tensors that no Python
-    object holds (activations that autograd has saved), pages on their way, frames without a page.
+    a storage with two copies is in two. The frames of a block are no stack; they name its tensors with type and shape
+    (of those that no Python object holds, as of activations that autograd has saved, nothing is known), the storage,
+    and the tier. One more segment of a tier, at address 0, is the rest of it: pages on their way, frames without a page,
+    and tensors of the second kind that a long search has not found.
 
     Sizes are in bytes and count whole pages. Those of devices 1 and 2 add up to ``resident_bytes.*.current`` of
     :func:`memory_stats`, those of device 0 to ``resident_bytes.device.current`` and ``overflow_bytes.current``
@@ -113,7 +116,7 @@ def _look(session: Session) -> tuple[list[_Region], _Totals]:
     regions: list[_Region] = []
     totals = _totals(session)
     for _ in range(_LOOKS_MOST):
-        regions, before = list(_regions(session)), totals
+        regions, before = list(_regions(session, totals.live)), totals
         totals = _totals(session)
         if totals == before:
             break
@@ -128,8 +131,8 @@ def _totals(session: Session) -> _Totals:
     return _Totals(tiers, int(stats["live_bytes.current"]))
 
 
-def _regions(session: Session) -> Iterator[_Region]:
-    """Each region once, by address."""
+def _regions(session: Session, live: int) -> Iterator[_Region]:
+    """Each region once, by address. ``live``: bytes that live tensors asked for."""
     found: dict[int, list[tuple[bool, int, _Tensor]]] = {}
     with torch._C.DisableTorchFunctionSubclass():
         for tensor, name in living.named_tensors():
@@ -137,21 +140,51 @@ def _regions(session: Session) -> Iterator[_Region]:
                 kind = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
                 shown = _Tensor(name or type(tensor).__name__, kind)
                 found.setdefault(address, []).append((name is None, -tensor.numel(), shown))
-    addresses = sorted(found)
-    with native.translated():
-        infos = session.runtime.addresses_info(addresses)
-    end = 0
-    for address, info in zip(addresses, infos, strict=True):
-        if not info or address < end:  # freed meanwhile, or another storage over part of the region before
-            continue
-        end = address + int(info["bytes"])
+    infos = {**_infos(session, sorted(found)), **dict(_walk(session, live))}
+    inside: dict[int, list[tuple[bool, int, _Tensor]]] = {}
+    begin = end = 0
+    for address in sorted(infos):
+        if address >= end:  # else: another storage over part of the region before
+            begin, end = address, address + int(infos[address]["bytes"])
+        inside.setdefault(begin, []).extend(found.get(address, ()))
+    for address, rows in inside.items():
+        info = infos[address]
         source = int(info["source"])
         places = {"device": int(info["device"]), "host": int(info["host"]), "nvme": int(info["nvme"]) - source}
-        tensors = [tensor for _, _, tensor in sorted(found[address], key=lambda row: row[:2])]  # named ones, large ones
+        tensors = [tensor for _, _, tensor in sorted(rows, key=lambda row: row[:2])]  # named ones, large ones
         yield _Region(
             address, int(info["bytes"]), bool(info["pinned"]), {**places, "checkpoint": source},
             list(dict.fromkeys(tensors)),
         )  # fmt: skip
+
+
+def _infos(session: Session, addresses: Sequence[int]) -> dict[int, dict[str, int]]:
+    """What the engine knows of each address that lies in a live region."""
+    with native.translated():
+        infos = session.runtime.addresses_info(addresses)
+    return {address: info for address, info in zip(addresses, infos, strict=True) if info}
+
+
+def _walk(session: Session, live: int) -> Iterator[tuple[int, dict[str, int]]]:
+    """Live regions by address, until they have ``live`` bytes together, or that takes too long.
+
+    Regions begin at multiples of the granule. The engine places them close to the beginning of its range.
+    """
+    granule = int(session.config.in_force["granule_bytes"])
+    address, last = session.range
+    seen = probes = 0
+    count = 1
+    while seen < live and address < last and probes < _PROBES_MOST:
+        asked = range(address, min(address + count * granule, last), granule)
+        found = min(_infos(session, asked).items(), default=None, key=lambda row: row[0])
+        probes += len(asked)
+        if found is None:  # free addresses: look ahead in longer strides
+            address, count = asked[-1] + granule, min(2 * count, _PROBES_AT_ONCE)
+            continue
+        yield found
+        size = int(found[1]["bytes"])
+        address, count = found[0] + -(-size // granule) * granule, 1
+        seen += size
 
 
 def _segment(
@@ -182,7 +215,7 @@ def _segment(
 
 def _rest(number: int, size: int, live: bool, title: str) -> dict[str, Any]:
     """What is in a tier besides the regions. ``live``: some of it may be of live tensors."""
-    what = "tensors that no Python object holds, " if live else ""
+    what = "tensors that no Python object holds, " if live else ""  # they were not found in time
     frames = [_frame(f"{what}pages on their way, frames without a page", "the rest"), _frame(title, "tier")]
     return _segment(number, 0, size, frames, active=live)
 
@@ -190,6 +223,8 @@ def _rest(number: int, size: int, live: bool, title: str) -> dict[str, Any]:
 def _frames(region: _Region, title: str) -> list[dict[str, Any]]:
     """What a block is, the most special first, as the innermost function of a stack would be."""
     frames = [_frame(tensor.name, tensor.kind) for tensor in region.tensors[:_TENSORS_SHOWN]]
+    if not frames:
+        frames.append(_frame("a tensor that no Python object holds", "type and shape unknown"))
     more = len(region.tensors) - _TENSORS_SHOWN
     if more > 0:
         frames.append(_frame(f"and {more} more tensors", "views"))

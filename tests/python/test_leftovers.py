@@ -7,6 +7,8 @@ import gc
 import signal
 import threading
 import time
+import warnings
+from collections.abc import Callable
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 import harness
 import tierpage
 from tierpage.loading import LoadWatch
+from tierpage.offloaders import OffloadWatch
 
 
 def leftovers(folder: Path) -> tuple[object, ...]:
@@ -87,3 +90,59 @@ def test_an_interrupt_while_it_is_switched_on(device: str, tmp_path: Path, monke
     with tierpage.enable(**chosen):
         assert torch.ones(65536, device=device).sum().item() == 65536
     wait_until_left(tmp_path, before)
+
+
+def undone(folder: Path, before: tuple[object, ...], enable: Callable[[], object], error: type[BaseException]) -> None:
+    """Switching on fails like this while it is nearly done: all of it is off then, and on when it is tried again."""
+    with pytest.raises(error):
+        enable()
+    assert not tierpage.is_enabled()
+    wait_until_left(folder, before)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        enable()
+    assert [one.category for one in caught] in ([], [tierpage.TierpageWarning])
+    assert tierpage.is_enabled()
+    assert torch.ones(65536, device=harness.DEVICE).sum().item() == 65536
+    tierpage.disable()
+    wait_until_left(folder, before)
+
+
+def test_a_warning_that_is_an_error_leaves_it_off(device: str, tmp_path: Path) -> None:
+    """What the settings have to say."""
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        path.mkdir()
+    chosen = dict(harness.settings("clock", str(tmp_path)) or {}) | {"nvme_path": paths}
+    before = leftovers(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        undone(tmp_path, before, lambda: tierpage.enable(**chosen), tierpage.TierpageWarning)
+
+
+def test_a_warning_about_a_model_from_before_leaves_it_off(device: str, tmp_path: Path) -> None:
+    """What the models have to say that another library moves."""
+    accelerate = pytest.importorskip("accelerate")
+    chosen = dict(harness.settings("clock", str(tmp_path)) or {})
+    model = accelerate.cpu_offload(torch.nn.Sequential(torch.nn.Linear(64, 64)), execution_device=device)
+    before = leftovers(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        undone(tmp_path, before, lambda: tierpage.enable(**chosen), tierpage.TierpageWarning)
+    del model
+
+
+def test_an_interrupt_when_it_is_nearly_on(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = dict(harness.settings("clock", str(tmp_path)) or {})
+    before = leftovers(tmp_path)
+    standing = OffloadWatch.standing
+    calls: list[object] = []
+
+    def interrupted(self: OffloadWatch) -> list[str]:
+        calls.append(self)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return standing(self)
+
+    monkeypatch.setattr(OffloadWatch, "standing", interrupted)
+    undone(tmp_path, before, lambda: tierpage.enable(**chosen), KeyboardInterrupt)

@@ -1,4 +1,7 @@
-"""Models that accelerate or diffusers move are recognised, once for each kind of hook, with the call to delete."""
+"""Models that accelerate or diffusers move are recognised, once for each kind of hook, with the call to delete.
+
+test_offloaders_sharded.py has those of FSDP and DeepSpeed.
+"""
 
 from __future__ import annotations
 
@@ -85,6 +88,14 @@ def test_a_model_from_before(enable: Callable[[], tierpage.Pager]) -> None:
     assert "Delete the call that asked for it (cpu_offload, disk_offload, " in str(warning.message)
     assert warning.filename == __file__
     del model
+
+
+def test_a_warning_that_is_an_error_comes_each_time(enable: Callable[[], tierpage.Pager]) -> None:
+    with enable(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(tierpage.TierpageWarning, match="is moved in and out by accelerate"):
+                accelerate.cpu_offload(Net(), execution_device=harness.DEVICE)
 
 
 def test_hooks_that_only_move_inputs_are_not_told_of(enable: Callable[[], tierpage.Pager]) -> None:

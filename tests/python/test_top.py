@@ -17,8 +17,8 @@ import harness
 from tierpage import cli
 from tierpage._report.reading import Stats
 from tierpage._top import drawing, places, reading
-from tierpage._top.command import interval
-from tierpage._top.figures import figures
+from tierpage._top.command import Watch, interval
+from tierpage._top.figures import Figures, figures
 from tierpage._top.publishing import FORMAT, Publisher
 from top_programs import CONTROL, Program, connected, published, top
 
@@ -270,6 +270,57 @@ def test_figures_of_two_looks() -> None:
         assert one.seconds == 0.0
         assert one.links["to_device"].bytes_per_second == one.stalled_shares["map"] == one.tags[0].stalled_share == 0.0
         assert "-" in drawing.overview([one])[2].split()
+
+
+def test_heat_of_tags(top_program: Program) -> None:
+    """What was waited for between two looks is hot, and cools down from there."""
+    for tag in "ab":
+        top_program.do(f"with tierpage.paged('{tag}'): {tag} = [torch.ones(1 << 19) for _ in range(10)]")
+    watch = Watch(top_program.pid)
+    watch.look()
+    assert heats(watch) == {"a": None, "b": None}
+    for used in "ab":
+        top_program.do(f"[tensor.add_(1) for _ in range(3) for tensor in {used}]")
+        watch.look()
+        known = heats(watch)
+        assert known[used] == "hot"
+    assert known["a"] == "warm"
+    (one,) = watch.programs
+    assert {row.name: row.idle_seconds for row in one.tags if row.name == "b"} == {"b": 0.0}
+    assert 0 < one.as_json()["tags"][[row.name for row in one.tags].index("a")]["idle_seconds"] < 60
+    assert any("  warm, " in line for line in watch.lines())
+
+
+def heats(watch: Watch) -> dict[str, str | None]:
+    (one,) = watch.programs
+    return {row["name"]: row["heat"] for row in one.as_json()["tags"]}
+
+
+def test_heat_over_time() -> None:
+    causes = dict.fromkeys(("fault", "copy_wait", "map", "eviction_wait", "host"), 0.0)
+
+    def at(seconds: float, **waited: float) -> reading.Look:
+        rows = (reading.Waited(name, value, 0.0, causes) for name, value in waited.items())
+        return seen({"elapsed_seconds": seconds}, 100.0 + seconds, tags=tuple(rows))
+
+    def heat_of(one: Figures) -> dict[str, tuple[str | None, str]]:
+        return {row.name: (row.heat, drawing.heat(row)) for row in one.tags}
+
+    looks = [at(0, a=1, b=1), at(1, a=2, b=1), at(10, a=2, b=1), at(70, a=2, b=1), at(80, a=2, b=1, c=1)]
+    found, one = [], None
+    for look in looks:
+        one = figures(look, one and one.look, one and one.history)
+        found.append(heat_of(one))
+    assert found[0] == {"a": (None, "-"), "b": (None, "-")}  # nothing is known from one look
+    assert found[1] == {"a": ("hot", "hot"), "b": (None, "-")}
+    assert found[2] == {"a": ("warm", "warm, 9.00 s"), "b": (None, "-")}
+    assert found[3] == {"a": ("cold", "cold, 1 min 09 s"), "b": ("cold", "cold, over 1 min 10 s")}
+    assert found[4]["c"] == ("hot", "hot")
+    assert one is not None
+    # A look without an answer in between forgets nothing; a program that was switched off and on again begins anew.
+    silent = figures(reading.Look(looks[0].name, problem="does not answer"), one.look, one.history)
+    assert heat_of(figures(at(81, a=2), silent.look, silent.history)) == {"a": ("cold", "cold, 1 min 20 s")}
+    assert heat_of(figures(at(1, a=2), one.look, one.history)) == {"a": (None, "-")}
 
 
 def test_times_as_text() -> None:

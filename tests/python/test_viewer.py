@@ -131,13 +131,41 @@ def test_blocks_are_named(options: dict[str, Any], device: str) -> None:
         del view
 
 
-def test_what_python_does_not_hold_is_the_rest(options: dict[str, Any], device: str) -> None:
+def unnamed(snapshot: dict[str, Any]) -> list[tuple[int, int]]:
+    """Address and size of each segment of a tensor that only C++ has."""
+    rows = segments_of(snapshot, "a tensor that no Python object holds")
+    return sorted((row["address"], row["total_size"]) for row in rows)
+
+
+def test_what_python_does_not_hold_has_rows_of_its_own(options: dict[str, Any], device: str) -> None:
     with tierpage.enable(**options):
         gc.collect()
-        leaf = tensor_of(device).requires_grad_()
-        result = (leaf * 2).exp().sum()  # exp saves its result, which Python has no name for
+        leaves = [tensor_of(device, pages).requires_grad_() for pages in (1, 2, 1)]
+        results = [(leaf * 2).exp().sum() for leaf in leaves]  # exp saves its result, which Python has no name for
         settled()
         snapshot = tierpage.memory_snapshot()
+        rows = unnamed(snapshot)
+        assert sorted(size for _, size in rows) == sorted(leaf.nbytes for leaf in leaves)
+        assert not [row for row in snapshot["segments"] if row["address"] == 0 and row["allocated_size"]]
+        del leaves[0], results[0]  # leaves holes
+        gc.collect()
+        settled()
+        left = unnamed(tierpage.memory_snapshot())
+        assert sorted(size for _, size in left) == sorted(leaf.nbytes for leaf in leaves)
+        assert set(left) < set(rows)
+
+
+def test_live_memory_that_is_not_found_in_time_is_the_rest(
+    options: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search for what Python does not hold has an end. What Python holds is there in any case."""
+    monkeypatch.setattr("tierpage.viewer._PROBES_MOST", 0)
+    with tierpage.enable(**options):
+        leaf = tensor_of(device).requires_grad_()
+        result = (leaf * 2).exp().sum()
+        settled()
+        snapshot = tierpage.memory_snapshot()
+        assert leaf.untyped_storage().data_ptr() in {row["address"] for row in snapshot["segments"]}
         rest = [row for row in snapshot["segments"] if row["address"] == 0]
         assert any("no Python object" in row["blocks"][0]["frames"][0]["filename"] for row in rest)
         assert sum(row["allocated_size"] for row in rest) >= leaf.nbytes
@@ -169,6 +197,7 @@ def test_odd_objects_harm_nothing(options: dict[str, Any], device: str) -> None:
         other.append(torch.nested.as_nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged))
         slices = torch.frombuffer(memoryview(tensor_of(device).cpu().numpy())[1024:], dtype=torch.float32)
         snapshot = tierpage.memory_snapshot()
+        assert device == "cuda" or segments_of(snapshot, "Tensor")[0]["address"] == slices.data_ptr() - 4096
         assert any(row["address"] for row in snapshot["segments"])
         addresses = [(row["device"], row["address"]) for row in snapshot["segments"]]
         assert len(set(addresses)) == len(addresses)

@@ -23,12 +23,12 @@ _TOKENS_MAX = 1 << 24
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the estimate; returns 0 where a row runs, 1 where none does, 2 with the reason on stderr where it could
+    """Prints the estimate; returns 0 where a row runs, 1 where none does, 2 with one line on stderr where it could
     not be made."""
     try:
         made = estimate(options)
     except (TierpageError, OSError) as error:
-        print(f"tierpage estimate: {error}", file=sys.stderr)
+        print(f"tierpage estimate: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(as_json(made) if options.json else as_text(made))
     return 0 if made.runs else 1

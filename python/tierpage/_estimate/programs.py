@@ -7,6 +7,7 @@ import copy
 import functools
 import gc
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def record(subject: Subject, task: Task, rates: ComputeRates) -> Recording:
     collecting = gc.isenabled()
     gc.disable()  # storages are to die where the program drops them, not when the collector happens to run
     try:
-        with _FakeMode(), cuda_kernels(), warnings.catch_warnings():
+        with _FakeMode(), cuda_kernels(), _silence(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of libraries, about devices that fake tensors are not on
             session = _Session(subject, task, recorder)
             with recorder:
@@ -102,6 +103,17 @@ def record(subject: Subject, task: Task, rates: ComputeRates) -> Recording:
         "\n".join([HEADING, *recorder.lines]) + "\n", *counts, recorder.live_bytes, alive, microseconds / 1e6,
         operators, session.autocast, tuple(sorted(recorder.uncounted)),
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """torch logs a traceback where an operator refuses fake tensors; the estimate's own message says it in a line."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 class _FakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
@@ -162,7 +174,7 @@ class _Session:
             return (torch.zeros((task.batch, tokens), dtype=torch.int64),), {}
         try:
             given = task.inputs(task.batch, tokens)
-        except Exception as error:  # whatever it raises
+        except (Exception, SystemExit) as error:  # whatever it raises
             raise EstimateError(f"the callable of --inputs raised {type(error).__name__}: {error}") from error
         if isinstance(given, dict):
             return (), given
@@ -172,7 +184,7 @@ class _Session:
         try:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
                 return self.model(*args, **kwargs)
-        except Exception as error:  # whatever the model raises
+        except (Exception, SystemExit) as error:  # whatever the model raises
             shapes = [tuple(value.shape) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
             raise EstimateError(
                 f"{self.subject.name!r} raised {type(error).__name__} for inputs of shape {shapes}: {error}\nA model "

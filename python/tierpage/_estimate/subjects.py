@@ -47,7 +47,7 @@ def subject_of(text: str) -> Subject:
     path = Path(text)
     if _CALLABLE.fullmatch(text) and not path.exists():
         return Subject(text, make=_checked(text, callable_named(text)))
-    if not path.exists():
+    if not text or not path.exists():
         raise EstimateError(
             f"{text!r} is neither module:factory nor a file or folder that is there. Give a callable such as "
             "package.models:build, a folder or config.json of transformers, or a .safetensors file."
@@ -71,10 +71,10 @@ def callable_named(text: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:  # whatever the module raises
+    except (Exception, SystemExit) as error:  # whatever the module raises
         raise EstimateError(f"{text!r} cannot be imported from {here!r}: {type(error).__name__}: {error}") from error
     if not callable(found):
-        raise EstimateError(f"{text!r} is a {type(found).__name__}, not something to be called.")
+        raise EstimateError(f"{text!r} is of type {type(found).__name__}, not something to be called.")
     return found  # type: ignore[no-any-return]
 
 
@@ -82,13 +82,13 @@ def _checked(name: str, factory: Callable[..., Any]) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         try:
             model = factory()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise EstimateError(
                 f"{name!r} raised {type(error).__name__}: {error}\nIt is called without arguments and on fake tensors, "
                 "which have no content: it must make its parameters on the default device and read none of them."
             ) from error
         if not isinstance(model, nn.Module):
-            raise EstimateError(f"{name!r} returned a {type(model).__name__}, not a torch.nn.Module.")
+            raise EstimateError(f"{name!r} returned a value of type {type(model).__name__}, not a torch.nn.Module.")
         return model
 
     return make

@@ -40,13 +40,15 @@ def write_report(path: str, trace: dict[str, Any]) -> None:
     _write(path, _encoded(page(from_content(trace, "the trace"), name)))
 
 
-def check_target(target: str, trace: str | None = None) -> None:
+def check_target(
+    target: str, trace: str | None = None, remedy: str = "give another name with -o, or -o - for stdout"
+) -> None:
     """Raises ReportError where the page cannot be written, or would be written over something else than a page."""
     folder = os.path.dirname(os.path.abspath(target))
     if trace is not None and os.path.exists(target) and os.path.exists(trace) and os.path.samefile(target, trace):
         raise ReportError(f"{target!r} is the trace itself: give another name with -o.")
     if os.path.lexists(target) and not os.path.isfile(target):
-        raise ReportError(f"{target!r} is there and no ordinary file: give another name with -o, or -o - for stdout.")
+        raise ReportError(f"{target!r} is there and no ordinary file: {remedy}.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ReportError(f"{target!r} cannot be written: give a file in a folder that exists and is yours.")
 

@@ -18,7 +18,7 @@ from tierpage.api import enable_request, is_enabled
 from tierpage.errors import ConfigError, TierpageError, TierpageWarning
 from tierpage.memory import memory_summary
 from tierpage.settings import COMMAND_LINE, ENVIRONMENT_NAME, Request, parse_request
-from tierpage.trace import export_trace, trace_of_now
+from tierpage.trace import export_trace, trace_of_now, writable_file
 
 # Options that are settings of the same name.
 SETTING_OPTIONS = ("device", "device_budget", "host_budget", "nvme_budget", "nvme_path")
@@ -59,7 +59,8 @@ def run(options: argparse.Namespace, words: Sequence[str], unknown: Sequence[str
                 "and what belongs to the program stands after it."
             )
         request = _request(options)
-        trace, report = _trace_path(options.trace), _report_path(options.report, options.trace)
+        trace = writable_file(options.trace, "--trace") if options.trace is not None else None
+        report = _report_path(options.report, options.trace)
         program = find(words)
         _enable(request)
     except (ProgramError, TierpageError, TierpageWarning, ImportError, OSError) as error:
@@ -88,8 +89,8 @@ def _request(options: argparse.Namespace) -> Request:
     given: dict[str, object] = {name: getattr(options, name) for name in SETTING_OPTIONS}
     for item in options.set:
         name, equals, value = (part.strip() for part in item.partition("="))
-        if not equals:
-            raise ConfigError(f"--set {item!r} has no value: write --set name=value.")
+        if not equals or not name:
+            raise ConfigError(f"--set {item!r} has no {'name' if equals else 'value'}: write --set name=value.")
         if given.get(name) is not None:
             raise ConfigError(f"{name!r} is given twice: keep one.")
         given[name] = value
@@ -110,17 +111,6 @@ def device_of_rank(request: Request) -> str | None:
     return f"cuda:{rank}" if int(rank) < torch.cuda.device_count() else None
 
 
-def _trace_path(path: str | None) -> str | None:
-    """Where the trace goes, also if the program changes its folder. Raises ConfigError where it cannot go."""
-    if path is None:
-        return None
-    path = os.path.abspath(path)
-    folder = os.path.dirname(path)
-    if os.path.isdir(path) or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--trace {path!r} cannot be written: give a file in a folder that exists and is yours.")
-    return path
-
-
 def _report_path(path: str | None, trace: str | None) -> str | None:
     """The same for the page, which may not be where the trace goes. Raises ConfigError."""
     if path is None:
@@ -129,7 +119,7 @@ def _report_path(path: str | None, trace: str | None) -> str | None:
     if trace is not None and os.path.realpath(trace) == os.path.realpath(path):
         raise ConfigError(f"--report and --trace both name {path!r}: give each a file of its own.")
     try:
-        check_target(path)
+        check_target(path, remedy="give --report the name of another one")
     except ReportError as error:
         raise ConfigError(f"--report: {error}") from None
     return path

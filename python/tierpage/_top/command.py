@@ -33,9 +33,16 @@ def interval(text: str) -> float:
     )
 
 
+def process(text: str) -> int:
+    """Reads PID. Raises argparse.ArgumentTypeError."""
+    with suppress(ValueError):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no process id: give a number, or none, for a row for each program")
+
+
 def run(options: argparse.Namespace) -> int:
     """Shows what programs do until the user ends it, or once. Returns 0, or 2 with one line on stderr."""
-    watch = _Watch(options.pid)
+    watch = Watch(options.pid)
     try:
         watch.look()
         if options.json or options.once or not _on_terminal():
@@ -51,21 +58,25 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Watch:
+class Watch:
     """Looks again and again, and keeps the look before."""
 
     def __init__(self, process: int | None) -> None:
         self.process = process
         self.programs: list[Figures] = []
-        self._before: dict[Name, Look] = {}
+        self._before: dict[Name, Figures] = {}
 
     def look(self) -> None:
         """Asks once more. Raises NoProgram where the one that is wanted is not there, PlaceError as ``look`` does."""
         looks = look(self.process)
         if self.process is not None and not looks:
             raise NoProgram(_why_none(self.process, known=bool(self._before)))
-        self.programs = [figures(one, self._before.get(one.name)) for one in looks]
-        self._before = {one.name: one for one in looks}
+        self.programs = [self._figures(one) for one in looks]
+        self._before = {one.look.name: one for one in self.programs}
+
+    def _figures(self, now: Look) -> Figures:
+        before = self._before.get(now.name)
+        return figures(now, before.look, before.history) if before is not None else figures(now, None)
 
     def lines(self) -> list[str]:
         """What there is to see."""
@@ -89,7 +100,7 @@ def _on_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
 
 
-def _print_once(watch: _Watch, as_json: bool) -> None:
+def _print_once(watch: Watch, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"programs": [one.as_json() for one in watch.programs]}, indent=2))
     else:
@@ -101,7 +112,7 @@ def _say(lines: Sequence[str]) -> None:
     print("\n".join(lines).encode(encoding, "replace").decode(encoding))
 
 
-def _live(watch: _Watch, seconds: float) -> None:
+def _live(watch: Watch, seconds: float) -> None:
     try:
         with Screen() as screen:
             while _drawn(screen, watch, seconds):
@@ -110,7 +121,7 @@ def _live(watch: _Watch, seconds: float) -> None:
         print(f"tierpage top: {error}")
 
 
-def _drawn(screen: Screen, watch: _Watch, seconds: float) -> bool:
+def _drawn(screen: Screen, watch: Watch, seconds: float) -> bool:
     """Shows what is known until it is time for the next look. False where the user has ended it, or the terminal is gone."""
     count = len(watch.programs) if watch.process is None else None
     lines = [drawing.title(count, seconds, time.strftime("%H:%M:%S")), "", *watch.lines()]

@@ -92,6 +92,13 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
+def heat(row: Waiting) -> str:
+    """How long ago it was last waited for, as far as the looks have seen."""
+    if row.heat in (None, "hot"):
+        return row.heat or _UNKNOWN
+    return f"{row.heat}, {'' if row.last_wait_seen else 'over '}{duration(row.idle_seconds)}"
+
+
 def _tiers(one: Figures) -> list[str]:
     rows = [("tier", "in use", "budget", "share", "peak")]
     for name, tier in one.tiers.items():
@@ -120,10 +127,13 @@ def _stalls(one: Figures) -> list[str]:
 
 
 def _waiting(what: str, known: Sequence[Waiting], one: Figures) -> list[str]:
-    rows = [(f"{what} waited for" if what == "tag" else f"{what} that waited", "now", "GB/s", "in all", "mostly")]
+    rows = [
+        (f"{what} waited for" if what == "tag" else f"{what} that waited", "now", "GB/s", "in all", "mostly", "heat")
+    ]
     for row in known[:_ROWS_SHOWN]:
         now, bytes_ = _share(one, row.stalled_share), _rate(one, row.bytes_per_second)
-        rows.append((cut(row.name, _NAME_LENGTH_MOST), now, bytes_, duration(row.stalled_seconds), row.cause))
+        in_all = duration(row.stalled_seconds)
+        rows.append((cut(row.name, _NAME_LENGTH_MOST), now, bytes_, in_all, row.cause, heat(row)))
     more = len(known) - _ROWS_SHOWN
     return [*format_table(rows), *([f"and {more} more"] if more > 0 else [])]
 

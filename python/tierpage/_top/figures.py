@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tierpage._top.reading import Look, Waited
 from tierpage.advice import CAUSES, LINKS
 from tierpage.memory import TIERS
+
+WARM_SECONDS_MOST = 60.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,29 @@ class Waiting:
     bytes_per_second: float
     stalled_seconds: float
     cause: str
+    idle_seconds: float  # since the last look that saw it waited for; 0: this one
+    last_wait_seen: bool  # False: no look has; `idle_seconds` is since the first look, and it may be more
+
+    @property
+    def heat(self) -> str | None:
+        """ "hot", "warm" or "cold" by ``idle_seconds``; None: it has not been looked at for long enough."""
+        if self.last_wait_seen and self.idle_seconds == 0:
+            return "hot"
+        if self.idle_seconds > WARM_SECONDS_MOST:
+            return "cold"
+        return "warm" if self.last_wait_seen else None
+
+
+@dataclass(frozen=True)
+class History:
+    """What is kept of all looks at a program: when the first was, and the last that saw each name waited for.
+
+    Times are the program's ``at_seconds``. ``enabled_seconds`` is how long it had paged at the last look that it answered.
+    """
+
+    began: float
+    enabled_seconds: float
+    waited_at: Mapping[str, float] = field(default_factory=dict)  # by "tag" or "operator", and its name
 
 
 @dataclass(frozen=True)
@@ -50,6 +75,7 @@ class Figures:
     stalled_shares: dict[str, float]  # by cause; and "total"
     operators: tuple[Waiting, ...]
     tags: tuple[Waiting, ...]
+    history: History | None  # for the next look; None: the program has never answered
 
     def level(self, name: str) -> float:
         """A statistic as it is now."""
@@ -72,8 +98,8 @@ class Figures:
             "tiers": {name: vars(tier) for name, tier in self.tiers.items()},
             "links": {name: vars(link) for name, link in self.links.items()},
             "stalled_shares": self.stalled_shares,
-            "tags": [vars(row) for row in self.tags],
-            "operators": [vars(row) for row in self.operators],
+            "tags": [{**vars(row), "heat": row.heat} for row in self.tags],
+            "operators": [{**vars(row), "heat": row.heat} for row in self.operators],
             **{name: int(self.level(key)) for name, key in _COUNTS.items()},
         }
 
@@ -89,12 +115,16 @@ _COUNTS = {
 }
 
 
-def figures(now: Look, before: Look | None) -> Figures:
-    """What ``now`` says, and what went on since ``before``, a look at the same program; None: there was none."""
+def figures(now: Look, before: Look | None, history: History | None = None) -> Figures:
+    """What ``now`` says, and what went on since ``before``, a look at the same program; None: there was none.
+
+    ``history`` is that of the figures before.
+    """
     seconds = 0.0 if before is None or before.problem or now.problem else now.at_seconds - before.at_seconds
     # A program that was switched off and on again counts anew.
     if before is None or seconds <= 0 or now.stats["elapsed_seconds"] < before.stats["elapsed_seconds"]:
         before, seconds = None, 0.0
+    history = _history(now, before, history)
 
     def since(name: str) -> float:
         return 0.0 if before is None else max(0.0, now.stats[name] - before.stats[name]) / seconds
@@ -116,20 +146,50 @@ def figures(now: Look, before: Look | None) -> Figures:
         },
         links={link: Link(since(f"link_bytes.{link}"), share(f"link_seconds.{link}")) for link in LINKS},
         stalled_shares={cause: share(f"stall_seconds.{cause}") for cause in (*CAUSES, "total")},
-        operators=_waiting(now.operators, before.operators if before else None, seconds),
-        tags=_waiting(now.tags, before.tags if before else None, seconds),
+        operators=_waiting("operator", now, before, seconds, history),
+        tags=_waiting("tag", now, before, seconds, history),
+        history=history,
     )
 
 
-def _waiting(now: Iterable[Waited], before: Iterable[Waited] | None, seconds: float) -> tuple[Waiting, ...]:
+def _rows(kind: str, look: Look) -> tuple[Waited, ...]:
+    return look.tags if kind == "tag" else look.operators
+
+
+def _grown(row: Waited, before: Iterable[Waited]) -> tuple[float, float]:
+    """Bytes and seconds that were waited since. Nothing where the program has reset them."""
+    old = next((other for other in before if other.name == row.name), None)
+    bytes_, waited = (row.bytes - old.bytes, row.seconds - old.seconds) if old else (row.bytes, row.seconds)
+    return (bytes_, waited) if bytes_ >= 0 and waited >= 0 else (0.0, 0.0)
+
+
+def _history(now: Look, before: Look | None, history: History | None) -> History | None:
+    if now.problem:
+        return history
+    enabled = now.stats["elapsed_seconds"]
+    if history is None or enabled < history.enabled_seconds:
+        history = History(now.at_seconds, enabled)
+    waited_at: dict[str, float] = {}
+    for kind in ("tag", "operator"):
+        for row in _rows(kind, now):
+            key = f"{kind} {row.name}"
+            if before is not None and any(_grown(row, _rows(kind, before))):
+                waited_at[key] = now.at_seconds
+            elif key in history.waited_at:
+                waited_at[key] = history.waited_at[key]
+    return History(history.began, enabled, waited_at)
+
+
+def _waiting(kind: str, now: Look, before: Look | None, seconds: float, history: History | None) -> tuple[Waiting, ...]:
     """Those who wait most now come first, then those who have waited longest."""
-    known = {row.name: row for row in before or ()}
+    if history is None:  # the program has never answered
+        return ()
     rows = []
-    for row in now:
-        old = known.get(row.name)
-        bytes_, waited = (row.bytes - old.bytes, row.seconds - old.seconds) if old else (row.bytes, row.seconds)
-        if before is None or bytes_ < 0 or waited < 0:  # the first look, or the program has reset them
-            bytes_, waited = 0.0, 0.0
+    for row in _rows(kind, now):
+        bytes_, waited = _grown(row, _rows(kind, before)) if before is not None else (0.0, 0.0)
         rate, share = (bytes_ / seconds, min(1.0, waited / seconds)) if seconds > 0 else (0.0, 0.0)
-        rows.append(Waiting(row.name, share, rate, row.seconds, max(CAUSES, key=lambda cause: row.causes[cause])))
+        cause = max(row.causes, key=row.causes.__getitem__)
+        last = history.waited_at.get(f"{kind} {row.name}")
+        idle = now.at_seconds - (history.began if last is None else last)
+        rows.append(Waiting(row.name, share, rate, row.seconds, cause, idle, last is not None))
     return tuple(sorted(rows, key=lambda row: (-row.stalled_share, -row.stalled_seconds, row.name)))
