@@ -111,8 +111,10 @@ NotedPools& noted_pools() {
 }
 
 // Runs one call of torch's allocator: makes room and tries once more when it is out of memory, and tells the engine
-// when torch holds more than before. Nearly every operator comes here for a small result that torch has at hand:
-// whether the engine is on this device, a question to the CUDA runtime, is asked only where it matters.
+// when torch holds more than before. The first try finds torch's allocator locked (RoomMaker) and waits for no pin; the
+// second one has no lock and waits for those of other threads. Nearly every operator comes here for a small result that
+// torch has at hand: whether the engine is on this device, a question to the CUDA runtime, is asked only where it
+// matters.
 template <class Call>
 auto call_native(size_t bytes, Call call) {
   NativeRequest request(bytes, &native_reserved);
@@ -123,7 +125,10 @@ auto call_native(size_t bytes, Call call) {
     return call();
   } catch (const c10::OutOfMemoryError&) {
     const tp_engine_api* engine = cuda_engine();
-    if (engine == nullptr || !request.make_room(*engine, 0)) throw;
+    if (engine == nullptr) throw;
+    // Here torch's allocator is not locked. In a capture nobody waits: what others wait for may be its end.
+    const bool made = stream_is_capturing(*engine) ? request.make_room(*engine, 0) : request.await_room(*engine);
+    if (!made) throw;
   }
   return call();
 }
@@ -132,7 +137,7 @@ auto call_native(size_t bytes, Call call) {
 
 void report_native_reserved(const tp_engine_api* engine) {
   if (native_allocator == nullptr || !native_allocator->initialized()) return;
-  engine->room_settled(0, native_reserved(*engine));
+  engine->room_settled(engine->runtime, 0, native_reserved(*engine));
 }
 
 bool install_cuda_allocator() {

@@ -234,7 +234,7 @@ class EngineApi:
             ("range_bytes", ctypes.c_uint64),
         ]
 
-    VERSION = 10
+    VERSION = 11
 
     def __init__(self, address: int) -> None:
         head = self._Head.from_address(address)
