@@ -88,8 +88,9 @@ typedef struct tp_launch_api {
   const int32_t* watched;
   // `hook` is called, once, in a thread of the engine's before the first page leaves.
   void (*set_hook)(void (*hook)(void));
-  // A graph begins (1) or ends (-1) to be recorded.
-  void (*note_capture)(int32_t change);
+  // A graph begins (1) or ends (-1) to be recorded. The end goes to the engine that was told of the beginning, or to
+  // any other of the same kind of device.
+  void (*note_capture)(tp_runtime*, int32_t change);
   // 1 in a thread of the engine's own, whose copies are no program's.
   int32_t (*own_thread)(void);
 } tp_launch_api;
@@ -203,6 +204,8 @@ typedef struct tp_engine_api {
 //   int32_t tierpage_torch_run_deferred(uint64_t address)   runs what was deferred of this region, of all for 0;
 //                                                    returns 0, or an error code with the Python error set
 //   void tierpage_torch_ask_works(void)              lets collectives that have ended let go of what they used
+//   void tierpage_torch_end_batch(void)              a batch of collectives has been queued whole: what this thread's
+//                                                    used in it is let go of when that has run
 //   int32_t tierpage_torch_touch(uint64_t address)   touch() for this thread with the GIL released while waiting;
 //                                                    0, or an error code with the Python error set
 //   int32_t tierpage_torch_fill_storage(uint64_t storage_impl, uint64_t place, uint64_t bytes)

@@ -61,7 +61,8 @@ Status NativeRoom::await(uint64_t bytes, SlotId own, std::chrono::milliseconds p
   const auto pinned = [&] { return core_->memory().stats.pinned_bytes.current; };
   const auto others_may_end = [&] {
     core_.assert_locked();
-    return !core_.ended_locked() && !core_.closed_locked() && core_->requests().pins_may_end(standing_);
+    const bool fits = budget_.can_expect(bytes, core_->memory().device_held_bytes(), 0);  // if every pin ended
+    return fits && !core_.ended_locked() && !core_.closed_locked() && core_->requests().pins_may_end(standing_);
   };
   while (true) {
     const uint64_t pinned_before = pinned();

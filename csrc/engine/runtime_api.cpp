@@ -191,10 +191,7 @@ void set_watch_hook(void (*hook)()) {
   Runtime* runtime = g_runtimes.newest();
   if (runtime != nullptr) runtime->pager_thread().set_watch_hook(hook);
 }
-void note_capture(int32_t change) {
-  Runtime* runtime = g_runtimes.newest();
-  if (runtime != nullptr) runtime->pager_thread().note_capture(change);
-}
+void note_capture(tp_runtime* handle, int32_t change) { runtime_of(handle)->pager_thread().note_capture(change); }
 int32_t own_thread() { return on_quiet_thread() ? 1 : 0; }
 int32_t forked() { return g_runtimes.forked() ? 1 : 0; }
 

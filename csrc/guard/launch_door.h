@@ -48,8 +48,8 @@ class LaunchHandler {
     kGoAndTell,  // after() is wanted, in the same thread, when the driver has queued the call
     kRefuse,     // the memory is not there: the call is to fail before it reaches the device
   };
-  // `pointers` is not empty. What it throws ends at the door, and refuses the call: it has given back then what it took,
-  // since after() does not come.
+  // `pointers` is not empty. What it throws ends at the door, and refuses the call: it has given back then what it
+  // took, since after() does not come.
   virtual Answer before(const Launch& launch) = 0;
   virtual void after(uint64_t stream) = 0;
   virtual void capture(int change) = 0;  // a graph begins (1) or ends (-1) to be recorded

@@ -48,18 +48,22 @@ bool NativeRequest::make_room(const tp_engine_api& engine, uint64_t free_bytes) 
 }
 
 bool NativeRequest::await_room(const tp_engine_api& engine) {
-  if (make_room(engine, 0)) return true;
+  grows(engine);
   const ThreadState& state = thread_state();
   tp_scope* const scope = state.engine == &engine ? state.scope : nullptr;
   const auto until = std::chrono::steady_clock::now() + kPatience;
-  int32_t code = TP_WAIT;
-  wait_in_slices([&](uint32_t milliseconds) {
-    (void)ask_works.load()();
-    code = engine.await_room(engine.runtime, scope, bytes_, milliseconds);
-    return code != TP_WAIT || std::chrono::steady_clock::now() >= until;
-  });
-  if (code == TP_OK) kept_ += bytes_;
-  return code == TP_OK;
+  for (const uint64_t wanted : {bytes_ + kSegmentSlack, bytes_}) {
+    int32_t code = TP_WAIT;
+    wait_in_slices([&](uint32_t milliseconds) {
+      (void)ask_works.load()();
+      code = engine.await_room(engine.runtime, scope, wanted, milliseconds);
+      return code != TP_WAIT || std::chrono::steady_clock::now() >= until;
+    });
+    if (code != TP_OK) continue;
+    kept_ += wanted;
+    return true;
+  }
+  return false;
 }
 
 }  // namespace tierpage

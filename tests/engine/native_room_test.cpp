@@ -144,6 +144,7 @@ TEST_F(NativeRoomTest, WhoHoldsNoLockWaitsForThePinsOfOthers) {
   std::thread native([&] { code = await_room(nullptr, 128 * kKiB); });
   std::this_thread::sleep_for(std::chrono::milliseconds(120));
   EXPECT_EQ(code, TP_WAIT);
+  EXPECT_EQ(await_room(nullptr, uint64_t{1} << 40), TP_OUT_OF_MEMORY) << "what cannot fit is not waited for";
   EXPECT_EQ(caller.close(), TP_OK);
   native.join();
   EXPECT_EQ(code, TP_OK);

@@ -58,7 +58,7 @@ TEST_F(NativeRequestTest, WithNoLockHeldItWaitsForRoom) {
   EXPECT_FALSE(request.await_room(engine));
   fake_set_room_waits(3);
   EXPECT_TRUE(request.await_room(engine));
-  EXPECT_EQ(fake_room_kept(), 100 * kMebi);
+  EXPECT_EQ(fake_room_kept(), 120 * kMebi);
 }
 
 struct Told {

@@ -295,8 +295,9 @@ void foreign_stream(uint64_t) {}
 int32_t launch_begin(tp_scope*, const tp_access*, size_t, uint64_t) { return TP_OK; }
 void launch_end(tp_scope*, uint64_t) {}
 int32_t watch_launches = 0;
+int32_t captures_noted = 0;
 void set_watch_hook(void (*)()) {}
-void note_capture(int32_t) {}
+void note_capture(tp_runtime*, int32_t change) { captures_noted += change; }
 int32_t own_thread() { return 0; }
 std::set<uint64_t> kept_handles;
 uint64_t next_handle = 1;
@@ -412,6 +413,7 @@ extern "C" uint64_t fake_live_bytes() {
 }
 extern "C" void fake_set_room(uint64_t bytes) { room_max = bytes; }
 extern "C" void fake_set_room_waits(int64_t slices) { room_waits = slices; }
+extern "C" int32_t fake_captures_noted() { return captures_noted; }
 extern "C" uint64_t fake_room_kept() { return room_kept; }
 extern "C" void fake_set_defers(int32_t yes) { defers = yes; }
 extern "C" void fake_set_refuses(int32_t yes) { refuses = yes; }
