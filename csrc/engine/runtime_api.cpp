@@ -130,9 +130,12 @@ uint64_t make_room(tp_runtime* handle, uint64_t bytes) {
 int32_t await_room(tp_runtime* handle, tp_scope* scope, uint64_t bytes, uint32_t timeout_ms) {
   Runtime* runtime = runtime_of(handle);
   const SlotId own = scope != nullptr && scope->runtime == runtime ? scope->slot : SlotId::none();
-  const auto patience = std::chrono::milliseconds(timeout_ms);
-  return static_cast<int32_t>(
-      guarded(runtime, [&] { return runtime->native_room().await(bytes, own, patience); }).code);
+  const auto await = [&] {
+    // A launch whose end was missed would be waited for, and only this thread can end it.
+    if (own.valid()) runtime->end_launch(*scope, TP_NO_STREAM);
+    return runtime->native_room().await(bytes, own, std::chrono::milliseconds(timeout_ms));
+  };
+  return static_cast<int32_t>(guarded(runtime, await).code);
 }
 void room_settled(tp_runtime* handle, uint64_t bytes, uint64_t reserved) {
   Runtime* runtime = runtime_of(handle);

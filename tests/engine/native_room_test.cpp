@@ -166,6 +166,15 @@ TEST_F(NativeRoomTest, ItsOwnPinsAreNotWaitedForNorThoseThatNeverEnd) {
   settle(192 * kKiB, 0);
 }
 
+TEST_F(NativeRoomTest, ALaunchWhoseEndWasMissedIsNotWaitedFor) {
+  Caller caller(*engine);
+  const std::vector<Region> regions = fill_device(caller);
+  ASSERT_EQ(caller.launch_begin({writes(regions[0]), writes(regions[1])}, 3), TP_OK);
+  EXPECT_EQ(await_room(caller.scope(), 192 * kKiB), TP_OUT_OF_MEMORY);
+  EXPECT_EQ(await_room(caller.scope(), 128 * kKiB), TP_OK);
+  settle(128 * kKiB, 0);
+}
+
 // Interleaving 2 of native_room.h: only one of them fails.
 TEST_F(NativeRoomTest, TwoThatWaitForEachOtherDoNotWaitForEver) {
   for (int round = 0; round < 20; ++round) {
