@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TIERPAGE_ENGINE_API_VERSION 10u
+#define TIERPAGE_ENGINE_API_VERSION 11u
 
 // Numbers equal to tierpage::StatusCode.
 enum tp_code {
@@ -41,7 +41,8 @@ enum tp_code {
   TP_INTERNAL = 10
 };
 
-typedef struct tp_scope tp_scope;  // opaque
+typedef struct tp_scope tp_scope;      // opaque
+typedef struct tp_runtime tp_runtime;  // opaque: the engine behind a table
 
 enum { TP_READ = 1, TP_WRITE = 2 };
 
@@ -87,8 +88,9 @@ typedef struct tp_launch_api {
   const int32_t* watched;
   // `hook` is called, once, in a thread of the engine's before the first page leaves.
   void (*set_hook)(void (*hook)(void));
-  // A graph begins (1) or ends (-1) to be recorded.
-  void (*note_capture)(int32_t change);
+  // A graph begins (1) or ends (-1) to be recorded. The end goes to the engine that was told of the beginning, or to
+  // any other of the same kind of device.
+  void (*note_capture)(tp_runtime*, int32_t change);
   // 1 in a thread of the engine's own, whose copies are no program's.
   int32_t (*own_thread)(void);
 } tp_launch_api;
@@ -104,6 +106,7 @@ typedef struct tp_engine_api {
   uint64_t granule_bytes;  // a power of two: regions begin at multiples of it and take whole ones
   int32_t device_type;     // 0: CPU tensors, 1: CUDA tensors
   int32_t device_index;
+  tp_runtime* runtime;  // for calls that have to reach this engine, though another one may be in force by then
 
   // Scopes. One per thread, made on first use, destroyed at thread end (from a thread-local destructor).
   tp_scope* (*scope_create)(void);
@@ -150,7 +153,10 @@ typedef struct tp_engine_api {
   // Makes `bytes` of device memory free for the native allocator by evicting, and keeps them free of pages until
   // room_settled(). Returns `bytes`, or 0 where they cannot be had: nothing is kept then. May be called with the native
   // allocator locked: it waits for pages that are on their way out, never for a pin to end.
-  uint64_t (*make_room)(uint64_t bytes);
+  uint64_t (*make_room)(tp_runtime*, uint64_t bytes);
+  // The same with no lock held: it waits for the pins of other threads' operators as well, up to so long (TP_WAIT: call
+  // it again). `scope` is this thread's, whose own pins cannot end meanwhile, or null. TP_OK: they are kept free.
+  int32_t (*await_room)(tp_runtime*, tp_scope* scope, uint64_t bytes, uint32_t timeout_ms);
   // While *wants_times is not 0, call launching() after begin() was granted and before the kernels are launched: the
   // engine wants to know how long operators keep the device busy. Read it without a lock; a late answer does no harm.
   const int32_t* wants_times;
@@ -160,10 +166,10 @@ typedef struct tp_engine_api {
   // This stream may be destroyed while the engine lives (the framework did not make it): call it before scope_close
   // names the stream for the first time. The end of each operator on it is marked at once, never later.
   void (*foreign_stream)(uint64_t native_stream);
-  // The native allocator has taken `bytes` that make_room kept for it, or will not take them. Of the device it holds
-  // `reserved` now, which counts against device_budget. Each make_room that did not return 0 is followed by one such
-  // call, or a part of one; with 0 bytes it only tells what is held.
-  void (*room_settled)(uint64_t bytes, uint64_t reserved);
+  // The native allocator has taken `bytes` that make_room or await_room kept for it, or will not take them. Of the
+  // device it holds `reserved` now, which counts against device_budget. Each of these that kept something is followed
+  // by one such call to the same engine, or a part of one; with 0 bytes it only tells what is held.
+  void (*room_settled)(tp_runtime*, uint64_t bytes, uint64_t reserved);
   // Kernels and copies of another device of the same kind use paged memory from now on, where it is. Waits until they
   // can; an error code where the device cannot be let in.
   int32_t (*allow_peer)(int32_t device_index);
@@ -198,6 +204,8 @@ typedef struct tp_engine_api {
 //   int32_t tierpage_torch_run_deferred(uint64_t address)   runs what was deferred of this region, of all for 0;
 //                                                    returns 0, or an error code with the Python error set
 //   void tierpage_torch_ask_works(void)              lets collectives that have ended let go of what they used
+//   void tierpage_torch_end_batch(void)              a batch of collectives has been queued whole: what this thread's
+//                                                    used in it is let go of when that has run
 //   int32_t tierpage_torch_touch(uint64_t address)   touch() for this thread with the GIL released while waiting;
 //                                                    0, or an error code with the Python error set
 //   int32_t tierpage_torch_fill_storage(uint64_t storage_impl, uint64_t place, uint64_t bytes)

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <vector>
 
 namespace tierpage {
 namespace {
@@ -13,6 +12,10 @@ constexpr auto kPatience = std::chrono::seconds(10);  // with work that does not
 
 uint64_t NativeRoom::make(uint64_t bytes) {
   UniqueLock lock(core_.mutex());
+  return make_locked(lock, bytes);
+}
+
+uint64_t NativeRoom::make_locked(UniqueLock& lock, uint64_t bytes) {
   if (bytes == 0 || core_.ended_locked() || core_.closed_locked()) return 0;
   const uint64_t held = core_->memory().device_held_bytes();
   if (!budget_.can_expect(bytes, held, core_->memory().staying_bytes())) return 0;
@@ -28,6 +31,50 @@ uint64_t NativeRoom::make(uint64_t bytes) {
   budget_.settle(bytes);
   if (!core_.ended_locked() && !core_.closed_locked()) apply_locked();  // one that was closed meanwhile keeps all
   return 0;
+}
+
+// An operator whose thread waits here: whoever else waits here must not wait for its pins. With the lock held.
+class NativeRoom::StandsStill {
+ public:
+  StandsStill(NativeRoom& room, SlotId slot) : room_(room), slot_(slot) {
+    room_.core_.assert_locked();
+    if (!slot_.valid()) return;
+    room_.standing_.push_back(slot_);
+    room_.core_.wake_other_waiters_locked();
+  }
+  ~StandsStill() {
+    room_.core_.assert_locked();
+    if (slot_.valid()) room_.standing_.erase(std::find(room_.standing_.begin(), room_.standing_.end(), slot_));
+  }
+  StandsStill(const StandsStill&) = delete;
+  StandsStill& operator=(const StandsStill&) = delete;
+
+ private:
+  NativeRoom& room_;
+  const SlotId slot_;
+};
+
+Status NativeRoom::await(uint64_t bytes, SlotId own, std::chrono::milliseconds patience) {
+  const auto until = LockedCore::Clock::now() + patience;
+  UniqueLock lock(core_.mutex());
+  const StandsStill stands_still(*this, own);
+  const auto pinned = [&] { return core_->memory().stats.pinned_bytes.current; };
+  const auto others_may_end = [&] {
+    core_.assert_locked();
+    const bool fits = budget_.can_expect(bytes, core_->memory().device_held_bytes(), 0);  // if every pin ended
+    return fits && !core_.ended_locked() && !core_.closed_locked() && core_->requests().pins_may_end(standing_);
+  };
+  while (true) {
+    const uint64_t pinned_before = pinned();
+    if (make_locked(lock, bytes) > 0) return Status::success();
+    if (bytes == 0 || !others_may_end()) {
+      return Status::error(StatusCode::kOutOfMemory, "nothing of the device can be had for torch's own allocator");
+    }
+    const int64_t start = steady_ns();
+    (void)core_.wait_for_other(lock, until, [&] { return pinned() < pinned_before || !others_may_end(); });
+    accounts_.count_wait("torch's own allocator", StallCause::kEvictionWait, start, steady_ns());
+    if (LockedCore::Clock::now() >= until) return Status{StatusCode::kWait, 0, {}};
+  }
 }
 
 // False when nothing leaves any more and more than that is still held.

@@ -1,4 +1,5 @@
 // The C table of engine_api.h over Runtime: conversion only; no exception crosses.
+#include <chrono>
 #include <exception>
 
 #include "engine/engine_api.h"
@@ -120,12 +121,24 @@ int32_t held(const uint64_t* regions, size_t count) {
   Runtime* runtime = count > 0 ? g_runtimes.of_address(regions[0]) : nullptr;
   return static_cast<int32_t>(answered(runtime, 1, [&] { return runtime->held(regions, count) ? 1 : 0; }));
 }
-uint64_t make_room(uint64_t bytes) {
-  Runtime* runtime = g_runtimes.active();
+Runtime* runtime_of(tp_runtime* handle) { return reinterpret_cast<Runtime*>(handle); }
+
+uint64_t make_room(tp_runtime* handle, uint64_t bytes) {
+  Runtime* runtime = runtime_of(handle);
   return answered(runtime, 0, [&] { return runtime->native_room().make(bytes); });
 }
-void room_settled(uint64_t bytes, uint64_t reserved) {
-  Runtime* runtime = g_runtimes.active();
+int32_t await_room(tp_runtime* handle, tp_scope* scope, uint64_t bytes, uint32_t timeout_ms) {
+  Runtime* runtime = runtime_of(handle);
+  const SlotId own = scope != nullptr && scope->runtime == runtime ? scope->slot : SlotId::none();
+  const auto await = [&] {
+    // A launch whose end was missed would be waited for, and only this thread can end it.
+    if (own.valid()) runtime->end_launch(*scope, TP_NO_STREAM);
+    return runtime->native_room().await(bytes, own, std::chrono::milliseconds(timeout_ms));
+  };
+  return static_cast<int32_t>(guarded(runtime, await).code);
+}
+void room_settled(tp_runtime* handle, uint64_t bytes, uint64_t reserved) {
+  Runtime* runtime = runtime_of(handle);
   (void)answered(runtime, 0, [&] {
     runtime->native_room().settle(bytes, reserved);
     return 0;
@@ -181,10 +194,7 @@ void set_watch_hook(void (*hook)()) {
   Runtime* runtime = g_runtimes.newest();
   if (runtime != nullptr) runtime->pager_thread().set_watch_hook(hook);
 }
-void note_capture(int32_t change) {
-  Runtime* runtime = g_runtimes.newest();
-  if (runtime != nullptr) runtime->pager_thread().note_capture(change);
-}
+void note_capture(tp_runtime* handle, int32_t change) { runtime_of(handle)->pager_thread().note_capture(change); }
 int32_t own_thread() { return on_quiet_thread() ? 1 : 0; }
 int32_t forked() { return g_runtimes.forked() ? 1 : 0; }
 
@@ -200,6 +210,7 @@ void Runtime::fill_api() {
       .granule_bytes = tiers_.config.granule_bytes,
       .device_type = options_.cuda ? 1 : 0,
       .device_index = options_.device_index,
+      .runtime = reinterpret_cast<tp_runtime*>(this),
       .scope_create = scope_create,
       .scope_destroy = scope_destroy,
       .scope_open = scope_open,
@@ -221,6 +232,7 @@ void Runtime::fill_api() {
       .may_defer = tierpage::may_defer,
       .held = tierpage::held,
       .make_room = tierpage::make_room,
+      .await_room = tierpage::await_room,
       .wants_times = pager_thread_.wants_times_flag(),
       .launching = tierpage::launching,
       .forked = tierpage::forked,

@@ -315,7 +315,10 @@ void Runtime::deallocate(uint64_t address) {
   }
 }
 
-// Memory that no tensor was seen in, or of which a pointer escaped, may be in use wherever it was made.
+// Memory that no tensor was seen in, or of which a pointer escaped, may be in use wherever it was made. A temporary
+// that dies inside its operator so owes a fence besides the one at the operator's end, which would do. Nobody waits for
+// it longer: it is recorded once per stream, for all that owe one there, when a page that does is about to leave. And
+// it is the only one where the operator's end cannot be marked.
 void Runtime::free_region_locked(RegionId id) {
   (void)core_.change_locked([&] {
     core_.assert_locked();

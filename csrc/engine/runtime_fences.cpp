@@ -31,6 +31,7 @@ Status Runtime::end_work(Scope& scope, uint64_t native_stream, Fence* fence) {
 }
 
 bool Runtime::may_owe(Scope& scope, uint64_t native_stream) {
+  if (tiers_.backend->capturing(native_stream)) return false;  // before a name is kept that it has only meanwhile
   if (!scope.stream.known || scope.stream.native != native_stream) {
     scope.stream.known = false;
     const StreamId id = tiers_.backend->stream_id(native_stream);
@@ -38,7 +39,7 @@ bool Runtime::may_owe(Scope& scope, uint64_t native_stream) {
     if (!streams_.may_owe(id, native_stream)) return false;
     scope.stream = {true, native_stream, id};
   }
-  return !tiers_.backend->capturing(native_stream);
+  return true;
 }
 
 void Runtime::foreign_stream(uint64_t native_stream) {

@@ -5,6 +5,11 @@
 // protected by a fence on the stream of the launch. So work is waited for where it was queued, whatever stream its
 // thread works on otherwise.
 //
+// Words that only look like pointers (numbers, and what lay in an argument's memory before) come here with the others.
+// None of them fails a launch by what it names: nothing is asked for where no live region is, be it freed, behind a
+// region's end or in another pager's range. One that names a live region costs a fetch, and a copy down where it may be
+// written through. It ends with the launch: at the next one only what its own words name is asked for.
+//
 // Memory that never leaves (no tensor was seen in it yet, or a raw pointer to it escaped) needs no pin on a stream that
 // lives as long as the process; that the stream uses it is noted for the time when it is freed: workspaces of libraries
 // live long and are freed from anywhere.

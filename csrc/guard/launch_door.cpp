@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -17,7 +18,7 @@ bool cooperative(const DriverCall& call) {
   return call.number == cupti::kLaunchCooperativeKernel || call.number == cupti::kLaunchCooperativeKernelPtsz;
 }
 
-// Between a call's begin and its end.
+// Between a call's begin and its end, one or both.
 constexpr uint64_t kTold = 1;
 constexpr uint64_t kRefused = 2;
 
@@ -33,6 +34,9 @@ uint64_t stream_of(const DriverCall& call, const void* arguments) {
   }
   return call.stream_word < 0 ? 0 : static_cast<const uint64_t*>(arguments)[call.stream_word];
 }
+
+// Of cuStreamBeginCapture in all its versions, and of cuStreamEndCapture.
+uint64_t captured_stream(const void* arguments) { return *static_cast<const uint64_t*>(arguments); }
 
 // A thread in a callback.
 class Inside {
@@ -113,23 +117,39 @@ std::vector<Pointer> LaunchDoor::close() {
     (void)library_.unsubscribe(subscriber_);
   }
   while (inside_.load(std::memory_order_acquire) != 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
-  while (capture_over()) {
+  std::vector<uint64_t> going_on;
+  {
+    const LockGuard lock(capture_mutex_);
+    going_on.swap(captures_);
   }
+  for (size_t i = 0; i < going_on.size(); ++i) handler_->capture(-1);
   return graphs_.take_all();
 }
 
-void LaunchDoor::capture_begins() {
-  handler_->capture(1);
-  captures_.fetch_add(1);  // only what the handler has taken
+void LaunchDoor::capture_begins(uint64_t stream) {
+  {
+    const LockGuard lock(capture_mutex_);
+    captures_.push_back(stream);
+  }
+  try {
+    handler_->capture(1);
+  } catch (...) {
+    (void)forget_capture(stream);  // only what the handler has taken
+    throw;
+  }
 }
 
-// False where none is counted: one that began before the door was open. Two threads may end theirs at once.
-bool LaunchDoor::capture_over() {
-  int open = captures_.load();
-  while (open > 0 && !captures_.compare_exchange_weak(open, open - 1)) {
-  }
-  if (open > 0) handler_->capture(-1);
-  return open > 0;
+void LaunchDoor::capture_over(uint64_t stream) {
+  if (forget_capture(stream)) handler_->capture(-1);
+}
+
+// False where none is known: one that began before the door was open. By its stream, or it would end another's.
+bool LaunchDoor::forget_capture(uint64_t stream) {
+  const LockGuard lock(capture_mutex_);
+  const auto found = std::find(captures_.begin(), captures_.end(), stream);
+  if (found == captures_.end()) return false;
+  captures_.erase(found);
+  return true;
 }
 
 void LaunchDoor::enable(bool launches, bool on) {
@@ -153,31 +173,31 @@ void LaunchDoor::on_call(void* user, cupti::Domain domain, uint32_t number, cons
     }
   } catch (...) {
     // Not through the driver's frames. Whether the memory is there is not known, so the device must not see the call.
-    if (data->site == cupti::kEnter && !is_rare(*call)) spoil(*call, data->parameters);
+    if (data->site == cupti::kEnter && !is_rare(*call)) refuse(*call, *data);
   }
 }
 
-void LaunchDoor::read(const DriverCall& call, const void* arguments, const AddressRange& range,
+bool LaunchDoor::read(const DriverCall& call, const void* arguments, const AddressRange& range,
                       std::vector<Pointer>& pointers) {
   switch (call.kind) {
     case CallKind::kLaunch: {
       const auto& launch = *static_cast<const LaunchArguments*>(arguments);
       words_.of_kernel(launch.function, launch.parameters, cooperative(call) ? nullptr : launch.extra, range, pointers);
-      return;
+      return true;
     }
     case CallKind::kLaunchEx: {
       const auto& launch = *static_cast<const LaunchExArguments*>(arguments);
       words_.of_kernel(launch.function, launch.parameters, launch.extra, range, pointers);
-      return;
+      return true;
     }
-    case CallKind::kCopy: LaunchWords::of_words(arguments, call.words, call.written_word, range, pointers); return;
+    case CallKind::kCopy: LaunchWords::of_words(arguments, call.words, call.written_word, range, pointers); return true;
     case CallKind::kShapedCopy: {
       const void* shape = *static_cast<const void* const*>(arguments);
       if (shape != nullptr) LaunchWords::of_words(shape, call.words, -1, range, pointers);
-      return;
+      return true;
     }
-    case CallKind::kGraphLaunch: graphs_.append(*static_cast<const CUgraphExec*>(arguments), pointers); return;
-    default: return;
+    case CallKind::kGraphLaunch: return graphs_.append(*static_cast<const CUgraphExec*>(arguments), pointers);
+    default: return true;
   }
 }
 
@@ -196,6 +216,7 @@ void LaunchDoor::spoil(const DriverCall& call, const void* arguments) {
   } else if (call.kind == CallKind::kLaunchEx) {
     static thread_local CUlaunchConfig config;
     auto* launch = static_cast<LaunchExArguments*>(const_cast<void*>(arguments));
+    if (launch->config == nullptr) return;  // the driver refuses that already
     config = *launch->config;
     config.gridDimX = 0;
     launch->config = &config;
@@ -204,11 +225,16 @@ void LaunchDoor::spoil(const DriverCall& call, const void* arguments) {
   }
 }
 
+void LaunchDoor::refuse(const DriverCall& call, const cupti::CallbackData& data) {
+  *data.correlation_data |= kRefused;
+  spoil(call, data.parameters);
+}
+
 void LaunchDoor::enter(const DriverCall& call, const cupti::CallbackData& data) {
   *data.correlation_data = 0;
   if (is_rare(call)) {
     if (call.kind == CallKind::kUnload) words_.forget_kernels();
-    if (call.kind == CallKind::kBeginCapture) capture_begins();
+    if (call.kind == CallKind::kBeginCapture) capture_begins(captured_stream(data.parameters));
     if (call.kind == CallKind::kExecDestroy) graphs_.forget(*static_cast<const CUgraphExec*>(data.parameters));
     return;
   }
@@ -217,42 +243,61 @@ void LaunchDoor::enter(const DriverCall& call, const cupti::CallbackData& data) 
   static thread_local std::vector<Pointer> found;
   std::vector<Pointer> pointers = std::move(found);  // ours alone, though the handler may come back here
   pointers.clear();
-  read(call, data.parameters, handler_->range(), pointers);
-  if (!pointers.empty()) {
+  if (!read(call, data.parameters, handler_->range(), pointers)) {
+    refuse(call, data);
+  } else if (!pointers.empty()) {
     const char* name = data.symbol_name != nullptr ? data.symbol_name : data.function_name;
     const auto answer = handler_->before({name, stream, pointers});
-    if (answer == LaunchHandler::Answer::kGoAndTell) *data.correlation_data = kTold;
-    if (answer == LaunchHandler::Answer::kRefuse) {
-      *data.correlation_data = kRefused;
-      spoil(call, data.parameters);
-    }
+    // Nothing throws from here on: what was taken is given back by after().
+    if (answer == LaunchHandler::Answer::kGoAndTell) *data.correlation_data |= kTold;
+    if (answer == LaunchHandler::Answer::kRefuse) refuse(call, data);
   }
   found = std::move(pointers);
 }
 
+// Interleaving 5.
+void LaunchDoor::made_executable(CUgraphExec graph_exec, CUgraph graph) {
+  graphs_.note_unread(graph_exec);
+  std::vector<Pointer> pointers;
+  words_.of_graph(graph, handler_->range(), pointers);
+  graphs_.note(graph_exec, std::move(pointers), true);
+}
+
+void LaunchDoor::add_to_graph(CUgraphExec graph_exec, const void* kernel) {
+  try {
+    std::vector<Pointer> pointers;
+    read_node(kernel, handler_->range(), pointers);
+    graphs_.note(graph_exec, std::move(pointers), false);
+  } catch (...) {
+    graphs_.note_unread(graph_exec);
+    throw;
+  }
+}
+
 void LaunchDoor::exit(const DriverCall& call, const cupti::CallbackData& data) {
   if (!is_rare(call)) {
-    if (*data.correlation_data == kTold) handler_->after(stream_of(call, data.parameters));
     // The caller gets what stands here. The driver itself knows only of arguments that make no sense.
-    if (*data.correlation_data == kRefused && data.return_value != nullptr) {
+    if ((*data.correlation_data & kRefused) != 0 && data.return_value != nullptr) {
       *static_cast<CUresult*>(const_cast<void*>(data.return_value)) = CUDA_ERROR_OUT_OF_MEMORY;
     }
+    if ((*data.correlation_data & kTold) != 0) handler_->after(stream_of(call, data.parameters));
     return;
   }
-  const auto* result = static_cast<const CUresult*>(data.return_value);
-  const bool failed = result != nullptr && *result != CUDA_SUCCESS;
-  // Counted from before it begins until behind its end, whether that succeeds or not.
-  if (call.kind == CallKind::kEndCapture || (call.kind == CallKind::kBeginCapture && failed)) (void)capture_over();
-  if (failed) return;
-  std::vector<Pointer> pointers;
+  const auto* returned = static_cast<const CUresult*>(data.return_value);
+  const CUresult result = returned != nullptr ? *returned : CUDA_SUCCESS;
+  // Counted from before it begins until behind its end, whether that succeeds or not. A thread that may not end it
+  // leaves it as it is.
+  const bool ends = call.kind == CallKind::kEndCapture && result != CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
+  if (ends || (call.kind == CallKind::kBeginCapture && result != CUDA_SUCCESS)) {
+    capture_over(captured_stream(data.parameters));
+  }
+  if (result != CUDA_SUCCESS) return;
   if (call.kind == CallKind::kInstantiate) {
     const auto& made = *static_cast<const InstantiateArguments*>(data.parameters);
-    words_.of_graph(made.graph, handler_->range(), pointers);
-    graphs_.note(*made.result, std::move(pointers), true);
+    made_executable(*made.result, made.graph);
   } else if (call.kind == CallKind::kExecUpdate) {
     const auto& update = *static_cast<const ExecUpdateArguments*>(data.parameters);
-    words_.of_graph(update.graph, handler_->range(), pointers);
-    graphs_.note(update.graph_exec, std::move(pointers), true);
+    made_executable(update.graph_exec, update.graph);
   } else if (call.kind == CallKind::kExecSetParams) {
     const auto& set = *static_cast<const ExecSetArguments*>(data.parameters);
     const void* parameters = set.parameters;
@@ -261,8 +306,7 @@ void LaunchDoor::exit(const DriverCall& call, const cupti::CallbackData& data) {
       if (node->type != CU_GRAPH_NODE_TYPE_KERNEL) return;
       parameters = &node->kernel;
     }
-    read_node(parameters, handler_->range(), pointers);
-    graphs_.note(set.graph_exec, std::move(pointers), false);
+    add_to_graph(set.graph_exec, parameters);
   }
 }
 

@@ -11,6 +11,11 @@
 //   2. A call that was seen at its begin is not seen at its end if watching ended in between: CUPTI asks at each site
 //      whether the call is enabled. What before() took then stays for good.
 //   3. A thread inside before() may wait for other threads that call the driver: CUPTI holds no lock while it calls us.
+//   4. A capture may have begun before open(), or before watch(true). What its graph uses is known all the same: the
+//      graph is read when it is made executable, which only an open door sees, and no graph can be launched before. The
+//      handler does not hear of a capture that began before open(): so its end, too, is not told, and ends no other's.
+//   5. A graph that could not be read is in the book before the attempt, as one that is not known: its launches are
+//      refused.
 #pragma once
 
 #include <atomic>
@@ -43,7 +48,8 @@ class LaunchHandler {
     kGoAndTell,  // after() is wanted, in the same thread, when the driver has queued the call
     kRefuse,     // the memory is not there: the call is to fail before it reaches the device
   };
-  // `pointers` is not empty. What it throws ends at the door, and refuses the call.
+  // `pointers` is not empty. What it throws ends at the door, and refuses the call: it has given back then what it
+  // took, since after() does not come.
   virtual Answer before(const Launch& launch) = 0;
   virtual void after(uint64_t stream) = 0;
   virtual void capture(int change) = 0;  // a graph begins (1) or ends (-1) to be recorded
@@ -68,12 +74,17 @@ class LaunchDoor {
   static void on_call(void* user, cupti::Domain domain, uint32_t number, const cupti::CallbackData* data);
   void enter(const DriverCall& call, const cupti::CallbackData& data);
   void exit(const DriverCall& call, const cupti::CallbackData& data);
-  void read(const DriverCall& call, const void* parameters, const AddressRange& range, std::vector<Pointer>& pointers);
+  // False: nobody knows what the call uses.
+  bool read(const DriverCall& call, const void* parameters, const AddressRange& range, std::vector<Pointer>& pointers);
   void read_node(const void* parameters, const AddressRange& range, std::vector<Pointer>& pointers);
+  static void refuse(const DriverCall& call, const cupti::CallbackData& data);
   static void spoil(const DriverCall& call, const void* parameters);
   void enable(bool launches, bool on);
-  void capture_begins();
-  bool capture_over();
+  void capture_begins(uint64_t stream);
+  void capture_over(uint64_t stream);
+  bool forget_capture(uint64_t stream);
+  void made_executable(CUgraphExec graph_exec, CUgraph graph);
+  void add_to_graph(CUgraphExec graph_exec, const void* kernel);
 
   const cupti::Library library_;
   const KernelFacts facts_;
@@ -85,8 +96,10 @@ class LaunchDoor {
   Mutex mutex_{LockRank::kLaunchDoor};     // of the subscription, and of which calls it tells of
   std::atomic<bool> open_{false};
   std::atomic<bool> watching_{false};
-  std::atomic<int> inside_{0};    // threads in a callback
-  std::atomic<int> captures_{0};  // that the handler was told of and that have not ended
+  std::atomic<int> inside_{0};  // threads in a callback
+  Mutex capture_mutex_{LockRank::kDoorCaptures};
+  // Streams of captures that the handler was told of and that have not ended.
+  std::vector<uint64_t> captures_ TP_GUARDED_BY(capture_mutex_);
 };
 
 }  // namespace tierpage

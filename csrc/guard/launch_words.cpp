@@ -119,13 +119,11 @@ void LaunchWords::forget_kernels() {
   generation_.fetch_add(1, std::memory_order_release);
 }
 
-void LaunchWords::of_graph(CUgraph graph, const AddressRange& range, std::vector<Pointer>& pointers) {
-  static thread_local int depth = 0;
+void LaunchWords::of_graph(CUgraph graph, const AddressRange& range, std::vector<Pointer>& pointers, int depth) {
   size_t count = 0;
   if (depth >= kGraphDepthMax || facts_.graph_nodes(graph, nullptr, &count) != CUDA_SUCCESS) return;
   std::vector<CUgraphNode> nodes(count);
   if (count == 0 || facts_.graph_nodes(graph, nodes.data(), &count) != CUDA_SUCCESS) return;
-  ++depth;
   for (const CUgraphNode node : nodes) {
     CUgraphNodeType type{};
     if (facts_.node_type(node, &type) != CUDA_SUCCESS) continue;
@@ -142,15 +140,20 @@ void LaunchWords::of_graph(CUgraph graph, const AddressRange& range, std::vector
       if (facts_.set_node(node, &set) == CUDA_SUCCESS) of_words(&set.dst, 1, -1, range, pointers);
     } else if (type == CU_GRAPH_NODE_TYPE_GRAPH) {
       CUgraph child = nullptr;
-      if (facts_.child_node(node, &child) == CUDA_SUCCESS) of_graph(child, range, pointers);
+      if (facts_.child_node(node, &child) == CUDA_SUCCESS) of_graph(child, range, pointers, depth + 1);
     }
   }
-  --depth;
+}
+
+void GraphBook::note_unread(CUgraphExec graph) {
+  const LockGuard lock(mutex_);
+  graphs_[graph].read = false;
 }
 
 void GraphBook::note(CUgraphExec graph, std::vector<Pointer> pointers, bool in_place_of_before) {
   const LockGuard lock(mutex_);
-  std::vector<Pointer>& all = graphs_[graph];
+  Used& used = graphs_[graph];
+  std::vector<Pointer>& all = used.pointers;
   if (in_place_of_before) all.clear();
   all.insert(all.end(), pointers.begin(), pointers.end());
   std::sort(all.begin(), all.end(), [](const Pointer& a, const Pointer& b) {
@@ -159,6 +162,7 @@ void GraphBook::note(CUgraphExec graph, std::vector<Pointer> pointers, bool in_p
   all.erase(std::unique(all.begin(), all.end(),
                         [](const Pointer& a, const Pointer& b) { return a.address == b.address; }),
             all.end());
+  used.read = used.read || in_place_of_before;
 }
 
 void GraphBook::forget(CUgraphExec graph) {
@@ -166,16 +170,19 @@ void GraphBook::forget(CUgraphExec graph) {
   graphs_.erase(graph);
 }
 
-void GraphBook::append(CUgraphExec graph, std::vector<Pointer>& pointers) const {
+bool GraphBook::append(CUgraphExec graph, std::vector<Pointer>& pointers) const {
   const LockGuard lock(mutex_);
   const auto found = graphs_.find(graph);
-  if (found != graphs_.end()) pointers.insert(pointers.end(), found->second.begin(), found->second.end());
+  if (found == graphs_.end()) return true;
+  const Used& used = found->second;
+  pointers.insert(pointers.end(), used.pointers.begin(), used.pointers.end());
+  return used.read;
 }
 
 std::vector<Pointer> GraphBook::take_all() {
   const LockGuard lock(mutex_);
   std::vector<Pointer> all;
-  for (const auto& [graph, pointers] : graphs_) all.insert(all.end(), pointers.begin(), pointers.end());
+  for (const auto& [graph, used] : graphs_) all.insert(all.end(), used.pointers.begin(), used.pointers.end());
   graphs_.clear();
   return all;
 }

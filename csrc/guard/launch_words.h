@@ -54,7 +54,7 @@ class LaunchWords {
   // Appends to `pointers`. `function` is what launches are given: a CUfunction, or a CUkernel in its place.
   void of_kernel(CUfunction function, void** parameters, void** extra, const AddressRange& range,
                  std::vector<Pointer>& pointers);
-  void of_graph(CUgraph graph, const AddressRange& range, std::vector<Pointer>& pointers);
+  void of_graph(CUgraph graph, const AddressRange& range, std::vector<Pointer>& pointers, int depth = 0);
   static void of_words(const void* words, size_t count, int written_word, const AddressRange& range,
                        std::vector<Pointer>& pointers);
 
@@ -82,17 +82,25 @@ class LaunchWords {
   std::unordered_map<CUfunction, std::shared_ptr<const Layout>> layouts_ TP_GUARDED_BY(mutex_);
 };
 
-// What executable graphs use, by their handles.
+// What executable graphs use, by their handles. One that is not in the book was made before anybody looked, so when
+// nothing of this range was there to be used, or when all that it uses was held.
 class GraphBook {
  public:
+  // From now on, and until a note in place of that, nobody knows what it uses: for the time in which it is read, which
+  // may fail.
+  void note_unread(CUgraphExec graph);
   void note(CUgraphExec graph, std::vector<Pointer> pointers, bool in_place_of_before);
   void forget(CUgraphExec graph);
-  void append(CUgraphExec graph, std::vector<Pointer>& pointers) const;
-  std::vector<Pointer> take_all();  // of every graph; none is known afterwards
+  bool append(CUgraphExec graph, std::vector<Pointer>& pointers) const;  // false: it is not known
+  std::vector<Pointer> take_all();                                       // of every graph; none is known afterwards
 
  private:
+  struct Used {
+    std::vector<Pointer> pointers;
+    bool read = true;
+  };
   mutable Mutex mutex_{LockRank::kGraphBook};
-  std::unordered_map<CUgraphExec, std::vector<Pointer>> graphs_ TP_GUARDED_BY(mutex_);
+  std::unordered_map<CUgraphExec, Used> graphs_ TP_GUARDED_BY(mutex_);
 };
 
 }  // namespace tierpage

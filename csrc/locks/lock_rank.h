@@ -38,6 +38,7 @@ namespace tierpage {
   LOCK(kCapsules, "Watched::mutex")                 \
   LOCK(kLaunchWords, "LaunchWords::mutex_")         \
   LOCK(kGraphBook, "GraphBook::mutex_")             \
+  LOCK(kDoorCaptures, "LaunchDoor::capture_mutex_") \
   LOCK(kRetiredBackends, "RetiredBackends::mutex_") \
   LOCK(kBoundedLog, "BoundedLog::mutex_")           \
   LOCK(kHostArena, "GrowingArena::mutex_")          \

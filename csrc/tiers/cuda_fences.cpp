@@ -64,6 +64,10 @@ uint64_t CudaFences::last_unique_id(uint64_t native_stream) {
 
 StreamId CudaFences::stream_id_locked(uint64_t native_stream, uint64_t unique) {
   uniques_[native_stream] = unique;
+  return named_locked(unique);
+}
+
+StreamId CudaFences::named_locked(uint64_t unique) {
   auto [found, added] = ids_.try_emplace(unique, static_cast<StreamId>(streams_.size()));
   if (added) streams_.emplace_back();
   return found->second;
@@ -71,8 +75,13 @@ StreamId CudaFences::stream_id_locked(uint64_t native_stream, uint64_t unique) {
 
 StreamId CudaFences::stream_id(uint64_t native_stream) {
   CudaContextGuard guard(driver_, context_);
-  const uint64_t unique = in_capture(native_stream) ? last_unique_id(native_stream) : unique_id(native_stream);
-  LockGuard lock(mutex_);
+  const bool may_be_captured = native_stream != 0 && native_stream != DeviceBackend::kEveryStream;
+  if (may_be_captured && capture_status(native_stream).code == StatusCode::kUnavailable) {
+    const LockGuard lock(mutex_);
+    return named_locked(~native_stream);
+  }
+  const uint64_t unique = unique_id(native_stream);
+  const LockGuard lock(mutex_);
   return stream_id_locked(native_stream, unique);
 }
 

@@ -3,6 +3,11 @@
 //
 // Streams are told apart by the driver's unique id, because a handle is used again after its stream is destroyed. Of a
 // captured stream the driver must not be asked for it: that ends the capture (driver 580; tests/gpu/capture_probe.py).
+// Nor can the handle tell then, whether anybody has noted the capture or not: so a stream that is asked about while it
+// is captured has another name meanwhile. Two names for one stream cost a wait; one name for two streams would let the
+// second overtake the first.
+//
+// Captures are the process's: who is opened in the midst of one has to know of it, and its end may be told to another.
 #pragma once
 
 #include <atomic>
@@ -33,7 +38,7 @@ class CudaFences {
   Status record_lasting(uint64_t native_stream, Fence* fence) { return record(native_stream, true, fence, 0, 0); }
   bool done(Fence fence);
   // Before a capture begins: returns when no fence over all streams is being recorded, which would end it.
-  void note_capture(int change);
+  static void note_capture(int change);
   bool capturing(uint64_t native_stream) const;  // true also where the driver does not answer; never of 0
 
   // A point in the stream from which time is taken; 0 where none can be (a graph capture, a lost context).
@@ -71,6 +76,7 @@ class CudaFences {
   uint64_t unique_id(uint64_t native_stream) const;
   uint64_t last_unique_id(uint64_t native_stream);  // that the handle had when it was asked about
   StreamId stream_id_locked(uint64_t native_stream, uint64_t unique) TP_REQUIRES(mutex_);
+  StreamId named_locked(uint64_t unique) TP_REQUIRES(mutex_);
   // Both let the lock go for the driver's calls.
   bool advance(Stream& stream, uint64_t target) TP_REQUIRES(mutex_);
   Status take_event(bool timed, CUevent* event) TP_REQUIRES(mutex_);
@@ -78,10 +84,10 @@ class CudaFences {
 
   const CudaDriver& driver_;
   const CUcontext context_;
-  std::atomic<int> captures_{0};                     // that were noted and have not ended
-  std::atomic<uint64_t> capture_notes_{0};           // begins and ends
-  std::atomic<int> recording_every_{0};              // threads that record a fence over all streams
-  mutable std::atomic<uint64_t> default_stream_{0};  // its unique id, once asked; 0: not yet
+  static inline std::atomic<int> captures_{0};            // that were noted and have not ended
+  static inline std::atomic<uint64_t> capture_notes_{0};  // begins and ends
+  static inline std::atomic<int> recording_every_{0};     // threads that record a fence over all streams
+  mutable std::atomic<uint64_t> default_stream_{0};       // its unique id, once asked; 0: not yet
   Mutex mutex_{LockRank::kCudaFences};
   std::unordered_map<uint64_t, StreamId> ids_ TP_GUARDED_BY(mutex_);      // by the driver's unique id
   std::unordered_map<uint64_t, uint64_t> uniques_ TP_GUARDED_BY(mutex_);  // by handle, as it was asked about last

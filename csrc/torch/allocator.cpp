@@ -78,6 +78,7 @@ void* new_region(ThreadState& state, const tp_engine_api* engine, uint64_t bytes
   tp_scope* scope = state.depth > 0 ? opened_scope(state) : scope_for(state, engine);
   state.fresh_region = state.depth > 0;
   uint64_t address = 0;
+  (void)ask_works.load(std::memory_order_relaxed)();
   deferral_hooks.before_allocation(*engine, bytes);
   const int32_t code = settled_with_room(state, engine, [&] {
     address = 0;

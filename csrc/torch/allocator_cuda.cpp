@@ -3,11 +3,9 @@
 
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
-#include <algorithm>
 #include <mutex>
 #include <vector>
 
-#include "locks/mutex.h"
 #include "torch/allocator.h"
 #include "torch/cuda_capture.h"
 #include "torch/deferral.h"
@@ -79,40 +77,11 @@ bool register_room_maker() {
 
 bool room_maker_registered = false;
 
-// Where no guard sees captures, a pool into which torch allocates may belong to one: a fence over all streams would
-// break it. Those that the engine was told of: the guard may come or go while one is open.
-class NotedPools {
- public:
-  void begin(const tp_engine_api& engine, c10::MempoolId_t pool) {
-    if (graphs_are_read()) return;
-    {
-      const LockGuard lock(mutex_);
-      pools_.push_back(pool);
-    }
-    engine.launches.note_capture(1);
-  }
-  void end(const tp_engine_api& engine, c10::MempoolId_t pool) {
-    {
-      const LockGuard lock(mutex_);
-      const auto found = std::find(pools_.begin(), pools_.end(), pool);
-      if (found == pools_.end()) return;
-      pools_.erase(found);
-    }
-    engine.launches.note_capture(-1);
-  }
-
- private:
-  Mutex mutex_{LockRank::kNotedPools};
-  std::vector<c10::MempoolId_t> pools_ TP_GUARDED_BY(mutex_);
-};
-NotedPools& noted_pools() {
-  static NotedPools* const instance = new NotedPools;
-  return *instance;
-}
-
 // Runs one call of torch's allocator: makes room and tries once more when it is out of memory, and tells the engine
-// when torch holds more than before. Nearly every operator comes here for a small result that torch has at hand:
-// whether the engine is on this device, a question to the CUDA runtime, is asked only where it matters.
+// when torch holds more than before. The first try finds torch's allocator locked (RoomMaker) and waits for no pin; the
+// second one has no lock and waits for those of other threads. Nearly every operator comes here for a small result that
+// torch has at hand: whether the engine is on this device, a question to the CUDA runtime, is asked only where it
+// matters.
 template <class Call>
 auto call_native(size_t bytes, Call call) {
   NativeRequest request(bytes, &native_reserved);
@@ -123,7 +92,10 @@ auto call_native(size_t bytes, Call call) {
     return call();
   } catch (const c10::OutOfMemoryError&) {
     const tp_engine_api* engine = cuda_engine();
-    if (engine == nullptr || !request.make_room(*engine, 0)) throw;
+    if (engine == nullptr) throw;
+    // Here torch's allocator is not locked. In a capture nobody waits: what others wait for may be its end.
+    const bool made = stream_is_capturing(*engine) ? request.make_room(*engine, 0) : request.await_room(*engine);
+    if (!made) throw;
   }
   return call();
 }
@@ -132,7 +104,7 @@ auto call_native(size_t bytes, Call call) {
 
 void report_native_reserved(const tp_engine_api* engine) {
   if (native_allocator == nullptr || !native_allocator->initialized()) return;
-  engine->room_settled(0, native_reserved(*engine));
+  engine->room_settled(engine->runtime, 0, native_reserved(*engine));
 }
 
 bool install_cuda_allocator() {
@@ -218,24 +190,23 @@ void CudaProxyAllocator::emptyCache(c10::MempoolId_t pool) {
 void CudaProxyAllocator::beginAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool,
                                              std::function<bool(cudaStream_t)> filter) {
   // A capture begins after this. What is deferred must not become part of its graph.
-  open_pools.fetch_add(1);  // from here on nobody defers
+  NotedPools& pools = NotedPools::instance();
+  pools.begin(pool);  // from here on nobody defers
   try {
     if (const tp_engine_api* engine = cuda_engine()) {
-      run_all_deferred(thread_state(), engine);
-      noted_pools().begin(*engine, pool);
+      run_all_deferred(thread_state(), engine);  // which may need a fence that a capture forbids
+      pools.tell(*engine, pool);
     }
     native_->beginAllocateToPool(device, pool, std::move(filter));
   } catch (...) {
-    open_pools.fetch_sub(1);
-    if (const tp_engine_api* engine = cuda_engine()) noted_pools().end(*engine, pool);
+    pools.end(pool);
     throw;
   }
 }
 
 void CudaProxyAllocator::endAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool) {
   native_->endAllocateToPool(device, pool);
-  open_pools.fetch_sub(1);
-  if (const tp_engine_api* engine = cuda_engine()) noted_pools().end(*engine, pool);
+  NotedPools::instance().end(pool);
 }
 
 // `device` is about to use memory of `other` for the first time. The driver's own switch for that does not reach mapped

@@ -164,6 +164,7 @@ void wait_in_slices(const std::function<bool(uint32_t)>& slice) {
 
 bool (*make_room)() = [] { return false; };
 std::atomic<bool (*)()> ask_works{+[] { return false; }};
+std::atomic<uint64_t> works_let_go{0};
 
 namespace {
 

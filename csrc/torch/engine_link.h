@@ -151,17 +151,23 @@ void wait_in_slices(const std::function<bool(uint32_t)>& slice);
 // Lets works that have ended let go of their pages; whether others hold some still. Asked during waits. That of
 // pending_works.h, which stands above.
 extern std::atomic<bool (*)()> ask_works;
+extern std::atomic<uint64_t> works_let_go;  // how many have
 // What to try before anybody fails for want of room; whether it changed anything. Deferral's, which stands above.
 extern bool (*make_room)();
 // Waits while `code` is TP_WAIT; the code of the end.
 int32_t settled(ThreadState& state, const tp_engine_api* engine, int32_t code, const GiveWay* limit = nullptr);
+inline bool lacks_room(int32_t code) { return code == TP_OUT_OF_MEMORY || code == TP_STORAGE_FULL; }
 // Asks the engine, which answers with a code, and waits; asks again where room was lacking and some could be made.
+// Works that ended meanwhile have made some: messages that a program has waited for are told by nobody, and the engine,
+// which must not wait for messages, may have failed the request before anybody asked them.
 template <class Ask>
 int32_t settled_with_room(ThreadState& state, const tp_engine_api* engine, Ask ask, const GiveWay* limit = nullptr) {
   while (true) {
+    const uint64_t let_go_before = works_let_go.load(std::memory_order_relaxed);
     const int32_t code = settled(state, engine, ask(), limit);
-    const bool lacks_room = code == TP_OUT_OF_MEMORY || code == TP_STORAGE_FULL;
-    if (C10_LIKELY(!lacks_room) || !make_room()) return code;
+    if (C10_LIKELY(!lacks_room(code))) return code;
+    (void)ask_works.load()();
+    if (works_let_go.load(std::memory_order_relaxed) == let_go_before && !make_room()) return code;
   }
 }
 // Throws for any error.

@@ -178,6 +178,8 @@ TIERPAGE_EXPORT int32_t tierpage_torch_close_guard(void) {
 
 TIERPAGE_EXPORT void tierpage_torch_ask_works(void) { (void)tierpage::let_go_of_ended_works(); }
 
+TIERPAGE_EXPORT void tierpage_torch_end_batch(void) { tierpage::let_go_of_batch(tierpage::thread_state()); }
+
 TIERPAGE_EXPORT int32_t tierpage_torch_touch(uint64_t address) {
   return reach(address, [](const tp_engine_api* engine, uint64_t base, uint64_t bytes) {
     tierpage::raw_touch(engine, base, bytes);

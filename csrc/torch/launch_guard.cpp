@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 
 #include "torch/cuda_symbols.h"
 #include "torch/python_wait.h"
@@ -28,9 +29,10 @@ class LaunchGuard final : public LaunchHandler {
   bool looks_at(uint64_t stream) const override;
   Answer before(const Launch& launch) override;
   void after(uint64_t stream) override;
-  void capture(int change) override {
-    if (const tp_engine_api* engine = engine_now()) engine->launches.note_capture(change);
-  }
+  void capture(int change) override;
+
+ private:
+  std::atomic<const tp_engine_api*> told_{nullptr};  // of a capture last
 };
 
 LaunchGuard& guard() {
@@ -64,6 +66,43 @@ bool LaunchGuard::looks_at(uint64_t stream) const {
   return !state.announces_all || (state.scope_open && known_name(stream) != state.scope_stream);
 }
 
+// The end of a capture must be told although paging has ended meanwhile: captures are counted for all engines together.
+void LaunchGuard::capture(int change) {
+  const tp_engine_api* engine = engine_now();
+  if (engine == nullptr || engine->device_type == 0) engine = told_.load();
+  if (engine == nullptr) return;
+  told_.store(engine);
+  engine->launches.note_capture(engine->runtime, change);
+}
+
+// Memory that a launch asks the engine for. If an exception comes before it is known whether the launch will be made,
+// nobody tells of its end: what waits is taken back, and what is pinned is let go of.
+class Asked {
+ public:
+  Asked(const tp_engine_api* engine, tp_scope* scope, uint64_t stream)
+      : engine_(engine), scope_(scope), stream_(stream) {}
+  ~Asked() {
+    if (answered_) return;
+    engine_->cancel(scope_);
+    engine_->launches.end(scope_, stream_);
+  }
+  Asked(const Asked&) = delete;
+  Asked& operator=(const Asked&) = delete;
+
+  int32_t answer(const std::vector<tp_access>& accesses) {
+    int32_t code = engine_->launches.begin(scope_, accesses.data(), accesses.size(), stream_);
+    if (code == TP_WAIT) code = wait_without_signals(engine_, scope_);
+    return code;
+  }
+  void answered() { answered_ = true; }
+
+ private:
+  const tp_engine_api* const engine_;
+  tp_scope* const scope_;
+  const uint64_t stream_;
+  bool answered_ = false;
+};
+
 LaunchHandler::Answer LaunchGuard::before(const Launch& launch) {
   const tp_engine_api* engine = engine_now();
   if (engine == nullptr) return Answer::kGo;
@@ -81,8 +120,14 @@ LaunchHandler::Answer LaunchGuard::before(const Launch& launch) {
   if (accesses.empty() || capturing(stream)) return Answer::kGo;
   state.count(kLaunchesGuarded);
   tp_scope* scope = scope_for(state, engine);
-  int32_t code = engine->launches.begin(scope, accesses.data(), accesses.size(), stream);
-  if (code == TP_WAIT) code = wait_without_signals(engine, scope);
+  Asked asked(engine, scope, stream);
+  const uint64_t let_go_before = works_let_go.load();
+  int32_t code = asked.answer(accesses);
+  if (lacks_room(code)) {
+    (void)ask_works.load()();
+    if (works_let_go.load() != let_go_before) code = asked.answer(accesses);
+  }
+  asked.answered();
   if (code == TP_OK) return Answer::kGoAndTell;
   // An operator has announced what it uses: what else looks like a pointer is a guess, and no reason to fail.
   if (state.depth > 0) return Answer::kGo;
@@ -105,6 +150,21 @@ void begin_watching() {
 
 }  // namespace
 
+LaunchHandler& launch_handler() { return guard(); }
+
+void hold_for_graphs(const tp_engine_api& engine, const std::vector<Pointer>& pointers) {
+  std::exception_ptr first;
+  for (const Pointer& pointer : pointers) {
+    if (!owns(engine, reinterpret_cast<void*>(pointer.address))) continue;
+    try {
+      touch_address(thread_state(), &engine, pointer.address, 0);
+    } catch (...) {
+      if (first == nullptr) first = std::current_exception();
+    }
+  }
+  if (first != nullptr) std::rethrow_exception(first);
+}
+
 std::string open_launch_guard() {
   std::string refusal = LaunchDoor::instance().open(&guard());
   if (refusal.empty()) {
@@ -124,10 +184,7 @@ void close_launch_guard() {
     in_graphs = LaunchDoor::instance().close();
   }
   launch_watch.store(false);
-  for (const Pointer& pointer : in_graphs) {
-    if (engine == nullptr || !owns(*engine, reinterpret_cast<void*>(pointer.address))) continue;
-    touch_address(thread_state(), engine, pointer.address, 0);
-  }
+  if (engine != nullptr) hold_for_graphs(*engine, in_graphs);
 }
 
 }  // namespace tierpage

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "guard/launch_door.h"
 #include "torch/engine_link.h"
@@ -19,6 +20,11 @@ namespace tierpage {
 std::string open_launch_guard();  // empty, or why it stays closed
 // What recorded graphs use is held from then on. Throws what fetching it throws.
 void close_launch_guard();
+
+// What the door calls; tests do.
+LaunchHandler& launch_handler();
+// Holds what graphs use for good: all of it that can be had, and then throws what the first of the rest threw.
+void hold_for_graphs(const tp_engine_api& engine, const std::vector<Pointer>& pointers);
 
 // True where graphs are read when they are made; else what a capture uses has to stay for good.
 inline bool graphs_are_read() { return watch_launches_hook.load() != nullptr; }

@@ -107,6 +107,7 @@ bool let_go_of_ended_works() {
     }
     one.engine->kept.let_go(one.address, one.handle);
     works_kept.fetch_sub(1);
+    works_let_go.fetch_add(1);
   }
   {
     const LockGuard lock(works.mutex);

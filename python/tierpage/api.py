@@ -362,6 +362,7 @@ def pin(*things: Any) -> Iterator[None]:
         return
     for address in addresses:
         session.library.run_deferred(address)
+    session.library.ask_works()
     with native.translated():
         handle = session.runtime.pin(addresses)
     try:

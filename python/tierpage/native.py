@@ -172,6 +172,7 @@ class TorchLibrary:
         self.touch = function("tierpage_torch_touch", ctypes.c_int32, ctypes.c_uint64)
         self.note_stream = function("tierpage_torch_note_stream", ctypes.c_int32, ctypes.c_uint64)
         self.ask_works = function("tierpage_torch_ask_works", None)
+        self.end_batch = function("tierpage_torch_end_batch", None)
         self.view = function("tierpage_torch_view", None, ctypes.c_uint64, ctypes.c_int32)
         self.watch_capsule = function("tierpage_torch_watch_capsule", ctypes.c_int32, ctypes.c_uint64, ctypes.py_object)
         self._fill_storage = function(
@@ -234,7 +235,7 @@ class EngineApi:
             ("range_bytes", ctypes.c_uint64),
         ]
 
-    VERSION = 10
+    VERSION = 11
 
     def __init__(self, address: int) -> None:
         head = self._Head.from_address(address)

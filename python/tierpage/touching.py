@@ -71,6 +71,8 @@ class Wrappers:
                 for name in _SCRIPT_CALLS:
                     self._replace(owner, name, self._around_script_save)
             self._replace(torch._C.PyTorchFileWriter, "write_record", self._around_write_record)
+            if torch.distributed.is_available():
+                self._replace(torch.distributed.ProcessGroup, "_end_coalescing", self._around_end_of_batch)
             for module in (torch, torch.utils.dlpack):
                 self._replace(module, "to_dlpack", self._around_tensor_call)
             self._replace_in_safetensors()
@@ -134,6 +136,19 @@ class Wrappers:
             return result
 
         return touched
+
+    def _around_end_of_batch(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Where messages are sent in batches no operator tells that a batch has been queued: csrc/torch/pending_works.h."""
+        library = self._library
+
+        @functools.wraps(original)
+        def ended(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                library.end_batch()
+
+        return ended
 
     def _watch_array(self, address: int, array: Any) -> None:
         if array.flags.owndata:

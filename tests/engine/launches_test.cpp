@@ -100,6 +100,59 @@ TEST_F(Launches, OthersAddressesAndDeadMemoryAreLetThrough) {
   caller.launch_end(3);
 }
 
+// What lay on the stack before looks like a pointer. Whatever it names, the launch goes on, and nothing of it stays.
+TEST_F(Launches, StaleWordsNeverFailALaunchAndKeepNothing) {
+  Caller caller(*engine);
+  const Region live = caller.make(60 * kKiB + 8, 1);  // its last granule is not its own to the end
+  const Region dead = caller.make(64 * kKiB, 2), kept = caller.make(64 * kKiB, 3);
+  caller.free(dead);
+  const uint64_t base = engine->api().range_base;
+  const uint64_t end = base + engine->api().range_bytes;
+  RuntimeParts parts;
+  parts.backend = std::make_unique<CommandedBackend>(host_backend(options_, false), true);
+  const Engine next(options_, std::move(parts));
+  Caller other(next);
+  const Region others = other.make(64 * kKiB, 4);
+  const auto word = [](uint64_t address) { return tp_access{address, 1, TP_READ | TP_WRITE, 0}; };
+  const std::vector<tp_access> words = {word(dead.address),
+                                        word(dead.address + 40),                      // freed
+                                        word(live.address + live.bytes),              // behind its last byte
+                                        word(live.address + live.bytes + 64 * kKiB),  // and somewhere behind it
+                                        word(end - 1),
+                                        word(end),
+                                        word(base - 1),
+                                        word(~uint64_t{0}),
+                                        word(others.address),  // of another pager
+                                        word(kept.address + 12345)};
+  EXPECT_EQ(engine->evict({live.address, kept.address}), 128 * kKiB);
+  for (int i = 0; i < 50; ++i) {
+    ASSERT_EQ(caller.launch_begin(words, 3), TP_OK) << caller.error();
+    caller.launch_end(3);
+    EXPECT_EQ(pinned(), 0u);
+  }
+  EXPECT_EQ(engine->evict({live.address, kept.address}), 128 * kKiB);
+  caller.expect_intact(live);
+  caller.expect_intact(kept);
+  other.expect_intact(others);
+}
+
+// The launch's own region of that address, or a stale word's: either way it dies when the launch has ended.
+TEST_F(Launches, WhatIsFreedDuringALaunchGoesAtItsEnd) {
+  Caller caller(*engine), other(*engine);
+  const Region a = caller.make(64 * kKiB, 1), b = caller.make(64 * kKiB, 2);
+  EXPECT_EQ(engine->evict({b.address}), 64 * kKiB);
+  ASSERT_EQ(caller.launch_begin({writes(a)}, 3), TP_OK);
+  other.free(a);
+  EXPECT_EQ(pinned(), 64 * kKiB);
+  caller.launch_end(3);
+  EXPECT_EQ(pinned(), 0u);
+  std::vector<Region> all;
+  for (uint64_t i = 0; i < 4; ++i) all.push_back(other.make(64 * kKiB, i));
+  other.open();
+  EXPECT_EQ(other.begin({reads(all[0]), reads(all[1]), reads(all[2]), reads(all[3])}), TP_OK) << other.error();
+  EXPECT_EQ(other.close(), TP_OK);
+}
+
 TEST_F(Launches, NobodyNeedLookBeforeAPageLeaves) {
   Caller caller(*engine);
   const Region a = caller.make(64 * kKiB, 1);

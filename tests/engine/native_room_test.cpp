@@ -19,7 +19,13 @@ class NativeRoomTest : public EngineTest {
     for (uint64_t i = 0; i < 4; ++i) regions.push_back(caller.make(64 * kKiB, i));
     return regions;
   }
-  uint64_t make_room(uint64_t bytes) { return engine->api().make_room(bytes); }
+  uint64_t make_room(uint64_t bytes) { return engine->api().make_room(engine->api().runtime, bytes); }
+  void settle(uint64_t bytes, uint64_t reserved) { engine->api().room_settled(engine->api().runtime, bytes, reserved); }
+  int32_t await_room(tp_scope* scope, uint64_t bytes) {
+    int32_t code = TP_WAIT;
+    while (code == TP_WAIT) code = engine->api().await_room(engine->api().runtime, scope, bytes, 50);
+    return code;
+  }
 
   RuntimeOptions options_ = small_options();
   CommandedBackend* backend = nullptr;
@@ -33,7 +39,7 @@ TEST_F(NativeRoomTest, ARequestThatFailsLeavesThePagesWhatTheyHad) {
   caller.open();
   EXPECT_EQ(caller.begin({reads(regions[0]), reads(regions[1])}), TP_OUT_OF_MEMORY) << "it is kept until it is settled";
   EXPECT_EQ(caller.close(), TP_OK);
-  engine->api().room_settled(200 * kKiB, 0);
+  settle(200 * kKiB, 0);
   caller.open();
   EXPECT_EQ(caller.begin({reads(regions[0]), reads(regions[1]), reads(regions[2]), reads(regions[3])}), TP_OK)
       << caller.error();
@@ -53,7 +59,7 @@ TEST_F(NativeRoomTest, WhatCannotFitIsRefusedAndNoPageLeaves) {
   EXPECT_EQ(make_room(4 * kKiB), 0u) << "all that is left is pinned";
   Region more;
   EXPECT_EQ(caller.allocate(64 * kKiB, &more), TP_OUT_OF_MEMORY);
-  engine->api().room_settled(128 * kKiB, 0);
+  settle(128 * kKiB, 0);
   EXPECT_EQ(caller.allocate(64 * kKiB, &more), TP_OK) << caller.error();
   EXPECT_EQ(caller.close(), TP_OK);
 }
@@ -63,12 +69,12 @@ TEST_F(NativeRoomTest, TwoRequestsEndEachByItself) {
   const std::vector<Region> regions = fill_device(caller);
   ASSERT_EQ(make_room(64 * kKiB), 64 * kKiB);
   ASSERT_EQ(make_room(64 * kKiB), 64 * kKiB);
-  engine->api().room_settled(64 * kKiB, 0);
+  settle(64 * kKiB, 0);
   const tp_access three[] = {reads(regions[0]), reads(regions[1]), reads(regions[2])};
   caller.open();
   EXPECT_EQ(caller.begin({three[0], three[1], three[2]}), TP_OUT_OF_MEMORY);
   EXPECT_EQ(caller.close(), TP_OK);
-  engine->api().room_settled(64 * kKiB, 0);
+  settle(64 * kKiB, 0);
   caller.open();
   EXPECT_EQ(caller.begin({three[0], three[1], three[2]}), TP_OK) << caller.error();
   EXPECT_EQ(caller.close(), TP_OK);
@@ -123,6 +129,116 @@ TEST_F(NativeRoomTest, TheWaitEndsWhenNothingIsOnItsWayAnyMore) {
   native.join();
   EXPECT_EQ(made, 0u);
   backend->hold_fences = false;
+  EXPECT_EQ(caller.close(), TP_OK);
+}
+
+// --- with no lock held -----------------------------------------------------------------------------------------------
+
+TEST_F(NativeRoomTest, WhoHoldsNoLockWaitsForThePinsOfOthers) {
+  Caller caller(*engine);
+  const std::vector<Region> regions = fill_device(caller);
+  caller.open();
+  ASSERT_EQ(caller.begin({writes(regions[0]), writes(regions[1]), writes(regions[2])}), TP_OK);
+  EXPECT_EQ(make_room(128 * kKiB), 0u) << "with the allocator locked nobody may wait for a pin";
+  std::atomic<int32_t> code{TP_WAIT};
+  std::thread native([&] { code = await_room(nullptr, 128 * kKiB); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(120));
+  EXPECT_EQ(code, TP_WAIT);
+  EXPECT_EQ(await_room(nullptr, uint64_t{1} << 40), TP_OUT_OF_MEMORY) << "what cannot fit is not waited for";
+  EXPECT_EQ(caller.close(), TP_OK);
+  native.join();
+  EXPECT_EQ(code, TP_OK);
+  EXPECT_GE(backend->frames_released, 2u);
+  settle(128 * kKiB, 0);
+}
+
+TEST_F(NativeRoomTest, ItsOwnPinsAreNotWaitedForNorThoseThatNeverEnd) {
+  Caller caller(*engine);
+  const std::vector<Region> regions = fill_device(caller);
+  SlotId handle;
+  ASSERT_TRUE((*engine)->pin({regions[3].address}, &handle).ok());
+  caller.open();
+  ASSERT_EQ(caller.begin({writes(regions[0]), writes(regions[1]), writes(regions[2])}), TP_OK);
+  EXPECT_EQ(await_room(caller.scope(), 64 * kKiB), TP_OUT_OF_MEMORY);
+  EXPECT_EQ(caller.close(), TP_OK);
+  EXPECT_EQ(await_room(nullptr, 256 * kKiB), TP_OUT_OF_MEMORY);
+  EXPECT_EQ(await_room(nullptr, 192 * kKiB), TP_OK);
+  settle(192 * kKiB, 0);
+}
+
+TEST_F(NativeRoomTest, ALaunchWhoseEndWasMissedIsNotWaitedFor) {
+  Caller caller(*engine);
+  const std::vector<Region> regions = fill_device(caller);
+  ASSERT_EQ(caller.launch_begin({writes(regions[0]), writes(regions[1])}, 3), TP_OK);
+  EXPECT_EQ(await_room(caller.scope(), 192 * kKiB), TP_OUT_OF_MEMORY);
+  EXPECT_EQ(await_room(caller.scope(), 128 * kKiB), TP_OK);
+  settle(128 * kKiB, 0);
+}
+
+// Interleaving 2 of native_room.h: only one of them fails.
+TEST_F(NativeRoomTest, TwoThatWaitForEachOtherDoNotWaitForEver) {
+  for (int round = 0; round < 20; ++round) {
+    Caller caller(*engine);
+    std::vector<Region> regions = fill_device(caller);
+    std::atomic<int> ready{0}, got{0};
+    const auto work = [&](size_t first) {
+      Caller one(*engine);
+      one.open();
+      EXPECT_EQ(one.begin({writes(regions[first]), writes(regions[first + 1])}), TP_OK);
+      ++ready;
+      while (ready < 2) std::this_thread::yield();
+      const int32_t code = await_room(one.scope(), 100 * kKiB);
+      EXPECT_TRUE(code == TP_OK || code == TP_OUT_OF_MEMORY);
+      got += code == TP_OK;
+      EXPECT_EQ(one.close(), TP_OK);
+      if (code == TP_OK) settle(100 * kKiB, 0);
+    };
+    std::thread a(work, 0), b(work, 2);
+    a.join();
+    b.join();
+    EXPECT_EQ(got, 1);
+    for (const Region& region : regions) caller.free(region);
+  }
+}
+
+// Interleaving 3: it waits for the one that stands here.
+TEST_F(NativeRoomTest, AnOperatorThatWaitsForPagesIsNotWaitedFor) {
+  Caller caller(*engine);
+  std::vector<Region> regions = fill_device(caller);
+  regions.push_back(caller.make(64 * kKiB, 9));
+  Caller other(*engine);
+  caller.open();
+  other.open();
+  ASSERT_EQ(caller.begin({writes(regions[0]), writes(regions[1])}), TP_OK);
+  ASSERT_EQ(other.begin({writes(regions[2]), writes(regions[3])}), TP_OK);
+  ASSERT_EQ(other.begin_now({writes(regions[4])}), TP_WAIT);
+  EXPECT_EQ(await_room(caller.scope(), 64 * kKiB), TP_OUT_OF_MEMORY);
+  EXPECT_EQ(caller.close(), TP_OK);
+  EXPECT_EQ(other.settle(TP_WAIT), TP_OK) << other.error();
+  EXPECT_EQ(other.close(), TP_OK);
+}
+
+// tierpage was disabled and enabled while torch asked the driver.
+TEST_F(NativeRoomTest, WhatIsSettledIsSettledWithWhoWasAsked) {
+  Caller caller(*engine);
+  const std::vector<Region> regions = fill_device(caller);
+  ASSERT_EQ(make_room(200 * kKiB), 200 * kKiB);
+  {
+    RuntimeParts parts;
+    parts.backend = std::make_unique<CommandedBackend>(host_backend(options_, false), true, true);
+    const Engine next(options_, std::move(parts));
+    Caller other(next);
+    for (uint64_t i = 0; i < 4; ++i) (void)other.make(64 * kKiB, i);
+    ASSERT_EQ(next.api().make_room(next.api().runtime, 192 * kKiB), 192 * kKiB);
+    settle(200 * kKiB, 0);
+    Region more;
+    other.open();
+    EXPECT_EQ(other.allocate(128 * kKiB, &more), TP_OUT_OF_MEMORY) << "it is kept for another request";
+    EXPECT_EQ(other.close(), TP_OK);
+  }
+  caller.open();
+  EXPECT_EQ(caller.begin({reads(regions[0]), reads(regions[1]), reads(regions[2]), reads(regions[3])}), TP_OK)
+      << caller.error();
   EXPECT_EQ(caller.close(), TP_OK);
 }
 

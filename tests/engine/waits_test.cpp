@@ -199,11 +199,11 @@ TEST_F(Waits, RoomForTheFrameworksOwnAllocator) {
   Caller caller(engine());
   std::vector<Region> regions;
   for (uint64_t i = 0; i < 4; ++i) regions.push_back(caller.make(64 * kKiB, i));
-  EXPECT_GE(engine().api().make_room(100 * kKiB), 100 * kKiB);
-  engine().api().room_settled(100 * kKiB, 128 * kKiB);
+  EXPECT_GE(engine().api().make_room(engine().api().runtime, 100 * kKiB), 100 * kKiB);
+  engine().api().room_settled(engine().api().runtime, 100 * kKiB, 128 * kKiB);
   EXPECT_LE(engine()->reports().snapshot().stats.resident_bytes[index_of(Tier::kDevice)].current, 128 * kKiB);
   for (const Region& region : regions) caller.expect_intact(region);
-  engine().api().room_settled(0, 0);
+  engine().api().room_settled(engine().api().runtime, 0, 0);
   for (const Region& region : regions) caller.expect_intact(region);
   EXPECT_EQ(engine().api().list_run_bytes_max(), 64 * kKiB);
 }
@@ -378,7 +378,7 @@ TEST_F(Waits, DeathReleasesEveryWaiterWithTheFirstCause) {
   EXPECT_EQ(engine()->pause("x", &bytes).code, StatusCode::kPagerDead);
   EXPECT_EQ(bytes + engine()->prefetch({below_.address}), 0u);
   EXPECT_EQ(engine()->set_budget(Tier::kDevice, kMiB).code, StatusCode::kPagerDead);
-  EXPECT_EQ(engine().api().make_room(kMiB), 0u);
+  EXPECT_EQ(engine().api().make_room(engine().api().runtime, kMiB), 0u);
   EXPECT_NE(engine()->reports().take_notices().find("injected: no unmap"), std::string::npos);
   EXPECT_TRUE(engine()->close().ok());
   EXPECT_EQ(engine().api().wants(64 * kKiB), 0);

@@ -217,6 +217,65 @@ TEST_F(LaunchDoorTest, ACaptureThatGoesOnIsOverForTheHandlerWhenTheDoorCloses) {
   EXPECT_EQ(handler.captures, 0);
 }
 
+// By its stream: the end of a capture that nobody was told of is not another's.
+TEST_F(LaunchDoorTest, ACaptureThatBeganBeforeTheDoorWasOpenEndsNoOther) {
+  const uint64_t early[] = {5, 0};
+  const uint64_t counted[] = {6, 0};
+  call(cupti::kStreamBeginCaptureV2, early);
+  ASSERT_EQ(door->open(&handler), "");
+  call(cupti::kStreamBeginCaptureV2, counted);
+  call(cupti::kStreamEndCapture, early);
+  EXPECT_EQ(handler.captures, 1);
+  call(cupti::kStreamEndCapture, counted, CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
+  EXPECT_EQ(handler.captures, 1) << "it goes on";
+  call(cupti::kStreamEndCapture, counted);
+  EXPECT_EQ(handler.captures, 0);
+}
+
+// Interleaving 4: neither its begin nor its launches were seen.
+TEST_F(LaunchDoorTest, WhatACaptureUsedThatBeganBeforeTheDoorWasOpenIsKnownAtItsReplay) {
+  const uint64_t capture[] = {5, 0};
+  const LaunchArguments kernel = launch();
+  call(cupti::kStreamBeginCaptureV2, capture);
+  call(cupti::kLaunchKernel, &kernel);
+  ASSERT_EQ(door->open(&handler), "");
+  call(cupti::kLaunchKernel, &kernel);
+  EXPECT_EQ(handler.begun, 0) << "all fits";
+  door->watch(true);  // until here
+  call(cupti::kStreamEndCapture, capture);
+  Node node;
+  node.kernel.func = kKernel;
+  node.kernel.kernelParams = parameters;
+  cuda().graphs[handle<CUgraph>(1)] = {node};
+  CUgraphExec exec = handle<CUgraphExec>(0x77);
+  const InstantiateArguments instantiate{&exec, handle<CUgraph>(1)};
+  call(cupti::kGraphInstantiate, &instantiate);
+  uint64_t replay[] = {0x77, 3};
+  EXPECT_EQ(call(cupti::kGraphLaunch, replay), CUDA_SUCCESS);
+  ASSERT_EQ(handler.begun, 1);
+  EXPECT_EQ(handler.pointers.at(0).address, kOurs);
+}
+
+// Interleaving 5: what it uses may be anywhere.
+TEST_F(LaunchDoorTest, AGraphThatCannotBeReadIsNotLaunched) {
+  ASSERT_EQ(door->open(&handler), "");
+  door->watch(true);
+  CUgraphExec exec = handle<CUgraphExec>(0x77);
+  const InstantiateArguments instantiate{&exec, handle<CUgraph>(1)};  // unknown: reading it throws
+  call(cupti::kGraphInstantiate, &instantiate);
+  uint64_t replay[] = {0x77, 3};
+  EXPECT_EQ(call(cupti::kGraphLaunch, replay, CUDA_ERROR_INVALID_VALUE), CUDA_ERROR_OUT_OF_MEMORY);
+  EXPECT_EQ(replay[0], 0u);
+  EXPECT_EQ(handler.begun, 0);
+  cuda().graphs[handle<CUgraph>(1)] = {};
+  const ExecUpdateArguments update{exec, handle<CUgraph>(1)};
+  call(cupti::kGraphExecUpdateV2, &update);
+  uint64_t again[] = {0x77, 3};
+  EXPECT_EQ(call(cupti::kGraphLaunch, again), CUDA_SUCCESS);
+  uint64_t others[] = {0x78, 3};  // made before anybody looked
+  EXPECT_EQ(call(cupti::kGraphLaunch, others), CUDA_SUCCESS);
+}
+
 TEST_F(LaunchDoorTest, CloseWaitsForWhoIsInside) {
   ASSERT_EQ(door->open(&handler), "");
   door->watch(true);
@@ -265,8 +324,12 @@ TEST_F(LaunchDoorTest, WhatAHandlerThrowsStaysBelowTheDriver) {
   ASSERT_EQ(door->open(&throwing), "");
   door->watch(true);
   LaunchArguments arguments = launch();
-  call(cupti::kLaunchKernel, &arguments);
+  EXPECT_EQ(call(cupti::kLaunchKernel, &arguments, CUDA_ERROR_INVALID_VALUE), CUDA_ERROR_OUT_OF_MEMORY);
   EXPECT_EQ(arguments.grid[0], 0u);
+  uint64_t copy[] = {kOurs, kOthers, 8, 0};
+  EXPECT_EQ(call(cupti::kMemcpyDtoDAsync, copy, CUDA_ERROR_INVALID_VALUE), CUDA_ERROR_OUT_OF_MEMORY);
+  LaunchExArguments no_configuration{nullptr, kKernel, parameters, nullptr};
+  call(cupti::kLaunchKernelEx, &no_configuration, CUDA_ERROR_INVALID_VALUE);
   const uint64_t capture[] = {5, 0};
   call(cupti::kStreamBeginCaptureV2, capture);
   EXPECT_EQ(capture[0], 5u);

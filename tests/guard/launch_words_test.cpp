@@ -112,6 +112,21 @@ TEST_F(LaunchWordsTest, AGraphIsReadWithItsChildren) {
   EXPECT_EQ(found(pointers), (std::vector<uint64_t>{kOurs, kOurs + 4096, kOurs + 8192}));
 }
 
+TEST_F(LaunchWordsTest, GraphsThatCannotBeReadLeaveNoTraceInTheNextOnes) {
+  Node set;
+  set.type = CU_GRAPH_NODE_TYPE_MEMSET;
+  set.set.dst = kOurs;
+  Node child;
+  child.type = CU_GRAPH_NODE_TYPE_GRAPH;
+  child.child = handle<CUgraph>(3);  // unknown: reading it throws
+  cuda().graphs[handle<CUgraph>(1)] = {child};
+  cuda().graphs[handle<CUgraph>(2)] = {set};
+  std::vector<Pointer> pointers;
+  for (int i = 0; i < 40; ++i) EXPECT_ANY_THROW(words.of_graph(handle<CUgraph>(1), kRange, pointers));
+  words.of_graph(handle<CUgraph>(2), kRange, pointers);
+  EXPECT_EQ(found(pointers), std::vector<uint64_t>{kOurs});
+}
+
 TEST_F(LaunchWordsTest, TheBookKeepsEachGraphsPointersOnce) {
   GraphBook book;
   const auto graph = handle<CUgraphExec>(9);

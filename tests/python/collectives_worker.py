@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import faulthandler
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -78,6 +79,41 @@ def messages(rank: int) -> list[torch.Tensor]:
     return [*tensors, *rest[4:]]
 
 
+def messages_only(rank: int) -> list[torch.Tensor]:
+    """One thread sends batches over and over, and runs no operator; another one needs the room when they have ended."""
+    mine = [full(512, 512, float(rank + i)) for i in range(6)]
+    rest = others()
+    dist.barrier()
+
+    def send() -> None:
+        if CUDA:
+            torch.cuda.set_device(rank)
+        for _ in range(20):
+            kinds = [dist.irecv, dist.isend] if rank else [dist.isend, dist.irecv]
+            batch = [dist.P2POp(kinds[i % 2], t, 1 - rank) for i, t in enumerate(mine)]
+            for work in dist.batch_isend_irecv(batch):
+                work.wait()
+        if CUDA:
+            torch.cuda.synchronize()
+        sent.set()
+        swept.wait()
+
+    sent, swept = threading.Event(), threading.Event()
+    sender = threading.Thread(target=send)
+    sender.start()
+    sent.wait()
+    whole = full(1024, 2560, 1.0)  # ten of the budget's twelve parts: not beside six that stay
+    if tierpage.is_enabled():
+        for tensor in mine:
+            tierpage.evict(tensor)
+            assert tierpage.where(tensor).device == 0, "nobody uses it any more"
+    sweep(rest)
+    whole.add_(1)
+    swept.set()
+    sender.join()
+    return [*mine, *rest, whole]
+
+
 def functional(rank: int) -> list[torch.Tensor]:
     """Functional collectives wait in wait_tensor, which any use of the result calls."""
     import torch.distributed._functional_collectives as collectives
@@ -111,6 +147,7 @@ def data_parallel(rank: int) -> list[torch.Tensor]:
 PROGRAMS: dict[str, Callable[[int], list[torch.Tensor]]] = {
     "asynchronous": asynchronous,
     "messages": messages,
+    "messages_only": messages_only,
     "functional": functional,
     "data_parallel": data_parallel,
 }

@@ -11,6 +11,7 @@ import torch.distributed
 
 import collectives_worker
 import harness
+from tierpage import touching
 
 pytestmark = [
     pytest.mark.skipif(
@@ -44,6 +45,35 @@ def run_ranks(program: str, folder: Path, configuration: str) -> list[str]:
     for rank, (out, err) in zip(ranks, outputs, strict=True):
         assert rank.returncode == 0, f"{configuration}: exit {rank.returncode}\n{out[-2000:]}\n{err[-6000:]}"
     return [out for out, _ in outputs]
+
+
+def test_the_end_of_a_batch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it ends: no operator tells of it."""
+    told: list[str] = []
+
+    class Library:
+        @staticmethod
+        def end_batch() -> None:
+            told.append("end")
+
+    def queue(self: object, device: torch.device) -> str:
+        told.append("queue")
+        if device.type == "meta":
+            raise RuntimeError("the batch is refused")
+        return "work"
+
+    group = torch.distributed.ProcessGroup
+    monkeypatch.setattr(group, "_end_coalescing", queue)
+    wrappers = touching.Wrappers(Library, lambda address: False)  # type: ignore[arg-type]
+    wrappers.install()
+    try:
+        assert group._end_coalescing(None, torch.device("cpu")) == "work"  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="refused"):
+            group._end_coalescing(None, torch.device("meta"))  # type: ignore[arg-type]
+    finally:
+        wrappers.remove()
+    assert told == ["queue", "end", "queue", "end"]
+    assert group._end_coalescing is queue
 
 
 @pytest.mark.parametrize("program", collectives_worker.PROGRAMS)

@@ -235,12 +235,49 @@ TEST_F(FakeCudaTest, CapturedStreamsGetNoFence) {
   EXPECT_EQ(device_->record_fence(handle, &fence).code, StatusCode::kUnavailable);
   EXPECT_EQ(fence, (Fence{first.stream, 0}));
   EXPECT_EQ(stream.work.size(), queued);
+  (void)device_->stream_id(handle);  // whether anybody has noted that capture or not
   device_->note_capture(1);
-  EXPECT_EQ(device_->stream_id(handle), first.stream);
+  (void)device_->stream_id(handle);
   EXPECT_EQ(fake::device().captures_broken, 0u) << "a captured stream's id must not be asked for";
   device_->note_capture(-1);
   stream.capturing = false;
+  EXPECT_EQ(device_->stream_id(handle), first.stream);
   fake::run_all(&stream);
+}
+
+// It is another stream, and what is queued on the first need not have ended.
+TEST_F(FakeCudaTest, AHandleThatComesAgainInACaptureIsNotTheStreamThatHadIt) {
+  ASSERT_TRUE(make().ok());
+  for (const int noted : {0, 1}) {
+    fake::Stream stream{77, false, {}};
+    const auto handle = reinterpret_cast<uint64_t>(&stream);
+    const StreamId first = device_->stream_id(handle);
+    stream.id = 78;
+    stream.capturing = true;
+    device_->note_capture(noted);
+    const StreamId meanwhile = device_->stream_id(handle);
+    EXPECT_NE(meanwhile, first);
+    EXPECT_EQ(device_->stream_id(handle), meanwhile);
+    device_->note_capture(-noted);
+    stream.capturing = false;
+    const StreamId second = device_->stream_id(handle);
+    EXPECT_NE(second, first);
+    EXPECT_NE(second, meanwhile);
+  }
+  EXPECT_EQ(fake::device().captures_broken, 0u);
+}
+
+TEST_F(FakeCudaTest, WhoIsOpenedInTheMidstOfACaptureDoesNotBreakIt) {
+  static CudaDriver table = fake::driver();
+  table.ctx_record_event = [](CUcontext, CUevent) { return CUDA_SUCCESS; };
+  ASSERT_TRUE(make(table).ok());
+  device_->note_capture(1);
+  device_.reset();
+  ASSERT_TRUE(make(table).ok());
+  Fence fence;
+  EXPECT_EQ(device_->record_fence(DeviceBackend::kEveryStream, &fence).code, StatusCode::kUnavailable);
+  device_->note_capture(-1);
+  EXPECT_TRUE(device_->record_fence(DeviceBackend::kEveryStream, &fence).ok());
 }
 
 // Order 8 of cuda_fences.cpp: the event that came into the graph is never asked about, and can be used again.

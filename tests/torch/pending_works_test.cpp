@@ -5,6 +5,7 @@
 #include <torch/library.h>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 
+#include "torch/allocator.h"
 #include "torch_test.h"
 
 namespace tierpage {
@@ -109,6 +110,45 @@ TEST_F(PendingWorksTest, WherePagingEndsNothingIsKeptForAWork) {
   EXPECT_EQ(count(log, "let go\n"), 1u) << log;
   EXPECT_FALSE(works_pending());
   tierpage_torch_attach(engine_for_tests(), nullptr);
+}
+
+// Outside operators nobody else would.
+TEST_F(PendingWorksTest, WhoAllocatesAsksTheWorks) {
+  (void)call("tierpage_works::reduce", matrix());
+  next_work->done = true;
+  const std::string log = log_of([] { delete_region(allocate_region(engine_for_tests(), 4096)); });
+  EXPECT_EQ(count(log, "let go\n"), 1u) << log;
+}
+
+// The engine does not wait for messages, and may fail a request before anybody asks whether they have ended.
+TEST_F(PendingWorksTest, NobodyFailsForWantOfRoomThatAnEndedWorkHas) {
+  (void)call("tierpage_works::reduce", matrix());
+  int asked = 0;
+  const auto ask = [&] {
+    ++asked;
+    return works_pending() ? TP_OUT_OF_MEMORY : TP_OK;
+  };
+  EXPECT_EQ(settled_with_room(thread_state(), engine_for_tests(), ask), TP_OUT_OF_MEMORY);
+  EXPECT_EQ(asked, 1);
+  next_work->done = true;
+  EXPECT_EQ(settled_with_room(thread_state(), engine_for_tests(), ask), TP_OK);
+  EXPECT_EQ(asked, 3);
+}
+
+// On a GPU; the batch has a work, which no operator returns.
+TEST_F(PendingWorksTest, ABatchIsLetGoOfWhenItHasBeenQueued) {
+  tp_engine_api on_gpu = *engine_for_tests();
+  on_gpu.device_type = 1;
+  ThreadState& state = thread_state();
+  use_engine(state, &on_gpu);
+  const std::string log = log_of([&] {
+    for (int i = 0; i < 3; ++i) keep_until_done(state, {}, true, {on_gpu.range_base + 4096});
+    EXPECT_EQ(state.batch.size(), 3u);
+    tierpage_torch_end_batch();
+  });
+  EXPECT_EQ(count(log, "let go\n"), 3u) << log;
+  EXPECT_TRUE(state.batch.empty());
+  use_engine(state, engine_for_tests());
 }
 
 TEST_F(PendingWorksTest, WithoutAWorkNothingIsKeptOnTheCpu) {

@@ -26,6 +26,7 @@ int32_t tierpage_torch_set_option(const char* name, int32_t value);
 int32_t tierpage_torch_fill_storage(uint64_t storage_impl, uint64_t place, uint64_t bytes);
 int32_t tierpage_torch_run_deferred(uint64_t address);
 int32_t tierpage_torch_touch(uint64_t address);
+void tierpage_torch_end_batch(void);
 void tierpage_torch_view(uint64_t address, int32_t change);
 uint64_t tierpage_torch_storage_address(uint64_t storage_impl);
 }

@@ -295,8 +295,9 @@ void foreign_stream(uint64_t) {}
 int32_t launch_begin(tp_scope*, const tp_access*, size_t, uint64_t) { return TP_OK; }
 void launch_end(tp_scope*, uint64_t) {}
 int32_t watch_launches = 0;
+int32_t captures_noted = 0;
 void set_watch_hook(void (*)()) {}
-void note_capture(int32_t) {}
+void note_capture(tp_runtime*, int32_t change) { captures_noted += change; }
 int32_t own_thread() { return 0; }
 std::set<uint64_t> kept_handles;
 uint64_t next_handle = 1;
@@ -313,12 +314,19 @@ void let_go(uint64_t, uint64_t handle) {
 void set_wait_hook(void (*)()) {}
 uint64_t room_kept = 0;
 uint64_t room_max = 0;
-uint64_t make_room(uint64_t bytes) {
+uint64_t make_room(tp_runtime*, uint64_t bytes) {
   if (bytes > room_max) return 0;
   room_kept += bytes;
   return bytes;
 }
-void room_settled(uint64_t bytes, uint64_t) { room_kept -= bytes; }
+int64_t room_waits = 0;  // slices until what is asked for can be made
+int32_t await_room(tp_runtime* runtime, tp_scope*, uint64_t bytes, uint32_t) {
+  if (room_waits == 0) return TP_OUT_OF_MEMORY;
+  if (--room_waits > 0) return TP_WAIT;
+  room_max = bytes;
+  return make_room(runtime, bytes) != 0 ? TP_OK : TP_OUT_OF_MEMORY;
+}
+void room_settled(tp_runtime*, uint64_t bytes, uint64_t) { room_kept -= bytes; }
 int32_t allow_peer(int32_t) { return TP_OK; }
 void view(uint64_t address, int32_t change) {
   const Entry entry;
@@ -357,6 +365,7 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
                         1,
                         0,
                         0,
+                        nullptr,
                         scope_create,
                         scope_destroy,
                         scope_open,
@@ -378,6 +387,7 @@ extern "C" const tp_engine_api* fake_engine(uint64_t min_paged_bytes) {
                         may_defer,
                         held,
                         make_room,
+                        await_room,
                         &wants_times,
                         launching,
                         forked,
@@ -402,6 +412,8 @@ extern "C" uint64_t fake_live_bytes() {
   return live_bytes();
 }
 extern "C" void fake_set_room(uint64_t bytes) { room_max = bytes; }
+extern "C" void fake_set_room_waits(int64_t slices) { room_waits = slices; }
+extern "C" int32_t fake_captures_noted() { return captures_noted; }
 extern "C" uint64_t fake_room_kept() { return room_kept; }
 extern "C" void fake_set_defers(int32_t yes) { defers = yes; }
 extern "C" void fake_set_refuses(int32_t yes) { refuses = yes; }

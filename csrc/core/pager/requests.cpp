@@ -25,6 +25,16 @@ void Requests::hold_pinned(SlotId slot) {
   for (const PageId page : slots_[slot.value].pinned) memory_.region_of(page).held = true;
 }
 
+bool Requests::pins_may_end(std::span<const SlotId> but) const {
+  const bool on_its_way = movements_.under_way() > 0 || !departures_.none();
+  for (uint32_t i = 0; i < slots_.size(); ++i) {
+    const Slot& slot = slots_[i];
+    if (slot.pinned.empty() || slot.permanent || std::find(but.begin(), but.end(), SlotId(i)) != but.end()) continue;
+    if (slot.order == 0 || on_its_way) return true;
+  }
+  return false;
+}
+
 // Interleavings 1 and 2: a victim that has not begun to unmap is still good; a copy down leaves it readable.
 bool Requests::serves(const Page& page, AccessMode mode) const {
   if (!page.is_valid(Tier::kDevice)) return false;

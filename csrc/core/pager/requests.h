@@ -47,6 +47,8 @@ class Requests {
   size_t wanted_pages(SlotId slot) const { return slots_[slot.value].wanted.size(); }
   void hold_pinned(SlotId slot);
   const std::vector<PageId>& pinned(SlotId slot) const { return slots_[slot.value].pinned; }
+  // Whether pins of any other slots than these will end by themselves, or may.
+  bool pins_may_end(std::span<const SlotId> but) const;
 
   // --- a request's life: kWait stands in the queue until it is granted or fails --------------------------------------
   Outcome begin_op(SlotId slot, uint64_t operator_hash, const char* operator_name, std::span<const Use> uses);
