@@ -65,14 +65,14 @@ struct PartsWorld {
     switch (page.movement) {
       case Movement::kMap:
       case Movement::kFetch:
-        if (live) movements.count_copy(page);
+        if (live) movements.count_copy(page, page.movement);
         page.finish_arrival(live);
         break;
       case Movement::kWriteBack:
       case Movement::kSpill:
       case Movement::kStage:
         if (live) {
-          lower.wrote(movements.count_copy(page));
+          lower.wrote(movements.count_copy(page, page.movement));
           page.finish_copy_down();
         } else {
           memory.lower(page.lower).give_back(page.abandon_copy_down());

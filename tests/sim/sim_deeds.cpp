@@ -195,6 +195,7 @@ Plan draw_plan(uint64_t seed) {
   plan.source_chance = random.chance(0.5) ? 0 : random.chance(0.5) ? 0.3 : 1;
   pager.overflow = random.chance(0.4);
   plan.read_chance = random.chance(0.5) ? 0 : 0.3;
+  pager.compress = random.chance(0.5);
   return plan;
 }
 

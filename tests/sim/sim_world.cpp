@@ -228,6 +228,31 @@ void SimWorld::write_spans(Units& tier, const SpanList& spans, const Units& unit
   }
 }
 
+SimWorld::Units SimWorld::read_stored(const Units& tier, const SpanList& spans, uint64_t stored_bytes) const {
+  Units units = read_spans(tier, spans);
+  require(units.size() >= stored_bytes / kUnitBytes, "a copy is longer than its spans");
+  units.resize(stored_bytes / kUnitBytes);
+  return units;
+}
+
+// At most fifteen sixteenths, at least a unit.
+SimWorld::Units SimWorld::encode(const Units& content) {
+  Units code(random_.between(1, std::max<uint64_t>(content.size() * 15 / 16, 1)));
+  codes_[next_code_] = content;
+  for (uint64_t& unit : code) unit = next_code_++;
+  ++next_code_;  // no two codes stand side by side
+  return code;
+}
+
+SimWorld::Units SimWorld::decode(const Units& stored, uint64_t page_bytes) const {
+  if (stored.size() * kUnitBytes == page_bytes) return stored;
+  const auto found = codes_.find(stored.front());
+  require(found != codes_.end() && found->second.size() * kUnitBytes == page_bytes,
+          "what is stored is no code of the page");
+  for (size_t i = 0; i < stored.size(); ++i) require(stored[i] == found->first + i, "a code is damaged");
+  return found->second;
+}
+
 SimWorld::Units SimWorld::read_source(const Job& job) const {
   const Action& action = job.action;
   if (action.sourced) {
@@ -238,9 +263,11 @@ SimWorld::Units SimWorld::read_source(const Job& job) const {
   }
   switch (action.kind) {
     case ActionKind::kWriteBack: return frame_at(action.device_offset).units;
-    case ActionKind::kSpill: return read_spans(host_, action.host);
-    case ActionKind::kStage: return read_spans(nvme_, action.nvme);
-    default: return action.lower == Tier::kHost ? read_spans(host_, action.host) : read_spans(nvme_, action.nvme);
+    case ActionKind::kSpill: return read_stored(host_, action.host, action.stored_bytes);
+    case ActionKind::kStage: return read_stored(nvme_, action.nvme, action.stored_bytes);
+    default:
+      return action.lower == Tier::kHost ? read_stored(host_, action.host, action.stored_bytes)
+                                         : read_stored(nvme_, action.nvme, action.stored_bytes);
   }
 }
 
@@ -252,7 +279,7 @@ void SimWorld::run_copies() {
     } else if (!job.started) {
       job.started = true;
       job.source = read_source(job);
-      require(job.source.size() * kUnitBytes == job.action.bytes, "a copy of another size than its page");
+      require(job.source.size() * kUnitBytes == job.action.stored_bytes, "a copy of another size than its page");
       job.ready = soon();
       ++i;
     } else {
@@ -268,18 +295,23 @@ void SimWorld::finish_copy(Job& job) {
   require(job.source == read_source(job), "the source of a copy was written while it was copied");
   const bool reads = action.kind == ActionKind::kFetch || action.kind == ActionKind::kStage;
   const bool fails = random_.chance(reads ? config_.faults.read : config_.faults.write);
-  const size_t count = fails ? job.source.size() / 2 : job.source.size();
+  TransferResult result;
+  const bool codes = action.code && job.source.size() > 1 && random_.chance(0.7);
+  Units moved = codes ? encode(job.source) : job.source;
+  if (action.kind == ActionKind::kFetch) moved = decode(moved, action.bytes);
+  const size_t count = fails ? moved.size() / 2 : moved.size();
+  result.stored_bytes = codes ? moved.size() * kUnitBytes : 0;
+  result.incompressible = action.code && !codes;
   if (action.kind == ActionKind::kFetch) {
     Frame& memory = frame(action.frame);
     require(memory.mapped_at == action.device_offset, "fetched into a frame that is not there");
-    std::copy_n(job.source.begin(), count, memory.units.begin());
+    std::copy_n(moved.begin(), count, memory.units.begin());
   } else if (action.kind == ActionKind::kStage ||
              (action.kind == ActionKind::kWriteBack && action.lower == Tier::kHost)) {
-    write_spans(host_, action.host, job.source, count);
+    write_spans(host_, action.host, moved, count);
   } else {
-    write_spans(nvme_, action.nvme, job.source, count);
+    write_spans(nvme_, action.nvme, moved, count);
   }
-  TransferResult result;
   if (fails) result.status = Status::error(StatusCode::kStorageError, "simulated: storage failed", 5);
   complete(action.transfer, result);
 }
@@ -399,9 +431,14 @@ void SimWorld::check_source(const Page& page, const Source& part) const {
 
 void SimWorld::compare_copies(const Page& page, const Units& expected) const {
   require(page.has_content(), "the content of a page is lost");
-  if (page.is_valid(Tier::kHost)) require(read_spans(host_, page.host) == expected, "the copy in HOST is stale");
+  const auto below = [&](const Units& tier, const SpanList& spans, uint64_t stored) {
+    return decode(read_stored(tier, spans, stored), page.bytes);
+  };
+  if (page.is_valid(Tier::kHost)) {
+    require(below(host_, page.host, page.host_bytes) == expected, "the copy in HOST is stale");
+  }
   if (page.is_valid(Tier::kNvme) && !page.sourced) {
-    require(read_spans(nvme_, page.nvme) == expected, "the copy in NVME is stale");
+    require(below(nvme_, page.nvme, page.nvme_bytes) == expected, "the copy in NVME is stale");
   }
   if (page.is_valid(Tier::kDevice) && !busy_.contains(page.offset)) {
     require(frame_at(page.offset).units == expected, "the copy in DEVICE is stale");

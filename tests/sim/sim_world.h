@@ -41,6 +41,8 @@ struct Faults {
   double record = 0;  // a fence cannot be recorded
 };
 
+// With config.pager.compress a write-back takes fewer units for some pages: numbers that nothing else has, behind which
+// the content is looked up when they are all read again in order.
 struct WorldConfig {
   PagerConfig pager;
   Faults faults;
@@ -151,6 +153,9 @@ class SimWorld {
   const Frame& frame_at(uint64_t offset) const;
   Units read_source(const Job& job) const;
   Units read_spans(const Units& tier, const SpanList& spans) const;
+  Units read_stored(const Units& tier, const SpanList& spans, uint64_t stored_bytes) const;
+  Units encode(const Units& content);
+  Units decode(const Units& stored, uint64_t page_bytes) const;
   void write_spans(Units& tier, const SpanList& spans, const Units& units, size_t count);
   static uint64_t unit_of(uint64_t version, size_t index) { return version * 1024 + index; }
   static Units units_of(const Source& part, uint64_t bytes);
@@ -158,6 +163,8 @@ class SimWorld {
 
   WorldConfig config_;
   Random random_;
+  std::map<uint64_t, Units> codes_;  // content by the first number of its code
+  uint64_t next_code_ = uint64_t{1} << 63;
   Pager pager_;
   estimate::DecisionHash decisions_;
   uint64_t now_ = 0;

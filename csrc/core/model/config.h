@@ -37,6 +37,9 @@ struct PagerConfig {
   // Who can never be served in DEVICE gets frames whose memory lies in HOST, for as long as it needs them. Else it
   // fails.
   bool overflow = false;
+  // The executor codes what comes down, where that takes fewer bytes.
+  bool compress = false;
+  uint64_t coder_bytes = 0;  // of the device budget as the user knows it: for messages
   uint64_t trace_uses_max = 1u << 18;  // uses remembered; older ones are forgotten
 };
 

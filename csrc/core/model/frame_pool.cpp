@@ -142,6 +142,34 @@ void DevicePool::check_invariants() const {
   TP_ASSERT(used_bytes_ + free_bytes_ <= capacity_bytes_ || free_bytes_ == 0);
 }
 
+uint64_t bytes_of(const SpanList& spans) {
+  uint64_t bytes = 0;
+  for (const Span& span : spans) bytes += span.bytes;
+  return bytes;
+}
+
+SpanList cut_off(SpanList& spans, uint64_t bytes) {
+  SpanList kept, rest;
+  for (Span span : spans) {
+    while (bytes > 0 && bytes < span.bytes) {  // the border lies within: halves, as a buddy allocator makes them
+      const uint64_t half = span.bytes / 2;
+      const Span lower{span.offset, half}, upper{span.offset + half, half};
+      if (bytes < half) {
+        rest.push_back(upper);
+        span = lower;
+      } else {
+        kept.push_back(lower);
+        bytes -= half;
+        span = upper;
+      }
+    }
+    (bytes > 0 ? kept : rest).push_back(span);
+    bytes -= std::min(bytes, span.bytes);
+  }
+  spans = std::move(kept);
+  return rest;
+}
+
 SpanPool::SpanPool(uint64_t capacity_bytes, uint64_t span_bytes_min, uint64_t span_bytes_max)
     : span_bytes_min_(span_bytes_min), span_bytes_max_(span_bytes_max) {
   set_capacity(capacity_bytes);
@@ -221,7 +249,7 @@ Span SpanPool::take_one(uint64_t bytes_max) {
 }
 
 SpanList SpanPool::take(uint64_t bytes) {
-  TP_ASSERT(std::has_single_bit(bytes) && bytes >= span_bytes_min_ && bytes <= span_bytes_max_);
+  TP_ASSERT(bytes % span_bytes_min_ == 0 && bytes >= span_bytes_min_ && bytes <= span_bytes_max_);
   SpanList spans;
   if (!can_take(bytes)) return spans;
   used_bytes_ += bytes;

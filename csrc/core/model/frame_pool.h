@@ -126,6 +126,9 @@ struct Span {
   friend bool operator==(const Span&, const Span&) = default;
 };
 using SpanList = std::vector<Span>;
+uint64_t bytes_of(const SpanList& spans);
+// Takes what lies beyond the first `bytes` off the list. Each span stays, or falls into, pieces that a pool may have.
+SpanList cut_off(SpanList& spans, uint64_t bytes);
 
 // The capacity, rounded up to the largest span, is also where the space ends that is handed out. What was added beyond
 // it while the capacity was larger is retired as it becomes free, and the space shrinks as far as its end is retired:
@@ -142,8 +145,8 @@ class SpanPool {
 
   // Makes [end of the space so far, end_bytes) available, as far as the limit; multiples of span_bytes_min.
   void add_space(uint64_t end_bytes);
-  // One span of `bytes` (a power of two within the limits), else several smaller ones of the same sum; empty if
-  // fewer than `bytes` are free.
+  // Spans of `bytes` in all (a multiple of the smallest, at most the largest): as few as there are, one for a power of
+  // two where the space allows it; empty if fewer than `bytes` are free.
   SpanList take(uint64_t bytes);
   void give_back(const SpanList& spans);
   void set_capacity(uint64_t capacity_bytes);

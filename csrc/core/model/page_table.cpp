@@ -54,9 +54,14 @@ void Page::abandon_arrival(bool is_mapped) {
   if (!is_mapped) frame = FrameId::none();
 }
 
+void Page::take_spans(Tier tier, SpanList taken, uint64_t bytes_stored) {
+  spans(tier) = std::move(taken);
+  stored(tier) = bytes_stored;
+}
+
 void Page::start_write_back(Tier target, SpanList taken) {
   TP_ASSERT(movement == Movement::kNone && is_valid(Tier::kDevice) && !is_valid(target) && spans(target).empty());
-  spans(target) = std::move(taken);
+  take_spans(target, std::move(taken), bytes);
   movement = Movement::kWriteBack;
   lower = target;
   ++movement_serial;
@@ -64,7 +69,7 @@ void Page::start_write_back(Tier target, SpanList taken) {
 
 void Page::start_spill(SpanList taken) {
   TP_ASSERT(movement == Movement::kNone && is_valid(Tier::kHost) && !is_valid(Tier::kNvme) && nvme.empty());
-  nvme = std::move(taken);
+  take_spans(Tier::kNvme, std::move(taken), stored_bytes(Tier::kHost));
   movement = Movement::kSpill;
   lower = Tier::kNvme;
   ++movement_serial;
@@ -72,7 +77,7 @@ void Page::start_spill(SpanList taken) {
 
 void Page::start_stage(SpanList taken) {
   TP_ASSERT(movement == Movement::kNone && is_valid(Tier::kNvme) && !is_valid(Tier::kHost) && host.empty());
-  host = std::move(taken);
+  take_spans(Tier::kHost, std::move(taken), stored_bytes(Tier::kNvme));
   movement = Movement::kStage;
   lower = Tier::kHost;
   ++movement_serial;
@@ -88,7 +93,14 @@ void Page::finish_copy_down() {
 SpanList Page::abandon_copy_down() {
   TP_ASSERT(movement == Movement::kWriteBack || movement == Movement::kSpill || movement == Movement::kStage);
   movement = Movement::kNone;
+  stored(lower) = 0;
   return std::exchange(spans(lower), {});
+}
+
+SpanList Page::shrink_copy(uint64_t bytes_stored, uint64_t kept) {
+  TP_ASSERT(movement == Movement::kNone && is_valid(lower) && bytes_stored <= kept && kept <= bytes);
+  stored(lower) = bytes_stored;
+  return cut_off(spans(lower), kept);
 }
 
 void Page::start_read() {
@@ -135,6 +147,7 @@ void Page::write() {
 
 void Page::forget_content() {
   valid = 0;
+  incompressible = false;
   sourced = false;
   claim = 0;
   evict_asked = false;
@@ -145,6 +158,7 @@ SpanList Page::drop(Tier tier) {
   TP_ASSERT(tier != Tier::kDevice && movement == Movement::kNone);
   clear_valid(tier);
   if (tier == Tier::kNvme) sourced = false;
+  stored(tier) = 0;
   return std::exchange(spans(tier), {});
 }
 
@@ -191,11 +205,10 @@ void Page::check_invariants() const {
   if (pins > 0) {
     TP_ASSERT(mapped && !leaving && (movement == Movement::kNone || movement == Movement::kRead || copies_down));
   }
-  uint64_t host_bytes = 0, nvme_bytes = 0;
-  for (const Span& span : host) host_bytes += span.bytes;
-  for (const Span& span : nvme) nvme_bytes += span.bytes;
-  TP_ASSERT(host_bytes == 0 || host_bytes == bytes);
-  TP_ASSERT(nvme_bytes == 0 || nvme_bytes == bytes);
+  for (const Tier tier : {Tier::kHost, Tier::kNvme}) {
+    const uint64_t stored = tier == Tier::kHost ? host_bytes : nvme_bytes, taken = span_bytes(tier);
+    TP_ASSERT((stored == 0) == (taken == 0) && stored <= taken && taken <= bytes);
+  }
 }
 
 PageId PageTable::add(RegionId region, uint64_t offset, uint64_t bytes) {

@@ -26,6 +26,9 @@
 // region knows, instead of in spans. It is a lower copy like any other, but for two things: nothing is ever written to
 // it, and it takes no space. It stays as long as the content equals it, and is gone for good with the first write.
 //
+// A lower copy may be *coded*: it then has fewer bytes than the page (docs/page-format.md), and spans for those only.
+// What a copy takes is known when it has come down; until then it has spans for the whole page.
+//
 // Invariants of a row (check_invariants):
 //   (a) valid in DEVICE  =>  mapped;  mapped  =>  it owns a frame
 //   (b) valid in HOST  =>  it owns spans there;  valid in NVME  =>  it owns spans there or is sourced, not both
@@ -37,6 +40,7 @@
 //   (h) sourced  =>  valid in NVME
 //   (i) read: it owns spans in HOST
 //   (j) asked to leave  =>  it leaves, or unmaps
+//   (k) the bytes of a lower copy are at most those of its spans and of the page; no spans: none
 #pragma once
 
 #include <cstdint>
@@ -72,7 +76,8 @@ const char* name_of(PageState state);
 struct Page {
   alignas(64) uint8_t valid = 0;  // bit index_of(tier): that tier's copy is the content
   bool mapped : 1 = false;
-  bool sourced : 1 = false;  // the NVME copy is its region's source
+  bool incompressible : 1 = false;  // its content did not shrink when it was last coded
+  bool sourced : 1 = false;         // the NVME copy is its region's source
   bool guarded : 1 = false;  // mapped so that it can only be read; every clean one is, where the device can do that
   Movement movement = Movement::kNone;
   bool leaving = false;      // chosen as a victim; not yet unmapping
@@ -94,6 +99,8 @@ struct Page {
 
   SpanList host;                                 // HOST
   SpanList nvme;                                 // NVME
+  uint64_t host_bytes = 0;                       // of the copy in HOST: fewer than `bytes` where it is coded
+  uint64_t nvme_bytes = 0;                       // the same in NVME; 0 for a sourced one
   uint64_t claim = 0;                            // order of the oldest waiting request that needs the page, 0: none
   uint32_t movement_serial = 0;                  // makes TransferId unique
   Tier lower = Tier::kHost;                      // source of a fetch, target of a write-back
@@ -104,6 +111,11 @@ struct Page {
   bool has_content() const { return valid != 0; }
   bool has_lower_memory() const { return !host.empty() || !nvme.empty() || sourced; }
   bool dirty() const { return only_in(Tier::kDevice); }
+  uint64_t stored_bytes(Tier tier) const {  // of the copy there, or of the one that is read from its source
+    const uint64_t stored = tier == Tier::kHost ? host_bytes : nvme_bytes;
+    return stored != 0 ? stored : bytes;
+  }
+  uint64_t span_bytes(Tier tier) const { return bytes_of(tier == Tier::kHost ? host : nvme); }
   PageState state() const;
   TransferId transfer(PageId self) const { return TransferId(uint64_t{self.value} << 32 | movement_serial); }
 
@@ -116,6 +128,9 @@ struct Page {
   void start_stage(SpanList spans);
   void finish_copy_down();       // write-back, spill, stage: the target turns valid
   SpanList abandon_copy_down();  // the target's spans, to be given back
+  // The copy that has come down last takes `stored` bytes only; what is cut off its first `kept` bytes of spans.
+  SpanList shrink_copy(uint64_t stored, uint64_t kept);
+  void set_incompressible(bool is) { incompressible = is; }
   void start_read();
   void finish_read();
   void start_unmap();
@@ -172,6 +187,8 @@ struct Page {
 
  private:
   SpanList& spans(Tier tier) { return tier == Tier::kHost ? host : nvme; }
+  uint64_t& stored(Tier tier) { return tier == Tier::kHost ? host_bytes : nvme_bytes; }
+  void take_spans(Tier tier, SpanList taken, uint64_t bytes_stored);
   void set_valid(Tier tier) { valid = static_cast<uint8_t>(valid | 1 << index_of(tier)); }
   void clear_valid(Tier tier) { valid = static_cast<uint8_t>(valid & ~(1 << index_of(tier))); }
 };

@@ -29,6 +29,8 @@ struct Stats {
   uint64_t write_back_bytes_device_to_host = 0;
   uint64_t write_back_bytes_device_to_nvme = 0;
   uint64_t write_back_bytes_host_to_nvme = 0;
+  uint64_t saved_bytes_up = 0;     // of the pages that those bytes are, what codes made shorter: into DEVICE
+  uint64_t saved_bytes_down = 0;   // and out of it
   uint64_t drop_bytes_device = 0;  // left DEVICE without moving a byte
   uint64_t drop_bytes_host = 0;
   uint64_t faults = 0;       // operators and allocations that had to wait

@@ -51,7 +51,9 @@ struct Action {
   bool overflow = false;  // ... with memory of HOST
   uint64_t device_offset = 0;
   uint64_t bytes = 0;
-  Tier lower = Tier::kHost;  // source of a fetch, target of a write-back
+  Tier lower = Tier::kHost;   // source of a fetch, target of a write-back
+  uint64_t stored_bytes = 0;  // of the copies in lower tiers that are read or written: fewer than `bytes` if coded
+  bool code = false;          // a write-back that may be coded
   SpanList host;
   SpanList nvme;
   bool sourced = false;  // the NVMe copy that is read lies in `source` instead of `nvme`
@@ -61,11 +63,18 @@ struct Action {
   bool urgent = false;         // an operator waits for it
 };
 
+// Of the copy in the lower tier that the action reads; who makes actions by hand may leave it out.
+inline uint64_t stored_bytes_of(const Action& action) {
+  return action.stored_bytes != 0 ? action.stored_bytes : action.bytes;
+}
+
 // What became of a movement.
 struct TransferResult {
   Status status;
-  bool mapped = true;         // map and fetch: the frame is in the range
-  bool frame_created = true;  // map and fetch with create_frame: the frame has memory
+  bool mapped = true;           // map and fetch: the frame is in the range
+  bool frame_created = true;    // map and fetch with create_frame: the frame has memory
+  uint64_t stored_bytes = 0;    // of a write-back that was coded; 0: all, as it was asked for
+  bool incompressible = false;  // it was to be coded, and its content does not shrink
 };
 
 struct AllocateRequest {

@@ -74,7 +74,7 @@ uint64_t LowerTiers::redundant_host_bytes() const {
   if (memory_.host.used_bytes() == 0 || memory_.host.free_bytes() >= memory_.config.device_bytes_max) return 0;
   uint64_t bytes = 0;
   for (const PageId id : memory_.pages.ids()) {
-    if (Memory::host_copy_redundant(memory_.pages[id])) bytes += memory_.pages[id].bytes;
+    if (Memory::host_copy_redundant(memory_.pages[id])) bytes += memory_.pages[id].span_bytes(Tier::kHost);
   }
   return bytes;
 }
@@ -94,7 +94,7 @@ bool LowerTiers::drop_host_copies(uint64_t bytes) {
       const bool above = page.is_valid(Tier::kDevice) && !page.leaving;
       if (round != (page.claim != 0 ? 2 : above ? 0 : 1)) continue;
       chosen.push_back(id);
-      dropped += page.bytes;
+      dropped += page.span_bytes(Tier::kHost);
     }
   }
   if (dropped < bytes) return false;
@@ -145,7 +145,8 @@ void LowerTiers::start_spills(bool read_ones, Goes&& goes) {
   for (const PageId id : memory_.pages.ids()) {
     if (movements_.under_way() >= kSpillsAtOnce || spill_blocked_) return;
     const Page& page = memory_.pages[id];
-    if (!goes(page) || !memory_.nvme.can_take(page.bytes) || mostly_read(page.region) != read_ones) continue;
+    if (!goes(page) || mostly_read(page.region) != read_ones) continue;
+    if (!memory_.nvme.can_take(memory_.room_for(page.stored_bytes(Tier::kHost), page.bytes))) continue;
     movements_.start_spill(id);
   }
 }
@@ -154,8 +155,10 @@ bool LowerTiers::spill_for(uint64_t bytes) {
   uint64_t redundant = 0, spilled = 0;
   for (const PageId id : memory_.pages.ids()) {
     const Page& page = memory_.pages[id];
-    if (Memory::host_copy_redundant(page)) redundant += page.bytes;
-    if (only_in_host(page) && spilled + page.bytes <= memory_.nvme.free_bytes()) spilled += page.bytes;
+    const uint64_t taken = page.span_bytes(Tier::kHost);
+    const uint64_t wanted = memory_.room_for(page.stored_bytes(Tier::kHost), page.bytes);
+    if (Memory::host_copy_redundant(page)) redundant += taken;
+    if (only_in_host(page) && spilled + wanted <= memory_.nvme.free_bytes()) spilled += taken;
   }
   if (redundant + spilled < bytes) return false;
   const auto goes = [&](const Page& page) {
@@ -184,7 +187,7 @@ bool LowerTiers::take_idle_copies_place(uint64_t bytes, const LeavingPass& pass)
     if (!page.is_valid(Tier::kNvme) && writes_.sparing()) continue;
     if (!foresight_.stays(memory_.key_of(id))) continue;
     chosen.push_back(id);
-    room += page.bytes;
+    room += page.span_bytes(Tier::kHost);
   }
   if (room < bytes) {
     idle_copies_quiet_until_ = foresight_.trace().end() + Foresight::kQuietUses;

@@ -99,10 +99,19 @@ void Memory::update_gauges() {
 
 void Memory::drop_lower(Page& page, Tier tier) {
   const bool was_valid = page.is_valid(tier);
+  const uint64_t stored = page.stored_bytes(tier);
   const SpanList spans = page.drop(tier);
   if (spans.empty()) return;
   lower(tier).give_back(spans);
-  if (tier == Tier::kHost && was_valid) stats.drop_bytes_host += page.bytes;
+  if (tier == Tier::kHost && was_valid) stats.drop_bytes_host += stored;
+}
+
+uint64_t Memory::room_for(uint64_t stored, uint64_t page_bytes) const {
+  return std::min(round_up(stored, std::max(config.span_bytes_min, page_bytes / kSpanParts)), page_bytes);
+}
+
+void Memory::shrink_copy(Page& page, uint64_t stored) {
+  lower(page.lower).give_back(page.shrink_copy(stored, room_for(stored, page.bytes)));
 }
 
 bool Memory::host_copy_redundant(const Page& page) {
@@ -134,8 +143,8 @@ void Memory::check_invariants() const {
       TP_ASSERT(device.bytes_of(page.frame) == page.bytes);
       frame_bytes += page.bytes;
     }
-    for (const Span& span : page.host) host_bytes += span.bytes;
-    for (const Span& span : page.nvme) nvme_bytes += span.bytes;
+    host_bytes += page.span_bytes(Tier::kHost);
+    nvme_bytes += page.span_bytes(Tier::kNvme);
     ahead_bytes += page.prefetched ? page.bytes : 0;
     const Region& owner = region(page.region);
     TP_ASSERT(owner.state != RegionState::kGone);

@@ -103,6 +103,10 @@ struct Memory {
   void update_gauges();
 
   void drop_lower(Page& page, Tier tier);
+  // The spans of a coded copy: whole sixteenths of the page, so that small ones do not take the space apart.
+  static constexpr uint64_t kSpanParts = 16;
+  uint64_t room_for(uint64_t stored, uint64_t page_bytes) const;
+  void shrink_copy(Page& page, uint64_t stored);  // that has come down last
   // A HOST copy that may be dropped: another tier holds the content and will go on holding it.
   static bool host_copy_redundant(const Page& page);
   void note_prefetched(Page& page);

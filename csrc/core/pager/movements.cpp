@@ -44,19 +44,22 @@ void Movements::start_write_back(PageId id, Tier target) {
   page.start_write_back(target, memory_.lower(target).take(page.bytes));
   page.guarded = memory_.config.guards_writes;
   descending_bytes_ += page.bytes;
-  push(ActionKind::kWriteBack, id);
+  Action& action = push(ActionKind::kWriteBack, id);
+  action.code = memory_.config.compress && !page.incompressible;
 }
 
 void Movements::start_spill(PageId id) {
   Page& page = memory_.pages[id];
-  page.start_spill(memory_.nvme.take(page.bytes));
-  spilling_bytes_ += page.bytes;
+  const uint64_t stored = page.stored_bytes(Tier::kHost);
+  page.start_spill(memory_.nvme.take(memory_.room_for(stored, page.bytes)));
+  spilling_bytes_ += page.span_bytes(Tier::kHost);
   push(ActionKind::kSpill, id);
 }
 
 void Movements::start_stage(PageId id) {
   Page& page = memory_.pages[id];
-  page.start_stage(memory_.host.take(page.bytes));
+  const uint64_t stored = page.stored_bytes(Tier::kNvme);
+  page.start_stage(memory_.host.take(memory_.room_for(stored, page.bytes)));
   push(ActionKind::kStage, id);
 }
 
@@ -94,25 +97,28 @@ void Movements::ended(const Page& page) {
     case Movement::kMap:
     case Movement::kFetch: arriving_bytes_ -= page.bytes; break;
     case Movement::kWriteBack: descending_bytes_ -= page.bytes; break;
-    case Movement::kSpill: spilling_bytes_ -= page.bytes; break;
+    case Movement::kSpill: spilling_bytes_ -= page.span_bytes(Tier::kHost); break;
     default: break;
   }
 }
 
-uint64_t Movements::count_copy(const Page& page) {
+uint64_t Movements::count_copy(const Page& page, Movement movement) {
   Stats& stats = memory_.stats;
   const bool host = page.lower == Tier::kHost;
-  const bool reads = page.movement == Movement::kStage || (page.movement == Movement::kFetch && !host);
+  const uint64_t stored = page.stored_bytes(page.lower);
+  const bool reads = movement == Movement::kStage || (movement == Movement::kFetch && !host);
   if (reads && page.sourced) stats.source_bytes_read += memory_.source_of(page).bytes;
-  switch (page.movement) {
+  switch (movement) {
     case Movement::kFetch:
-      (host ? stats.fetch_bytes_host_to_device : stats.fetch_bytes_nvme_to_device) += page.bytes;
+      (host ? stats.fetch_bytes_host_to_device : stats.fetch_bytes_nvme_to_device) += stored;
+      stats.saved_bytes_up += page.bytes - stored;
       return 0;
     case Movement::kWriteBack:
-      (host ? stats.write_back_bytes_device_to_host : stats.write_back_bytes_device_to_nvme) += page.bytes;
-      return host ? 0 : page.bytes;
-    case Movement::kSpill: stats.write_back_bytes_host_to_nvme += page.bytes; return page.bytes;
-    case Movement::kStage: stats.fetch_bytes_nvme_to_host += page.bytes; return 0;
+      (host ? stats.write_back_bytes_device_to_host : stats.write_back_bytes_device_to_nvme) += stored;
+      stats.saved_bytes_down += page.bytes - stored;
+      return host ? 0 : stored;
+    case Movement::kSpill: stats.write_back_bytes_host_to_nvme += stored; return stored;
+    case Movement::kStage: stats.fetch_bytes_nvme_to_host += stored; return 0;
     default: return 0;
   }
 }
@@ -181,6 +187,7 @@ Action& Movements::push(ActionKind kind, PageId id) {
   action.device_offset = page.offset;
   action.bytes = page.bytes;
   action.lower = page.lower;
+  action.stored_bytes = page.stored_bytes(page.lower);
   action.host = page.host;
   action.nvme = page.nvme;
   if (page.sourced) {
@@ -202,7 +209,7 @@ void Movements::check_invariants() const {
     under_way += page.movement != Movement::kNone;
     arriving += page.movement == Movement::kMap || page.movement == Movement::kFetch ? page.bytes : 0;
     descending += page.movement == Movement::kWriteBack ? page.bytes : 0;
-    spilling += page.movement == Movement::kSpill ? page.bytes : 0;
+    spilling += page.movement == Movement::kSpill ? page.span_bytes(Tier::kHost) : 0;
   }
   for (const PageId id : memory_.pages.ids()) {
     const Page& page = memory_.pages[id];

@@ -4,7 +4,7 @@
 // A row changes its movement here and where completions come back (Pager::transfer_done), nowhere else.
 //
 // Invariants (check_invariants): under way = pages whose movement is not none; arriving, descending and spilling bytes
-//   = bytes of the pages that map or are fetched, are written back, are spilled.
+//   = bytes of the pages that map or are fetched, are written back, are spilled (those that they take in HOST).
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,8 @@ class Movements {
   PageId page_of(TransferId transfer) const;  // of a movement under way
   void arrival_reached(TransferId transfer, ArrivalStage stage);
   void ended(const Page& page);  // before its row is told
-  uint64_t count_copy(
-      const Page& page);  // a copy that has arrived; before its row is told. Bytes that a spill file got.
+  // A copy that has arrived, in the bytes that it has in the lower tier. Returns what a spill file got.
+  uint64_t count_copy(const Page& page, Movement movement);
   void return_frame(FrameId frame);
   // The device refused the frame: it is fuller than the budget says (another program?). Goes on with what it gave so
   // far. A frame in HOST that was refused says nothing of the device.

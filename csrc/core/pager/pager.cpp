@@ -106,7 +106,7 @@ void Pager::arrival_done(PageId id, const TransferResult& result) {
   const bool live = memory_.live(page.region);
   if (result.mapped) ++memory_.stats.maps;
   if (result.status.ok()) {
-    if (live && page.movement == Movement::kFetch) movements_.count_copy(page);
+    if (live && page.movement == Movement::kFetch) movements_.count_copy(page, Movement::kFetch);
     page.finish_arrival(live);
     // It was on its way when it was told to stay out, and no operator waits for it.
     if (page.kept_out && page.claim == 0) (void)evictor_.evict(id);
@@ -141,8 +141,11 @@ void Pager::copy_down_done(PageId id, const TransferResult& result) {
     return;
   }
   if (result.status.ok()) {
-    lower_.wrote(movements_.count_copy(page));
     page.finish_copy_down();
+    TP_ASSERT(result.stored_bytes < page.bytes);  // as many bytes as the page has would be taken for the page
+    if (result.stored_bytes != 0) memory_.shrink_copy(page, result.stored_bytes);
+    if (result.incompressible) page.set_incompressible(true);
+    lower_.wrote(movements_.count_copy(page, movement));
     const bool shrinks = memory_.host.over_capacity() || memory_.host.beyond(page.host);
     if (movement == Movement::kSpill && shrinks) memory_.drop_lower(page, Tier::kHost);
     return;

@@ -182,7 +182,10 @@ Outcome Requests::address_range_is_full(Slot& slot, uint64_t bytes) {
 inline void Requests::pin(Slot& slot, PageId id, AccessMode mode) {
   Memory& memory = memory_;
   Page& page = memory.pages[id];
-  if (mode == AccessMode::kWrite) movements_.allow_writes(id);
+  if (mode == AccessMode::kWrite) {
+    movements_.allow_writes(id);
+    page.set_incompressible(false);
+  }
   if (mode == AccessMode::kWrite && page.has_lower_memory()) {
     memory.drop_lower(page, Tier::kHost);
     memory.drop_lower(page, Tier::kNvme);

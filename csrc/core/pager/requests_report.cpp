@@ -12,11 +12,16 @@ constexpr uint64_t kExpectedSoonUses = 64;  // a use that was predicted this nea
 }  // namespace
 
 Status Requests::too_large(const Slot& slot, uint64_t bytes) const {
-  char native[160] = "";
+  char native[224] = "";
+  int end = 0;
+  if (memory_.config.coder_bytes > 0) {
+    end = std::snprintf(native, sizeof native, " after %.1f MiB for coded pages (compress)",
+                        mebibytes(memory_.config.coder_bytes));
+  }
   if (native_reserved_bytes_ > 0) {
-    std::snprintf(native, sizeof native,
-                  " after %.1f MiB that torch's own allocator holds (torch.cuda.empty_cache() may return some)",
-                  mebibytes(native_reserved_bytes_));
+    std::snprintf(native + end, sizeof native - static_cast<size_t>(end),
+                  "%s %.1f MiB that torch's own allocator holds (torch.cuda.empty_cache() may return some)",
+                  end > 0 ? " and" : " after", mebibytes(native_reserved_bytes_));
   }
   char text[640];
   std::snprintf(text, sizeof text,
