@@ -239,8 +239,8 @@ def check_synchronisation() -> Iterator[str]:
         lines = path.read_text().splitlines()
         for number, line in enumerate(lines, start=1):
             in_destructor = any("::~CudaBackend" in above for above in lines[max(0, number - 12) : number])
-            # One stream of our own, after a copy that failed half-way.
-            own_stream = "driver_.stream_synchronize(direction.stream)" in line
+            # One stream of our own: after a copy or a launch that failed half-way, and at its end.
+            own_stream = re.search(r"driver_\.stream_synchronize\((direction\.|lane\.)?stream\)", line) is not None
             if re.search(r"(cuda?|ctx_|device_|stream_)\w*[sS]ynchronize\(", line) and not (
                 in_destructor or own_stream
             ):

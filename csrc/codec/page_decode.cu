@@ -77,25 +77,40 @@ __device__ inline uint2 join(Word symbols, Word plane, Word side) {
   return interleave((plane & ~kTops) | (symbols & kTops), (plane & kTops) | (symbols & ~kTops));
 }
 
+// What decoding is for: the page gets what the code says, or is compared with it.
+enum class Use { kStore, kCompare };
+
+template <Use kUse>
+__device__ inline bool put(uint4 value, uint4* to) {
+  if (kUse == Use::kStore) {
+    *to = value;
+    return true;
+  }
+  const uint4 there = *to;
+  return there.x == value.x && there.y == value.y && there.z == value.z && there.w == value.w;
+}
+
 // The eight elements of a lane in one group. `side`: float16, the nibbles of its three bits.
-template <Word kType>
-__device__ inline void store_group(const Word (&symbols)[2], uint2 plane, Word side, const Byte* side_plane, Word k,
+template <Word kType, Use kUse>
+__device__ inline bool store_group(const Word (&symbols)[2], uint2 plane, Word side, const Byte* side_plane, Word k,
                                    Byte* tile) {
   const uint2 a = join<kType>(symbols[0], plane.x, side), b = join<kType>(symbols[1], plane.y, side >> 16);
   if (kType != kFloat32) {
-    reinterpret_cast<uint4*>(tile)[k * kLanes + lane_of_thread()] = uint4{a.x, a.y, b.x, b.y};
-    return;
+    return put<kUse>(uint4{a.x, a.y, b.x, b.y}, reinterpret_cast<uint4*>(tile) + k * kLanes + lane_of_thread());
   }
   const uint4 low = reinterpret_cast<const uint4*>(side_plane)[k * kLanes + lane_of_thread()];
   uint4* to = reinterpret_cast<uint4*>(tile) + 2 * (k * kLanes + lane_of_thread());
-  to[0] = uint4{__byte_perm(low.x, a.x, 0x5410), __byte_perm(low.x, a.x, 0x7632), __byte_perm(low.y, a.y, 0x5410),
-                __byte_perm(low.y, a.y, 0x7632)};
-  to[1] = uint4{__byte_perm(low.z, b.x, 0x5410), __byte_perm(low.z, b.x, 0x7632), __byte_perm(low.w, b.y, 0x5410),
-                __byte_perm(low.w, b.y, 0x7632)};
+  const bool first = put<kUse>(uint4{__byte_perm(low.x, a.x, 0x5410), __byte_perm(low.x, a.x, 0x7632),
+                                     __byte_perm(low.y, a.y, 0x5410), __byte_perm(low.y, a.y, 0x7632)},
+                               to);
+  const bool second = put<kUse>(uint4{__byte_perm(low.z, b.x, 0x5410), __byte_perm(low.z, b.x, 0x7632),
+                                      __byte_perm(low.w, b.y, 0x5410), __byte_perm(low.w, b.y, 0x7632)},
+                                to + 1);
+  return first && second;
 }
 
-// False if the tile's escapes are not where its offsets say; nothing is written then.
-template <Word kType, Word kBits>
+// False if the tile's escapes are not where its offsets say, where nothing is written, or if what is compared differs.
+template <Word kType, Word kBits, Use kUse>
 __device__ inline bool decode_tile(const Coded& c, const Byte* coded, const Loads<kType, kBits>& loads, Word tile,
                                    Byte* page) {
   const Byte* side_plane =
@@ -130,18 +145,20 @@ __device__ inline bool decode_tile(const Coded& c, const Byte* coded, const Load
   Window window = {0, 0};
   if (some) window = window_at(escapes, at);
   Word before = 0;  // escapes of this lane in earlier groups
+  bool good = true;
   TIERPAGE_UNROLL
   for (Word k = 0; k < kGroups; ++k) {
     Word symbols[2] = {symbols_of<kBits>(c.dictionary, codes[k]), symbols_of<kBits>(c.dictionary, codes[k] >> 16)};
     if (many) window = window_at(escapes, at + before);
     if (some) put_escapes(marks[k], window, many ? 0 : before, symbols);
     before += static_cast<Word>(__popc(static_cast<int>(marks[k])));
-    store_group<kType>(symbols, loads.plane[k], side[k], side_plane, k, page + tile * tile_bytes_of(kType));
+    good = store_group<kType, kUse>(symbols, loads.plane[k], side[k], side_plane, k, page + tile * tile_bytes_of(kType)) &&
+           good;
   }
-  return true;
+  return good;
 }
 
-template <Word kType, Word kBits>
+template <Word kType, Word kBits, Use kUse>
 __device__ inline bool decode_tiles(const Coded& c, const Byte* coded, Byte* page) {
   bool good = true;
   const Word step = warps_of_grid();
@@ -153,27 +170,28 @@ __device__ inline bool decode_tiles(const Coded& c, const Byte* coded, Byte* pag
 #if TIERPAGE_CODEC_AHEAD
     Loads<kType, kBits> next = loads;
     if (tile + step < c.tile_count) load(c, coded, tile + step, &next);
-    good = decode_tile(c, coded, loads, tile, page) && good;
+    good = decode_tile<kType, kBits, kUse>(c, coded, loads, tile, page) && good;
     loads = next;
 #else
-    good = decode_tile(c, coded, loads, tile, page) && good;
+    good = decode_tile<kType, kBits, kUse>(c, coded, loads, tile, page) && good;
     if (tile + step < c.tile_count) load(c, coded, tile + step, &loads);
 #endif
   }
   return good;
 }
 
+template <Use kUse>
 __device__ inline bool decode(const Coded& c, const Byte* coded, Byte* page) {
   switch (c.type * 8 + c.code_bits) {
-    case kBfloat16 * 8 + 2: return decode_tiles<kBfloat16, 2>(c, coded, page);
-    case kBfloat16 * 8 + 3: return decode_tiles<kBfloat16, 3>(c, coded, page);
-    case kBfloat16 * 8 + 4: return decode_tiles<kBfloat16, 4>(c, coded, page);
-    case kFloat16 * 8 + 2: return decode_tiles<kFloat16, 2>(c, coded, page);
-    case kFloat16 * 8 + 3: return decode_tiles<kFloat16, 3>(c, coded, page);
-    case kFloat16 * 8 + 4: return decode_tiles<kFloat16, 4>(c, coded, page);
-    case kFloat32 * 8 + 2: return decode_tiles<kFloat32, 2>(c, coded, page);
-    case kFloat32 * 8 + 3: return decode_tiles<kFloat32, 3>(c, coded, page);
-    default: return decode_tiles<kFloat32, 4>(c, coded, page);
+    case kBfloat16 * 8 + 2: return decode_tiles<kBfloat16, 2, kUse>(c, coded, page);
+    case kBfloat16 * 8 + 3: return decode_tiles<kBfloat16, 3, kUse>(c, coded, page);
+    case kBfloat16 * 8 + 4: return decode_tiles<kBfloat16, 4, kUse>(c, coded, page);
+    case kFloat16 * 8 + 2: return decode_tiles<kFloat16, 2, kUse>(c, coded, page);
+    case kFloat16 * 8 + 3: return decode_tiles<kFloat16, 3, kUse>(c, coded, page);
+    case kFloat16 * 8 + 4: return decode_tiles<kFloat16, 4, kUse>(c, coded, page);
+    case kFloat32 * 8 + 2: return decode_tiles<kFloat32, 2, kUse>(c, coded, page);
+    case kFloat32 * 8 + 3: return decode_tiles<kFloat32, 3, kUse>(c, coded, page);
+    default: return decode_tiles<kFloat32, 4, kUse>(c, coded, page);
   }
 }
 
@@ -189,13 +207,32 @@ __global__ void __launch_bounds__(1024)
   Coded c = {};
   bool good = read_header(coded, coded_bytes, page_bytes, &c);
   if (good) {
-    good = decode(c, coded, page);
+    good = decode<Use::kStore>(c, coded, page);
     if (blockIdx.x == 0) {
       const Word begin = c.page_bytes - c.tail_bytes;
       for (Word i = threadIdx.x; i < c.tail_bytes; i += blockDim.x) page[begin + i] = coded[c.tail_at + i];
     }
   }
   if (!good) atomicExch(damaged, 1u);
+}
+
+// *differs becomes 1 if `coded`, of *coded_bytes, does not decode to `page`; otherwise it is left alone, as it is where
+// *coded_bytes is 0. The page is only read.
+__global__ void __launch_bounds__(1024)
+    tierpage_compare(const unsigned char* coded, const unsigned int* coded_bytes, unsigned char* page,
+                     unsigned long long page_bytes, unsigned int* differs) {
+  using namespace tierpage_codec;
+  if (*coded_bytes == 0) return;
+  Coded c = {};
+  bool same = read_header(coded, *coded_bytes, page_bytes, &c);
+  if (same) {
+    same = decode<Use::kCompare>(c, coded, page);
+    if (blockIdx.x == 0) {
+      const Word begin = c.page_bytes - c.tail_bytes;
+      for (Word i = threadIdx.x; i < c.tail_bytes; i += blockDim.x) same = same && page[begin + i] == coded[c.tail_at + i];
+    }
+  }
+  if (!same) atomicExch(differs, 1u);
 }
 
 }  // extern "C"

@@ -57,7 +57,18 @@ namespace tierpage {
   X(event_destroy, cuEventDestroy)                                   \
   X(event_record, cuEventRecord)                                     \
   X(event_query, cuEventQuery)                                       \
-  X(event_elapsed_time, cuEventElapsedTime)
+  X(event_elapsed_time, cuEventElapsedTime)                          \
+  X(ctx_get_stream_priority_range, cuCtxGetStreamPriorityRange)      \
+  X(stream_create_with_priority, cuStreamCreateWithPriority)         \
+  X(module_load_data, cuModuleLoadData)                              \
+  X(module_unload, cuModuleUnload)                                   \
+  X(module_get_function, cuModuleGetFunction)                        \
+  X(launch_kernel, cuLaunchKernel)                                   \
+  X(mem_alloc, cuMemAlloc)                                           \
+  X(mem_free, cuMemFree)                                             \
+  X(mem_host_alloc, cuMemHostAlloc)                                  \
+  X(mem_host_get_device_pointer, cuMemHostGetDevicePointer)          \
+  X(mem_free_host, cuMemFreeHost)
 
 inline constexpr int kCudaInterfaceVersion = 12000;
 

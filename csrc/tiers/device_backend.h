@@ -4,7 +4,7 @@
 // Two implementations under one conformance suite (tests/tiers): CudaBackend (VRAM through the driver API) and
 // HostBackend (RAM as simulated VRAM: frames of a memfd mapped into a PROT_NONE range).
 //
-// Threads. create_frame, release_frame, map, unmap, submit_copy and poll_copies are called by the pager thread only.
+// Threads. create_frame, release_frame, map, unmap, submit_copy, poll_copies and the coder are the pager thread's.
 // record_fence and what belongs to it, fence_done and memory_info may be called by any thread at any time. No method
 // calls back.
 //
@@ -24,6 +24,7 @@
 
 #include "core/model/status.h"
 #include "core/model/types.h"
+#include "tiers/page_coder.h"
 
 namespace tierpage {
 
@@ -58,6 +59,7 @@ struct CopyRequest {
   uint64_t device_offset = 0;  // in the range
   void* host = nullptr;
   uint64_t bytes = 0;
+  std::byte* coded = nullptr;  // a place in the coder's ring, instead of one in the range
 };
 
 struct CopyCompletion {
@@ -118,6 +120,13 @@ class DeviceBackend {
   // one that must be polled (CUDA) ignores it and says so in info().must_poll.
   virtual void set_wake(void (*wake)(void*), void* context) = 0;
 
+  // Coded pages: none before open_coder and after close_coder, with which its memory goes. While nothing is coded.
+  virtual Status open_coder(const CoderOptions&) {
+    return Status::error(StatusCode::kUnavailable, info().name + " cannot code pages");
+  }
+  void close_coder() { coder_.reset(); }
+  PageCoder* coder() const { return coder_.get(); }
+
   // Fences. `native_stream` is the handle that the framework uses (cudaStream_t; host: ignored). stream_id gives it a
   // dense index. record_fence marks "everything queued on it so far". fence_done is cheap and never blocks.
   virtual StreamId stream_id(uint64_t native_stream) = 0;
@@ -146,6 +155,9 @@ class DeviceBackend {
   virtual void take_times(std::vector<OpTime>& times);
 
   virtual DeviceMemoryInfo memory_info() = 0;
+
+ protected:
+  std::unique_ptr<PageCoder> coder_;
 };
 
 struct HostBackendOptions {

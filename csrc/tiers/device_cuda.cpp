@@ -6,8 +6,10 @@
 #include <bit>
 #include <deque>
 
+#include "tiers/cuda_coder.h"
 #include "tiers/cuda_facts.h"
 #include "tiers/cuda_fences.h"
+#include "tiers/cuda_peers.h"
 #include "tiers/frame_table.h"
 #include "tiers/host_memory.h"
 #include "tiers/locked_ranges.h"
@@ -43,6 +45,9 @@ class CudaBackend final : public DeviceBackend {
   Status lock_host(void* host, uint64_t bytes) override;
   void unlock_host(void* host) override;
 
+  Status open_coder(const CoderOptions& options) override {
+    return make_cuda_coder(driver_, context_, device_, options, &coder_);
+  }
   Status submit_copy(const CopyRequest& request) override;
   size_t poll_copies(std::vector<CopyCompletion>& completions) override;
   void set_wake(void (*)(void*), void*) override {}  // completions are only seen by polling
@@ -77,7 +82,6 @@ class CudaBackend final : public DeviceBackend {
   bool can_create_rdma_frames();
   bool can_overflow();
   CUmemAllocationProp overflow_properties() const;
-  bool is_peer(CUdevice device);
   Status issue_copies(const CopyRequest& request, CUstream stream);
   Status status_of(CUresult result, const char* call, const std::string& details = {}) const {
     return cuda_status(driver_, result, call, details.empty() ? info_.name : details + " on " + info_.name);
@@ -251,33 +255,11 @@ Status CudaBackend::open(const CudaBackendOptions& options) {
 // What was told before now nobody repeats.
 void CudaBackend::find_peers() {
   access_.resize(1);
-  int count = 0;
-  if (driver_.device_get_count(&count) != CUDA_SUCCESS) return;
-  for (int index = 0; index < count; ++index) {
-    CUdevice device = 0;
-    if (driver_.device_get(&device, index) != CUDA_SUCCESS || device == device_ || !is_peer(device)) continue;
+  for (const CUdevice device : find_cuda_peers(driver_, device_, context_)) {
     access_.push_back({{CU_MEM_LOCATION_TYPE_DEVICE, device}, CU_MEM_ACCESS_FLAGS_PROT_READWRITE});
   }
   CudaContextGuard guard(driver_, context_);
   if (access_.size() > 1 && info_.overflows) info_.overflows = guard.ok() && can_overflow();  // for all of them
-}
-
-// The driver does not tell who may use a device's memory, but refuses to allow it twice.
-bool CudaBackend::is_peer(CUdevice device) {
-  unsigned flags = 0;
-  int active = 0;
-  if (driver_.primary_ctx_get_state(device, &flags, &active) != CUDA_SUCCESS || active == 0) return false;
-  CUcontext other = nullptr;
-  if (driver_.primary_ctx_retain(&other, device) != CUDA_SUCCESS) return false;
-  bool allowed = false;
-  {
-    CudaContextGuard guard(driver_, other);
-    const CUresult result = guard.ok() ? driver_.ctx_enable_peer_access(context_, 0) : CUDA_ERROR_INVALID_CONTEXT;
-    allowed = result == CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED;
-    if (result == CUDA_SUCCESS) (void)driver_.ctx_disable_peer_access(context_);
-  }
-  (void)driver_.primary_ctx_release(device);
-  return allowed;
 }
 
 CudaBackend::~CudaBackend() {
@@ -288,6 +270,7 @@ CudaBackend::~CudaBackend() {
     if (!guard.ok()) return;
     // Kernels of the framework may still read mapped frames. Errors are of no use from here on.
     (void)driver_.ctx_synchronize();
+    close_coder();
     for (Direction& direction : directions_) {
       if (direction.stream != nullptr) (void)driver_.stream_destroy(direction.stream);
       for (const Copy& copy : direction.in_flight) free_events_.push_back(copy.event);
@@ -414,9 +397,11 @@ void CudaBackend::unlock_host(void* host) {
 }
 
 Status CudaBackend::issue_copies(const CopyRequest& request, CUstream stream) {
+  const CUdeviceptr coded = reinterpret_cast<CUdeviceptr>(request.coded);
+  const CUdeviceptr begin = coded != 0 ? coded : base_ + request.device_offset;
   for (uint64_t done = 0; done < request.bytes;) {
     std::byte* const host = static_cast<std::byte*>(request.host) + done;
-    const CUdeviceptr device = base_ + request.device_offset + done;
+    const CUdeviceptr device = begin + done;
     const uint64_t bytes = locked_.copy_bytes(host, request.bytes - done);
     const bool to_device = request.direction == CopyDirection::kToDevice;
     const CUresult result = to_device ? driver_.memcpy_host_to_device_async(device, host, bytes, stream)
@@ -430,7 +415,9 @@ Status CudaBackend::issue_copies(const CopyRequest& request, CUstream stream) {
 }
 
 Status CudaBackend::submit_copy(const CopyRequest& request) {
-  if (Status status = frames_.check_access(request.device_offset, request.bytes); !status.ok()) return status;
+  Status status =
+      request.coded != nullptr ? Status::success() : frames_.check_access(request.device_offset, request.bytes);
+  if (!status.ok()) return status;
   CudaContextGuard guard(driver_, context_);
   if (!guard.ok()) return guard.status();
   Direction& direction = directions_[static_cast<int>(request.direction)];
@@ -442,7 +429,7 @@ Status CudaBackend::submit_copy(const CopyRequest& request) {
     event = free_events_.back();
     free_events_.pop_back();
   }
-  Status status = issue_copies(request, direction.stream);
+  status = issue_copies(request, direction.stream);
   if (status.ok()) status = status_of(driver_.event_record(event, direction.stream), "cuEventRecord");
   if (!status.ok()) {
     // A part may be under way, and the caller takes an error for "nothing touches my memory": wait it out.

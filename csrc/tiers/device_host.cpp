@@ -64,6 +64,7 @@ class HostBackend final : public DeviceBackend {
   Status lock_host(void*, uint64_t) override { return Status::success(); }
   void unlock_host(void*) override {}
 
+  Status open_coder(const CoderOptions& options) override { return make_host_coder(options, &coder_); }
   Status submit_copy(const CopyRequest& request) override;
   size_t poll_copies(std::vector<CopyCompletion>& completions) override;
   void set_wake(void (*wake)(void*), void* context) override;
@@ -392,8 +393,11 @@ Status HostBackend::unmap(FrameId frame, uint64_t offset) {
 }
 
 Status HostBackend::submit_copy(const CopyRequest& request) {
-  if (Status status = frames_.check_access(request.device_offset, request.bytes); !status.ok()) return status;
-  std::byte* const device = memory_at(request.device_offset);
+  std::byte* device = request.coded;
+  if (device == nullptr) {
+    if (Status status = frames_.check_access(request.device_offset, request.bytes); !status.ok()) return status;
+    device = memory_at(request.device_offset);
+  }
   const bool to_device = request.direction == CopyDirection::kToDevice;
   void* const destination = to_device ? static_cast<void*>(device) : request.host;
   const void* const source = to_device ? request.host : static_cast<const void*>(device);

@@ -68,10 +68,39 @@ Bytes decode_in_lanes(const Bytes& code, size_t page_bytes) {
   return damaged != 0 ? Bytes{} : page.bytes();
 }
 
+// Whether the comparing decoder finds the page in the code.
+bool same_in_lanes(const Bytes& code, const Bytes& page) {
+  Aligned from(code), with(page);
+  const auto coded_bytes = static_cast<unsigned>(code.size());
+  unsigned differs = 0;
+  launch(2, 2, tierpage_compare, from.data(), &coded_bytes, with.data(), page.size(), &differs);
+  EXPECT_EQ(with.bytes(), page) << "it only reads";
+  return differs == 0;
+}
+
 Bytes encode(const Bytes& page, ElementType type) {
   Bytes code(page.size());
   code.resize(type == ElementType::kPlain ? encode_page(page, code) : encode_page(page, type, code));
   return code;
+}
+
+TEST(Kernels, ACodeIsComparedWithItsPage) {
+  for (ElementType type : kTypes) {
+    for (size_t bytes : {8192u, 20'001u}) {
+      const Bytes page = normal_page(type, bytes, 7), code = encode(page, type);
+      ASSERT_FALSE(code.empty());
+      ASSERT_TRUE(same_in_lanes(code, page));
+      for (const size_t place : {size_t{0}, size_t{1}, bytes / 2, bytes / 2 + 1, bytes - 1}) {
+        Bytes other = page;
+        other[place] ^= std::byte{1};
+        ASSERT_FALSE(same_in_lanes(code, other)) << static_cast<int>(type) << " " << place;
+      }
+      Bytes damaged = code;
+      damaged[4] = std::byte{9};
+      ASSERT_FALSE(same_in_lanes(damaged, page));
+    }
+  }
+  EXPECT_TRUE(same_in_lanes({}, normal_page(ElementType::kFloat32, 8192, 7))) << "nothing was coded";
 }
 
 TEST(Kernels, BothEncodersMakeTheSameBytes) {
