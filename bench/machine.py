@@ -100,6 +100,11 @@ def usage(before: Look, after: Look) -> dict[str, dict[str, float]]:
             for name in after.stats
             if name.startswith("pager_thread_")
         },
+        "codes": {
+            name: round(after.stats[name] - before.stats[name], 3)
+            for name in after.stats
+            if name.startswith(("code_", "content_bytes.", "coded_bytes.")) and after.stats[name] != before.stats[name]
+        },
     }
 
 

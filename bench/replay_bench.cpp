@@ -2,9 +2,11 @@
 //
 //   replay_bench PROGRAM --device 16 [--host 200] [--nvme 0] [--loops 4] [--policy auto|clock] [--no-prefetch]
 //   [--check] [--launch-us N] [--wake-us N] [--rouse-us N] [--map-us N] [--unmap-us N] [--create-us N] [--link GB/s]
+//   [--code RATIO]
 //
-// Sizes in GiB; costs of the modelled machine in microseconds (estimate/machine.h). PROGRAM: a file made by
-// bench/record_program.py. --smoke runs a small built-in one.
+// Sizes in GiB; costs of the modelled machine in microseconds (estimate/machine.h). --code: pages are coded, and RATIO
+// is bytes of a code by those of its page. PROGRAM: a file made by bench/record_program.py. --smoke runs a small
+// built-in one.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -85,6 +87,7 @@ int main(int argc, char** argv) {
     else if (double* const cost = cost_named(word, options.rates)) *cost = std::atof(value), ++i;
     else if (word == "--link")
       options.rates.host_to_device = options.rates.device_to_host = std::atof(value) * 1e9, ++i;
+    else if (word == "--code") options.rates.code_ratio = std::clamp(std::atof(value), 0.01, 1.0), ++i;
     else if (word == "--page-mib") options.pager.frame_bytes_max = static_cast<uint64_t>(std::atoi(value)) * kMiB, ++i;
     else if (word == "--loops") options.loops = std::atoi(value), ++i;
     else if (word == "--policy")
@@ -92,6 +95,7 @@ int main(int argc, char** argv) {
     else path = word;
   }
   options.pager.range_bytes = kGiB * 2048;
+  options.pager.compress = options.rates.code_ratio < 1;
   options.pager.span_bytes_min = 256 * kKiB;
   Program program;
   Status status;
@@ -109,7 +113,7 @@ int main(int argc, char** argv) {
     const StepReport& last = reports.back();
     const bool both =
         std::min(last.to_device_bytes, last.to_host_bytes) * 10 > std::max(last.to_device_bytes, last.to_host_bytes);
-    const double duplex = both ? options.rates.duplex_factor : 1.0;
+    const double duplex = (both ? options.rates.duplex_factor : 1.0) / options.rates.code_ratio;  // of content
     const PhaseBound bound =
         bound_by_phases(program, options.pager.device_bytes_max, options.rates.host_to_device * duplex,
                         options.rates.device_to_host * duplex);

@@ -28,6 +28,7 @@ RecurrenceTotals difference(RecurrenceTotals end, const RecurrenceTotals& start)
   for (size_t i = 0; i < kLinkCount; ++i) {
     subtract(end.links[i].busy_ns, start.links[i].busy_ns);
     subtract(end.links[i].bytes, start.links[i].bytes);
+    subtract(end.links[i].content_bytes, start.links[i].content_bytes);
   }
   return end;
 }
@@ -86,7 +87,7 @@ void Accounts::note_levels(const Levels& levels) {
 
 double Accounts::take_fetch_rate() {
   const LinkUse& up = links_[static_cast<size_t>(Link::kToDevice)];
-  const uint64_t bytes = up.bytes - rated_.bytes, busy_ns = up.busy_ns - rated_.busy_ns;
+  const uint64_t bytes = up.content_bytes - rated_.content_bytes, busy_ns = up.busy_ns - rated_.busy_ns;
   if (bytes < kRateBytesMin || busy_ns == 0) return 0;
   rated_ = up;
   return static_cast<double>(bytes) * 1e3 / static_cast<double>(busy_ns);
@@ -96,8 +97,10 @@ RecurrenceTotals Accounts::since_open(const Pager& pager, int64_t now_ns) const 
   const Stats& stats = pager.memory().stats;
   RecurrenceTotals totals;
   totals.uses = pager.foresight().trace().end();
-  totals.fetched_bytes = stats.fetch_bytes_host_to_device + stats.fetch_bytes_nvme_to_device;
-  totals.written_bytes = stats.write_back_bytes_device_to_host + stats.write_back_bytes_device_to_nvme;
+  // Of pages, coded or not, as plans count them.
+  totals.fetched_bytes = stats.fetch_bytes_host_to_device + stats.fetch_bytes_nvme_to_device + stats.saved_bytes_up;
+  totals.written_bytes =
+      stats.write_back_bytes_device_to_host + stats.write_back_bytes_device_to_nvme + stats.saved_bytes_down;
   totals.elapsed_ns = elapsed_ns(now_ns);
   totals.stalled_ns = ledger_.stats().total_ns;
   totals.stalled_by_cause_ns = ledger_.stats().ns;

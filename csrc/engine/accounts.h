@@ -11,6 +11,7 @@
 
 #include "core/future/residency_plan.h"
 #include "core/pager/pager.h"
+#include "engine/code_meter.h"
 #include "engine/event_log.h"
 #include "engine/link_meter.h"
 #include "engine/stall_ledger.h"
@@ -68,6 +69,8 @@ class Accounts {
   // --- links ---------------------------------------------------------------------------------------------------
   void set_links(const LinkUses& links) { links_ = links; }
   const LinkUses& links() const { return links_; }
+  void set_codes(const CodeUses& codes) { codes_ = codes; }
+  const CodeUses& codes() const { return codes_; }
   // What the pager thread spends its time on, as of its last round; in two parts that are apart.
   void set_work(const WorkTimes& first, const WorkTimes& second) { (work_ = first) += second; }
   const WorkTimes& work() const { return work_; }
@@ -93,6 +96,7 @@ class Accounts {
   BoundedLog<Stall> stall_log_;
   BoundedLog<Levels> level_log_;
   Levels last_levels_;
+  CodeUses codes_{};                   // as of the pager thread's last round
   LinkUses links_{};                   // as of the pager thread's last round
   WorkTimes work_;                     // likewise
   LinkUse rated_;                      // of the link up, when its rate was taken last

@@ -15,6 +15,7 @@ inline constexpr size_t kLinkCount = 4;
 struct LinkUse {
   uint64_t busy_ns = 0;
   uint64_t bytes = 0;
+  uint64_t content_bytes = 0;  // of the pages that these bytes are, coded or not: what rates for planning count
 };
 using LinkUses = std::array<LinkUse, kLinkCount>;
 
@@ -25,9 +26,10 @@ class LinkMeter {
     Row& row = rows_[static_cast<size_t>(link)];
     if (row.requests++ == 0) row.since_ns = now_ns;
   }
-  void ended(Link link, uint64_t bytes, int64_t now_ns) {
+  void ended(Link link, uint64_t bytes, uint64_t content_bytes, int64_t now_ns) {
     Row& row = rows_[static_cast<size_t>(link)];
     row.use.bytes += bytes;
+    row.use.content_bytes += content_bytes;
     if (--row.requests == 0) row.use.busy_ns += between(row.since_ns, now_ns);
   }
   LinkUses uses(int64_t now_ns) const {

@@ -90,7 +90,8 @@ void PagerThread::tell_overflow_locked() {
   watchdog_.say(std::string(last.name) + " needs more at once than the device budget of " + format_bytes(capacity) +
                 " has room for: what does not fit is used where it lies, in RAM, which is slower (overflow). A "
                 "device_budget of " +
-                text_of(last.needed_bytes) + " would have been enough; with overflow=\"off\" it fails instead.");
+                text_of(last.needed_bytes + tiers_.coder_bytes) +
+                " would have been enough; with overflow=\"off\" it fails instead.");
 }
 
 void PagerThread::tell_host_space_locked() {
@@ -222,6 +223,7 @@ bool PagerThread::round(UniqueLock& lock, Finished& finished) {
   apply_locked(finished);
   work_.rounds = rounds_begun_;
   accounts_.set_links(transfers_->link_uses(steady_ns()));
+  accounts_.set_codes(transfers_->code_uses());
   accounts_.set_work(transfers_->work(), work_);
   transfers_->set_sources(tiers_.sources.get(), tiers_.staging.get());
   if (!finished.empty()) watchdog_.something_ended(steady_ns());
@@ -304,6 +306,7 @@ void PagerThread::close_lower_tiers(UniqueLock& lock) {
   std::shared_ptr<SourceFiles> sources = std::move(tiers_.sources);
   {
     const Unlocked unlocked(lock, core_.mutex());
+    tiers_.backend->close_coder();  // nothing is coded any more
     store.reset();
     sources.reset();
     staging.reset();

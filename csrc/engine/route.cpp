@@ -36,6 +36,7 @@ uint64_t piece_limit(const Action& action, const Route& route, const RouteLimits
   // A slot also holds what a covering range has before the content; then pieces of equal size, or the last one would be
   // tiny.
   limit -= limits.slot_alignment;
+  // Content of sources is never coded.
   const uint64_t count = (action.bytes + limit - 1) / limit;
   return round_up((action.bytes + count - 1) / count, limits.slot_alignment);
 }
@@ -62,6 +63,7 @@ Route route_of(const Action& action, const RouteLimits& limits) {
                                                          : std::array{Link::kToHost, Link::kNvmeWrite};
   }
   route.piece_bytes = piece_limit(action, route, limits);
+  route.moved_bytes = action.kind == ActionKind::kWriteBack || route.sourced ? action.bytes : stored_bytes_of(action);
   return route;
 }
 
@@ -73,11 +75,11 @@ void Cutter::Walk::advance(uint64_t bytes) {
 }
 
 bool Cutter::next(Part* part) {
-  if (done_ >= action_.bytes) return false;
+  if (done_ >= route_.moved_bytes) return false;
   const bool in_arena = route_.memory == Route::Memory::kArena;
   Part next;
-  next.bytes = std::min(route_.piece_bytes, action_.bytes - done_);
-  next.device_offset = action_.device_offset + done_;
+  next.bytes = std::min(route_.piece_bytes, route_.moved_bytes - done_);
+  next.done = done_;
   if (in_arena) {
     next.bytes = std::min(next.bytes, host_.left());
     next.arena_offset = host_.offset();

@@ -11,6 +11,9 @@
 //   spill                   write               from the arena
 //   stage                   read                into the arena
 //
+// Of a coded page the code moves; its end in DEVICE is a slot of the coder then. How long the code of a write-back is
+// shows when it has been made: whoever made it says so (code_is).
+//
 // Content that lies in a source (a file of others, which is only read) is read into RAM first, whatever the store
 // reaches. It stands anywhere in its file: the aligned range that covers it is read into the slot, and the copy begins
 // where the content does.
@@ -43,8 +46,10 @@ struct Route {
   uint8_t hop_count = 1;
   std::array<Link, 2> hops{};
   uint64_t piece_bytes = 0;  // at most
+  uint64_t moved_bytes = 0;  // in all: of the page, or of its code
 
   bool staged() const { return memory == Memory::kSlot; }
+  void code_is(uint64_t bytes) { moved_bytes = bytes; }
 };
 
 // Of a fetch, write-back, spill or stage.
@@ -55,7 +60,7 @@ constexpr bool is_copy(Link link) { return link == Link::kToDevice || link == Li
 // A part of a transfer that is contiguous wherever its route passes.
 struct Part {
   uint64_t bytes = 0;
-  uint64_t device_offset = 0;
+  uint64_t done = 0;          // of the page, or of its code, before it
   uint64_t arena_offset = 0;  // if the route's memory is the arena
   uint64_t nvme_offset = 0;   // in the store or among the sources
   uint64_t source_bytes = 0;  // of `bytes`, of a sourced route; zeros follow

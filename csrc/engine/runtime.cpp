@@ -54,7 +54,7 @@ Status Runtime::open() {
     core_.assert_locked();
     enqueued_ns_ = steady_ns();
   });
-  device_budget_.open(options_.device_bytes_max, tiers_.config.granule_bytes);
+  device_budget_.open(options_.device_bytes_max - tiers_.coder_bytes, tiers_.config.granule_bytes);
   if (!tiers_.arena) core_->host_space_ready(0, true);
   const int64_t now_ns = steady_ns();
   accounts_.opened(now_ns);

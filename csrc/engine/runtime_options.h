@@ -34,6 +34,12 @@ constexpr bool reaches_device(StorageWay way) {
   return way == StorageWay::kDirectToDevice || way == StorageWay::kExtensionToDevice;
 }
 
+enum class Compress : uint8_t {
+  kOff,
+  kAuto,  // where the coder works and its ring is small beside the device budget
+  kOn,    // or it is an error
+};
+
 // Python gives all but endurance_seconds (csrc/python/options.cpp); these defaults are for tests.
 struct RuntimeOptions {
   bool cuda = false;
@@ -63,8 +69,11 @@ struct RuntimeOptions {
   bool encrypt = false;              // what lies on the disk
   uint64_t trace_events_max = 1u << 16;
   double list_run_fraction = 0.0625;
-  bool overflow = false;      // who can never be served in DEVICE gets memory of HOST for as long as it needs it
-  bool launch_guard = false;  // launches are looked at from the first page that leaves on
+  bool overflow = false;  // who can never be served in DEVICE gets memory of HOST for as long as it needs it
+  Compress compress = Compress::kOff;  // what lies in lower tiers and crosses the links is coded
+  std::string code_kernels;            // compiled for the device; empty where it runs none
+  std::string code_refusal;            // why they could not be compiled
+  bool launch_guard = false;           // launches are looked at from the first page that leaves on
 };
 
 // Parts made elsewhere (tests put faults in them); what is empty is made from the options.

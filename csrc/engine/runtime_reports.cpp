@@ -12,6 +12,8 @@ RuntimeReports::Snapshot RuntimeReports::snapshot() {
   snapshot.stalls = accounts_.ledger().stats();
   snapshot.elapsed_ns = accounts_.elapsed_ns(steady_ns());
   snapshot.links = accounts_.links();
+  snapshot.codes = accounts_.codes();
+  snapshot.coder_bytes = tiers_.coder_bytes;
   snapshot.work = accounts_.work();
   snapshot.engaged = core_->engaged();
   snapshot.stuck = watchdog_.stuck();

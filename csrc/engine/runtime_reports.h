@@ -42,6 +42,8 @@ class RuntimeReports {
     uint64_t host_locked_bytes;
     uint64_t elapsed_ns;  // since the runtime opened
     LinkUses links;
+    CodeUses codes;
+    uint64_t coder_bytes;  // of the device budget, that the coder has
     WorkTimes work;
     bool engaged;  // pages leave, or did so lately
     StuckTransfers stuck;
@@ -67,6 +69,8 @@ class RuntimeReports {
   void reset_stalled_most();
   std::string device_name() const { return tiers_.backend->info().name; }
   std::string storage_description() const { return tiers_.description; }
+  bool compresses() const { return tiers_.coder_bytes > 0; }
+  std::string coder_notice() const { return tiers_.coder_notice; }  // why it does not, if that was not asked for
   const PagerConfig& pager_config() const { return tiers_.config; }
   uint64_t missed_accesses() const { return missed_accesses_.load(); }
   uint64_t live_bytes();

@@ -2,8 +2,39 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <new>
+#include <span>
+#include <vector>
+
+#include "codec/page_codec.h"
 
 namespace tierpage {
+namespace {
+
+// `count` bytes from the byte `first` on of what lies in the spans, one behind the other.
+void copy_spans(const std::byte* ram, const SpanList& spans, uint64_t first, uint64_t count, std::byte* buffer) {
+  uint64_t begin = 0;
+  for (const Span& span : spans) {
+    const uint64_t from = std::max(begin, first), to = std::min(begin + span.bytes, first + count);
+    if (from < to) std::memcpy(buffer + (from - first), ram + span.offset + (from - begin), to - from);
+    begin += span.bytes;
+  }
+}
+
+// The same of a page whose code lies there; false if it is none, or if there is no memory to decode it in.
+bool copy_decoded(const std::byte* ram, const SpanList& spans, uint64_t stored, uint64_t page_bytes, uint64_t first,
+                  uint64_t count, std::byte* buffer) {
+  const std::unique_ptr<std::byte[]> memory(new (std::nothrow) std::byte[stored + page_bytes]);
+  if (memory == nullptr) return false;
+  const std::span<std::byte> code(memory.get(), stored), page(memory.get() + stored, page_bytes);
+  copy_spans(ram, spans, 0, stored, code.data());
+  if (!decode_page(code, page).ok()) return false;
+  std::memcpy(buffer, page.data() + first, count);
+  return true;
+}
+
+}  // namespace
 
 // Reads pass through the staging buffers, which there are not yet without an NVMe tier: they are taken out of the RAM
 // budget, when all has been opened.
@@ -91,18 +122,18 @@ uint64_t RuntimeSources::read_host(uint64_t address, uint64_t first, uint64_t by
   if (found == pages.end()) return 0;
   const PageId id = *found;
   const uint64_t in_page = wanted - core_->memory().pages[id].offset;
-  const uint64_t count = std::min(bytes, core_->memory().pages[id].bytes - in_page);
+  uint64_t count = std::min(bytes, core_->memory().pages[id].bytes - in_page);
   *page_end = first + count;
   bool held = false;
   if (!core_.events_locked([&] { held = core_->begin_read(id); }).ok() || !held) return 0;
   const SpanList spans = core_->memory().pages[id].host;
+  const uint64_t page_bytes = core_->memory().pages[id].bytes;
+  const uint64_t stored = core_->memory().pages[id].stored_bytes(Tier::kHost);
   lock.unlock();  // the copy stays where it is until read_done
-  const std::byte* const ram = tiers_.arena->base();
-  uint64_t begin = 0;
-  for (const Span& span : spans) {
-    const uint64_t from = std::max(begin, in_page), to = std::min(begin + span.bytes, in_page + count);
-    if (from < to) std::memcpy(buffer + (from - in_page), ram + span.offset + (from - begin), to - from);
-    begin += span.bytes;
+  if (stored == page_bytes) {
+    copy_spans(tiers_.arena->base(), spans, in_page, count, buffer);
+  } else if (!copy_decoded(tiers_.arena->base(), spans, stored, page_bytes, in_page, count, buffer)) {
+    count = 0;  // it is read the long way, whose error says what is wrong
   }
   lock.lock();
   (void)core_.change_locked([&] { core_->read_done(id); });

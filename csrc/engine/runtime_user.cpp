@@ -261,7 +261,7 @@ Status Runtime::set_budget(Tier tier, uint64_t bytes) {
   if (core_.closed_locked()) {
     return Status::error(StatusCode::kUnavailable, "paging is disabled: there is no budget to change");
   }
-  if (tier == Tier::kDevice) device_budget_.set(bytes);
+  if (tier == Tier::kDevice) device_budget_.set(bytes - std::min(bytes, tiers_.coder_bytes));
   const uint64_t host = bytes > tiers_.staging_bytes ? bytes - tiers_.staging_bytes : 0;
   const Status status = core_.change_locked([&] {
     core_.assert_locked();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "codec/page_format.h"
 #include "tiers/storage_extension.h"
 
 namespace tierpage {
@@ -39,6 +40,7 @@ Status TierSet::open() {
     if (status = size_staging(&staging_bytes); !status.ok()) return status;
     config.host_bytes_max -= staging_bytes;
   }
+  if (status = open_coder(); !status.ok()) return status;
   const std::vector<std::string> problems = validate(config);
   if (!problems.empty()) return Status::error(StatusCode::kInvalidArgument, problems.front());
   return open_lower_tiers();
@@ -65,6 +67,48 @@ Status TierSet::size_staging(uint64_t* bytes) {
                              "Raise host_budget, or lower staging_slots or staging_slot_bytes.");
   }
   *bytes = wanted;
+  return Status::success();
+}
+
+// Room for the codes of six pages, or of three where the budget is small; half as much again of weights in 16 bits.
+// Longer codes than nine tenths of a page save little.
+Status TierSet::open_coder() {
+  if (options_.compress == Compress::kOff) return Status::success();
+  const bool forced = options_.compress == Compress::kOn;
+  CoderOptions coder;
+  coder.kernels = options_.code_kernels;
+  coder.unit_bytes = checked_unit_bytes(config.span_bytes_min, options_.staging_slot_bytes);
+  const uint64_t page_bytes_max = std::min<uint64_t>(config.frame_bytes_max, kCodedPageBytesMax);
+  coder.code_bytes_max = round_up(page_bytes_max / 10 * 9, coder.unit_bytes);
+  coder.check = options_.paranoid;
+  const uint64_t most = config.device_bytes_max / (forced ? 2 : 32);
+  coder.ring_bytes = (6 * coder.code_bytes_max <= most ? 6 : 3) * coder.code_bytes_max;
+  const uint64_t bytes = coder.ring_bytes;
+  Status status;
+  if (!options_.code_refusal.empty()) {
+    status = Status::error(StatusCode::kUnavailable, options_.code_refusal);
+  } else if (!forced && !options_.cuda) {
+    status = Status::error(StatusCode::kUnavailable, "the processor codes more slowly than it copies");
+  } else if (bytes > most) {
+    status = Status::error(StatusCode::kInvalidArgument, "coded pages need " + std::to_string(bytes) +
+                                                             " bytes beside the pages, which is much of a "
+                                                             "device_budget of " +
+                                                             std::to_string(config.device_bytes_max) + " bytes");
+  } else {
+    status = backend->open_coder(coder);
+  }
+  if (status.ok()) {
+    coder_bytes = bytes;
+    config.device_bytes_max -= bytes;
+    config.compress = true;
+    config.coder_bytes = bytes;
+    return status;
+  }
+  if (forced) {
+    status.message = "compress=\"on\" cannot be: " + status.message + ". Give compress=\"auto\" or \"off\".";
+    return status;
+  }
+  coder_notice = status.message;
   return Status::success();
 }
 
@@ -102,6 +146,7 @@ void TierSet::retire_backend() {
 
 std::optional<RetiredBackends::Entry> TierSet::unused_backend() const {
   if (!made_of_ || backend == nullptr) return std::nullopt;
+  backend->close_coder();
   return RetiredBackends::Entry{*made_of_, backend};
 }
 

@@ -45,9 +45,12 @@ class TierSet {
   PagerConfig config;
   std::string description = "none";  // of the store
   uint64_t staging_bytes = 0;        // of the host budget; 0: there are none
+  uint64_t coder_bytes = 0;          // of the device budget, for the coder's ring; 0: there is none
+  std::string coder_notice;          // why not, where it was not asked to be off
 
  private:
   Status open_backend();
+  Status open_coder();
   Status check_storage_extension() const;
   Status open_lower_tiers();
 

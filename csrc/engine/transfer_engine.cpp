@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <utility>
 
 namespace tierpage {
 namespace {
@@ -14,23 +15,25 @@ static_assert(static_cast<int>(CopyDirection::kToDevice) == static_cast<int>(Lin
               static_cast<int>(CopyDirection::kToHost) == static_cast<int>(Link::kToHost));
 size_t direction_of(Link copy) { return static_cast<size_t>(copy); }
 
-// "page 12 of 2097152 bytes, nvme to device"
-std::string describe(const Action& action, const Route& route) {
-  static constexpr const char* kWays[] = {"host to device", "device to host", "nvme to device",
-                                          "device to nvme", "host to nvme",   "nvme to host"};
-  static_assert(std::size(kWays) == static_cast<size_t>(EventKind::kNvmeToHost) + 1);
-  return "page " + std::to_string(page_of(action.transfer)) + " of " + std::to_string(action.bytes) + " bytes, " +
-         kWays[static_cast<size_t>(route.event)];
-}
-
 constexpr size_t kDiskRequestsMax = 16;
 
 }  // namespace
 
+// "page 12 of 2097152 bytes, nvme to device"
+std::string TransferEngine::text_of(const Flight& flight) {
+  static constexpr const char* kWays[] = {"host to device", "device to host", "nvme to device",
+                                          "device to nvme", "host to nvme",   "nvme to host"};
+  static_assert(std::size(kWays) == static_cast<size_t>(EventKind::kNvmeToHost) + 1);
+  return "page " + std::to_string(page_of(flight.action.transfer)) + " of " + std::to_string(flight.action.bytes) +
+         " bytes, " + kWays[static_cast<size_t>(flight.route.event)];
+}
+
 TransferEngine::TransferEngine(DeviceBackend& backend, HostArena* arena, BlockStore* store, StagingBuffers* staging,
                                EventLog& log, bool store_reaches_device)
     : backend_(backend), arena_(arena), store_(store), staging_(staging), log_(log),
-      store_reaches_device_(store_reaches_device) {}
+      store_reaches_device_(store_reaches_device) {
+  if (backend_.coder() != nullptr) code_ring_ = CodeRing(backend_.coder()->options().ring_bytes);
+}
 
 void TransferEngine::detach_lower_tiers() {
   arena_ = nullptr;
@@ -40,13 +43,15 @@ void TransferEngine::detach_lower_tiers() {
 }
 
 bool TransferEngine::must_poll() const {
+  if (code_meter_.under_way() > 0) return true;
   return !watched_.empty() || (backend_.info().must_poll && (submitted_[0] > 0 || submitted_[1] > 0));
 }
 
 std::string TransferEngine::queue_state() const {
   return std::to_string(flights_.size()) + " transfers under way, device copies " + std::to_string(submitted_[0]) +
          " up and " + std::to_string(submitted_[1]) + " down, disk requests " + std::to_string(disk_requests_) +
-         ", fences awaited " + std::to_string(watched_.size());
+         ", pages being coded " + std::to_string(code_meter_.under_way()) + ", fences awaited " +
+         std::to_string(watched_.size());
 }
 
 StuckTransfers TransferEngine::stuck(int64_t now_ns, int64_t patience_ns) const {
@@ -60,16 +65,30 @@ StuckTransfers TransferEngine::stuck(int64_t now_ns, int64_t patience_ns) const 
     seen.push_back(piece.flight);
     found.bytes += piece.flight->action.bytes;
   }
+  const Flight* coded = nullptr;  // with the coder for longest
+  for (const auto& [id, flight] : flights_) {
+    if (flight.coding_since_ns == 0 || now_ns - flight.coding_since_ns < patience_ns) continue;
+    if (coded == nullptr || flight.coding_since_ns < coded->coding_since_ns) coded = &flight;
+    seen.push_back(&flight);
+    found.bytes += flight.action.bytes;
+  }
   found.count = seen.size();
+  if (coded != nullptr && (oldest == nullptr || coded->coding_since_ns < oldest->issued_ns)) {
+    found.oldest = coded->action.transfer;
+    found.oldest_ns = now_ns - coded->coding_since_ns;
+    found.text =
+        text_of(*coded) + ", has been with the coder for " + std::to_string(found.oldest_ns / 1'000'000'000) + " s";
+    return found;
+  }
   if (oldest == nullptr) return found;
   static constexpr const char* kHops[] = {"copy to the device", "copy from the device", "disk read", "disk write"};
   static_assert(std::size(kHops) == kLinkCount);
   const Flight& flight = *oldest->flight;
   found.oldest = flight.action.transfer;
   found.oldest_ns = now_ns - oldest->issued_ns;
-  found.text = describe(flight.action, flight.route) + ", has made no progress for " +
-               std::to_string(found.oldest_ns / 1'000'000'000) + " s: a " + kHops[static_cast<size_t>(oldest->link())] +
-               " of " + std::to_string(oldest->part.bytes) + " bytes";
+  found.text = text_of(flight) + ", has made no progress for " + std::to_string(found.oldest_ns / 1'000'000'000) +
+               " s: a " + kHops[static_cast<size_t>(oldest->link())] + " of " + std::to_string(oldest->part.bytes) +
+               " bytes";
   if (!is_copy(oldest->link())) {
     found.text += " at offset " + std::to_string(oldest->part.nvme_offset) + " of the NVMe tier";
   }
@@ -124,8 +143,14 @@ void TransferEngine::execute(const Action& action, Finished& finished) {
                            staging_ != nullptr ? staging_->slot_bytes() : 0, SourceFiles::kAlignment,
                            store_reaches_device_};
   Flight& flight = flights_[action.transfer];
-  flight = Flight{action, route_of(action, limits), 0, Status::success(), realtime_ns()};
-  cut(flight);
+  flight.action = action;
+  flight.route = route_of(action, limits);
+  flight.start_ns = realtime_ns();
+  if (wants_code(action)) {
+    wait_for_code_place(flight);
+  } else {
+    cut(flight);
+  }
   pump(finished);
   // Where looking costs nothing, a copy that ended inside its submission ends now, not after the mappings that follow.
   if (!backend_.info().must_poll) collect_copies(finished);
@@ -174,7 +199,10 @@ void TransferEngine::cut(Flight& flight) {
   for (Cutter cutter(flight.action, flight.route); cutter.next(&piece.part);) {
     switch (flight.route.memory) {
       case Route::Memory::kArena: piece.host = arena_->base() + piece.part.arena_offset; break;
-      case Route::Memory::kDevice: piece.host = backend_.memory_at(piece.part.device_offset); break;
+      case Route::Memory::kDevice:
+        piece.host = (flight.code_place.valid() ? code_of(flight) : backend_.memory_at(flight.action.device_offset)) +
+                     piece.part.done;
+        break;
       case Route::Memory::kSlot: break;  // once it has one
     }
     add_piece(piece);
@@ -202,6 +230,7 @@ void TransferEngine::add_piece(const Piece& prototype) {
   }
   const Piece& piece = pieces_[index] = prototype;
   ++piece.flight->pieces_left;
+  ++piece.flight->copies_left;
   std::deque<uint32_t>& queue = waiting_[static_cast<size_t>(piece.link())];
   if (!piece.flight->action.urgent) {
     queue.push_back(index);
@@ -227,6 +256,7 @@ void TransferEngine::pump(Finished& finished) {
 }
 
 void TransferEngine::pump_once(Finished& finished) {
+  begin_coding(finished);
   while (!waiting_in_slot_.empty() && may_submit(Link::kToDevice)) {
     const uint32_t index = waiting_in_slot_.front();
     waiting_in_slot_.pop_front();
@@ -268,8 +298,10 @@ Status TransferEngine::submit(uint32_t piece_index, Link link) {
   const Piece& piece = pieces_[piece_index];
   const Part& part = piece.part;
   if (is_copy(link)) {
-    return backend_.submit_copy(
-        {piece_index, static_cast<CopyDirection>(link), part.device_offset, piece.host, part.bytes});
+    const Flight& flight = *piece.flight;
+    return backend_.submit_copy({piece_index, static_cast<CopyDirection>(link), flight.action.device_offset + part.done,
+                                 piece.host, part.bytes,
+                                 flight.code_place.valid() ? code_of(flight) + part.done : nullptr});
   }
   const StoreOperation operation = link == Link::kNvmeRead ? StoreOperation::kRead : StoreOperation::kWrite;
   if (!piece.route().sourced) return store_->submit({piece_index, operation, part.nvme_offset, part.bytes, piece.host});
@@ -301,7 +333,7 @@ void TransferEngine::collect_copies(Finished& finished) {
   for (const CopyCompletion& completion : copy_completions_) {
     const Piece& piece = pieces_[completion.cookie];
     --submitted_[direction_of(piece.link())];
-    meter_.ended(piece.link(), piece.part.bytes, now);
+    meter_.ended(piece.link(), piece.part.bytes, content_bytes(piece), now);
     piece_done(static_cast<uint32_t>(completion.cookie), completion.status, finished);
   }
 }
@@ -314,6 +346,7 @@ void TransferEngine::poll(Finished& finished) {
 }
 
 void TransferEngine::collect(Finished& finished) {
+  collect_codes(finished);
   collect_copies(finished);
   backend_.take_times(finished.times);
   store_completions_.clear();
@@ -323,7 +356,7 @@ void TransferEngine::collect(Finished& finished) {
   for (const StoreCompletion& completion : store_completions_) {
     --disk_requests_;
     const Piece& piece = pieces_[completion.cookie];
-    meter_.ended(piece.link(), piece.part.bytes, now);
+    meter_.ended(piece.link(), piece.part.bytes, content_bytes(piece), now);
     if (piece.route().sourced) zero_rest(piece);
     piece_done(static_cast<uint32_t>(completion.cookie), completion.status, finished);
   }
@@ -340,9 +373,10 @@ void TransferEngine::piece_done(uint32_t piece_index, const Status& status, Fini
   piece.issued_ns = 0;
   if (!status.ok() && flight.status.ok()) {
     flight.status = status;
-    flight.status.message = describe(flight.action, flight.route) + ": " + status.message;
+    flight.status.message = text_of(flight) + ": " + status.message;
   }
   if (status.ok() && piece.hop + 1 < flight.route.hop_count) {
+    if (piece.link() == Link::kToHost && flight.code_place.valid()) code_left_device(flight);
     ++piece.hop;
     next_hop(piece_index, finished);
     return;
@@ -350,7 +384,12 @@ void TransferEngine::piece_done(uint32_t piece_index, const Status& status, Fini
   if (piece.slot >= 0) staging_->give_back(piece.slot);
   piece = Piece{};
   unused_pieces_.push_back(piece_index);
-  if (--flight.pieces_left == 0) finish_flight(flight.action.transfer, finished);
+  if (--flight.pieces_left > 0) return;
+  if (flight.fetches() && flight.code_place.valid() && flight.status.ok()) {
+    decoded(flight, code(flight, Coding::kDecode));
+    if (flight.status.ok()) return;  // it ends with the decoding
+  }
+  finish_flight(flight.action.transfer, finished);
 }
 
 // A copy waits for its turn on the link; a disk request goes at once, beyond the limit, since it frees a slot.
@@ -369,8 +408,10 @@ void TransferEngine::finish_flight(TransferId id, Finished& finished) {
     flight.status = backend_.reveal(flight.action.frame, flight.action.device_offset);
   }
   const int64_t duration_ns = realtime_ns() - flight.start_ns;
-  log_.add({flight.route.event, page_of(id), flight.start_ns, duration_ns, flight.action.bytes});
-  finished.transfers.push_back({id, TransferResult{flight.status, true, true}, steady_ns()});
+  log_.add({flight.route.event, page_of(id), flight.start_ns, duration_ns, flight.route.moved_bytes});
+  give_place_back(flight);
+  const TransferResult result{flight.status, true, true, flight.coded_bytes, flight.incompressible};
+  finished.transfers.push_back({id, result, steady_ns()});
   flights_.erase(found);
 }
 

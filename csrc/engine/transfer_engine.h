@@ -9,6 +9,11 @@
 // because the order of copies on a link cannot be changed once they are submitted. A piece of two hops passes through
 // one of the staging buffers, which it holds from the first hop to the end of the second; the hops of different pieces
 // overlap.
+//
+// A coded page also passes through a place in the coder's ring (tiers/page_coder.h), which its transfer holds from its
+// beginning to its end: encoded into it before the first piece, decoded out of it behind the last one. Pieces then move
+// between that place and RAM or disk. Who finds no place waits in line, urgent transfers first; of the lines the one
+// that holds least is served first, and the others wait for it.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +25,8 @@
 
 #include "core/model/link_limits.h"
 #include "core/pager/pager.h"
+#include "engine/code_meter.h"
+#include "engine/code_ring.h"
 #include "engine/event_log.h"
 #include "engine/link_meter.h"
 #include "engine/route.h"
@@ -91,6 +98,7 @@ class TransferEngine {
   // The lower tiers are gone from here on (the runtime closed); nothing may be under way.
   void detach_lower_tiers();
   LinkUses link_uses(int64_t now_ns) const { return meter_.uses(now_ns); }
+  CodeUses code_uses() const { return code_meter_.uses(); }
   const WorkTimes& work() const { return work_; }  // mapping, copying, completing
   std::string queue_state() const;                 // for messages
   StuckTransfers stuck(int64_t now_ns, int64_t patience_ns) const;
@@ -100,8 +108,14 @@ class TransferEngine {
     Action action;
     Route route;
     uint32_t pieces_left = 0;
+    uint32_t copies_left = 0;  // of these, the ones whose code has not left the device
     Status status;
     int64_t start_ns = 0;
+    CodeRing::Place code_place;     // in the coder's ring, from its beginning to its end
+    uint64_t coded_bytes = 0;      // of the code that a write-back moves
+    bool incompressible = false;   // ... or it turned out that there is none
+    int64_t coding_since_ns = 0;   // with the coder; 0: it is not
+    bool fetches() const { return action.kind == ActionKind::kFetch; }
   };
   struct Piece {
     Flight* flight = nullptr;
@@ -113,6 +127,14 @@ class TransferEngine {
     const Route& route() const { return flight->route; }
     Link link() const { return flight->route.hops[hop]; }
   };
+
+  static std::string text_of(const Flight& flight);
+  // Who waits for a place in the coder's ring, and what of it those hold that had waited here.
+  struct CodeLine {
+    std::deque<TransferId> waiting;
+    uint64_t held_bytes = 0;
+  };
+  enum : size_t { kUp, kUpFromDisk, kDown, kCodeLines };
 
   void execute_map(const Action& action, Finished& finished);
   int64_t mapped_since(int64_t start_ns, uint64_t mappings);
@@ -133,6 +155,23 @@ class TransferEngine {
   void piece_done(uint32_t piece_index, const Status& status, Finished& finished);
   void finish_flight(TransferId id, Finished& finished);
 
+  bool wants_code(const Action& action) const;
+  void wait_for_code_place(const Flight& flight);
+  CodeLine& line_of(const Flight& flight);
+  CodeLine* next_to_code();
+  uint64_t code_bytes_wanted(const Flight& flight) const;
+  void begin_coding(Finished& finished);
+  uint64_t code_bytes_max(uint64_t page_bytes) const;
+  Status code(Flight& flight, Coding coding);
+  void collect_codes(Finished& finished);
+  void encoded(Flight& flight, uint64_t code_bytes);
+  void encoding_failed(Flight& flight, const Status& status, Finished& finished);
+  void decoded(Flight& flight, const Status& status);
+  void code_left_device(Flight& flight);
+  void give_place_back(Flight& flight);
+  std::byte* code_of(const Flight& flight) const { return backend_.coder()->ring() + flight.code_place.offset; }
+  static uint64_t content_bytes(const Piece& piece);
+
   static constexpr LinkLimit kLimits[2] = {kLimitUp, kLimitDown};  // by CopyDirection
   DeviceBackend& backend_;
   HostArena* arena_;
@@ -148,12 +187,16 @@ class TransferEngine {
   std::deque<uint32_t> waiting_in_slot_;      // for their copy to the device: the second hop, the slot is filled
   size_t submitted_[2] = {0, 0};              // device copies under way, by CopyDirection
   size_t disk_requests_ = 0;
-  bool pump_again_ = false;  // a piece became ready for its second hop without an event
+  bool pump_again_ = false;  // a piece became ready for its second hop, or a place free, without an event
+  CodeRing code_ring_;
+  CodeLine code_lines_[kCodeLines];
+  CodeMeter code_meter_;
   LinkMeter meter_;
   WorkTimes work_;
   std::vector<Fence> watched_;
   std::vector<CopyCompletion> copy_completions_;
   std::vector<StoreCompletion> store_completions_;
+  std::vector<CodeCompletion> code_completions_;
 };
 
 }  // namespace tierpage

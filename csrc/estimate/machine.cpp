@@ -5,6 +5,7 @@
 #include <cmath>
 #include <deque>
 #include <limits>
+#include <unordered_map>
 
 #include "core/model/link_limits.h"
 #include "estimate/decision_hash.h"
@@ -13,6 +14,7 @@ namespace tierpage::estimate {
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr uint64_t kCodedUnit = 64 * kKiB;  // as the engine stores codes of pages of 1 MiB and more
 
 uint64_t hash_of(uint32_t name) { return (name + 1) * 0x9e3779b97f4a7c15ull; }
 
@@ -64,7 +66,8 @@ class Machine {
     regions_.resize(program.id_count);
     run_bytes_max_ = options.list_run_bytes_max != 0 ? options.list_run_bytes_max : options.pager.device_bytes_max / 16;
     pager_.host_space_ready(options.pager.host_bytes_max, false);
-    pager_.foresight().set_fetch_rate(rates_.host_to_device * rates_.duplex_factor / 1e6);
+    const double content = options.pager.compress ? std::min(rates_.code_ratio, 1.0) : 1.0;  // plans count pages
+    pager_.foresight().set_fetch_rate(rates_.host_to_device * rates_.duplex_factor / content / 1e6);
   }
 
   Status run(std::vector<StepReport>* reports) {
@@ -79,8 +82,8 @@ class Machine {
  private:
   struct Totals {
     double time = 0, compute = 0, fault = 0, allocate = 0, up_busy = 0, down_busy = 0;
-    uint64_t up = 0, down = 0, disk_read = 0, disk_write = 0, faults = 0, maps = 0, created = 0, uses = 0,
-             predicted = 0, ahead = 0, on_demand = 0;
+    uint64_t up = 0, down = 0, saved_up = 0, saved_down = 0, disk_read = 0, disk_write = 0, faults = 0, maps = 0,
+             created = 0, uses = 0, predicted = 0, ahead = 0, on_demand = 0;
   };
 
   // --- the program thread ----------------------------------------------------------------------------------------
@@ -182,7 +185,7 @@ class Machine {
   // --- the clock -------------------------------------------------------------------------------------------------
   void wake_pager(double when) {
     if (!pager_.has_actions() && !pager_.wants_planning()) return;
-    const bool sleeps = round_at_ == kNever && !up_.busy() && !down_.busy() && !disk_.busy();
+    const bool sleeps = round_at_ == kNever && !up_.busy() && !down_.busy() && !disk_.busy() && codings_.empty();
     round_at_ = std::min(round_at_, std::max(when + (sleeps ? rates_.rouse_us : 0), pager_free_at_));
   }
 
@@ -206,6 +209,7 @@ class Machine {
       if (link->busy()) next = std::min(next, now_ + link->left() / rate(*link));
     }
     if (!fence_watches_.empty()) next = std::min(next, std::max(now_, fence_watches_.front().first));
+    if (!codings_.empty()) next = std::min(next, std::max(now_, codings_.front().end));
     if (next > limit || next == kNever) return false;
     move_links(next - now_);
     now_ = std::max(now_, next);
@@ -214,6 +218,7 @@ class Machine {
       fence_watches_.pop_front();
       look_soon();
     }
+    while (!codings_.empty() && codings_.front().end <= now_) end_coding();
     if (round_at_ <= now_) round();
     return true;
   }
@@ -242,8 +247,52 @@ class Machine {
     link.busy_us += microseconds;
     const TransferId done = link.carry(bytes);
     if (!done.valid()) return;
-    finished_.push_back(done);
-    look_soon();
+    const auto decoded = decodes_.find(done.value);
+    if (decoded == decodes_.end()) {
+      finished_.push_back(done);
+      look_soon();
+    } else {  // the pager thread sees that the code is there, and has it decoded
+      begin_coding(now_ + microseconds + rates_.look_us, rates_.decode, decoded->second);
+      decodes_.erase(decoded);
+    }
+  }
+
+  // --- codes -----------------------------------------------------------------------------------------------------
+  void begin_coding(double start, double rate, const Action& action) {
+    const double end = start + static_cast<double>(action.bytes) / rate * 1e6;
+    const auto place =
+        std::find_if(codings_.begin(), codings_.end(), [end](const Coding& one) { return one.end > end; });
+    codings_.insert(place, {end, action});
+  }
+
+  // A page that is decoded has arrived; one that is encoded sets out, as long as its code is.
+  void end_coding() {
+    const Action action = std::move(codings_.front().action);
+    codings_.pop_front();
+    if (action.kind == ActionKind::kFetch) {
+      finished_.push_back(action.transfer);
+      look_soon();
+      return;
+    }
+    const double code = std::ceil(rates_.code_ratio * static_cast<double>(action.bytes));
+    const uint64_t stored = std::min(round_up(static_cast<uint64_t>(code), kCodedUnit), action.bytes);
+    TransferResult& result = coded_[action.transfer.value];
+    result.incompressible = stored == action.bytes;
+    result.stored_bytes = result.incompressible ? 0 : stored;
+    write_back(action, stored);
+  }
+
+  void write_back(const Action& action, uint64_t stored) {
+    link_for(action, stored, down_, false).add(action.transfer, stored, rates_.piece_bytes, action.urgent);
+    totals_.down += stored;
+  }
+
+  TransferResult result_of(TransferId transfer) {
+    const auto found = coded_.find(transfer.value);
+    if (found == coded_.end()) return {};
+    const TransferResult result = found->second;
+    coded_.erase(found);
+    return result;
   }
 
   // --- the pager thread ------------------------------------------------------------------------------------------
@@ -254,7 +303,7 @@ class Machine {
     finished_fences_.clear();
     std::vector<TransferId> finished;
     finished.swap(finished_);
-    for (const TransferId transfer : finished) pager_.transfer_done(transfer, {});
+    for (const TransferId transfer : finished) pager_.transfer_done(transfer, result_of(transfer));
     if (pager_.wants_planning()) pager_.plan();
     if (options_.check) pager_.check_invariants();
     std::vector<Action> actions;
@@ -270,6 +319,7 @@ class Machine {
 
   // Copies are given to the links at once although the pager thread gets to them a little later: microseconds.
   double execute(const Action& action, double time) {
+    const uint64_t stored = stored_bytes_of(action);
     switch (action.kind) {
       case ActionKind::kReleaseFrame: return time + rates_.unmap_us;
       case ActionKind::kWatchFence: {
@@ -290,18 +340,19 @@ class Machine {
       case ActionKind::kFetch:
         ++totals_.maps;
         totals_.created += action.create_frame;
-        link_for(action, up_, true).add(action.transfer, action.bytes, rates_.piece_bytes, action.urgent);
-        totals_.up += action.bytes;
-        return time + map_us(action) + submit_us(action);
+        if (stored < action.bytes) decodes_.emplace(action.transfer.value, action);
+        link_for(action, stored, up_, true).add(action.transfer, stored, rates_.piece_bytes, action.urgent);
+        totals_.up += stored;
+        return time + map_us(action) + submit_us(stored);
       case ActionKind::kWriteBack:
-        link_for(action, down_, false).add(action.transfer, action.bytes, rates_.piece_bytes, action.urgent);
-        totals_.down += action.bytes;
-        return time + submit_us(action);
+        if (action.code) begin_coding(time + rates_.look_us, rates_.encode, action);
+        else write_back(action, stored);
+        return time + submit_us(stored);
       case ActionKind::kSpill:
       case ActionKind::kStage:
         disk_reads_ = action.kind == ActionKind::kStage;
-        (disk_reads_ ? totals_.disk_read : totals_.disk_write) += action.bytes;
-        disk_.add(action.transfer, action.bytes, rates_.piece_bytes, false);
+        (disk_reads_ ? totals_.disk_read : totals_.disk_write) += stored;
+        disk_.add(action.transfer, stored, rates_.piece_bytes, false);
         return time;
     }
     return time;
@@ -309,15 +360,15 @@ class Machine {
 
   double map_us(const Action& action) const { return rates_.map_us + (action.create_frame ? rates_.create_us : 0); }
 
-  double submit_us(const Action& action) const {
-    return rates_.submit_us * static_cast<double>((action.bytes + rates_.piece_bytes - 1) / rates_.piece_bytes);
+  double submit_us(uint64_t bytes) const {
+    return rates_.submit_us * static_cast<double>((bytes + rates_.piece_bytes - 1) / rates_.piece_bytes);
   }
 
   // What comes from or goes to the disk is as slow as the disk; its way over the bus hides behind that.
-  Link& link_for(const Action& action, Link& bus, bool read) {
+  Link& link_for(const Action& action, uint64_t stored, Link& bus, bool read) {
     if (action.lower == Tier::kHost) return bus;
     disk_reads_ = read;
-    (read ? totals_.disk_read : totals_.disk_write) += action.bytes;
+    (read ? totals_.disk_read : totals_.disk_write) += stored;
     return disk_;
   }
 
@@ -325,6 +376,8 @@ class Machine {
     totals_.time = now_;
     totals_.up_busy = up_.busy_us;
     totals_.down_busy = down_.busy_us;
+    totals_.saved_up = pager_.stats().saved_bytes_up;
+    totals_.saved_down = pager_.stats().saved_bytes_down;
     totals_.faults = pager_.stats().faults;
     totals_.uses = pager_.foresight().trace().end();
     totals_.predicted = pager_.foresight().predictor().predicted_uses();
@@ -341,6 +394,8 @@ class Machine {
     step.to_host_busy_seconds = (b.down_busy - a.down_busy) / 1e6;
     step.to_device_bytes = b.up - a.up;
     step.to_host_bytes = b.down - a.down;
+    step.saved_up_bytes = b.saved_up - a.saved_up;
+    step.saved_down_bytes = b.saved_down - a.saved_down;
     step.disk_read_bytes = b.disk_read - a.disk_read;
     step.disk_write_bytes = b.disk_write - a.disk_write;
     step.faults = b.faults - a.faults;
@@ -377,7 +432,14 @@ class Machine {
   bool disk_reads_ = true;
   std::deque<std::pair<double, Fence>> fence_watches_;  // by time
   std::vector<Fence> finished_fences_;
-  std::vector<TransferId> finished_;  // seen at the pager thread's next round
+  struct Coding {
+    double end = 0;
+    Action action;
+  };
+  std::deque<Coding> codings_;                          // by end
+  std::unordered_map<uint64_t, Action> decodes_;        // coded pages on their way up, by transfer
+  std::unordered_map<uint64_t, TransferResult> coded_;  // and down
+  std::vector<TransferId> finished_;                    // seen at the pager thread's next round
   double round_at_ = kNever;
   double pager_free_at_ = 0;
   Totals totals_, step_start_;

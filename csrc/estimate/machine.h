@@ -5,8 +5,10 @@
 // What is modelled: kernels run one after the other and take what the recording says; the program thread runs ahead of
 // them until it has to wait for pages; copies go in pieces, a few with the device at a time, urgent ones first, both
 // directions slower when both are busy; mapping, unmapping and creating frames take the pager thread's time; it sees
-// completions when it next looks. What is not: contents (sim_world of the tests has those), several streams, jitter,
-// and a disk that reads and writes at once: its queue runs at the rate of what was given to it last.
+// completions when it next looks; pages are coded before they go down and decoded when they have come up, beside the
+// links. What is not: contents (sim_world of the tests has those), several streams, jitter, coders that take time from
+// kernels, pages that wait for a place in the coder's ring, and a disk that reads and writes at once: its queue runs at
+// the rate of what was given to it last.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +39,11 @@ struct MachineRates {
   uint32_t launches_ahead_max = 1000;
   double ahead_us_max = 1e9;  // work queued before the program thread waits for the kernels
   uint64_t piece_bytes = kLimitOfModel.piece_bytes;
+  // With PagerConfig::compress: bytes of a code by those of its page (0.70 for weights in bfloat16; 1: none gets
+  // shorter), and content that is coded in a second.
+  double code_ratio = 1;
+  double encode = 550e9;
+  double decode = 1970e9;
 };
 
 struct StepReport {
@@ -46,8 +53,10 @@ struct StepReport {
   double allocate_seconds = 0;  // ... for room
   double to_device_busy_seconds = 0;
   double to_host_busy_seconds = 0;
-  uint64_t to_device_bytes = 0;
+  uint64_t to_device_bytes = 0;  // over the link: of codes, where pages are coded
   uint64_t to_host_bytes = 0;
+  uint64_t saved_up_bytes = 0;  // of those pages, what their codes made shorter; from and to the disk too
+  uint64_t saved_down_bytes = 0;
   uint64_t disk_read_bytes = 0;
   uint64_t disk_write_bytes = 0;
   uint64_t faults = 0;

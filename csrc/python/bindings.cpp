@@ -78,6 +78,8 @@ py::dict config_of(const PyRuntime& self) {
   config["frame_bytes_max"] = pager.frame_bytes_max;
   config["staging_bytes"] = pager.nvme_bytes_max > 0 ? options.staging_slot_bytes * options.staging_slots : 0;
   config["paranoid"] = options.paranoid;
+  config["compress"] = self.runtime().reports().compresses();
+  config["compress_notice"] = self.runtime().reports().coder_notice();
   config["prefetch"] = pager.prefetch;
   return config;
 }
@@ -101,6 +103,8 @@ void put_core(py::dict& out, const Stats& stats) {
   out["writeback_bytes.device_to_host"] = stats.write_back_bytes_device_to_host;
   out["writeback_bytes.device_to_nvme"] = stats.write_back_bytes_device_to_nvme;
   out["writeback_bytes.host_to_nvme"] = stats.write_back_bytes_host_to_nvme;
+  out["saved_bytes.up"] = stats.saved_bytes_up;
+  out["saved_bytes.down"] = stats.saved_bytes_down;
   out["drop_bytes.device"] = stats.drop_bytes_device;
   out["drop_bytes.host"] = stats.drop_bytes_host;
   out["faults.count"] = stats.faults;
@@ -134,6 +138,8 @@ py::dict stats_of(const PyRuntime& self) {
   out["dirty_bytes.current"] = snapshot.dirty_bytes;
   put_stalls(out, snapshot.stalls);
   put_links(out, snapshot.links, "");
+  put_codes(out, snapshot.codes);
+  out["code_ring_bytes"] = snapshot.coder_bytes;
   put_work(out, snapshot.work);
   put_stuck(out, snapshot.stuck);
   put_writes(out, snapshot.writes);
@@ -243,7 +249,9 @@ void close_runtime(const PyRuntime& self) {
 void define_functions(py::module_& module) {
   module.def("probe_device", &probe_device, py::arg("kind"), py::arg("index"));
   module.def("measure_links", &measure_links, py::arg("device"), py::arg("device_index") = 0,
-             py::arg("nvme_path") = std::vector<std::string>(), "GB/s of each link, measured for about two seconds.");
+             py::arg("nvme_path") = std::vector<std::string>(), py::arg("code_kernels") = py::bytes(),
+             "GB/s of each link, measured for about two seconds; of coding and decoding a page too, on a GPU where the "
+             "kernels for it are given (page_code.compiled).");
   module.def(
       "replay_program", &replay_program, py::arg("program"), py::arg("device_bytes"), py::arg("host_bytes"),
       py::arg("nvme_bytes"), py::arg("rates"), py::arg("loops"),

@@ -15,8 +15,10 @@ namespace tierpage {
 // Facts about a device ("cpu" or "cuda") without enabling anything.
 pybind11::dict probe_device(const std::string& kind, int index);
 
-// GB/s of each link, measured for about two seconds; the disk's where nvme_path names a directory.
-pybind11::dict measure_links(const std::string& device, int device_index, const std::vector<std::string>& nvme_path);
+// GB/s of each link, measured for about two seconds; the disk's where nvme_path names a directory, of coding
+// and decoding a page ("code_error" instead: why not) on the CPU and where the kernels for the GPU are given.
+pybind11::dict measure_links(const std::string& device, int device_index, const std::vector<std::string>& nvme_path,
+                             const pybind11::bytes& code_kernels);
 
 // EngineError, which tierpage.native turns into an exception of tierpage.errors.
 [[noreturn]] void raise_error(const Status& status);

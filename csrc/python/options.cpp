@@ -27,6 +27,7 @@ struct Word {
 constexpr Word<bool> kDevices[] = {{"cpu", false}, {"cuda", true}};
 constexpr Word<bool> kScopes[] = {{"all", false}, {"explicit", true}};
 constexpr Word<bool> kOverflows[] = {{"auto", true}, {"off", false}};
+constexpr Word<Compress> kCompress[] = {{"auto", Compress::kAuto}, {"off", Compress::kOff}, {"on", Compress::kOn}};
 constexpr Word<Tier> kTiers[] = {{"device", Tier::kDevice}, {"host", Tier::kHost}, {"nvme", Tier::kNvme}};
 constexpr Word<PolicyKind> kPolicies[] = {{"auto", PolicyKind::kAuto}, {"clock", PolicyKind::kClock}};
 constexpr Word<Verify> kVerify[] = {{"off", Verify::kOff}, {"read", Verify::kRead}, {"full", Verify::kFull}};
@@ -86,6 +87,12 @@ void put_write_budget(RuntimeOptions& options, const py::handle& given) {
   options.nvme_write_period_seconds = rate.second;
 }
 
+// The compiled text of a program: bytes.
+void put_code_kernels(RuntimeOptions& options, const py::handle& given) {
+  if (!py::isinstance<py::bytes>(given)) throw py::cast_error();
+  options.code_kernels = given.cast<py::bytes>();
+}
+
 const std::vector<Option>& table() {
   using O = RuntimeOptions;
   static const std::vector<Option> options = {
@@ -116,6 +123,9 @@ const std::vector<Option>& table() {
       value("list_run_fraction", &O::list_run_fraction),
       word("overflow", &O::overflow, kOverflows),
       value("launch_guard", &O::launch_guard),
+      word("compress", &O::compress, kCompress),
+      {"code_kernels", &put_code_kernels, {}},
+      value("code_refusal", &O::code_refusal),
   };
   return options;
 }

@@ -5,6 +5,7 @@
 #include <ctime>
 #include <functional>
 #include <memory>
+#include <random>
 #include <vector>
 
 #include <pybind11/stl.h>
@@ -15,6 +16,7 @@
 #include "options.h"
 #include "tiers/block_store.h"
 #include "tiers/device_backend.h"
+#include "tiers/page_coder.h"
 
 namespace py = pybind11;
 
@@ -22,6 +24,7 @@ namespace tierpage {
 namespace {
 
 constexpr uint64_t kProbeBytes = 64 * kMiB;
+constexpr uint64_t kCodedBytes = 32 * kMiB;  // the largest page of a GPU
 
 void pause_briefly() {
   const timespec time{0, 20'000};
@@ -52,6 +55,56 @@ void measure_device(DeviceBackend& backend, void* host, py::dict& out) {
   };
   out["host_to_device"] = copy(CopyDirection::kToDevice);
   out["device_to_host"] = copy(CopyDirection::kToHost);
+  (void)backend.unmap(FrameId(0), 0);
+  backend.release_frame(FrameId(0));
+}
+
+// What weights in bfloat16 look like.
+void fill_with_weights(std::byte* memory, uint64_t bytes) {
+  constexpr uint64_t kRepeatedBytes = kMiB;
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal(0, 0.02f);
+  for (uint64_t at = 0; at < std::min(bytes, kRepeatedBytes); at += 2) {
+    const float weight = normal(random);
+    std::memcpy(memory + at, reinterpret_cast<const std::byte*>(&weight) + 2, 2);
+  }
+  for (uint64_t at = kRepeatedBytes; at < bytes; at += kRepeatedBytes) {
+    std::memcpy(memory + at, memory, std::min(kRepeatedBytes, bytes - at));
+  }
+}
+
+// Content a second of one page at a time; why not, where the coder cannot be opened.
+void measure_codes(DeviceBackend& backend, std::byte* host, const std::string& kernels, py::dict& out) {
+  const uint64_t bytes = std::min(kCodedBytes, backend.info().frame_bytes_max);
+  const uint64_t room = round_up(bytes / 10 * 9, 4 * kKiB);
+  if (!backend.create_frame(FrameId(0), bytes).ok() || !backend.map(FrameId(0), 0).ok()) return;
+  fill_with_weights(host, bytes);
+  std::vector<CopyCompletion> copied;
+  Status status = backend.submit_copy({0, CopyDirection::kToDevice, 0, host, bytes});
+  while (status.ok() && copied.empty()) backend.poll_copies(copied);
+  if (status.ok()) status = backend.open_coder({kernels, room, room, false});
+  if (status.ok()) {
+    PageCoder& coder = *backend.coder();
+    CodeRequest request{0, 0, backend.memory_at(0), bytes, coder.ring(), room};
+    const auto run = [&](bool encodes) {
+      status = encodes ? coder.submit_encode(request) : coder.submit_decode(request);
+      std::vector<CodeCompletion> ended;
+      while (status.ok() && ended.empty()) coder.poll(ended);
+      if (status.ok()) status = ended.front().status;
+      return status.ok() ? ended.front().coded_bytes : 0;
+    };
+    uint64_t coded_bytes = 0;
+    out["page_encode"] = best_rate(bytes, [&] { return (coded_bytes = run(true)) > 0; });
+    request.code_bytes = coded_bytes;
+    if (coded_bytes > 0) {
+      out["page_decode"] = best_rate(bytes, [&] {
+        run(false);
+        return status.ok();
+      });
+    }
+    backend.close_coder();
+  }
+  if (!status.ok()) out["code_error"] = status.message;
   (void)backend.unmap(FrameId(0), 0);
   backend.release_frame(FrameId(0));
 }
@@ -121,7 +174,8 @@ py::dict probe_device(const std::string& kind, int index) {
   return out;
 }
 
-py::dict measure_links(const std::string& device, int index, const std::vector<std::string>& paths) {
+py::dict measure_links(const std::string& device, int index, const std::vector<std::string>& paths,
+                       const py::bytes& code_kernels) {
   const bool cuda = is_cuda(device);
   py::dict out;
   std::unique_ptr<DeviceBackend> backend;
@@ -140,7 +194,11 @@ py::dict measure_links(const std::string& device, int index, const std::vector<s
                          std::memcpy(memory.memory(1), memory.memory(0), kProbeBytes);
                          return true;
                        });
-  if (status.ok()) measure_device(*backend, memory.memory(0), out);
+  if (status.ok()) {
+    measure_device(*backend, memory.memory(0), out);
+    const std::string kernels = code_kernels;
+    if (!cuda || !kernels.empty()) measure_codes(*backend, memory.memory(0), kernels, out);
+  }
   if (!paths.empty()) measure_disk(paths, memory.memory(0), 2 * kProbeBytes, out);
   return out;
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -31,6 +32,7 @@ struct RateName {
   const char* name;
   double MachineRates::* place;
   bool divides;  // a rate, by which bytes are divided; else a cost, which may be 0
+  double most = std::numeric_limits<double>::max();
 };
 constexpr RateName kRates[] = {
     {"host_to_device", &MachineRates::host_to_device, true},
@@ -46,6 +48,9 @@ constexpr RateName kRates[] = {
     {"wake_us", &MachineRates::wake_us, false},
     {"look_us", &MachineRates::look_us, false},
     {"rouse_us", &MachineRates::rouse_us, false},
+    {"code_ratio", &MachineRates::code_ratio, true, 1},
+    {"encode", &MachineRates::encode, true},
+    {"decode", &MachineRates::decode, true},
 };
 
 MachineRates rates_of(const py::dict& dict) {
@@ -56,7 +61,7 @@ MachineRates rates_of(const py::dict& dict) {
         std::find_if(std::begin(kRates), std::end(kRates), [&](const RateName& rate) { return name == rate.name; });
     if (found == std::end(kRates)) throw py::value_error("there is no rate \"" + name + "\"");
     const double number = py::cast<double>(value);
-    if (!std::isfinite(number) || number < 0 || (found->divides && number <= 0))
+    if (!std::isfinite(number) || number < 0 || (found->divides && number <= 0) || number > found->most)
       throw py::value_error("rate \"" + name + "\" is " + std::to_string(number) + ", not a number that can be used");
     rates.*found->place = number;
   }
@@ -75,6 +80,7 @@ ReplayOptions options_of(uint64_t device_bytes, uint64_t host_bytes, uint64_t nv
   options.pager.host_bytes_max = host_bytes;
   options.pager.nvme_bytes_max = nvme_bytes;
   options.pager.span_bytes_min = 256 * kKiB;
+  options.pager.compress = options.rates.code_ratio < 1;
   return options;
 }
 
@@ -88,7 +94,7 @@ uint64_t range_bytes_for(const Program& program) {
 }
 
 // Two bounds, of which the longer holds: what VRAM cannot hold crosses the bus, what VRAM and RAM cannot hold together
-// crosses the disk's link.
+// crosses the disk's link. Codes stand for more content than they are long: in RAM, and of what crosses a link.
 PhaseBound bound_of(const Program& program, const ReplayOptions& options, const std::vector<StepReport>& steps) {
   if (program.loop_begin >= program.lines.size() || steps.empty()) return {};
   const StepReport& last = steps.back();
@@ -96,11 +102,14 @@ PhaseBound bound_of(const Program& program, const ReplayOptions& options, const 
       std::min(last.to_device_bytes, last.to_host_bytes) * 10 > std::max(last.to_device_bytes, last.to_host_bytes);
   const double duplex = both ? options.rates.duplex_factor : 1.0;
   const uint64_t device_bytes = options.pager.device_bytes_max;
-  PhaseBound bound = bound_by_phases(program, device_bytes, options.rates.host_to_device * duplex,
-                                     options.rates.device_to_host * duplex);
+  const double content = 1 / options.rates.code_ratio;
+  PhaseBound bound = bound_by_phases(program, device_bytes, options.rates.host_to_device * duplex * content,
+                                     options.rates.device_to_host * duplex * content);
   if (options.pager.nvme_bytes_max > 0) {
-    const PhaseBound disk = bound_by_phases(program, device_bytes + options.pager.host_bytes_max,
-                                            options.rates.disk_read, options.rates.disk_write);
+    const double host_content = static_cast<double>(options.pager.host_bytes_max) * content;
+    const auto host_bytes = static_cast<uint64_t>(std::min(host_content, static_cast<double>(kRangeBytesMax)));
+    const PhaseBound disk = bound_by_phases(program, device_bytes + host_bytes, options.rates.disk_read * content,
+                                            options.rates.disk_write * content);
     bound.seconds = std::max(bound.seconds, disk.seconds);
   }
   return bound;
@@ -116,6 +125,8 @@ py::dict row_of(const StepReport& step) {
   row["to_host_busy_seconds"] = step.to_host_busy_seconds;
   row["to_device_bytes"] = step.to_device_bytes;
   row["to_host_bytes"] = step.to_host_bytes;
+  row["saved_up_bytes"] = step.saved_up_bytes;
+  row["saved_down_bytes"] = step.saved_down_bytes;
   row["disk_read_bytes"] = step.disk_read_bytes;
   row["disk_write_bytes"] = step.disk_write_bytes;
   row["faults"] = step.faults;

@@ -94,6 +94,16 @@ void put_work(py::dict& out, const WorkTimes& work) {
   out["pager_thread_count.copies"] = work.copies;
 }
 
+void put_codes(py::dict& out, const CodeUses& codes) {
+  const char* const ways[] = {"encode", "decode"};
+  for (size_t i = 0; i < codes.size(); ++i) {
+    out[key("code_seconds.", ways[i])] = seconds(codes[i].busy_ns);
+    out[key("code_pages.", ways[i])] = codes[i].pages;
+    out[key("content_bytes.", ways[i])] = codes[i].bytes;
+    out[key("coded_bytes.", ways[i])] = codes[i].coded_bytes;
+  }
+}
+
 void put_stuck(py::dict& out, const StuckTransfers& stuck) {
   out["stuck_transfers.current"] = stuck.count;
   out["stuck_bytes.current"] = stuck.bytes;

@@ -63,14 +63,15 @@ TEST(AccountsTest, AnotherPlanOrAnotherCapacityForgetsTheLastRecurrence) {
 TEST(AccountsTest, ARateIsTakenOnceEnoughWentUp) {
   Accounts accounts(16);
   LinkUses links{};
-  links[kUp] = {1'000'000, kGiB / 4 - 1};
+  links[kUp] = {1'000'000, 1, kGiB / 4 - 1};
   accounts.set_links(links);
   EXPECT_EQ(accounts.take_fetch_rate(), 0);
-  links[kUp] = {1'000'000, kGiB / 4};
+  links[kUp] = {1'000'000, 1, kGiB / 4};
   accounts.set_links(links);
-  EXPECT_DOUBLE_EQ(accounts.take_fetch_rate(), static_cast<double>(kGiB / 4) / 1e3);  // of 1000 microseconds
+  // Of 1000 microseconds and of content, however coded.
+  EXPECT_DOUBLE_EQ(accounts.take_fetch_rate(), static_cast<double>(kGiB / 4) / 1e3);
   EXPECT_EQ(accounts.take_fetch_rate(), 0);
-  links[kUp] = {3'000'000, kGiB};
+  links[kUp] = {3'000'000, 1, kGiB};
   accounts.set_links(links);
   EXPECT_DOUBLE_EQ(accounts.take_fetch_rate(), static_cast<double>(kGiB / 4 * 3) / 2e3);  // since the last one
 }

@@ -149,6 +149,9 @@ class CommandedBackend final : public DeviceBackend {
   Status allow_writes(uint64_t offset, uint64_t bytes) override { return inner_->allow_writes(offset, bytes); }
   Status lock_host(void* host, uint64_t bytes) override { return inner_->lock_host(host, bytes); }
   void unlock_host(void* host) override { inner_->unlock_host(host); }
+  Status open_coder(const CoderOptions& options) override {  // its ring is memory like any other
+    return make_host_coder(options, &coder_);
+  }
   Status submit_copy(const CopyRequest& request) override {
     if (due(fail_copy)) return Status::error(StatusCode::kUnavailable, "injected: no copy");
     return inner_->submit_copy(request);

@@ -18,6 +18,7 @@ struct Shape {
   bool paranoid = false;
   uint64_t host_bytes = 8 * kMiB;
   int rounds = 400;
+  bool coded = false;
 };
 
 class RoundTrip : public EngineTest, public ::testing::WithParamInterface<Shape> {};
@@ -173,6 +174,11 @@ TEST_P(RoundTrip, EveryByteReadIsTheLastOneWritten) {
   RuntimeOptions options = small_options();
   options.host_bytes_max = shape.host_bytes;
   options.paranoid = shape.paranoid;
+  if (shape.coded) {
+    options.compress = Compress::kOn;
+    options.frame_bytes_max = 16 * kKiB;  // a ring for six of them: more would leave the threads too little
+    options.device_bytes_max += 96 * kKiB;
+  }
   options.nvme_bytes_max = 8 * kMiB;
   RuntimeParts parts;
   if (shape.lower == Lower::kDirect) options.nvme_path = {directory.path()};
@@ -194,7 +200,7 @@ TEST_P(RoundTrip, EveryByteReadIsTheLastOneWritten) {
   std::atomic<bool> over{false};
   std::thread shrinker([&] {
     for (uint64_t i = 0; !over; ++i) {
-      EXPECT_TRUE(engine->set_budget(Tier::kDevice, (160 + i % 4 * 32) * kKiB).ok());
+      EXPECT_TRUE(engine->set_budget(Tier::kDevice, ((shape.coded ? 256 : 160) + i % 4 * 32) * kKiB).ok());
       EXPECT_TRUE(engine->set_budget(Tier::kHost, shape.host_bytes - i % 3 * 64 * kKiB).ok());
       (void)engine->reports().snapshot();
       (void)engine->reports().placement(shared[i % shared.size()].address);
@@ -213,6 +219,10 @@ TEST_P(RoundTrip, EveryByteReadIsTheLastOneWritten) {
   if (shape.lower != Lower::kHostOnly) {
     EXPECT_GT(stats.write_back_bytes_device_to_nvme + stats.write_back_bytes_host_to_nvme, 0u);
     EXPECT_GT(stats.fetch_bytes_nvme_to_device + stats.fetch_bytes_nvme_to_host, 0u);
+  }
+  if (shape.coded) {
+    const CodeUses codes = engine->reports().snapshot().codes;
+    for (const CodeUse& use : codes) EXPECT_GT(use.bytes, use.coded_bytes);
   }
   for (const Region& region : shared) owner.free(region);
   EXPECT_EQ(engine->reports().live_bytes(), 0u);
@@ -241,6 +251,19 @@ const Shape kShapes[] = {
      .paranoid = true,
      .host_bytes = kStagingBytes + 192 * kKiB,
      .rounds = 150},
+    {.name = "coded", .coded = true},
+    {.name = "coded_polled_paranoid", .polled = true, .paranoid = true, .rounds = 150, .coded = true},
+    {.name = "coded_three_tiers",
+     .lower = Lower::kDirect,
+     .asynchronous_copies = true,
+     .host_bytes = kStagingBytes + 192 * kKiB,
+     .coded = true},
+    {.name = "coded_no_ram_but_the_ring",
+     .lower = Lower::kMemory,
+     .polled = true,
+     .host_bytes = kStagingBytes + 128 * kKiB,
+     .rounds = 300,
+     .coded = true},
 };
 INSTANTIATE_TEST_SUITE_P(Shapes, RoundTrip, ::testing::ValuesIn(kShapes),
                          [](const auto& shape) { return std::string(shape.param.name); });

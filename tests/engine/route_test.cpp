@@ -114,7 +114,7 @@ TEST(CutterTest, NoPartIsLargerThanTheRouteAllowsAndAllBytesAreCovered) {
   ASSERT_EQ(parts.size(), 3u);
   EXPECT_EQ(parts[0].bytes, 8 * kMiB);
   EXPECT_EQ(parts[2].bytes, 4 * kMiB);
-  EXPECT_EQ(parts[2].device_offset, kGiB + 16 * kMiB);
+  EXPECT_EQ(parts[2].done, 16 * kMiB);
   EXPECT_EQ(parts[2].arena_offset, 16 * kMiB);
 }
 

@@ -1,0 +1,278 @@
+// Coded pages through the engine: what they save, what is left alone, and what becomes of a coder's failures.
+// Method: an engine on the host device whose coder does what the test says.
+#include <algorithm>
+#include <cstring>
+#include <random>
+
+#include "engine_under_test.h"
+
+namespace tierpage::testing {
+namespace {
+
+constexpr uint64_t kBytes = 64 * kKiB;
+
+// Around the host coder: failures of the n-th call from now on.
+class CommandedCoder final : public PageCoder {
+ public:
+  explicit CommandedCoder(const CoderOptions& options) : PageCoder(options) {
+    EXPECT_TRUE(make_host_coder(options, &inner_).ok());
+  }
+  static inline std::atomic<bool> refuse_encode{false}, refuse_decode{false}, damage{false}, hold{false};
+
+  std::byte* ring() const override { return inner_->ring(); }
+  Status submit_encode(const CodeRequest& request) override {
+    if (refuse_encode) return Status::error(StatusCode::kUnavailable, "injected: no launch");
+    return inner_->submit_encode(request);
+  }
+  Status submit_decode(const CodeRequest& request) override {
+    if (refuse_decode) return Status::error(StatusCode::kUnavailable, "injected: no launch");
+    if (damage) *request.code ^= std::byte{1};  // of the magic number
+    return inner_->submit_decode(request);
+  }
+  void poll(std::vector<CodeCompletion>& completions) override {
+    if (!hold) inner_->poll(completions);
+  }
+
+ private:
+  std::unique_ptr<PageCoder> inner_;
+};
+
+class CodingBackend final : public DeviceBackend {
+ public:
+  explicit CodingBackend(std::unique_ptr<DeviceBackend> inner) : inner_(std::move(inner)) {}
+  const DeviceInfo& info() const override { return inner_->info(); }
+  std::byte* base() const override { return inner_->base(); }
+  uint64_t range_bytes() const override { return inner_->range_bytes(); }
+  Status create_frame(FrameId frame, uint64_t bytes) override { return inner_->create_frame(frame, bytes); }
+  void release_frame(FrameId frame) override { inner_->release_frame(frame); }
+  Status map(FrameId frame, uint64_t offset) override { return inner_->map(frame, offset); }
+  Status unmap(FrameId frame, uint64_t offset) override { return inner_->unmap(frame, offset); }
+  Status place(FrameId frame, uint64_t offset) override { return inner_->place(frame, offset); }
+  Status reveal(FrameId frame, uint64_t offset) override { return inner_->reveal(frame, offset); }
+  std::byte* memory_at(uint64_t offset) const override { return inner_->memory_at(offset); }
+  Status forbid_writes(uint64_t offset, uint64_t bytes) override { return inner_->forbid_writes(offset, bytes); }
+  Status allow_writes(uint64_t offset, uint64_t bytes) override { return inner_->allow_writes(offset, bytes); }
+  Status lock_host(void* host, uint64_t bytes) override { return inner_->lock_host(host, bytes); }
+  void unlock_host(void* host) override { inner_->unlock_host(host); }
+  Status open_coder(const CoderOptions& options) override {
+    coder_ = std::make_unique<CommandedCoder>(options);
+    return Status::success();
+  }
+  Status submit_copy(const CopyRequest& request) override { return inner_->submit_copy(request); }
+  size_t poll_copies(std::vector<CopyCompletion>& completions) override { return inner_->poll_copies(completions); }
+  void set_wake(void (*wake)(void*), void* context) override { inner_->set_wake(wake, context); }
+  StreamId stream_id(uint64_t native_stream) override { return inner_->stream_id(native_stream); }
+  Status record_fence(uint64_t stream, Fence* fence) override { return inner_->record_fence(stream, fence); }
+  bool fence_done(Fence fence) override { return inner_->fence_done(fence); }
+  DeviceMemoryInfo memory_info() override { return inner_->memory_info(); }
+
+ private:
+  std::unique_ptr<DeviceBackend> inner_;
+};
+
+RuntimeOptions coding_options() {
+  RuntimeOptions options = small_options();
+  options.device_bytes_max = 768 * kKiB;
+  options.compress = Compress::kOn;
+  return options;
+}
+
+class CodedPages : public EngineTest {
+ protected:
+  void SetUp() override {
+    for (std::atomic<bool>* flag : {&CommandedCoder::refuse_encode, &CommandedCoder::refuse_decode,
+                                    &CommandedCoder::damage, &CommandedCoder::hold}) {
+      flag->store(false);
+    }
+  }
+  static RuntimeParts parts_of(const RuntimeOptions& options) {
+    RuntimeParts parts;
+    parts.backend = std::make_unique<CodingBackend>(host_backend(options, false));
+    return parts;
+  }
+};
+
+TEST_F(CodedPages, CopiesAndRamAreOfTheCode) {
+  const RuntimeOptions options = coding_options();
+  Engine engine(options, parts_of(options));
+  Caller caller(engine);
+  const Region region = caller.make(kBytes, 1);
+  EXPECT_EQ(engine.evict({region.address}), kBytes);
+  const auto below = engine->reports().snapshot();
+  EXPECT_EQ(below.codes[0].bytes, kBytes);
+  EXPECT_LT(below.codes[0].coded_bytes, kBytes * 8 / 10);
+  EXPECT_EQ(below.stats.write_back_bytes_device_to_host, below.codes[0].coded_bytes);
+  EXPECT_LT(below.stats.resident_bytes[index_of(Tier::kHost)].current, kBytes);
+  EXPECT_EQ(below.links[static_cast<size_t>(Link::kToHost)].bytes, below.codes[0].coded_bytes);
+  EXPECT_EQ(below.links[static_cast<size_t>(Link::kToHost)].content_bytes, kBytes);
+  caller.expect_intact(region);
+  const auto above = engine->reports().snapshot();
+  EXPECT_EQ(above.codes[1].pages, 1u);
+  EXPECT_EQ(above.codes[1].coded_bytes, below.codes[0].coded_bytes);
+}
+
+TEST_F(CodedPages, NoiseStaysAsItIs) {
+  const RuntimeOptions options = coding_options();
+  Engine engine(options, parts_of(options));
+  Caller caller(engine);
+  Region region = caller.make(kBytes, 1);
+  std::mt19937_64 random(5);
+  std::vector<uint64_t> noise(region.word_count());
+  for (uint64_t& word : noise) word = random();
+  caller.open();
+  ASSERT_EQ(caller.begin({writes(region)}), TP_OK);
+  std::copy(noise.begin(), noise.end(), region.words());
+  ASSERT_EQ(caller.close(), TP_OK);
+  engine.evict({region.address});
+  const auto below = engine->reports().snapshot();
+  EXPECT_EQ(below.codes[0].pages, 1u) << "it was tried";
+  EXPECT_EQ(below.codes[0].coded_bytes, kBytes);
+  EXPECT_EQ(below.stats.write_back_bytes_device_to_host, kBytes);
+  caller.open();
+  ASSERT_EQ(caller.begin({reads(region)}), TP_OK);
+  EXPECT_TRUE(std::equal(noise.begin(), noise.end(), region.words()));
+  ASSERT_EQ(caller.close(), TP_OK);
+  EXPECT_EQ(engine->reports().snapshot().codes[1].pages, 0u);
+}
+
+// What a code takes is rounded up; one that takes as much as its page is none.
+TEST_F(CodedPages, SmallPagesOfEveryRatio) {
+  for (const uint64_t page : {16 * kKiB, 32 * kKiB}) {
+    RuntimeOptions options = coding_options();
+    options.granule_bytes = options.frame_bytes_max = page;
+    Engine engine(options, parts_of(options));
+    Caller caller(engine);
+    std::mt19937_64 random(page);
+    for (uint64_t noisy = 0; noisy <= 16; ++noisy) {  // of sixteen words, the ones that are noise
+      const Region region = caller.make(page, 1);
+      std::vector<uint64_t> content(region.word_count());
+      for (size_t i = 0; i < content.size(); ++i) content[i] = i % 16 < noisy ? random() : 0x3c003c013c023c03;
+      caller.open();
+      ASSERT_EQ(caller.begin({writes(region)}), TP_OK);
+      std::copy(content.begin(), content.end(), region.words());
+      ASSERT_EQ(caller.close(), TP_OK);
+      engine.evict({region.address});
+      caller.open();
+      ASSERT_EQ(caller.begin({reads(region)}), TP_OK);
+      EXPECT_TRUE(std::equal(content.begin(), content.end(), region.words())) << page << " " << noisy;
+      ASSERT_EQ(caller.close(), TP_OK);
+      caller.free(region);
+    }
+  }
+}
+
+TEST_F(CodedPages, ACoderThatRefusesLosesNothing) {
+  const RuntimeOptions options = coding_options();
+  Engine engine(options, parts_of(options));
+  Caller caller(engine);
+  const Region region = caller.make(kBytes, 1);
+  CommandedCoder::refuse_encode = true;
+  EXPECT_EQ(engine.evict({region.address}), kBytes) << "it goes as it is";
+  EXPECT_EQ(engine->reports().snapshot().stats.resident_bytes[index_of(Tier::kHost)].current, kBytes);
+  EXPECT_EQ(engine->reports().snapshot().stats.storage_errors, 0u);
+  CommandedCoder::refuse_encode = false;
+  caller.open();
+  ASSERT_EQ(caller.begin({writes(region)}), TP_OK);  // from now on it may be coded again
+  ASSERT_EQ(caller.close(), TP_OK);
+  EXPECT_EQ(engine.evict({region.address}), kBytes);
+  EXPECT_EQ(engine->reports().snapshot().codes[0].pages, 1u);
+  CommandedCoder::refuse_decode = true;
+  caller.open();
+  EXPECT_NE(caller.begin({reads(region)}), TP_OK);
+  EXPECT_NE(caller.error().find("injected: no launch"), std::string::npos) << caller.error();
+  caller.close();
+  CommandedCoder::refuse_decode = false;
+  caller.expect_intact(region);
+}
+
+TEST_F(CodedPages, ADamagedCodeIsAnErrorThatSaysSo) {
+  const RuntimeOptions options = coding_options();
+  Engine engine(options, parts_of(options));
+  Caller caller(engine);
+  const Region region = caller.make(kBytes, 1);
+  engine.evict({region.address});
+  CommandedCoder::damage = true;
+  caller.open();
+  EXPECT_EQ(caller.begin({reads(region)}), static_cast<int32_t>(StatusCode::kCorruptPage)) << caller.error();
+  EXPECT_NE(caller.error().find("host to device"), std::string::npos) << caller.error();
+  caller.close();
+  CommandedCoder::damage = false;
+  caller.expect_intact(region);  // the copy in RAM was never touched
+}
+
+TEST_F(CodedPages, MorePagesThanPlacesWaitInLine) {
+  const RuntimeOptions options = coding_options();
+  Engine engine(options, parts_of(options));
+  Caller caller(engine);
+  std::vector<Region> regions;
+  for (uint64_t i = 0; i < 16; ++i) regions.push_back(caller.make(kBytes, i));
+  CommandedCoder::hold = true;
+  std::vector<uint64_t> all;
+  for (const Region& region : regions) all.push_back(region.address);
+  std::thread evictor([&] { engine.evict(all); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  CommandedCoder::hold = false;
+  evictor.join();
+  for (const Region& region : regions) caller.expect_intact(region);
+  EXPECT_GE(engine->reports().snapshot().codes[0].pages, 16u);
+}
+
+TEST_F(CodedPages, ReadFromRamWithoutTheDevice) {
+  const RuntimeOptions options = coding_options();
+  Engine engine(options, parts_of(options));
+  Caller caller(engine);
+  const Region region = caller.make(kBytes, 3);
+  std::vector<std::byte> expected(kBytes), found(kBytes);
+  caller.open();
+  ASSERT_EQ(caller.begin({reads(region)}), TP_OK);
+  std::memcpy(expected.data(), region.words(), kBytes);
+  ASSERT_EQ(caller.close(), TP_OK);
+  engine.evict({region.address});
+  const uint64_t fetched = engine->reports().snapshot().codes[1].pages;
+  for (const uint64_t first : {uint64_t{0}, uint64_t{1}, uint64_t{12345}}) {
+    uint64_t end = 0;
+    const uint64_t count = engine->sources().read_host(region.address, first, kBytes - first, found.data(), &end);
+    ASSERT_EQ(count, kBytes - first);
+    EXPECT_TRUE(std::equal(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(count),
+                           expected.begin() + static_cast<std::ptrdiff_t>(first)));
+  }
+  EXPECT_EQ(engine->reports().snapshot().codes[1].pages, fetched);
+}
+
+TEST_F(CodedPages, TheRingGoesWithTheLowerTiers) {
+  const RuntimeOptions options = coding_options();
+  RuntimeParts parts = parts_of(options);
+  DeviceBackend* const backend = parts.backend.get();
+  Engine engine(options, std::move(parts));
+  Caller caller(engine);
+  const Region region = caller.make(kBytes, 1);
+  engine.evict({region.address});
+  ASSERT_NE(backend->coder(), nullptr);
+  ASSERT_TRUE(engine->close().ok());  // brings the page back, through the coder
+  EXPECT_EQ(backend->coder(), nullptr);
+  caller.free(region);
+}
+
+TEST_F(CodedPages, TheRingIsTakenFromTheBudgetOrItIsSaidWhyNot) {
+  RuntimeOptions options = coding_options();
+  {
+    Engine engine(options, parts_of(options));
+    const auto snapshot = engine->reports().snapshot();
+    EXPECT_EQ(snapshot.coder_bytes, 6 * 60 * kKiB);
+    EXPECT_EQ(snapshot.budget_bytes[index_of(Tier::kDevice)], options.device_bytes_max - snapshot.coder_bytes);
+    EXPECT_TRUE(engine->set_budget(Tier::kDevice, 500 * kKiB).ok());
+    EXPECT_EQ(engine->reports().snapshot().budget_bytes[index_of(Tier::kDevice)], 500 * kKiB - snapshot.coder_bytes);
+  }
+  options.device_bytes_max = 256 * kKiB;
+  Runtime* runtime = nullptr;
+  const Status refused = Runtime::create(options, &runtime, parts_of(options));
+  EXPECT_EQ(refused.code, StatusCode::kInvalidArgument);
+  EXPECT_NE(refused.message.find("compress"), std::string::npos) << refused.message;
+  options.compress = Compress::kAuto;
+  Engine engine(options, parts_of(options));
+  EXPECT_FALSE(engine->reports().compresses());
+  EXPECT_FALSE(engine->reports().coder_notice().empty());
+}
+
+}  // namespace
+}  // namespace tierpage::testing
