@@ -98,9 +98,9 @@ def load_storage_extension(path: str) -> str:
     """
     Why it cannot be used; empty: it is loaded.
     """
-def measure_links(device: str, device_index: typing.SupportsInt | typing.SupportsIndex = 0, nvme_path: collections.abc.Sequence[str] = []) -> dict:
+def measure_links(device: str, device_index: typing.SupportsInt | typing.SupportsIndex = 0, nvme_path: collections.abc.Sequence[str] = [], code_kernels: bytes = b'') -> dict:
     """
-    GB/s of each link, measured for about two seconds.
+    GB/s of each link, measured for about two seconds; of coding and decoding a page too, on a GPU where the kernels for it are given (page_code.compiled).
     """
 def option_words() -> dict:
     """

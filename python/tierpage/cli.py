@@ -198,6 +198,12 @@ def _add_estimate(commands: argparse._SubParsersAction[Parser]) -> None:
     estimate.add_argument("--device-budget", default=None, help='bytes in VRAM; several: "16GiB,8GiB" (default: 95 %%)')
     estimate.add_argument("--host-budget", default=None, help="bytes in RAM (default: this machine's, else plenty)")
     estimate.add_argument("--nvme-budget", default=None, help="bytes on disk (default: none)")
+    estimate.add_argument(
+        "--compress",
+        choices=("auto", "off", "on"),
+        default="auto",
+        help="whether pages in RAM and on disk are coded, as the setting of that name (default: auto)",
+    )
     estimate.add_argument("--drive", default=None, metavar="READ:WRITE", help='GB/s; several: "3.5:2.5,7:5"')
     estimate.add_argument(
         "--nvme-path", action="append", default=None, help="directory to measure, with --machine this"

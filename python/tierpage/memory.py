@@ -27,7 +27,8 @@ Table = list[tuple[str, ...]]  # the first row is the heading
 Part = str | Table
 _LEVELS = (".current", ".peak", ".max")
 _LEVEL_GROUPS = (
-    "budget_bytes", "budget_seconds", "engaged", "locked_bytes", "ready_bytes", "reserved", "plan.", "recurrence.",
+    "budget_bytes", "budget_seconds", "code_ring_bytes", "engaged", "locked_bytes", "ready_bytes", "reserved", "plan.",
+    "recurrence.",
 )  # fmt: skip
 _NAMES_SHOWN = 10
 _baseline: dict[str, Number] = {}
@@ -201,7 +202,7 @@ def summary_of(
             f"{stats['stuck_transfers.current']} transfers of {size('stuck_bytes.current')} hang, the oldest for "
             f"{stats['stuck_seconds.current']:.0f} s"
         )
-    parts += [*_written(stats), "", *_stalls(stats, operators, tags), "", *_predicted(stats)]
+    parts += [*_coded(stats), *_written(stats), "", *_stalls(stats, operators, tags), "", *_predicted(stats)]
     return Summary(parts)
 
 
@@ -219,6 +220,20 @@ def _engaged(stats: Mapping[str, Number]) -> str:
     times = stats.get("engagements.count", 0)
     now = "pages leave, or did lately" if stats.get("engaged", False) else "all fits, operators record no fences"
     return f"{now}; engaged {times} time{'' if times == 1 else 's'}"
+
+
+def _coded(stats: Mapping[str, Number]) -> list[str]:
+    """What coded pages saved; nothing where none was coded."""
+    if not stats.get("code_pages.encode") and not stats.get("code_pages.decode"):
+        return []
+    ways = []
+    for way, verb in (("encode", "coded"), ("decode", "decoded")):
+        plain, code = stats.get(f"content_bytes.{way}", 0), stats.get(f"coded_bytes.{way}", 0)
+        if plain:
+            seconds = stats.get(f"code_seconds.{way}", 0.0)
+            ways.append(f"{verb} {format_bytes(plain)} as {format_bytes(code)} ({code / plain:.2f}) in {seconds:.3f} s")
+    up, down = (format_bytes(stats.get(f"saved_bytes.{way}", 0)) for way in ("up", "down"))
+    return [f"{', '.join(ways)}; {up} did not have to come up, {down} did not have to go down"]
 
 
 def _written(stats: Mapping[str, Number]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tierpage import native, storage, touching
+from tierpage import native, page_code, storage, touching
 from tierpage._top.publishing import Publisher, snapshot
 from tierpage.containers import tensors_in
 from tierpage.defaults import in_force
@@ -60,7 +60,9 @@ class Session:
         self._step_start: dict[str, float] = {}
         backend = storage.choose(config)
         with native.translated():
-            self.runtime: _C.Runtime = module.Runtime({**config.engine_options(), **backend.engine_options()})
+            self.runtime: _C.Runtime = module.Runtime(
+                {**config.engine_options(), **backend.engine_options(), **page_code.engine_options(config)}
+            )
         self.wrappers = touching.Wrappers(self.library, self._is_paged)
         self.loads = LoadWatch(self.library.take_up)
         self.offloads = OffloadWatch(

@@ -56,6 +56,7 @@ class Config:
     list_run_fraction: float = 0.0625
     defer_updates: bool = False
     overflow: str = "auto"
+    compress: str = "auto"
     launch_guard: bool = True
     top: bool = True
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -240,6 +241,7 @@ SETTINGS: dict[str, Setting] = {
     "list_run_fraction": Setting(_parse_share),
     "defer_updates": Setting(_parse_bool, in_engine=False),
     "overflow": _choice("auto", "off"),
+    "compress": _choice("auto", "off", "on"),
     "launch_guard": Setting(_parse_bool),
     "top": Setting(_parse_bool, in_engine=False),
 }

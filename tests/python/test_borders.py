@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch  # noqa: F401  (before the engine's module)
 
-from tierpage import errors, native
+from tierpage import errors, native, page_code
 from tierpage.settings import SETTINGS, Config
 from tierpage.storage import Backend
 
@@ -24,7 +24,8 @@ MIB = 1024**2
 
 def options(**changed: Any) -> dict[str, Any]:
     config = Config("cpu", 0, 8 * MIB, 8 * MIB, 0, None)
-    return {**config.engine_options(), **Backend("direct", "").engine_options(), **changed}
+    parts = (config.engine_options(), Backend("direct", "").engine_options(), page_code.engine_options(config))
+    return {name: value for part in (*parts, changed) for name, value in part.items()}
 
 
 def refused(call: Any, *arguments: Any) -> str:
@@ -37,7 +38,8 @@ def refused(call: Any, *arguments: Any) -> str:
 def test_settings_and_the_engines_options_are_one_list() -> None:
     words = engine.option_words()
     assert set(options()) == set(words)
-    assert {name for name, setting in SETTINGS.items() if setting.in_engine} == set(words) - {"device_index", "storage"}
+    made = {"device_index", "storage", "code_kernels", "code_refusal"}  # of settings
+    assert {name for name, setting in SETTINGS.items() if setting.in_engine} == set(words) - made
     for name, setting in SETTINGS.items():
         if setting.words and setting.in_engine:
             assert set(words.pop(name)) == set(setting.words), name

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tierpage import system
+from tierpage import page_code, system
 from tierpage._doctor import checks, report
 from tierpage._doctor.machine import DoctorMachine
 
@@ -47,6 +47,7 @@ class FakeMachine(DoctorMachine):
             "read_link": "",
             "kvikio_problem": None,
             "peer_to_peer_problem": "no nvidia_fs",
+            "page_code_problem": "",
             "read": "always [madvise] never",
             **answers,
         }
@@ -94,6 +95,8 @@ def test_all_is_well():
         ({"environment": {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}}, "conflicts", "WARN"),
         ({"environment": {"TIERPAGE_CONF": "devicebudget:1"}}, "settings", "FAIL"),
         ({"measure_links": {"disk_read": 0.1}}, "disk read", "WARN"),
+        ({"page_code_problem": "NVRTC is not there"}, "page code", "WARN"),
+        ({"measure_links": {"code_error": "cuModuleLoadData: out of memory"}}, "page encode", "WARN"),
     ],
 )
 def test_bad_rows_name_cause_and_remedy(answers, name, state):
@@ -117,6 +120,26 @@ def test_what_the_driver_says_is_shown():
     assert not [entry for entry in rows if "not probed" in entry.value]
     bare = checks.examine(FakeMachine(probe_device={"available": True, "name": "GPU"}))
     assert [entry.name for entry in bare if entry.value == "not probed"] == ["host mapping", "copy engines"]
+
+
+def test_the_page_code_is_a_matter_of_the_gpu():
+    rows = checks.examine(FakeMachine(measure_links={"page_encode": 550.0, "page_decode": 1970.0}))
+    assert row(rows, "page code").value.startswith("works")
+    assert row(rows, "page encode").value == "550.00 GB/s"
+    assert row(rows, "page decode").value == "1970.00 GB/s"
+    without = FakeMachine(probe_device={"available": False, "reason": "no libcuda"}, page_code_problem="not asked")
+    assert (row(checks.examine(without), "page code").state) == "OK"
+    assert "off by default" in row(checks.examine(without), "page code").value
+
+
+def test_why_the_page_code_cannot_be_compiled_is_said(monkeypatch):
+    def refused(index):
+        raise RuntimeError(f"no compiler for cuda:{index}\nand more")
+
+    monkeypatch.setattr(page_code, "compiled", refused)
+    assert DoctorMachine(None, {}).page_code_problem() == "no compiler for cuda:0"
+    monkeypatch.setattr(page_code, "compiled", lambda index: b"kernels")
+    assert DoctorMachine(None, {}).page_code_problem() == ""
 
 
 def test_missing_gpu_is_fine_with_a_cpu_build_of_torch():
@@ -173,7 +196,7 @@ def test_links_of_this_machine_are_measured(tmp_path, directories):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     rows = {entry["name"]: entry for entry in json.loads(done.stdout)["rows"]}
     assert "links" not in rows, rows["links"]
-    expected = {"RAM to RAM"} | ({"disk read", "disk write"} if paths else set())
+    expected = {"RAM to RAM", "page encode", "page decode"} | ({"disk read", "disk write"} if paths else set())
     assert expected <= set(rows)
     assert all(rows[name]["value"].endswith(" GB/s") for name in expected)
     assert [list(path.iterdir()) for path in paths] == [[]] * directories

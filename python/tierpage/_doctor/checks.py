@@ -243,6 +243,18 @@ def check_launch_guard(machine: DoctorMachine) -> Row:
     )  # fmt: skip
 
 
+def check_page_code(machine: DoctorMachine) -> Row:
+    if not machine.probe_device("cuda", 0).get("available") or not machine.torch_has_cuda():
+        return Row("page code", OK, "off by default on the CPU, which copies pages faster than it codes them")
+    problem = machine.page_code_problem()
+    if not problem:
+        return Row("page code", OK, "works: compress:auto and compress:on code pages in RAM and on disk")
+    return Row(
+        "page code", WARN, "does not work: with compress:auto pages in RAM and on disk stay as they are", problem,
+        "do what the cause says, or give compress:off; nothing else depends on it",
+    )  # fmt: skip
+
+
 def check_encryption(machine: DoctorMachine) -> Row:
     found = any(machine.library(name) for name in ("libcrypto.so.3", "libcrypto.so.1.1"))
     return Row("encryption", OK, "libcrypto found" if found else "no libcrypto (only needed for encrypt=True)")
@@ -280,6 +292,8 @@ LINKS = (
     ("host_to_device", "RAM to device"),
     ("device_to_host", "device to RAM"),
     ("memory_copy", "RAM to RAM"),
+    ("page_encode", "page encode"),
+    ("page_decode", "page decode"),
     ("disk_read", "disk read"),
     ("disk_write", "disk write"),
 )
@@ -287,7 +301,7 @@ _SLOW = {"disk_read": 0.5, "disk_write": 0.3, "host_to_device": 3.0, "device_to_
 
 
 def check_links(machine: DoctorMachine) -> list[Row]:
-    """Measured GB/s (1e9 bytes) of each link, about 2 seconds together."""
+    """Measured GB/s (1e9 bytes) of each link, of coded pages those of their content; about 2 seconds together."""
     try:
         rates = dict(machine.measure_links())
     except Exception as error:  # any failure becomes a row, the doctor goes on
@@ -307,14 +321,17 @@ def check_links(machine: DoctorMachine) -> list[Row]:
             else "check the PCIe slot and generation (nvidia-smi -q)"
         )
         rows.append(Row(title, WARN if slow else OK, f"{rate:.2f} GB/s", cause, remedy))
+    if rates.get("code_error"):
+        cause = str(rates["code_error"]).partition("\n")[0]
+        rows.append(Row("page encode", WARN, "not measured", cause, "give compress:off until it works"))
     return rows
 
 
 CHECKS: tuple[Check, ...] = (
     check_build, check_python, check_device, check_vmm, check_host_mapping, check_copy_engines, check_memory,
     check_memlock, check_huge_pages, check_map_count, check_directory, check_file_system, check_direct_io,
-    check_disk_kind, check_io_uring, check_cufile, check_storage, check_launch_guard, check_encryption,
-    check_conflicts, check_settings,
+    check_disk_kind, check_io_uring, check_cufile, check_storage, check_launch_guard, check_page_code,
+    check_encryption, check_conflicts, check_settings,
 )  # fmt: skip
 
 

@@ -90,6 +90,20 @@ class DoctorMachine:
             library.close_guard()
         return refusal or None
 
+    @functools.cached_property
+    def _page_code(self) -> tuple[bytes, str]:
+        """The kernels of coded pages, and why there are none."""
+        from tierpage import page_code
+
+        try:
+            return page_code.compiled(0), ""
+        except Exception as error:  # whatever the compiler, its cache or torch says: nothing is coded then
+            return b"", f"{error}".partition("\n")[0] or type(error).__name__
+
+    def page_code_problem(self) -> str:
+        """Why pages cannot be coded on the GPU; empty if they can. Compiles the kernels, unless they are kept."""
+        return self._page_code[1]
+
     def probe_device(self, kind: str, index: int) -> dict[str, Any]:
         """Facts of a device from the driver; {"available": False, "reason": ...} without one."""
         if (kind, index) not in self._facts:
@@ -106,9 +120,10 @@ class DoctorMachine:
         from tierpage import native
 
         device = "cuda" if self.probe_device("cuda", 0).get("available") else "cpu"
+        kernels = self._page_code[0] if device == "cuda" else b""
         usable = all(self.directory_problem(path) is None for path in self.paths)
         with native.translated():
-            return dict(native.engine_module().measure_links(device, 0, self.paths if usable else []))
+            return dict(native.engine_module().measure_links(device, 0, self.paths if usable else [], kernels))
 
     def counts_as_slow(self, key: str) -> bool:
         """Copies to the device are only judged where the device is a GPU."""

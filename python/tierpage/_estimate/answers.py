@@ -36,6 +36,7 @@ class Question:
     drives: tuple[Drive, ...] = ()
     changes: bool = True
     here: bool = False  # the machine is this one
+    compress: str = "auto"  # as the setting
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _replayer(question: Question, batch: int, made: Answer) -> Replayer:
     task = replace(question.task, batch=batch)
     rates = question.machine.compute(task.mode == "train")
     made.recordings[batch] = record(question.subject, task, rates)
-    return Replayer(made.recordings[batch], question.machine)
+    return Replayer(made.recordings[batch], question.machine, question.compress)
 
 
 def _device_budgets(question: Question) -> list[int]:
@@ -133,7 +134,7 @@ def _changes(question: Question, made: Answer) -> Iterator[Change]:
 
 
 def _faster(question: Question, made: Answer, before: Row) -> Iterator[Change]:
-    replayer = Replayer(made.recordings[before.batch], question.machine)
+    replayer = Replayer(made.recordings[before.batch], question.machine, question.compress)
 
     def at(device: int) -> Row:
         return replayer.row(before.batch, replace(before.budgets, device=device), before.drive)

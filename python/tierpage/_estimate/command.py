@@ -63,7 +63,7 @@ def estimate(options: argparse.Namespace) -> Answer:
     return answer(
         Question(
             subject_of(options.model), task, machine, tuple(dict.fromkeys(batches)), device, host, nvme, drives,
-            not options.quick, here,
+            not options.quick, here, options.compress,
         )
     )  # fmt: skip
 

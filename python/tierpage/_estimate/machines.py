@@ -2,7 +2,8 @@
 
 What kernels and links reach of a maker's figure was measured on one H200 (docs/benchmarks.md): 727 of 989.4 TFLOP/s in
 a forward pass of 2048 tokens and 633 in training, whose backward attention is slower; 3.6 of 4.8 TB/s of memory; 55.2
-of 63.0 GB/s up and 55.0 down, 0.86 of each with both directions busy. Other GPUs are taken to reach the same shares.
+of 63.0 GB/s up and 55.0 down, 0.86 of each with both directions busy; pages of bfloat16 are coded at 550 GB/s and
+decoded at 1970, 0.153 and 0.547 of what its memory reaches. Other GPUs are taken to reach the same shares.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = ["MACHINES", "Drive", "Machine", "named", "this_machine"]
 GB = 1e9
 FORWARD_SHARE, TRAINING_SHARE, MEMORY_SHARE = 0.735, 0.64, 0.75
 UP_SHARE, DOWN_SHARE, DUPLEX_FACTOR = 0.876, 0.873, 0.86
+ENCODE_SHARE, DECODE_SHARE = 0.153, 0.547
 # Lanes x transfers a second x 128/130 of coding / 8 bits, one direction (PCI Express base specifications 4.0 and 5.0).
 PCIE4, PCIE5 = 16 * 16 * 128 / 130 / 8 * GB, 16 * 32 * 128 / 130 / 8 * GB
 DEVICE_MARGIN = 20  # enable() leaves a twentieth of VRAM free, at least 512 MiB
@@ -62,6 +64,11 @@ class Machine:
         if drive is not None:
             rates |= {"disk_read": drive.read, "disk_write": drive.write}
         return rates
+
+    def code_rates(self, ratio: float) -> dict[str, float]:
+        """For the replay, of pages whose codes take ``ratio`` of their bytes: bytes of content a second."""
+        reached = self.memory_rate * self.memory_share
+        return {"code_ratio": ratio, "encode": reached * ENCODE_SHARE, "decode": reached * DECODE_SHARE}
 
     def with_links(self, up: float | None, down: float | None) -> Machine:
         """The same GPU with other links, in bytes a second."""

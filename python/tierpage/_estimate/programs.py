@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from tierpage._estimate.codes import code_ratio
 from tierpage._estimate.errors import EstimateError
 from tierpage._estimate.recording import LAUNCH_MICROSECONDS, ComputeRates, Recorder, cuda_kernels
 from tierpage._estimate.subjects import Subject
@@ -72,6 +73,7 @@ class Recording:
     compute_seconds: float  # its kernels alone
     operators: int
     autocast: bool
+    code_ratio: float  # bytes of the parameters' codes by their own, which is taken for all that is paged
     uncounted: tuple[str, ...] = ()  # operators of whose time the memory traffic alone is counted
 
 
@@ -101,7 +103,7 @@ def record(subject: Subject, task: Task, rates: ComputeRates) -> Recording:
     operators, microseconds, alive = recorder.steps[-1]
     return Recording(
         "\n".join([HEADING, *recorder.lines]) + "\n", *counts, recorder.live_bytes, alive, microseconds / 1e6,
-        operators, session.autocast, tuple(sorted(recorder.uncounted)),
+        operators, session.autocast, session.code_ratio(), tuple(sorted(recorder.uncounted)),
     )  # fmt: skip
 
 
@@ -158,6 +160,11 @@ class _Session:
             sum(p.numel() for p in each if p.requires_grad),
             sum(p.numel() * p.element_size() for p in each),
         )
+
+    def code_ratio(self) -> float:
+        """Of all parameters, else of all buffers: activations are not told apart."""
+        tensors: list[torch.Tensor] = [*self.model.parameters()] or [*self.model.buffers()]
+        return code_ratio((tensor.dtype, tensor.numel() * tensor.element_size()) for tensor in tensors)
 
     def run(self) -> None:
         """A step to warm up, in which optimizer states are made, then the one that may be repeated."""
@@ -348,4 +355,5 @@ def _record_checkpoint(subject: Subject, task: Task, rates: ComputeRates) -> Rec
     return Recording(
         "\n".join(lines) + "\n", count, 0, sum(tensor.bytes for tensor in subject.tensors), held, held,
         total_us / 1e6, len(subject.tensors), False,
+        code_ratio((tensor.dtype, tensor.bytes) for tensor in subject.tensors),
     )  # fmt: skip

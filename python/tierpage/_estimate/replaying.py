@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tierpage import native
+from tierpage._estimate.codes import budget_with_ring, ring_bytes, ring_refusal
 from tierpage._estimate.deferral import FUSED, deferred
 from tierpage._estimate.errors import EstimateError
 from tierpage._estimate.machines import Drive, Machine
@@ -37,6 +38,8 @@ class Row:
 
     ``bound_seconds`` is the least time of any order of transfers (csrc/estimate/phase_bound.h). ``limit`` names what
     is busy for most of the step: "kernels", "link up", "link down", "drive", or "in turn" where none of them is.
+    ``ring_bytes`` of the device budget are the coder's (docs/tuning.md, compress); 0: pages are not coded. Bytes that
+    move are those of codes then, and ``saved_up_bytes`` and ``saved_down_bytes`` what they are less than their pages.
     """
 
     batch: int
@@ -52,6 +55,9 @@ class Row:
     down_bytes: int = 0
     drive_read_bytes: int = 0
     drive_write_bytes: int = 0
+    ring_bytes: int = 0
+    saved_up_bytes: int = 0
+    saved_down_bytes: int = 0
     limit: str = "kernels"
 
     @property
@@ -63,7 +69,8 @@ class Row:
 @dataclass(frozen=True)
 class WorkingSet:
     """The least device budget: ``operator_bytes`` are those of the largest operator, which must all be there at once,
-    in whole pages; ``bytes`` is the least budget that ran in the replay, within one part in a hundred."""
+    in whole pages; ``bytes`` is the least budget that ran in the replay, within one part in a hundred, and the coder's
+    ring where there is one."""
 
     operator: str
     operator_bytes: int
@@ -71,10 +78,10 @@ class WorkingSet:
 
 
 class Replayer:
-    """Replays one recording on one machine."""
+    """Replays one recording on one machine. ``compress``: "auto", "off" or "on", as the setting."""
 
-    def __init__(self, recording: Recording, machine: Machine) -> None:
-        self.recording, self.machine = recording, machine
+    def __init__(self, recording: Recording, machine: Machine, compress: str = "auto") -> None:
+        self.recording, self.machine, self.compress = recording, machine, compress
         self.whole_bytes = alive_whole_bytes(recording.text)
         self._updates = _largest_update(recording.text)
         self._deferred = deferred(recording.text) if self._updates else recording.text
@@ -85,8 +92,11 @@ class Replayer:
 
     def row(self, batch: int, budgets: Budgets, drive: Drive | None) -> Row:
         """The steady state under these budgets."""
+        ring = ring_bytes(budgets.device, self.compress)
+        if refusal := ring_refusal(budgets.device, self.compress):
+            return Row(batch, budgets, drive, refusal=refusal)
         try:
-            out = self._replay(budgets, drive, _LOOPS)
+            out = self._replay(replace(budgets, device=budgets.device - ring), drive, _LOOPS, ring > 0)
         except (OutOfMemoryError, StorageFullError) as error:
             return Row(batch, budgets, drive, refusal=str(error).partition("\n")[0])
         steps = out["steps"]
@@ -115,11 +125,17 @@ class Replayer:
             down_bytes=last["to_host_bytes"],
             drive_read_bytes=last["disk_read_bytes"],
             drive_write_bytes=last["disk_write_bytes"],
+            ring_bytes=ring,
+            saved_up_bytes=last["saved_up_bytes"],
+            saved_down_bytes=last["saved_down_bytes"],
             limit=_busiest(busy, seconds),
         )
 
     def working_set(self) -> WorkingSet:
-        """Searches for the least device budget with which two steps run, RAM being plenty. Raises EstimateError."""
+        """Searches for the least device budget with which two steps run, RAM being plenty. Raises EstimateError.
+
+        Coded or not, the same pages must be there at once: what the coder takes comes on top.
+        """
         name, least = largest_operator(self.recording.text)
         host, plenty = self.plenty(), 2 * self.whole_bytes
 
@@ -138,14 +154,16 @@ class Replayer:
         while high - low > max(GRANULE_BYTES, high * _WORKING_SET_SHARE):
             middle = _whole_granules((low + high) // 2)
             low, high = (low, middle) if runs(middle) else (middle, high)
-        return WorkingSet(name, least, high)
+        return WorkingSet(name, least, budget_with_ring(high, self.compress))
 
-    def _replay(self, budgets: Budgets, drive: Drive | None, loops: int) -> dict[str, Any]:
+    def _replay(self, budgets: Budgets, drive: Drive | None, loops: int, codes: bool = False) -> dict[str, Any]:
         # As csrc/torch/deferral.h: where an update is over more than the device holds, it runs parameter by parameter.
         text = self._deferred if self._updates > budgets.device else self.recording.text
         # With a disk tier the staging buffers are part of the RAM budget.
         staging = min(Config.staging_slot_bytes * Config.staging_slots, budgets.host // 4) if budgets.nvme else 0
         rates = self.machine.link_rates(drive)
+        if codes:
+            rates |= self.machine.code_rates(self.recording.code_ratio)
         with native.translated():
             return dict(
                 native.engine_module().replay_program(

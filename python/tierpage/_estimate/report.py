@@ -33,6 +33,8 @@ def as_json(answer: Answer) -> str:
             "up_bytes_per_second": question.machine.up_rate,
             "down_bytes_per_second": question.machine.down_rate,
         },
+        "compress": question.compress,
+        "code_ratio": recording.code_ratio,
         "parameters": recording.parameters,
         "trained_parameters": recording.trained_parameters,
         "parameter_bytes": recording.parameter_bytes,
@@ -96,6 +98,9 @@ def _row(row: Row) -> dict[str, Any]:
         "down_bytes": row.down_bytes,
         "drive_read_bytes": row.drive_read_bytes,
         "drive_write_bytes": row.drive_write_bytes,
+        "code_ring_bytes": row.ring_bytes,
+        "saved_up_bytes": row.saved_up_bytes,
+        "saved_down_bytes": row.saved_down_bytes,
         "limit": row.limit,
     }
 
@@ -133,6 +138,7 @@ def _facts(answer: Answer) -> list[str]:
         ]  # fmt: skip
     if task.mode == "train":
         rows.append(("usual rule", _rule(recording)))
+    rows.append(("page code", _page_code(answer)))
     if question.subject.make is None:
         rows.append(("not known", "activations: a checkpoint's header has none; each tensor is taken to be read once"))
     if recording.uncounted:
@@ -143,6 +149,16 @@ def _facts(answer: Answer) -> list[str]:
             )
         )
     return [f"{name:<12} {text}" for name, text in rows]
+
+
+def _page_code(answer: Answer) -> str:
+    ratio, setting = answer.recordings[answer.question.batches[0]].code_ratio, answer.question.compress
+    if setting == "off":
+        return "off"
+    if not any(row.ring_bytes for row in answer.rows):
+        return f"{setting}: no budget here has room for its ring"
+    by = "by the dtypes of the parameters"
+    return f"{setting}: {f'codes take {ratio:.2f} of their pages' if ratio < 1 else 'nothing gets shorter'}, {by}"
 
 
 def _rule(recording: Recording) -> str:
@@ -156,15 +172,18 @@ def _rule(recording: Recording) -> str:
 
 def _table(rows: list[Row]) -> list[str]:
     with_drive = any(row.drive is not None for row in rows)
-    heads = ["batch", "device", "RAM", "s a step", "bound", "ratio", "kernels", "up GB", "down GB"]
+    with_ring = any(row.ring_bytes for row in rows)
+    heads = ["batch", "device", *["ring"] * with_ring, "RAM"]
+    heads += ["s a step", "bound", "ratio", "kernels", "up GB", "down GB"]
     heads += (["drive GB/s", "read GB", "written GB"] if with_drive else []) + ["limit"]
-    lines = [heads, *(_cells(row, with_drive) for row in rows)]
+    lines = [heads, *(_cells(row, with_ring, with_drive) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     return ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def _cells(row: Row, with_drive: bool) -> list[str]:
-    cells = [str(row.batch), format_bytes(row.budgets.device), format_bytes(row.budgets.host)]
+def _cells(row: Row, with_ring: bool, with_drive: bool) -> list[str]:
+    ring = [format_bytes(row.ring_bytes) if row.ring_bytes else "-"] * with_ring
+    cells = [str(row.batch), format_bytes(row.budgets.device), *ring, format_bytes(row.budgets.host)]
     drive = ["-"] if row.drive is None else [f"{row.drive.read / _GB:g}:{row.drive.write / _GB:g}"]
     if row.refusal:
         return [*cells, *["-"] * 6, *([*drive, "-", "-"] if with_drive else []), "does not run"]

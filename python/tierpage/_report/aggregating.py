@@ -270,6 +270,7 @@ def pages(movements: Movements) -> list[Page]:
             page = found[number] = Page(number)
         if kind >= len(DIRECTIONS):
             page.in_device = kind == map_
+            page.bytes = max(page.bytes, size)  # what moves may be its code, which is shorter
             continue
         name = DIRECTIONS[kind]
         source, _, target = name.partition("_to_")
