@@ -280,7 +280,7 @@ def enable(first: int, paranoid: bool) -> None:
         "/var/tmp" if first % (2 * PER_ROUND) else None,
         device="cuda",
         device_budget="64MiB",
-        host_budget="128MiB" if first % (2 * PER_ROUND) else "1GiB",
+        host_budget="192MiB" if first % (2 * PER_ROUND) else "1GiB",
         nvme_budget="2GiB" if first % (2 * PER_ROUND) else None,
         paranoid=paranoid,
         launch_guard=True,
