@@ -135,7 +135,7 @@ setup() {
   "$VENV/bin/pip" install -q "${BUILD_PACKAGES[@]}"
   # TIERPAGE_WERROR=1: warnings are errors in what is installed, as they are in the suites.
   CMAKE_BUILD_PARALLEL_LEVEL=$JOBS "$VENV/bin/pip" install -q --no-build-isolation --no-deps --force-reinstall \
-    ${TIERPAGE_WERROR:+-C cmake.define.TIERPAGE_WERROR=ON} .
+    ${TIERPAGE_WERROR:+--config-settings=cmake.define.TIERPAGE_WERROR=ON} .
 }
 
 package_build() {  # where pip built the package: `build-dir` in pyproject.toml
