@@ -77,9 +77,11 @@ Status TierSet::open_coder() {
   const bool forced = options_.compress == Compress::kOn;
   CoderOptions coder;
   coder.kernels = options_.code_kernels;
+  // Launches cost the pager thread some 15 us a page, what the link saves of 2 MiB is less.
+  coder.page_bytes_min = forced ? 0 : 4 * kMiB;
   coder.unit_bytes = checked_unit_bytes(config.span_bytes_min, options_.staging_slot_bytes);
   const uint64_t page_bytes_max = std::min<uint64_t>(config.frame_bytes_max, kCodedPageBytesMax);
-  coder.code_bytes_max = round_up(page_bytes_max / 10 * 9, coder.unit_bytes);
+  coder.code_bytes_max = round_up(page_bytes_max / 10 * 9, 4 * kKiB);
   coder.check = options_.paranoid;
   const uint64_t most = config.device_bytes_max / (forced ? 2 : 32);
   coder.ring_bytes = (6 * coder.code_bytes_max <= most ? 6 : 3) * coder.code_bytes_max;

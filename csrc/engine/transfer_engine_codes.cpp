@@ -15,7 +15,9 @@ constexpr uint64_t kUnitsMin = 4;  // smaller pages stay plain: what they would 
 bool TransferEngine::wants_code(const Action& action) const {
   if (action.kind == ActionKind::kFetch) return stored_bytes_of(action) < action.bytes;
   if (action.kind != ActionKind::kWriteBack || !action.code || backend_.coder() == nullptr) return false;
-  return action.bytes >= kUnitsMin * backend_.coder()->options().unit_bytes && action.bytes <= kCodedPageBytesMax;
+  const CoderOptions& options = backend_.coder()->options();
+  return action.bytes >= std::max(kUnitsMin * options.unit_bytes, options.page_bytes_min) &&
+         action.bytes <= kCodedPageBytesMax;
 }
 
 TransferEngine::CodeLine& TransferEngine::line_of(const Flight& flight) {

@@ -22,6 +22,7 @@ struct CoderOptions {
   std::string kernels;  // the compiled ones, where the device runs kernels (python/tierpage/page_code.py)
   uint64_t ring_bytes = 0;
   uint64_t code_bytes_max = 0;  // of a page: one whose code is longer stays plain
+  uint64_t page_bytes_min = 0;  // smaller pages stay plain
   uint64_t unit_bytes = 4096;   // codes are padded to multiples of it: what the store checks as a whole
   bool check = false;           // each code is compared with its page before anybody relies on it
 };

@@ -14,9 +14,10 @@ constexpr uint64_t kBytes = 64 * kKiB;
 // Around the host coder: failures of the n-th call from now on.
 class CommandedCoder final : public PageCoder {
  public:
-  explicit CommandedCoder(const CoderOptions& options) : PageCoder(options) {
+  explicit CommandedCoder(const CoderOptions& options) : PageCoder(changed(options)) {
     EXPECT_TRUE(make_host_coder(options, &inner_).ok());
   }
+  static inline uint64_t page_bytes_min = 0;
   static inline std::atomic<bool> refuse_encode{false}, refuse_decode{false}, damage{false}, hold{false};
 
   std::byte* ring() const override { return inner_->ring(); }
@@ -34,6 +35,10 @@ class CommandedCoder final : public PageCoder {
   }
 
  private:
+  static CoderOptions changed(CoderOptions options) {
+    options.page_bytes_min = page_bytes_min;
+    return options;
+  }
   std::unique_ptr<PageCoder> inner_;
 };
 
@@ -159,6 +164,21 @@ TEST_F(CodedPages, SmallPagesOfEveryRatio) {
       caller.free(region);
     }
   }
+}
+
+TEST_F(CodedPages, SmallerPagesStayPlain) {
+  const RuntimeOptions options = coding_options();
+  CommandedCoder::page_bytes_min = kBytes;
+  {
+    Engine engine(options, parts_of(options));
+    Caller caller(engine);
+    const Region small = caller.make(kBytes / 2, 1), large = caller.make(kBytes, 2);
+    engine.evict({small.address, large.address});
+    EXPECT_EQ(engine->reports().snapshot().codes[0].bytes, kBytes);
+    caller.expect_intact(small);
+    caller.expect_intact(large);
+  }
+  CommandedCoder::page_bytes_min = 0;
 }
 
 TEST_F(CodedPages, ACoderThatRefusesLosesNothing) {
