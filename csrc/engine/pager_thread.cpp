@@ -82,7 +82,7 @@ Status PagerThread::allow_peer(int device_index) {
 
 // Said once, and again where much more is needed than was said.
 void PagerThread::tell_overflow_locked() {
-  const Requests::Overflow& last = core_->requests().last_overflow();
+  const Overflows::Last& last = core_->requests().overflows().last();
   if (last.needed_bytes <= overflow_said_bytes_ + overflow_said_bytes_ / 4) return;
   overflow_said_bytes_ = last.needed_bytes;
   const auto text_of = [](uint64_t bytes) { return format_bytes(round_up(bytes, kMiB)); };

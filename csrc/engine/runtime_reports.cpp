@@ -96,7 +96,8 @@ std::vector<Levels> RuntimeReports::levels() {
 
 RuntimeReports::StalledMost RuntimeReports::stalled_most() {
   LockGuard lock(core_.mutex());
-  return {accounts_.ledger().operators().longest_first(), accounts_.ledger().tags().longest_first()};
+  return {accounts_.ledger().operators().longest_first(), accounts_.ledger().tags().longest_first(),
+          core_->requests().overflows().largest_first()};
 }
 
 void RuntimeReports::reset_stalled_most() {

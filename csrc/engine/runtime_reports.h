@@ -64,6 +64,7 @@ class RuntimeReports {
   std::vector<Levels> levels();  // oldest first; the last one is of now
   struct StalledMost {
     std::vector<StalledName> operators, tags;  // longest first, at most kStalledNamesMax each
+    std::vector<Overflows::Row> overflows;     // operators beyond the device budget, most bytes first
   };
   StalledMost stalled_most();
   void reset_stalled_most();

@@ -174,9 +174,18 @@ py::dict stalled_most_rows(Runtime& runtime) {
   py::list operators, tags;
   for (const StalledName& known : most.operators) operators.append(row_of(known));
   for (const StalledName& known : most.tags) tags.append(row_of(known));
+  py::list overflows;
+  for (const Overflows::Row& row : most.overflows) {
+    py::dict known;
+    known["name"] = row.name;
+    known["count"] = row.count;
+    known["bytes"] = row.bytes;
+    overflows.append(known);
+  }
   py::dict out;
   out["operators"] = operators;
   out["tags"] = tags;
+  out["overflows"] = overflows;
   return out;
 }
 

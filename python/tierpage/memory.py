@@ -168,7 +168,7 @@ def memory_summary() -> str:
     with native.translated():
         most = session.runtime.stalled_most()
     title = f"{session.config.device}:{session.config.device_index}"
-    return summary_of(memory_stats(), title, most["operators"], most["tags"])
+    return summary_of(memory_stats(), title, most["operators"], most["tags"], most["overflows"])
 
 
 def summary_of(
@@ -176,8 +176,10 @@ def summary_of(
     title: str,
     operators: Sequence[Mapping[str, Any]] = (),
     tags: Sequence[Mapping[str, Any]] = (),
+    overflows: Sequence[Mapping[str, Any]] = (),
 ) -> Summary:
-    """The text of :func:`memory_summary` for given statistics; ``operators`` and ``tags`` waited longest, longest first."""
+    """The text of :func:`memory_summary` for given statistics; ``operators`` and ``tags`` waited longest, longest first;
+    ``overflows`` needed more than the device budget, most bytes first."""
 
     def size(name: str) -> str:
         return format_bytes(stats.get(name, 0))
@@ -202,7 +204,15 @@ def summary_of(
             f"{stats['stuck_transfers.current']} transfers of {size('stuck_bytes.current')} hang, the oldest for "
             f"{stats['stuck_seconds.current']:.0f} s"
         )
-    parts += [*_coded(stats), *_written(stats), "", *_stalls(stats, operators, tags), "", *_predicted(stats)]
+    parts += [
+        *_coded(stats),
+        *_written(stats),
+        *_overflows(overflows),
+        "",
+        *_stalls(stats, operators, tags),
+        "",
+        *_predicted(stats),
+    ]
     return Summary(parts)
 
 
@@ -220,6 +230,15 @@ def _engaged(stats: Mapping[str, Number]) -> str:
     times = stats.get("engagements.count", 0)
     now = "pages leave, or did lately" if stats.get("engaged", False) else "all fits, operators record no fences"
     return f"{now}; engaged {times} time{'' if times == 1 else 's'}"
+
+
+def _overflows(known: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """Who used RAM as device memory, since ``enable``; nothing where nobody did."""
+    if not known:
+        return []
+    rows: Table = [("operator beyond the device budget", "times", "used in RAM")]
+    rows += [(row["name"], str(row["count"]), format_bytes(row["bytes"])) for row in known[:_NAMES_SHOWN]]
+    return ["", rows]
 
 
 def _coded(stats: Mapping[str, Number]) -> list[str]:

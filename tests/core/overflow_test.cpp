@@ -23,6 +23,24 @@ struct Overflow : ::testing::Test {
   RegionId regions[4];
 };
 
+TEST(Overflows, ByOperatorWithAnEnd) {
+  Overflows overflows;
+  std::vector<std::string> names;
+  for (size_t i = 0; i < 2 * Overflows::kNamesMax; ++i) names.push_back("op" + std::to_string(i));
+  for (int round = 0; round < 2; ++round) {
+    for (size_t i = 0; i < names.size(); ++i) overflows.add(names[i].c_str(), i < 5 ? 1000 - i : 1, 7);
+  }
+  const std::vector<Overflows::Row> rows = overflows.largest_first();
+  ASSERT_EQ(rows.size(), Overflows::kNamesMax);
+  uint64_t count = 0;
+  for (const Overflows::Row& row : rows) count += row.count;
+  EXPECT_EQ(count, 4 * Overflows::kNamesMax) << "nothing is lost";
+  EXPECT_STREQ(rows[0].name, "op0");
+  EXPECT_EQ(rows[0].bytes, 2000u);
+  EXPECT_STREQ(rows[5].name, "others");
+  EXPECT_STREQ(overflows.last().name, names.back().c_str());
+}
+
 TEST_F(Overflow, AnOperatorLargerThanTheBudgetRuns) {
   const SlotId slot = world.pager.add_slot();
   world.begin(slot, {{regions[0], kRead}, {regions[1], kWrite}, {regions[2], kRead}, {regions[3], kRead}});
@@ -31,8 +49,11 @@ TEST_F(Overflow, AnOperatorLargerThanTheBudgetRuns) {
   EXPECT_EQ(beyond(), 2u);
   EXPECT_EQ(memory().used(Tier::kDevice), 2 * kPage) << "what fits lies in DEVICE";
   EXPECT_EQ(memory().stats.overflows, 1u);
-  EXPECT_EQ(world.pager.requests().last_overflow().needed_bytes, 4 * kPage);
-  EXPECT_STREQ(world.pager.requests().last_overflow().name, "op");
+  const Overflows& overflows = world.pager.requests().overflows();
+  EXPECT_EQ(overflows.last().needed_bytes, 4 * kPage);
+  EXPECT_STREQ(overflows.last().name, "op");
+  ASSERT_EQ(overflows.largest_first().size(), 1u);
+  EXPECT_EQ(overflows.largest_first()[0].bytes, 2 * kPage);
   world.end(slot);
   world.complete_all();
   EXPECT_EQ(beyond(), 0u) << "it ends with the operator";

@@ -67,7 +67,8 @@ def test_every_content_comes_back_bit_for_bit(coding: dict[str, Any], device: st
     stats = check_bits(coding, device)
     assert stats["code_pages.decode"] > 10
     assert stats["coded_bytes.encode"] < stats["content_bytes.encode"]
-    assert stats["saved_bytes.down"] == stats["content_bytes.encode"] - stats["coded_bytes.encode"]
+    # A page that was freed on its way down was coded and saved nothing.
+    assert 0 < stats["saved_bytes.down"] <= stats["content_bytes.encode"] - stats["coded_bytes.encode"]
     assert stats["saved_bytes.up"] > 0
 
 

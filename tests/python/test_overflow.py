@@ -55,6 +55,9 @@ def test_a_product_of_matrices_each_as_large_as_the_budget(tight: dict[str, Any]
         assert stats["overflows.count"] >= 2
         assert stats["overflow_bytes.peak"] >= 2 * BUDGET * 9 // 10  # three matrices, one of which fits
         assert stats["resident_bytes.device.peak"] <= BUDGET
+        summary = tierpage.memory_summary()
+        named = next(line for line in summary.splitlines() if line.startswith("aten::mm "))
+        assert int(named.split()[1]) >= 2
         ended()
 
 

@@ -40,7 +40,9 @@ class PageCoderTest : public ::testing::TestWithParam<bool> {
     EXPECT_EQ(fake::code_memory().modules, 0u);
     EXPECT_EQ(fake::device().used_bytes, 0u);
   }
-  static CoderOptions options() { return {"code", 3 * kPlace, kPlace, true}; }
+  static CoderOptions options() {
+    return {.kernels = "code", .ring_bytes = 3 * kPlace, .code_bytes_max = kPlace, .check = true};
+  }
   static constexpr uint64_t kPlace = 240 * kKiB;
   std::byte* place(int ticket) const { return device_->coder()->ring() + static_cast<uint64_t>(ticket) * kPlace; }
   std::byte* page(uint32_t index) const { return device_->memory_at(index * kPageBytes); }

@@ -405,7 +405,7 @@ bool Requests::let_overflow(Slot& slot) {
   slot.overflows = true;
   wants_planning_ = true;
   ++memory_.stats.overflows;
-  last_overflow_ = {slot.name, memory_.device.used_bytes() + lent + missing.bytes};
+  overflows_.add(slot.name, missing.bytes, memory_.device.used_bytes() + lent + missing.bytes);
   return true;
 }
 

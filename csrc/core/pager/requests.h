@@ -24,6 +24,7 @@
 #include "core/pager/lower_tiers.h"
 #include "core/pager/memory.h"
 #include "core/pager/movements.h"
+#include "core/pager/overflows.h"
 #include "core/pager/page_lists.h"
 #include "core/pager/region_store.h"
 
@@ -68,12 +69,7 @@ class Requests {
   bool write_back_failed(const Status& status);
   bool spill_failed(const Status& status);
   void note_storage_error(const Status& status) { last_storage_error_ = status; }
-  // The request that overflowed last: its operator, and the device budget that would have been enough for it.
-  struct Overflow {
-    const char* name = "";
-    uint64_t needed_bytes = 0;
-  };
-  const Overflow& last_overflow() const { return last_overflow_; }
+  const Overflows& overflows() const { return overflows_; }
   void note_native_reserved(uint64_t bytes) { native_reserved_bytes_ = bytes; }  // for messages only
 
   // --- looks --------------------------------------------------------------------------------------------------------
@@ -161,7 +157,7 @@ class Requests {
   bool slots_changed_ = false;
   bool wants_planning_ = false;
   Status last_storage_error_;
-  Overflow last_overflow_;
+  Overflows overflows_;
   uint64_t native_reserved_bytes_ = 0;
 };
 
