@@ -6,7 +6,7 @@
 namespace tierpage::testing {
 namespace {
 
-RuntimeOptions small_options() {
+RuntimeOptions tier_options() {
   RuntimeOptions options;
   options.granule_bytes = 4 * kKiB;
   options.frame_bytes_max = 64 * kKiB;
@@ -34,7 +34,7 @@ std::string refusal_of(RuntimeOptions options) {
 }
 
 TEST(TierSetTest, StagingIsTakenOutOfTheRamBudget) {
-  RuntimeOptions options = small_options();
+  RuntimeOptions options = tier_options();
   TierSet tiers(options);
   tiers.store = memory_store();
   ASSERT_TRUE(tiers.open().ok());
@@ -46,7 +46,7 @@ TEST(TierSetTest, StagingIsTakenOutOfTheRamBudget) {
 }
 
 TEST(TierSetTest, WithoutAStoreThereIsNoNvmeTierAndNoStaging) {
-  RuntimeOptions options = small_options();  // no nvme_path either
+  RuntimeOptions options = tier_options();  // no nvme_path either
   TierSet tiers(options);
   ASSERT_TRUE(tiers.open().ok());
   EXPECT_EQ(tiers.config.nvme_bytes_max, 0u);
@@ -56,7 +56,7 @@ TEST(TierSetTest, WithoutAStoreThereIsNoNvmeTierAndNoStaging) {
 }
 
 TEST(TierSetTest, WithoutRamThereIsNoArena) {
-  RuntimeOptions options = small_options();
+  RuntimeOptions options = tier_options();
   options.host_bytes_max = 256 * kKiB;  // all of it for staging
   TierSet tiers(options);
   tiers.store = memory_store();
@@ -66,7 +66,7 @@ TEST(TierSetTest, WithoutRamThereIsNoArena) {
 }
 
 TEST(TierSetTest, ASlotIsNoLargerThanAFrame) {
-  RuntimeOptions options = small_options();
+  RuntimeOptions options = tier_options();
   options.staging_slot_bytes = kMiB;
   TierSet tiers(options);
   tiers.store = memory_store();
@@ -75,13 +75,13 @@ TEST(TierSetTest, ASlotIsNoLargerThanAFrame) {
 }
 
 TEST(TierSetTest, StagingThatDoesNotFitOrCarriesNothingIsRefused) {
-  RuntimeOptions options = small_options();
+  RuntimeOptions options = tier_options();
   options.staging_slots = 0;
   EXPECT_NE(refusal_of(options).find("cannot carry pages to the NVMe tier"), std::string::npos);
-  options = small_options();
+  options = tier_options();
   options.staging_slot_bytes = 5000;
   EXPECT_NE(refusal_of(options).find("cannot carry pages to the NVMe tier"), std::string::npos);
-  options = small_options();
+  options = tier_options();
   options.host_bytes_max = 128 * kKiB;
   EXPECT_NE(refusal_of(options).find("less than the 262144 bytes of staging buffers"), std::string::npos);
 }
