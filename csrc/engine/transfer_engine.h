@@ -111,10 +111,10 @@ class TransferEngine {
     uint32_t copies_left = 0;  // of these, the ones whose code has not left the device
     Status status;
     int64_t start_ns = 0;
-    CodeRing::Place code_place;     // in the coder's ring, from its beginning to its end
-    uint64_t coded_bytes = 0;      // of the code that a write-back moves
-    bool incompressible = false;   // ... or it turned out that there is none
-    int64_t coding_since_ns = 0;   // with the coder; 0: it is not
+    CodeRing::Place code_place;   // in the coder's ring, from its beginning to its end
+    uint64_t coded_bytes = 0;     // of the code that a write-back moves
+    bool incompressible = false;  // ... or it turned out that there is none
+    int64_t coding_since_ns = 0;  // with the coder; 0: it is not
     bool fetches() const { return action.kind == ActionKind::kFetch; }
   };
   struct Piece {

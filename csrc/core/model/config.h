@@ -39,7 +39,7 @@ struct PagerConfig {
   bool overflow = false;
   // The executor codes what comes down, where that takes fewer bytes.
   bool compress = false;
-  uint64_t coder_bytes = 0;  // of the device budget as the user knows it: for messages
+  uint64_t coder_bytes = 0;            // of the device budget as the user knows it: for messages
   uint64_t trace_uses_max = 1u << 18;  // uses remembered; older ones are forgotten
 };
 
