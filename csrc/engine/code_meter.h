@@ -1,8 +1,10 @@
-// What coding pages took and gave, each way. Busy from the moment a page is given to the coder until none is with it.
+// What coding pages took (engine/busy_time.h) and gave, each way.
 #pragma once
 
 #include <array>
 #include <cstdint>
+
+#include "engine/busy_time.h"
 
 namespace tierpage {
 
@@ -16,28 +18,32 @@ struct CodeUse {
 };
 using CodeUses = std::array<CodeUse, 2>;
 
-// One thread's. Times from one clock that never goes back.
+// One thread's.
 class CodeMeter {
  public:
-  void began(Coding coding, int64_t now_ns) {
-    Row& row = rows_[static_cast<size_t>(coding)];
-    if (row.under_way++ == 0) row.since_ns = now_ns;
-  }
+  void began(Coding coding, int64_t now_ns) { rows_[static_cast<size_t>(coding)].time.began(now_ns); }
   void ended(Coding coding, uint64_t bytes, uint64_t coded_bytes, int64_t now_ns) {
     Row& row = rows_[static_cast<size_t>(coding)];
-    ++row.use.pages;
-    row.use.bytes += bytes;
-    row.use.coded_bytes += coded_bytes;
-    if (--row.under_way == 0 && now_ns > row.since_ns) row.use.busy_ns += static_cast<uint64_t>(now_ns - row.since_ns);
+    ++row.pages;
+    row.bytes += bytes;
+    row.coded_bytes += coded_bytes;
+    row.time.ended(now_ns);
   }
-  CodeUses uses() const { return {rows_[0].use, rows_[1].use}; }
-  uint32_t under_way() const { return rows_[0].under_way + rows_[1].under_way; }
+  CodeUses uses(int64_t now_ns) const {
+    CodeUses uses;
+    for (size_t i = 0; i < uses.size(); ++i) {
+      uses[i] = {rows_[i].time.busy_ns(now_ns), rows_[i].pages, rows_[i].bytes, rows_[i].coded_bytes};
+    }
+    return uses;
+  }
+  uint32_t under_way() const { return rows_[0].time.requests() + rows_[1].time.requests(); }
 
  private:
   struct Row {
-    CodeUse use;
-    uint32_t under_way = 0;
-    int64_t since_ns = 0;
+    BusyTime time;
+    uint64_t pages = 0;
+    uint64_t bytes = 0;
+    uint64_t coded_bytes = 0;
   };
   Row rows_[2];
 };

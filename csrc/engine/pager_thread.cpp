@@ -223,7 +223,7 @@ bool PagerThread::round(UniqueLock& lock, Finished& finished) {
   apply_locked(finished);
   work_.rounds = rounds_begun_;
   accounts_.set_links(transfers_->link_uses(steady_ns()));
-  accounts_.set_codes(transfers_->code_uses());
+  accounts_.set_codes(transfers_->code_uses(steady_ns()));
   accounts_.set_work(transfers_->work(), work_);
   transfers_->set_sources(tiers_.sources.get(), tiers_.staging.get());
   if (!finished.empty()) watchdog_.something_ended(steady_ns());

@@ -98,7 +98,7 @@ class TransferEngine {
   // The lower tiers are gone from here on (the runtime closed); nothing may be under way.
   void detach_lower_tiers();
   LinkUses link_uses(int64_t now_ns) const { return meter_.uses(now_ns); }
-  CodeUses code_uses() const { return code_meter_.uses(); }
+  CodeUses code_uses(int64_t now_ns) const { return code_meter_.uses(now_ns); }
   const WorkTimes& work() const { return work_; }  // mapping, copying, completing
   std::string queue_state() const;                 // for messages
   StuckTransfers stuck(int64_t now_ns, int64_t patience_ns) const;

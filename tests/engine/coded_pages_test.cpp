@@ -42,39 +42,6 @@ class CommandedCoder final : public PageCoder {
   std::unique_ptr<PageCoder> inner_;
 };
 
-class CodingBackend final : public DeviceBackend {
- public:
-  explicit CodingBackend(std::unique_ptr<DeviceBackend> inner) : inner_(std::move(inner)) {}
-  const DeviceInfo& info() const override { return inner_->info(); }
-  std::byte* base() const override { return inner_->base(); }
-  uint64_t range_bytes() const override { return inner_->range_bytes(); }
-  Status create_frame(FrameId frame, uint64_t bytes) override { return inner_->create_frame(frame, bytes); }
-  void release_frame(FrameId frame) override { inner_->release_frame(frame); }
-  Status map(FrameId frame, uint64_t offset) override { return inner_->map(frame, offset); }
-  Status unmap(FrameId frame, uint64_t offset) override { return inner_->unmap(frame, offset); }
-  Status place(FrameId frame, uint64_t offset) override { return inner_->place(frame, offset); }
-  Status reveal(FrameId frame, uint64_t offset) override { return inner_->reveal(frame, offset); }
-  std::byte* memory_at(uint64_t offset) const override { return inner_->memory_at(offset); }
-  Status forbid_writes(uint64_t offset, uint64_t bytes) override { return inner_->forbid_writes(offset, bytes); }
-  Status allow_writes(uint64_t offset, uint64_t bytes) override { return inner_->allow_writes(offset, bytes); }
-  Status lock_host(void* host, uint64_t bytes) override { return inner_->lock_host(host, bytes); }
-  void unlock_host(void* host) override { inner_->unlock_host(host); }
-  Status open_coder(const CoderOptions& options) override {
-    coder_ = std::make_unique<CommandedCoder>(options);
-    return Status::success();
-  }
-  Status submit_copy(const CopyRequest& request) override { return inner_->submit_copy(request); }
-  size_t poll_copies(std::vector<CopyCompletion>& completions) override { return inner_->poll_copies(completions); }
-  void set_wake(void (*wake)(void*), void* context) override { inner_->set_wake(wake, context); }
-  StreamId stream_id(uint64_t native_stream) override { return inner_->stream_id(native_stream); }
-  Status record_fence(uint64_t stream, Fence* fence) override { return inner_->record_fence(stream, fence); }
-  bool fence_done(Fence fence) override { return inner_->fence_done(fence); }
-  DeviceMemoryInfo memory_info() override { return inner_->memory_info(); }
-
- private:
-  std::unique_ptr<DeviceBackend> inner_;
-};
-
 RuntimeOptions coding_options() {
   RuntimeOptions options = small_options();
   options.device_bytes_max = 768 * kKiB;
@@ -92,7 +59,9 @@ class CodedPages : public EngineTest {
   }
   static RuntimeParts parts_of(const RuntimeOptions& options) {
     RuntimeParts parts;
-    parts.backend = std::make_unique<CodingBackend>(host_backend(options, false));
+    auto backend = std::make_unique<CommandedBackend>(host_backend(options, false));
+    backend->make_coder = [](const CoderOptions& coder) { return std::make_unique<CommandedCoder>(coder); };
+    parts.backend = std::move(backend);
     return parts;
   }
 };

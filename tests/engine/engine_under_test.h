@@ -12,6 +12,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -150,8 +151,11 @@ class CommandedBackend final : public DeviceBackend {
   Status lock_host(void* host, uint64_t bytes) override { return inner_->lock_host(host, bytes); }
   void unlock_host(void* host) override { inner_->unlock_host(host); }
   Status open_coder(const CoderOptions& options) override {  // its ring is memory like any other
-    return make_host_coder(options, &coder_);
+    if (!make_coder) return make_host_coder(options, &coder_);
+    coder_ = make_coder(options);
+    return Status::success();
   }
+  std::function<std::unique_ptr<PageCoder>(const CoderOptions&)> make_coder;  // in place of the host's
   Status submit_copy(const CopyRequest& request) override {
     if (due(fail_copy)) return Status::error(StatusCode::kUnavailable, "injected: no copy");
     return inner_->submit_copy(request);
