@@ -287,10 +287,13 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, **fixed}
 
 
-def run_child(program: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run_child(
+    program: str, *arguments: str, timeout: float = 300, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Runs Python text in a child; the text finds harness and tierpage. Fails with its output if it fails."""
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], env=child_environment(), capture_output=True, text=True, timeout=timeout
+        [sys.executable, "-c", program, *arguments],
+        env={**child_environment(), **(environment or {})}, capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
     return done

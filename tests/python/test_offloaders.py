@@ -18,25 +18,14 @@ import torch
 
 import harness
 import tierpage
+from offloaded_net import Net
 
 accelerate = pytest.importorskip("accelerate")
 
 
-class Net(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = torch.nn.Linear(64, 64)
-        self.blocks = torch.nn.ModuleList(torch.nn.Linear(64, 64) for _ in range(2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.first(x)
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
 @pytest.fixture
 def enable(options: dict[str, Any]) -> Iterator[Callable[[], tierpage.Pager]]:
+    """Here, since a warning names the line that enables."""
     yield lambda: tierpage.enable(**options)
     tierpage.disable()
 
