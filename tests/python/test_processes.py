@@ -113,7 +113,7 @@ def test_tensors_of_a_gpu_are_not_sent(options: dict[str, object], device: str) 
 
 
 # Each spawned worker imports torch, so that there are few.
-@pytest.mark.parametrize(("start", "epochs"), [("fork", "20"), ("spawn", "2")])
+@pytest.mark.parametrize(("start", "epochs"), [("fork", "20"), ("spawn", "3")])
 def test_loaders_of_many_epochs(start: str, epochs: str, device: str, tmp_path: Path) -> None:
     if CUDA and start == "fork":
         pytest.skip("CUDA itself does not survive fork")
