@@ -288,7 +288,7 @@ TEST(Departures, APlanKeepsItEngagedForAWholeRecurrence) {
   std::vector<RegionId> regions;
   for (int i = 0; i < 8; ++i) regions.push_back(world.make());
   world.use_in_turn(regions, 6);
-  ASSERT_TRUE(world.foresight.catch_up_and_plan(8 * kPage, 0));
+  ASSERT_TRUE(world.foresight.catch_up_and_plan(8 * kPage));
   ASSERT_EQ(world.foresight.plan().period(), 8u);
   world.departures.leave(world.id(regions[0]));
   world.page(regions[0]).stay();

@@ -37,13 +37,13 @@ TEST_F(ACycle, IsPlannedOnceItIsKnownAndNotBefore) {
   Foresight foresight(config(PolicyKind::kAuto));
   open(foresight);
   use(foresight, kKeys);
-  EXPECT_FALSE(foresight.catch_up_and_plan(kDeviceBytes, 0));
+  EXPECT_FALSE(foresight.catch_up_and_plan(kDeviceBytes));
   EXPECT_FALSE(foresight.plan().valid());
   EXPECT_TRUE(foresight.stays_until_age(keys_[0], 1));
   EXPECT_FALSE(foresight.stays(keys_[0]) || foresight.written(keys_[0]) || foresight.rewritten_each_time(keys_[0]));
   use(foresight, 4 * kKeys);
   EXPECT_FALSE(foresight.known()) << "a look reads nothing";
-  EXPECT_TRUE(foresight.catch_up_and_plan(kDeviceBytes, 0));
+  EXPECT_TRUE(foresight.catch_up_and_plan(kDeviceBytes));
   EXPECT_TRUE(foresight.known());
   ASSERT_TRUE(foresight.plan().valid());
   EXPECT_EQ(foresight.plan().period(), kKeys);
@@ -60,7 +60,7 @@ TEST_F(ACycle, IsForgottenWithItsMemoryAndWhatWasCountedStays) {
   Foresight foresight(config(PolicyKind::kAuto));
   open(foresight);
   use(foresight, 8 * kKeys);
-  ASSERT_TRUE(foresight.catch_up_and_plan(kDeviceBytes, 0));
+  ASSERT_TRUE(foresight.catch_up_and_plan(kDeviceBytes));
   const uint64_t end = foresight.trace().end();
   for (const KeyId key : keys_) foresight.trace().close_key(key);
   foresight.forget();
@@ -69,7 +69,7 @@ TEST_F(ACycle, IsForgottenWithItsMemoryAndWhatWasCountedStays) {
   EXPECT_EQ(foresight.trace().uses_max(), 1u);
   EXPECT_EQ(foresight.trace().key_count(), 0u);
   EXPECT_FALSE(foresight.known());
-  EXPECT_FALSE(foresight.catch_up_and_plan(kDeviceBytes, 0));
+  EXPECT_FALSE(foresight.catch_up_and_plan(kDeviceBytes));
   EXPECT_FALSE(foresight.plan().valid());
   foresight.trace().set_microseconds(end - 1, 3);  // an operator's time that came late
   foresight.check_invariants();
@@ -80,7 +80,7 @@ TEST_F(ACycle, IsNotPlannedForClock) {
   Foresight foresight(config(PolicyKind::kClock));
   open(foresight);
   use(foresight, 8 * kKeys);
-  EXPECT_FALSE(foresight.catch_up_and_plan(kDeviceBytes, 0));
+  EXPECT_FALSE(foresight.catch_up_and_plan(kDeviceBytes));
   EXPECT_FALSE(foresight.known());
   EXPECT_FALSE(foresight.plan().valid());
   EXPECT_TRUE(foresight.stays_until_age(keys_[0], 5)) << "without a plan nothing is planned to leave";
@@ -90,12 +90,12 @@ TEST_F(ACycle, IsPlannedAnewForAnotherDevice) {
   Foresight foresight(config(PolicyKind::kAuto));
   open(foresight);
   use(foresight, 8 * kKeys);
-  ASSERT_TRUE(foresight.catch_up_and_plan(kDeviceBytes, 0));
+  ASSERT_TRUE(foresight.catch_up_and_plan(kDeviceBytes));
   const uint64_t before = foresight.plan().capacity_bytes();
-  ASSERT_TRUE(foresight.catch_up_and_plan(kDeviceBytes / 2, 0));
+  ASSERT_TRUE(foresight.catch_up_and_plan(kDeviceBytes / 2));
   EXPECT_EQ(foresight.plan().capacity_bytes(), before) << "too soon after the one before";
   use(foresight, 32 * kKeys);
-  ASSERT_TRUE(foresight.catch_up_and_plan(kDeviceBytes / 2, 0));
+  ASSERT_TRUE(foresight.catch_up_and_plan(kDeviceBytes / 2));
   EXPECT_EQ(foresight.plan().capacity_bytes(), kDeviceBytes / 2 - kPage);
 }
 

@@ -20,7 +20,7 @@ class FullRam : public ::testing::Test {
       world.use_in_turn(states, 1, true);
       world.use(read);
     }
-    EXPECT_TRUE(world.foresight.catch_up_and_plan(4 * kPage, 0));
+    EXPECT_TRUE(world.foresight.catch_up_and_plan(4 * kPage));
     EXPECT_TRUE(world.foresight.plan().valid());
   }
   PartsWorld world;
@@ -85,7 +85,7 @@ TEST_F(FullRam, WhatAWaitingOperatorNeedsOrWhatMovesIsNotSpilled) {
 TEST_F(FullRam, ASpillLeavesNvmeRoomForTheDirtyPagesOfThePass) {
   LeavingPass pass;
   pass.dirty_bytes = 16 * kPage;  // as much as NVMe has
-  EXPECT_TRUE(world.lower.send_down(world.id(states[0]), pass, 0));
+  EXPECT_TRUE(world.lower.send_down(world.id(states[0]), pass));
   EXPECT_EQ(world.movements.spilling_bytes(), 0u);
   EXPECT_EQ(world.page(states[0]).lower, Tier::kNvme);
 }
@@ -139,7 +139,7 @@ class IdleCopies : public ::testing::Test {
   }
   void learn() {
     world.use_in_turn({idle[0], idle[1], other}, 12);
-    EXPECT_TRUE(world.foresight.catch_up_and_plan(8 * kPage, 0));
+    EXPECT_TRUE(world.foresight.catch_up_and_plan(8 * kPage));
     EXPECT_TRUE(world.foresight.stays(world.memory.key_of(world.id(idle[0]))));
   }
   bool keeps(uint64_t dirty_bytes = 0) {

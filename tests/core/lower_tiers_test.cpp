@@ -43,7 +43,7 @@ class GrowingRam : public ::testing::Test {
   }
   bool send(size_t index) {
     LeavingPass pass;
-    return lower.send_down(pages[index], pass, 0);
+    return lower.send_down(pages[index], pass);
   }
   Movement movement(size_t index) const { return memory.pages[pages[index]].movement; }
 
@@ -183,9 +183,9 @@ TEST(LowerTiers, InOnePassNobodyLooksAgainForAsMuchAsThereWasNot) {
   world.copy_to(only, Tier::kHost);
   world.unmap(only);
   LeavingPass pass;
-  EXPECT_FALSE(world.lower.send_down(world.id(large), pass, 0));
+  EXPECT_FALSE(world.lower.send_down(world.id(large), pass));
   EXPECT_EQ(pass.refused_bytes, 4 * kPage);
-  EXPECT_TRUE(world.lower.send_down(world.id(small), pass, 0)) << "a smaller one is looked for";
+  EXPECT_TRUE(world.lower.send_down(world.id(small), pass)) << "a smaller one is looked for";
 }
 
 // Interleaving 7.

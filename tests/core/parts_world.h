@@ -144,7 +144,7 @@ struct PartsWorld {
   // True if the copy of that page to a lower tier, or room for it, is under way or awaited.
   bool send_down(RegionId region) {
     LeavingPass pass;
-    return lower.send_down(id(region), pass, 0);
+    return lower.send_down(id(region), pass);
   }
   void free(RegionId region, std::initializer_list<Fence> fences = {}) {
     store.free(region, std::vector<Fence>(fences));

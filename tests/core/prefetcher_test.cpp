@@ -281,7 +281,7 @@ class OfManySizes : public ::testing::Test {
     all.insert(all.end(), others.begin(), others.end());
     world.use_in_turn(all, 16);
     world.actions();
-    EXPECT_TRUE(world.foresight.catch_up_and_plan(kPage, 0));  // as if the device were that small
+    EXPECT_TRUE(world.foresight.catch_up_and_plan(kPage));  // as if the device were that small
     EXPECT_TRUE(world.foresight.plan().valid());
     world.movements.set_device_capacity(world.memory.used(Tier::kDevice));
   }

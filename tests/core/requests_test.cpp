@@ -181,7 +181,7 @@ TEST(Requests, WhatThePlanWritesDownIsListedAtTheEnd) {
   const SlotId slot = world.requests.add_slot();
   size_t listed = 0, others = 0;
   for (int round = 0; round < 24; ++round) {
-    if (round == 20) world.foresight.catch_up_and_plan(3 * kPage, 0);
+    if (round == 20) world.foresight.catch_up_and_plan(3 * kPage);
     if (round == 22) world.departures.leave(world.id(states[0]));
     for (const RegionId region : states) {
       ASSERT_EQ(world.begin(slot, {{region, kWrite}}), Outcome::kGranted);

@@ -36,9 +36,9 @@ class Recorded {
     trace_.check_invariants();
     begin_ = steps.size();
   }
-  ResidencyPlan plan(uint64_t capacity) const {
+  ResidencyPlan plan(uint64_t capacity, uint64_t reuse_bytes_max = 0) const {
     ResidencyPlan plan;
-    plan.build(trace_, begin_, trace_.end(), capacity);
+    plan.build(trace_, begin_, trace_.end(), capacity, 0, reuse_bytes_max);
     return plan;
   }
   uint64_t begin() const { return begin_; }
@@ -124,6 +124,61 @@ TEST(ResidencyPlan, WhatIsFreedBeforeItsNextUseCostsNothing) {
   EXPECT_EQ(plan.fetched_bytes(), 0u);
   EXPECT_TRUE(plan.keeps(recorded.begin() + 1));  // about to be freed: not worth moving
   EXPECT_TRUE(plan.keeps(recorded.begin() + 2));
+}
+
+// Whatever else is kept must leave room for the largest operator, unless what it uses is kept.
+TEST(ResidencyPlan, WhatTheLargestOperatorUsesStays) {
+  for (const int large : {0, 50, 77, 119}) {
+    std::vector<Step> steps;
+    std::map<int, uint64_t> sizes;
+    for (int i = 0; i < 120; ++i) {
+      steps.push_back({i});
+      sizes[i] = i == large ? 10 : 1;
+    }
+    const Recorded recorded(steps, sizes);
+    for (const uint64_t capacity : {80u, 100u, 125u}) {
+      const ResidencyPlan plan = recorded.plan(capacity);
+      EXPECT_TRUE(plan.keeps(recorded.begin() + static_cast<uint64_t>(large)));
+      EXPECT_EQ(plan.fetched_bytes(), 129 - (capacity - 1)) << large << ", " << capacity;
+    }
+  }
+}
+
+// Weights that stream, and between them outputs that are written, read twice and freed.
+std::vector<Step> layers(int count) {
+  std::vector<Step> steps;
+  for (int i = 0; i < count; ++i) {
+    steps.push_back({i});
+    steps.push_back({1000, true});
+    steps.push_back({1000});
+    steps.push_back({1000, false, true});
+  }
+  return steps;
+}
+
+std::map<int, uint64_t> sizes_of_layers(int count) {
+  std::map<int, uint64_t> sizes = {{1000, 1}};
+  for (int i = 0; i < count; ++i) sizes[i] = 4;
+  return sizes;
+}
+
+TEST(ResidencyPlan, OutputsAreNotWrittenDownForWeightsToStay) {
+  const Recorded recorded(layers(20), sizes_of_layers(20));
+  for (const uint64_t capacity : {12u, 20u, 41u, 60u, 79u}) {
+    const ResidencyPlan plan = recorded.plan(capacity);
+    EXPECT_EQ(plan.written_bytes(), 0u) << capacity;
+    EXPECT_LE(plan.fetched_bytes(), 20 * 4 - (capacity - 5) / 4 * 4 + 4) << capacity;
+  }
+}
+
+// The output's room is its own while it lives, and left to it where it does not: no weight stays in it.
+TEST(ResidencyPlan, FreedRegionsKeepTheirRoom) {
+  const Recorded recorded(layers(20), sizes_of_layers(20));
+  for (const uint64_t capacity : {20u, 41u, 60u}) {
+    const uint64_t without = recorded.plan(capacity).fetched_bytes(), with = recorded.plan(capacity, 8).fetched_bytes();
+    EXPECT_EQ(with, 20 * 4 - (capacity - 1 - 4) / 4 * 4) << capacity;  // the output, a weight in use, and those kept
+    EXPECT_EQ(without, 20 * 4 - (capacity - 4) / 4 * 4) << capacity;   // which only meets the output where it lives
+  }
 }
 
 TEST(ResidencyPlan, OfEqualLengthsTheOneThatSavesAWriteBackStays) {

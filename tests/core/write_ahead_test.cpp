@@ -13,7 +13,7 @@ class WritesAhead : public ::testing::Test {
     std::vector<RegionId> states;
     for (int i = 0; i < 4; ++i) states.push_back(world.make());
     world.use_in_turn(states, 16, true);
-    EXPECT_TRUE(world.foresight.catch_up_and_plan(2 * kPage, 0));
+    EXPECT_TRUE(world.foresight.catch_up_and_plan(2 * kPage));
     for (const RegionId region : states) {
       if (world.foresight.written(world.memory.region(region).key)) chosen = region;
     }

@@ -8,28 +8,28 @@ namespace tierpage {
 
 Foresight::Foresight(const PagerConfig& config) : config_(config), trace_(config.trace_uses_max), predictor_(trace_) {}
 
-bool Foresight::catch_up_and_plan(uint64_t device_bytes, uint64_t cached_bytes) {
+bool Foresight::catch_up_and_plan(uint64_t device_bytes) {
   if (!catch_up()) return false;
-  if (config_.prefetch) renew_plan(device_bytes, cached_bytes);
+  if (config_.prefetch) renew_plan(device_bytes);
   return true;
 }
 
-// What a plan leaves to freed regions, at most: operators allocate out of them, and where the plan took their room
-// every allocation would wait for an eviction (bench/replay_bench over a recorded inference at 12 GiB). More than a few
-// large pages of them is a phase that passes.
-uint64_t Foresight::cached_bytes_aside() const {
-  const uint64_t few = std::min(kCachedPagesAside * config_.frame_bytes_max, config_.device_bytes_max / 32);
+// What a plan leaves to freed regions, at most: where it took the room that operators allocate out of, every allocation
+// would wait for an eviction (bench/replay_bench over a recorded inference at 12 GiB). More than a few large pages of
+// them is a phase that passes.
+uint64_t Foresight::reuse_bytes_max() const {
+  const uint64_t few = std::min(kReusePagesMax * config_.frame_bytes_max, config_.device_bytes_max / 16);
   return std::max(few, config_.device_bytes_max / 64);
 }
 
-void Foresight::renew_plan(uint64_t device_bytes, uint64_t cached_bytes) {
+void Foresight::renew_plan(uint64_t device_bytes) {
   const uint64_t period = predictor_.horizon();
   const uint64_t end = trace_.end();
   if (period == 0 || end < period + trace_.begin()) {
     plan_.clear();
     return;
   }
-  const uint64_t aside = config_.prefetch_bytes_max + cached_bytes_planned();
+  const uint64_t aside = config_.prefetch_bytes_max;
   const uint64_t capacity = device_bytes > aside ? device_bytes - aside : 0;
   const uint64_t slack = device_bytes / 32;
   const bool same = plan_.valid() && plan_.period() == period &&
@@ -47,12 +47,11 @@ void Foresight::renew_plan(uint64_t device_bytes, uint64_t cached_bytes) {
     if (plan_.period() != period) plan_.clear();
     return;
   }
-  plan_.build(trace_, end - period, end, capacity, fetch_rate_);
+  plan_.build(trace_, end - period, end, capacity, fetch_rate_, reuse_bytes_max());
   early_next_ = 0;
   plan_tries_ = confirm ? plan_tries_ + 1 : 0;
   plan_mispredictions_ = predictor_.mispredicted_uses();
   planned_at_ = end;
-  cached_bytes_peak_ = cached_bytes;
 }
 
 std::optional<Foresight::EarlyUse> Foresight::early_use(uint64_t& i) {

@@ -5,7 +5,7 @@
 // plan as well, where that is due, which takes milliseconds: whoever decides calls it, whoever only looks does not.
 //
 // A plan is good while the program repeats what it was made from: the same distance to the past that matches. It is
-// made again when that changes, or when freed regions came to hold much more than it left for them.
+// made again when that changes, or when the budget does.
 //
 // Invariants (check_invariants):
 //   a plan was made  =>  it was made at a position that the trace has reached;
@@ -44,9 +44,6 @@ class Foresight {
   // again.
   void op_timed(uint64_t position, double microseconds) { trace_.set_microseconds(position, microseconds); }
   void set_fetch_rate(double bytes_per_microsecond) { fetch_rate_ = bytes_per_microsecond; }  // HOST to DEVICE
-  void note_cached_bytes(uint64_t bytes) {
-    cached_bytes_peak_ = bytes > cached_bytes_peak_ ? bytes : cached_bytes_peak_;
-  }
 
   // The program is over: no region is left and none will come. What was counted stays.
   void forget() {
@@ -58,8 +55,8 @@ class Foresight {
   // --- what decides -------------------------------------------------------------------------------------------------
   // False if the future is not known, or is not to be used (PolicyKind::kClock).
   bool catch_up() { return config_.policy == PolicyKind::kAuto && predictor_.catch_up(); }
-  // The same, and renews the plan for a device of that size of which freed regions hold so much now.
-  bool catch_up_and_plan(uint64_t device_bytes, uint64_t cached_bytes);
+  // The same, and renews the plan for a device of that size.
+  bool catch_up_and_plan(uint64_t device_bytes);
   // The first use from place `i` on of those that are to be prepared early, none if it is not yet time for it; `i`
   // moves behind it. Places before early_begin() have passed.
   std::optional<EarlyUse> early_use(uint64_t& i);
@@ -77,18 +74,16 @@ class Foresight {
   bool stays_until_age(KeyId key, uint64_t age) const;  // or to stay that long; true where there is no plan
   bool written(KeyId key) const;                        // planned to be written down after its last use
   bool rewritten_each_time(KeyId key) const;
-  // Room that the plan leaves to what operators allocate, out of freed regions.
-  uint64_t cached_bytes_planned() const { return std::min(cached_bytes_peak_, cached_bytes_aside()); }
   void check_invariants() const;
 
  private:
   static constexpr int kPlanTries = 3;          // once to confirm; more only as long as operators' times are missing
   static constexpr uint64_t kReplanUses = 256;  // between two plans, at least
   static constexpr uint64_t kPlanUsesMax = 1 << 16;  // longer recurrences are not planned
-  static constexpr uint64_t kCachedPagesAside = 10;
+  static constexpr uint64_t kReusePagesMax = 16;     // largest pages that a plan leaves to freed regions
 
-  void renew_plan(uint64_t device_bytes, uint64_t cached_bytes);
-  uint64_t cached_bytes_aside() const;
+  void renew_plan(uint64_t device_bytes);
+  uint64_t reuse_bytes_max() const;
 
   const PagerConfig config_;
   Trace trace_;
@@ -99,7 +94,6 @@ class Foresight {
   uint64_t plan_mispredictions_ = 0;  // of the predictor, when plan_ was made
   uint64_t planned_at_ = 0;           // trace position
   int plan_tries_ = 0;                // how often it was made anew from recurrences that came as predicted
-  uint64_t cached_bytes_peak_ = 0;    // of cached regions, since the plan before
 };
 
 }  // namespace tierpage

@@ -7,12 +7,15 @@
 
 #include "core/future/link_plan.h"
 #include "core/future/recurrence.h"
+#include "core/future/reuse_room.h"
 #include "core/model/status.h"
 
 namespace tierpage {
 namespace {
 
 constexpr double kTimedShareMin = 0.9;  // of operators, or the times say nothing
+constexpr uint64_t kNarrowShare = 8;    // of the capacity: what is kept for the largest operators' sake
+constexpr uint64_t kUsesNear = 512;     // within which freed regions are reused
 constexpr int kSettling = 2;            // rounds until it is known which versions are written down anyway
 constexpr int kTimedRounds = 10;
 constexpr int kRounds = 6;  // these and those of the bisection
@@ -99,13 +102,9 @@ class Intervals {
       interval.fetch = freed == 0;
       intervals_.push_back(interval);
     }
-    // At first: of a version with several intervals nothing is known yet.
-    std::vector<uint32_t> count(uses.period());
-    for (const uint32_t version : version_) count[version != kNoVersion ? version : 0] += version != kNoVersion;
-    for (Interval& interval : intervals_) {
-      const uint32_t version = version_[interval.slot];
-      interval.write_back = version != kNoVersion && count[version] == 1;
-    }
+    // At first as if all of it were kept: else what has several intervals seems to save nothing, stays for no one's
+    // sake, and a plan that writes it down may pass for the best.
+    weigh(std::vector<bool>(uses.period(), true));
   }
   // Keeping an interval saves a write-back if every other interval of its version is kept.
   void weigh(const std::vector<bool>& keep) {
@@ -195,9 +194,10 @@ class Prices {
   std::vector<float> fetch_, write_;
 };
 
-// Sorts by cost. Equals are told apart by rank: the bit-reversed place in the pass, counted in bytes from the anchor.
+// Sorts by cost. Equals are told apart by rank: first what makes room in the narrowest places, then by the bit-reversed
+// place in the pass, counted in bytes from the anchor.
 std::vector<Interval> sorted_by_cost(std::vector<Interval> intervals, const Recurrence& uses, double fetch_weight,
-                                     const Prices& prices) {
+                                     const Prices& prices, const std::vector<bool>& narrow) {
   for (Interval& interval : intervals) {
     double saved = 0;
     if (interval.fetch) saved += fetch_weight * prices.fetch(uses.bucket(interval.slot + interval.length));
@@ -219,6 +219,8 @@ std::vector<Interval> sorted_by_cost(std::vector<Interval> intervals, const Recu
     uint64_t passed = 0;
     for (size_t i = first; i < last; ++i) {
       intervals[i].rank = reverse_bits(static_cast<uint64_t>(scale * static_cast<double>(passed)), width);
+      const uint64_t end = intervals[i].slot + intervals[i].length;
+      if (narrow[uses.bucket(intervals[i].slot)] || narrow[uses.bucket(end)]) intervals[i].rank = 0;
       passed += intervals[i].bytes;
     }
     std::sort(intervals.begin() + static_cast<std::ptrdiff_t>(first),
@@ -233,7 +235,8 @@ std::vector<Interval> sorted_by_cost(std::vector<Interval> intervals, const Recu
 // What the operators of each bucket need whatever is kept, and what is kept across it.
 class Timeline {
  public:
-  explicit Timeline(const Recurrence& uses) : uses_(uses), base_(uses.bucket_count()) {
+  Timeline(const Recurrence& uses, const std::vector<uint64_t>& room) : uses_(uses), base_(uses.bucket_count()) {
+    for (size_t bucket = 0; bucket < room.size(); ++bucket) base_.add(bucket, bucket + 1, room[bucket]);
     std::unordered_map<uint32_t, size_t> counted;  // by key: bucket in which its bytes were counted last
     for (uint64_t slot = 0; slot < uses.period(); ++slot) {
       const size_t bucket = uses.bucket(slot);
@@ -241,6 +244,24 @@ class Timeline {
       if (added || entry->second != bucket) base_.add(bucket, bucket + 1, uses.bytes(slot));
       entry->second = bucket;
     }
+  }
+  // By bucket: whether it is one of the narrowest, which are those that need most, and together at most so many bytes.
+  std::vector<bool> narrow(uint64_t bytes_max) const {
+    std::vector<size_t> order(uses_.bucket_count());
+    std::vector<uint64_t> need(uses_.bucket_count());
+    for (size_t bucket = 0; bucket < order.size(); ++bucket) {
+      order[bucket] = bucket;
+      need[bucket] = base_.largest(bucket, bucket + 1);
+    }
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return need[a] > need[b]; });
+    std::vector<bool> narrow(order.size());
+    uint64_t bytes = 0;
+    for (size_t first = 0, last = 0; first < order.size(); first = last) {
+      for (; last < order.size() && need[order[last]] == need[order[first]]; ++last) bytes += need[order[last]];
+      if (bytes > bytes_max) break;
+      for (size_t i = first; i < last; ++i) narrow[order[i]] = true;
+    }
+    return narrow;
   }
   // Takes what fits, in order; the slots from which content stays.
   std::vector<bool> choose(const std::vector<Interval>& intervals, uint64_t capacity_bytes) const {
@@ -291,12 +312,15 @@ class Timeline {
 }  // namespace
 
 void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint64_t capacity_bytes,
-                          double bytes_per_microsecond) {
+                          double bytes_per_microsecond, uint64_t reuse_bytes_max) {
   TP_ASSERT(begin >= trace.begin() && begin < end && end <= trace.end());
   const Recurrence uses(trace, begin, end);
-  const Timeline timeline(uses);
+  std::vector<uint64_t> room = reuse_room(uses, kUsesNear);
+  for (uint64_t& bytes : room) bytes = std::min(bytes, reuse_bytes_max);
+  const Timeline timeline(uses, room);
   Intervals intervals(uses);
   Prices prices(uses.bucket_count());
+  const std::vector<bool> narrow = timeline.narrow(capacity_bytes / kNarrowShare);
   const bool timed = bytes_per_microsecond > 0 && uses.timed_share() >= kTimedShareMin;
   begin_ = begin;
   period_ = end - begin;
@@ -310,7 +334,7 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
   for (int round = 0; round < (timed ? kTimedRounds : kRounds); ++round) {
     const double fetch_weight = (low + high) / 2;
     std::vector<bool> keep =
-        timeline.choose(sorted_by_cost(intervals.by_slot(), uses, fetch_weight, prices), capacity_bytes);
+        timeline.choose(sorted_by_cost(intervals.by_slot(), uses, fetch_weight, prices, narrow), capacity_bytes);
     const Moved moved = intervals.moved(keep);
     intervals.weigh(keep);
     double up = static_cast<double>(moved.fetched), down = static_cast<double>(moved.written);

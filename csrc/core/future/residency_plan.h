@@ -13,12 +13,14 @@
 // What MIN leaves open decides about speed: where many intervals cost the same (weights that are read once a pass), MIN
 // keeps any of them, and mostly those beside each other, so that all fetches fall into one part of the pass and the
 // link idles in the rest. Among equals this plan takes them in bit-reversed order (van der Corput 1935) of their place
-// in the pass: whatever number fits, it is spread evenly, and so are the fetches.
+// in the pass: whatever number fits, it is spread evenly, and so are the fetches. Before that come the few regions that
+// the largest operators use: what is kept across such an operator is bounded by what its own uses leave, and a region
+// that it uses itself does not cross it.
 //
 // Time is counted in operators: what one operator uses, it needs at once.
 //
-// Invariant: at every bucket, bytes of regions used there + bytes of intervals kept across it <= capacity, unless the
-// uses alone exceed it (checked by the tests against a plain count).
+// Invariant: at every bucket, bytes of regions used there + room for freed regions + bytes of intervals kept across it
+// <= capacity, unless the first two alone exceed it (checked by the tests against a plain count).
 #pragma once
 
 #include <cstdint>
@@ -32,9 +34,10 @@ namespace tierpage {
 class ResidencyPlan {
  public:
   // Plans the recurrence [begin, end) of the trace, which is expected to go on repeating. O(n log n) in its uses.
-  // bytes_per_microsecond: of fetches, 0: not known.
+  // bytes_per_microsecond: of fetches, 0: not known. reuse_bytes_max: what is left to freed regions, at most
+  // (reuse_room.h).
   void build(const Trace& trace, uint64_t begin, uint64_t end, uint64_t capacity_bytes,
-             double bytes_per_microsecond = 0);
+             double bytes_per_microsecond = 0, uint64_t reuse_bytes_max = 0);
   void clear() { period_ = 0; }
   bool valid() const { return period_ != 0; }
   uint64_t period() const { return period_; }

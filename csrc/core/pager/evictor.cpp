@@ -218,7 +218,7 @@ bool Evictor::advance(PageId id, LeavingPass& pass) {
     const bool only_copy = page.only_in(Tier::kDevice);
     const bool demote = !only_copy && !page.is_valid(Tier::kHost) && lower_.keeps_in_host(page, pass);
     if (only_copy || demote) {
-      if (lower_.send_down(id, pass, store_.cached_bytes())) return true;
+      if (lower_.send_down(id, pass)) return true;
       if (only_copy) {
         page.stay();
         return false;
@@ -231,7 +231,7 @@ bool Evictor::advance(PageId id, LeavingPass& pass) {
 
 bool Evictor::write_ahead(PageId id) {
   LeavingPass alone;
-  return lower_.send_down(id, alone, store_.cached_bytes());
+  return lower_.send_down(id, alone);
 }
 
 }  // namespace tierpage

@@ -37,7 +37,7 @@ class Evictor {
 
   // --- choice of victims, for who makes room ahead of need -----------------------------------------------------------
   bool catch_up_and_plan() {  // whether MIN can choose
-    return foresight_.catch_up_and_plan(memory_.device.capacity_bytes(), store_.cached_bytes());
+    return foresight_.catch_up_and_plan(memory_.device.capacity_bytes());
   }
   MinPolicy& min() { return min_; }
   void begin_min();

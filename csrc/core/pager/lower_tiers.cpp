@@ -22,7 +22,7 @@ bool LowerTiers::host_may_grow_for(uint64_t bytes) const {
   return host_growing_ && bytes <= memory_.host.unused_bytes();
 }
 
-bool LowerTiers::send_down(PageId id, LeavingPass& pass, uint64_t cached_bytes) {
+bool LowerTiers::send_down(PageId id, LeavingPass& pass) {
   Page& page = memory_.pages[id];
   Tier target = Tier::kHost;
   if (!memory_.host.can_take(page.bytes)) {
@@ -33,7 +33,7 @@ bool LowerTiers::send_down(PageId id, LeavingPass& pass, uint64_t cached_bytes) 
     // In one pass room only shrinks: what was not enough is not looked for again.
     if (page.bytes >= pass.refused_bytes || !make_host_room(page.bytes)) {
       pass.refused_bytes = std::min(pass.refused_bytes, page.bytes);
-      if (spill_in_place_of(id, pass, cached_bytes)) return true;
+      if (spill_in_place_of(id, pass)) return true;
       target = Tier::kNvme;
     }
   }
@@ -216,11 +216,11 @@ MinPolicy::Next LowerTiers::next_use_in_host(RegionId region) {
 // Victims were chosen because each had somewhere to go (RoomBelow). That stays true: the other page has the same size,
 // so its spill turns one page's room in NVMe into one page's room in HOST, and it leaves NVMe room for every dirty page
 // of this pass.
-bool LowerTiers::spill_in_place_of(PageId leaving, LeavingPass& pass, uint64_t cached_bytes) {
+bool LowerTiers::spill_in_place_of(PageId leaving, LeavingPass& pass) {
   const uint64_t bytes = memory_.pages[leaving].bytes;
   const KeyId key = memory_.key_of(leaving);
   if (spill_blocked_ || nvme_blocked_) return false;
-  if (!foresight_.catch_up_and_plan(memory_.device.capacity_bytes(), cached_bytes)) return false;
+  if (!foresight_.catch_up_and_plan(memory_.device.capacity_bytes())) return false;
   if (!foresight_.plan().valid()) return false;
   if (memory_.host.over_capacity()) return false;  // RAM shrinks: a spill makes no room
   if (!foresight_.rewritten_each_time(key)) return false;

@@ -57,7 +57,7 @@ class LowerTiers {
 
   // --- a page on its way down ---------------------------------------------------------------------------------------
   // Starts (or waits for space for) the copy of a page to a lower tier; false if there is no room at all.
-  bool send_down(PageId id, LeavingPass& pass, uint64_t cached_bytes);
+  bool send_down(PageId id, LeavingPass& pass);
   // Whether RAM has, or is given, room for a page that would fall to NVMe although NVMe has its content.
   bool keeps_in_host(const Page& page, const LeavingPass& pass);
   void shrink_host();                     // to a smaller budget, and to the beginning of RAM
@@ -89,7 +89,7 @@ class LowerTiers {
  private:
   bool host_may_grow_for(uint64_t bytes) const;
   bool take_idle_copies_place(uint64_t bytes, const LeavingPass& pass);
-  bool spill_in_place_of(PageId leaving, LeavingPass& pass, uint64_t cached_bytes);
+  bool spill_in_place_of(PageId leaving, LeavingPass& pass);
   static bool only_in_host(const Page& page);
   bool mostly_read(RegionId id) const;
   template <class Goes>

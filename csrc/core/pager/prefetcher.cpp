@@ -45,11 +45,12 @@ void Prefetcher::fetch_ahead() {
   if (memory_.device.used_bytes() > memory_.device.capacity_bytes()) return;  // the budget shrank: pages must go first
   const uint64_t horizon = std::min(foresight_.predictor().horizon(), kUsesAheadMax);
   // For what operators will allocate meanwhile: as much as lately had to be mapped afresh because no freed region
-  // served. In the steady state of a program that is nothing, and every byte kept free would be fetched instead.
-  Ahead ahead{.reserve = std::min(memory_.device.capacity_bytes() / 16, store_.fresh_bytes_lately())};
-  // A plan has left that room already. Without this a model that was just built, all of it fresh, stops prefetching for
-  // ten forwards of one token, and the room that is not there lets freed regions go, which makes more fresh bytes.
-  if (foresight_.plan().valid()) ahead.reserve = std::min(ahead.reserve, foresight_.cached_bytes_planned());
+  // served. A plan has left that room already, and more that stays free would keep the link idle: what is then fetched
+  // too late takes freed regions apart, which makes more fresh bytes.
+  Ahead ahead;
+  if (!foresight_.plan().valid()) {
+    ahead.reserve = std::min(memory_.device.capacity_bytes() / 16, store_.fresh_bytes_lately());
+  }
   uint64_t passed = 0;  // bytes of the regions looked at
   ++serial_;
   evictor_.begin_min();

@@ -168,7 +168,6 @@ void RegionStore::add_cached(RegionId id) {
   region.state = RegionState::kCached;
   region.cached_serial = next_cached_serial_++;
   cached_bytes_ += region.bytes;
-  foresight_.note_cached_bytes(cached_bytes_);
   cached_[region.bytes].push_back(id);
   cached_by_age_.emplace(region.cached_serial, id);
 }
