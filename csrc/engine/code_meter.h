@@ -15,6 +15,7 @@ struct CodeUse {
   uint64_t pages = 0;
   uint64_t bytes = 0;        // of these pages
   uint64_t coded_bytes = 0;  // of their codes; of a page that does not shrink its own
+  uint64_t failures = 0;     // tries that the coder failed; no page of these is counted above
 };
 using CodeUses = std::array<CodeUse, 2>;
 
@@ -29,10 +30,16 @@ class CodeMeter {
     row.coded_bytes += coded_bytes;
     row.time.ended(now_ns);
   }
+  void failed(Coding coding, int64_t now_ns) {  // that had begun
+    refused(coding);
+    rows_[static_cast<size_t>(coding)].time.ended(now_ns);
+  }
+  void refused(Coding coding) { ++rows_[static_cast<size_t>(coding)].failures; }  // that had not
   CodeUses uses(int64_t now_ns) const {
     CodeUses uses;
     for (size_t i = 0; i < uses.size(); ++i) {
-      uses[i] = {rows_[i].time.busy_ns(now_ns), rows_[i].pages, rows_[i].bytes, rows_[i].coded_bytes};
+      const Row& row = rows_[i];
+      uses[i] = {row.time.busy_ns(now_ns), row.pages, row.bytes, row.coded_bytes, row.failures};
     }
     return uses;
   }
@@ -44,6 +51,7 @@ class CodeMeter {
     uint64_t pages = 0;
     uint64_t bytes = 0;
     uint64_t coded_bytes = 0;
+    uint64_t failures = 0;
   };
   Row rows_[2];
 };

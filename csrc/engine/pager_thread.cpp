@@ -94,6 +94,13 @@ void PagerThread::tell_overflow_locked() {
                 " would have been enough; with overflow=\"off\" it fails instead.");
 }
 
+void PagerThread::tell_coder_locked() {
+  const std::string notice = transfers_->take_coder_notice();
+  if (notice.empty()) return;
+  tiers_.coder_notice = notice;
+  watchdog_.say(notice);
+}
+
 void PagerThread::tell_host_space_locked() {
   if (!tiers_.arena || !host_growth_.take_news()) return;
   core_->host_space_ready(host_growth_.ready_bytes(), host_growth_.failed());
@@ -232,6 +239,7 @@ bool PagerThread::round(UniqueLock& lock, Finished& finished) {
   tell_host_space_locked();
   if (core_->wants_planning()) core_->plan();
   tell_overflow_locked();
+  tell_coder_locked();
   note_rates_locked();
   limit_host_space_locked();
   request_host_space_locked();

@@ -85,6 +85,11 @@ std::string RuntimeReports::take_notices() {
   return watchdog_.take_notices();
 }
 
+std::string RuntimeReports::coder_notice() {
+  LockGuard lock(core_.mutex());
+  return tiers_.coder_notice;
+}
+
 // The rows without mutex_: there may be many.
 std::vector<Levels> RuntimeReports::levels() {
   std::vector<Levels> rows = accounts_.levels();

@@ -71,7 +71,7 @@ class RuntimeReports {
   std::string device_name() const { return tiers_.backend->info().name; }
   std::string storage_description() const { return tiers_.description; }
   bool compresses() const { return tiers_.coder_bytes > 0; }
-  std::string coder_notice() const { return tiers_.coder_notice; }  // why it does not, if that was not asked for
+  std::string coder_notice();  // why it does not, if that was not asked for; or that the coder failed
   const PagerConfig& pager_config() const { return tiers_.config; }
   uint64_t missed_accesses() const { return missed_accesses_.load(); }
   uint64_t live_bytes();

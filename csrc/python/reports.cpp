@@ -101,6 +101,7 @@ void put_codes(py::dict& out, const CodeUses& codes) {
     out[key("code_pages.", ways[i])] = codes[i].pages;
     out[key("content_bytes.", ways[i])] = codes[i].bytes;
     out[key("coded_bytes.", ways[i])] = codes[i].coded_bytes;
+    out[key("code_failures.", ways[i])] = codes[i].failures;
   }
 }
 

@@ -243,8 +243,10 @@ def _overflows(known: Sequence[Mapping[str, Any]]) -> list[Part]:
 
 def _coded(stats: Mapping[str, Number]) -> list[str]:
     """What coded pages saved; nothing where none was coded."""
+    failures = sum(stats.get(f"code_failures.{way}", 0) for way in ("encode", "decode"))
+    failed = [f"the coder failed {failures} times: config().in_force['compress_notice'] says why"] if failures else []
     if not stats.get("code_pages.encode") and not stats.get("code_pages.decode"):
-        return []
+        return failed
     ways = []
     for way, verb in (("encode", "coded"), ("decode", "decoded")):
         plain, code = stats.get(f"content_bytes.{way}", 0), stats.get(f"coded_bytes.{way}", 0)
@@ -252,7 +254,7 @@ def _coded(stats: Mapping[str, Number]) -> list[str]:
             seconds = stats.get(f"code_seconds.{way}", 0.0)
             ways.append(f"{verb} {format_bytes(plain)} as {format_bytes(code)} ({code / plain:.2f}) in {seconds:.3f} s")
     up, down = (format_bytes(stats.get(f"saved_bytes.{way}", 0)) for way in ("up", "down"))
-    return [f"{', '.join(ways)}; {up} did not have to come up, {down} did not have to go down"]
+    return [f"{', '.join(ways)}; {up} did not have to come up, {down} did not have to go down", *failed]
 
 
 def _written(stats: Mapping[str, Number]) -> list[str]:
