@@ -124,7 +124,8 @@ void TransferEngine::collect_codes(Finished& finished) {
     const Coding coding = completion.encoded ? Coding::kEncode : Coding::kDecode;
     if (completion.encoded && completion.status.ok()) encoded(flight, completion.coded_bytes);
     if (completion.status.ok()) {
-      code_meter_.ended(coding, flight.action.bytes, flight.route.moved_bytes, now);
+      const ElementType type = flight.incompressible ? ElementType::kPlain : completion.type;
+      code_meter_.ended(coding, type, flight.action.bytes, flight.route.moved_bytes, now);
     } else {
       code_meter_.failed(coding, now);
     }

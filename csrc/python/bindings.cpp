@@ -138,8 +138,7 @@ py::dict stats_of(const PyRuntime& self) {
   out["dirty_bytes.current"] = snapshot.dirty_bytes;
   put_stalls(out, snapshot.stalls);
   put_links(out, snapshot.links, "");
-  put_codes(out, snapshot.codes);
-  out["code_ring_bytes"] = snapshot.coder_bytes;
+  put_codes(out, snapshot);
   put_work(out, snapshot.work);
   put_stuck(out, snapshot.stuck);
   put_writes(out, snapshot.writes);

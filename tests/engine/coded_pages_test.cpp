@@ -91,6 +91,9 @@ TEST_F(CodedPages, CopiesAndRamAreOfTheCode) {
   EXPECT_LT(below.stats.resident_bytes[index_of(Tier::kHost)].current, kBytes);
   EXPECT_EQ(below.links[static_cast<size_t>(Link::kToHost)].bytes, below.codes[0].coded_bytes);
   EXPECT_EQ(below.links[static_cast<size_t>(Link::kToHost)].content_bytes, kBytes);
+  const CodedBytes& held = below.below.coded[index_of(Tier::kHost)];
+  EXPECT_EQ(held.stored, below.codes[0].coded_bytes);
+  EXPECT_EQ(held.content, kBytes);
   caller.expect_intact(region);
   const auto above = engine->reports().snapshot();
   EXPECT_EQ(above.codes[1].pages, 1u);
