@@ -178,9 +178,10 @@ void PagerThread::apply_locked(const Finished& finished) {
   if (arrival != finished.arrivals.end()) arrivals_until(finished.arrivals.back().at_ns);
 }
 
-// The rate of the link as it was lately, and whether callers should time operators.
+// The rates of links and coders as they were lately, and whether callers should time operators.
 void PagerThread::note_rates_locked() {
   if (const double rate = accounts_.take_fetch_rate(); rate > 0) core_->foresight().set_fetch_rate(rate);
+  if (tiers_.config.compress) core_->foresight().note_code_traffic(accounts_.code_traffic(steady_ns()));
   __atomic_store_n(&wants_times_, core_->wants_times() ? 1 : 0, __ATOMIC_RELAXED);
 }
 

@@ -253,10 +253,10 @@ void define_functions(py::module_& module) {
              "kernels for it are given (page_code.compiled).");
   module.def(
       "replay_program", &replay_program, py::arg("program"), py::arg("device_bytes"), py::arg("host_bytes"),
-      py::arg("nvme_bytes"), py::arg("rates"), py::arg("loops"),
+      py::arg("nvme_bytes"), py::arg("rates"), py::arg("loops"), py::arg("compress_always") = false,
       "Replays a recorded program on a modelled machine: {\"steps\": a dict for each step, \"bound_seconds\": of "
       "the step that repeats, 0 without one}. Rates in bytes a second, costs in microseconds; those left out are "
-      "an H200's.");
+      "an H200's. compress_always: what is rewritten in each step is coded whatever that costs.");
   module.def(
       "option_words", &option_words,
       "Options of a Runtime, all of which must be given, and the words that each may be; none where it is a value.");
