@@ -288,6 +288,9 @@ PYBIND11_MODULE(_C, module) {
           "let_source_go", [](const PyRuntime& self, uint64_t place) { self.runtime().sources().let_go(place); },
           py::arg("place"))
       .def("read_source", &read_source, py::arg("offset"), py::arg("target"))
+      .def(
+          "reading_ends", [](const PyRuntime& self) { self.runtime().sources().reading_ends(); },
+          "What read_host keeps for the next read of the same page is given back.")
       .def("read_host", &read_host, py::arg("address"), py::arg("first"), py::arg("target"),
            "(bytes copied from RAM, 0 where it has none of that page; where that page ends)")
       .def("sourced_runs", &sourced_runs, py::arg("address"),

@@ -60,6 +60,10 @@ class Runtime:
         """
     def read_source(self, offset: typing.SupportsInt | typing.SupportsIndex, target: typing_extensions.Buffer) -> None:
         ...
+    def reading_ends(self) -> None:
+        """
+        What read_host keeps for the next read of the same page is given back.
+        """
     def reset_peaks(self) -> None:
         ...
     def reset_stalled_most(self) -> None:

@@ -303,6 +303,48 @@ TEST_F(CodedPages, ReadFromRamWithoutTheDevice) {
   EXPECT_EQ(engine->reports().snapshot().codes[1].pages, fetched);
 }
 
+// A page is decoded once for many reads; what was written since is never missed.
+TEST_F(CodedPages, ManyReadsOfAPageInRamAreOfItsLastContent) {
+  const RuntimeOptions options = coding_options();
+  Engine engine(options, parts_of(options));
+  Caller caller(engine);
+  Region region = caller.make(kBytes, 3), other = caller.make(kBytes, 4);
+  std::mt19937_64 random(6);
+  std::vector<std::byte> found(kBytes);
+  uint64_t seed = 100;
+  engine.evict({region.address, other.address});
+  int reads_from_ram = 0;
+  for (int round = 0; round < 400; ++round) {
+    Region& one = random() % 2 == 0 ? region : other;
+    if (random() % 4 == 0) {  // it comes up, and has another content when it has gone down
+      caller.open();
+      ASSERT_EQ(caller.begin({writes(one)}), TP_OK);
+      fill(one, ++seed);
+      ASSERT_EQ(caller.close(), TP_OK);
+      if (random() % 3 != 0) engine.evict({one.address});
+    }
+    if (random() % 16 == 0) {  // another region may get its place
+      caller.free(one);
+      one = caller.make(kBytes, ++seed);
+      engine.evict({one.address});
+    }
+    if (random() % 50 == 0) engine->sources().reading_ends();
+    const uint64_t first = random() % kBytes;
+    uint64_t end = 0;
+    const uint64_t count = engine->sources().read_host(one.address, first, kBytes - first, found.data() + first, &end);
+    if (count == 0) continue;  // RAM has no copy of what was not evicted
+    ++reads_from_ram;
+    ASSERT_EQ(count, kBytes - first);
+    for (uint64_t i = 0; i < one.word_count(); i += kWordStep) {
+      if (i * 8 < first) continue;
+      uint64_t word = 0;
+      std::memcpy(&word, found.data() + i * 8, 8);
+      ASSERT_EQ(word, word_at(one.seed, i)) << "round " << round;
+    }
+  }
+  EXPECT_GT(reads_from_ram, 200);
+}
+
 TEST_F(CodedPages, TheRingGoesWithTheLowerTiers) {
   const RuntimeOptions options = coding_options();
   RuntimeParts parts = parts_of(options);
