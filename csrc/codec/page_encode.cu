@@ -379,8 +379,9 @@ __global__ void __launch_bounds__(1024) tierpage_write_escapes(const unsigned ch
 }
 
 // What the host asks for, where it can read it without a copy. One thread.
-__global__ void tierpage_tell(const tierpage_codec::Plan* plan, unsigned int* coded_bytes) {
+__global__ void tierpage_tell(const tierpage_codec::Plan* plan, unsigned int* coded_bytes, unsigned int* type) {
   *coded_bytes = plan->coded_bytes;
+  *type = plan->type;
 }
 
 }  // extern "C"

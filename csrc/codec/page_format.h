@@ -24,6 +24,8 @@ enum class ElementType : uint8_t {
   kFloat32 = 3,
 };
 
+constexpr uint32_t kElementTypes = 4;
+
 constexpr uint32_t kCodedMagic = 0x43505054;  // "TPPC" in the order of bytes
 constexpr uint32_t kCodedVersion = 1;
 constexpr uint32_t kCodedPageBytesMax = 64u << 20;

@@ -93,6 +93,18 @@ double Accounts::take_fetch_rate() {
   return static_cast<double>(bytes) * 1e3 / static_cast<double>(busy_ns);
 }
 
+CodeTraffic Accounts::code_traffic(int64_t now_ns) const {
+  const auto way = [this](Link link) {
+    const LinkUse& use = links_[static_cast<size_t>(link)];
+    return CodeTraffic::Way{use.busy_ns, use.bytes, use.content_bytes};
+  };
+  const auto coder = [this](Coding coding) {
+    const CodeUse& use = codes_[static_cast<size_t>(coding)];
+    return CodeTraffic::Coder{use.busy_ns, use.bytes, use.coded_bytes};
+  };
+  return {elapsed_ns(now_ns), way(Link::kToDevice), way(Link::kToHost), coder(Coding::kEncode), coder(Coding::kDecode)};
+}
+
 RecurrenceTotals Accounts::since_open(const Pager& pager, int64_t now_ns) const {
   const Stats& stats = pager.memory().stats;
   RecurrenceTotals totals;

@@ -77,6 +77,7 @@ class Accounts {
   // Bytes per microsecond into the device since the last rate that was taken, both directions busy or not, as the
   // program has it; 0 while too few bytes went up to tell.
   double take_fetch_rate();
+  CodeTraffic code_traffic(int64_t now_ns) const;
 
   // --- recurrences ---------------------------------------------------------------------------------------------
   // One counts from where its plan was made, in the length that the plan has; it ends early if the plan changes.

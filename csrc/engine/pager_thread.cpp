@@ -94,6 +94,13 @@ void PagerThread::tell_overflow_locked() {
                 " would have been enough; with overflow=\"off\" it fails instead.");
 }
 
+void PagerThread::tell_coder_locked() {
+  const std::string notice = transfers_->take_coder_notice();
+  if (notice.empty()) return;
+  tiers_.coder_notice = notice;
+  watchdog_.say(notice);
+}
+
 void PagerThread::tell_host_space_locked() {
   if (!tiers_.arena || !host_growth_.take_news()) return;
   core_->host_space_ready(host_growth_.ready_bytes(), host_growth_.failed());
@@ -171,9 +178,10 @@ void PagerThread::apply_locked(const Finished& finished) {
   if (arrival != finished.arrivals.end()) arrivals_until(finished.arrivals.back().at_ns);
 }
 
-// The rate of the link as it was lately, and whether callers should time operators.
+// The rates of links and coders as they were lately, and whether callers should time operators.
 void PagerThread::note_rates_locked() {
   if (const double rate = accounts_.take_fetch_rate(); rate > 0) core_->foresight().set_fetch_rate(rate);
+  if (tiers_.config.compress) core_->foresight().note_code_traffic(accounts_.code_traffic(steady_ns()));
   __atomic_store_n(&wants_times_, core_->wants_times() ? 1 : 0, __ATOMIC_RELAXED);
 }
 
@@ -232,6 +240,7 @@ bool PagerThread::round(UniqueLock& lock, Finished& finished) {
   tell_host_space_locked();
   if (core_->wants_planning()) core_->plan();
   tell_overflow_locked();
+  tell_coder_locked();
   note_rates_locked();
   limit_host_space_locked();
   request_host_space_locked();

@@ -94,6 +94,7 @@ class PagerThread {
   void keep_accounts_locked() TP_REQUIRES(core_.mutex());
   void idle_wait(UniqueLock& lock, bool acted) TP_REQUIRES(core_.mutex());
   void tell_overflow_locked() TP_REQUIRES(core_.mutex());
+  void tell_coder_locked() TP_REQUIRES(core_.mutex());
   void tell_host_space_locked() TP_REQUIRES(core_.mutex());
   void limit_host_space_locked() TP_REQUIRES(core_.mutex());
   void request_host_space_locked() TP_REQUIRES(core_.mutex());

@@ -1,6 +1,8 @@
 #include "engine/runtime_reports.h"
 
 #include <algorithm>
+#include <map>
+#include <utility>
 
 namespace tierpage {
 
@@ -14,6 +16,7 @@ RuntimeReports::Snapshot RuntimeReports::snapshot() {
   snapshot.links = accounts_.links();
   snapshot.codes = accounts_.codes();
   snapshot.coder_bytes = tiers_.coder_bytes;
+  if (compresses()) snapshot.below = copies_below_locked();
   snapshot.work = accounts_.work();
   snapshot.engaged = core_->engaged();
   snapshot.stuck = watchdog_.stuck();
@@ -30,6 +33,25 @@ RuntimeReports::Snapshot RuntimeReports::snapshot() {
   snapshot.host_ready_bytes = tiers_.arena ? tiers_.arena->ready_bytes() : 0;
   snapshot.host_locked_bytes = tiers_.arena ? tiers_.arena->locked_bytes() : 0;
   return snapshot;
+}
+
+RuntimeReports::CopiesBelow RuntimeReports::copies_below_locked() const {
+  CopiesBelow below;
+  std::map<TagId, CodedBytes> by_tag;
+  const Memory& memory = core_->memory();
+  for (const PageId id : memory.pages.ids()) {
+    const Page& page = memory.pages[id];
+    bool counted = false;
+    for (const Tier tier : {Tier::kHost, Tier::kNvme}) {
+      if (!page.is_valid(tier) || (tier == Tier::kNvme && page.sourced)) continue;
+      const uint64_t stored = page.stored_bytes(tier);
+      if (stored < page.bytes) below.coded[index_of(tier)].add(page.bytes, stored);
+      const TagId tag = memory.region(page.region).tag;
+      if (tag != 0 && !std::exchange(counted, true)) by_tag[tag].add(page.bytes, stored);
+    }
+  }
+  for (const auto& [tag, bytes] : by_tag) below.by_tag.emplace_back(tags_.name_of(tag), bytes);
+  return below;
 }
 
 void RuntimeReports::reset_peaks() {
@@ -83,6 +105,11 @@ std::string RuntimeReports::take_notices() {
   if (!core_.ended_locked())
     watchdog_.look_at_pager_thread(steady_ns(), [this] { return core_->memory().tier_table(); });
   return watchdog_.take_notices();
+}
+
+std::string RuntimeReports::coder_notice() {
+  LockGuard lock(core_.mutex());
+  return tiers_.coder_notice;
 }
 
 // The rows without mutex_: there may be many.

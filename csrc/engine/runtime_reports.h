@@ -7,11 +7,13 @@
 #include <atomic>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/accounts.h"
 #include "engine/event_log.h"
 #include "engine/locked_core.h"
+#include "engine/tag_names.h"
 #include "engine/tier_set.h"
 #include "engine/watchdog.h"
 
@@ -26,11 +28,17 @@ class RuntimeReports {
     Watchdog& watchdog;
     const EventLog& log;
     const std::atomic<uint64_t>& missed_accesses;
+    const TagNames& tags;
   };
   explicit RuntimeReports(const Parts& parts)
       : core_(parts.core), tiers_(parts.tiers), accounts_(parts.accounts), watchdog_(parts.watchdog), log_(parts.log),
-        missed_accesses_(parts.missed_accesses) {}
+        missed_accesses_(parts.missed_accesses), tags_(parts.tags) {}
 
+  // What lies below, and how long. Copies that a checkpoint's file is are not counted.
+  struct CopiesBelow {
+    CodedBytes coded[kTierCount];                            // copies that are coded, by tier
+    std::vector<std::pair<std::string, CodedBytes>> by_tag;  // one copy of each page that has some, coded or not
+  };
   struct Snapshot {
     Stats stats;
     StallStats stalls;
@@ -44,6 +52,7 @@ class RuntimeReports {
     LinkUses links;
     CodeUses codes;
     uint64_t coder_bytes;  // of the device budget, that the coder has
+    CopiesBelow below;     // empty where nothing is coded
     WorkTimes work;
     bool engaged;  // pages leave, or did so lately
     StuckTransfers stuck;
@@ -71,19 +80,22 @@ class RuntimeReports {
   std::string device_name() const { return tiers_.backend->info().name; }
   std::string storage_description() const { return tiers_.description; }
   bool compresses() const { return tiers_.coder_bytes > 0; }
-  std::string coder_notice() const { return tiers_.coder_notice; }  // why it does not, if that was not asked for
+  std::string coder_notice();  // why it does not, if that was not asked for; or that the coder failed
   const PagerConfig& pager_config() const { return tiers_.config; }
   uint64_t missed_accesses() const { return missed_accesses_.load(); }
   uint64_t live_bytes();
   std::string take_notices();  // lines for the log, oldest first
 
  private:
+  CopiesBelow copies_below_locked() const TP_REQUIRES(core_.mutex());
+
   LockedCore& core_;
   const TierSet& tiers_;
   Accounts& accounts_;
   Watchdog& watchdog_ TP_GUARDED_BY(core_.mutex());
   const EventLog& log_;
   const std::atomic<uint64_t>& missed_accesses_;
+  const TagNames& tags_ TP_GUARDED_BY(core_.mutex());
 };
 
 }  // namespace tierpage

@@ -5,6 +5,7 @@
 #include <memory>
 #include <new>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "codec/page_codec.h"
@@ -22,16 +23,17 @@ void copy_spans(const std::byte* ram, const SpanList& spans, uint64_t first, uin
   }
 }
 
-// The same of a page whose code lies there; false if it is none, or if there is no memory to decode it in.
-bool copy_decoded(const std::byte* ram, const SpanList& spans, uint64_t stored, uint64_t page_bytes, uint64_t first,
-                  uint64_t count, std::byte* buffer) {
-  const std::unique_ptr<std::byte[]> memory(new (std::nothrow) std::byte[stored + page_bytes]);
-  if (memory == nullptr) return false;
-  const std::span<std::byte> code(memory.get(), stored), page(memory.get() + stored, page_bytes);
-  copy_spans(ram, spans, 0, stored, code.data());
-  if (!decode_page(code, page).ok()) return false;
-  std::memcpy(buffer, page.data() + first, count);
-  return true;
+// The content of the page whose code lies there; false if it is none, or if there is no memory to decode it in.
+bool decode_spans(const std::byte* ram, const SpanList& spans, uint64_t stored, uint64_t page_bytes,
+                  std::vector<std::byte>& content) {
+  try {
+    std::vector<std::byte> code(stored);
+    content.resize(page_bytes);
+    copy_spans(ram, spans, 0, stored, code.data());
+    return decode_page(code, content).ok();
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
 }
 
 }  // namespace
@@ -124,20 +126,49 @@ uint64_t RuntimeSources::read_host(uint64_t address, uint64_t first, uint64_t by
   const uint64_t in_page = wanted - core_->memory().pages[id].offset;
   uint64_t count = std::min(bytes, core_->memory().pages[id].bytes - in_page);
   *page_end = first + count;
+  const Page& page = core_->memory().pages[id];
+  const bool there = page.is_valid(Tier::kHost) && page.movement == Movement::kNone;
+  if (there && decoded_ != nullptr && decoded_->page == id && decoded_->movement_serial == page.movement_serial) {
+    const std::shared_ptr<const Decoded> known = decoded_;
+    lock.unlock();
+    std::memcpy(buffer, known->bytes.data() + in_page, count);
+    return count;
+  }
   bool held = false;
   if (!core_.events_locked([&] { held = core_->begin_read(id); }).ok() || !held) return 0;
   const SpanList spans = core_->memory().pages[id].host;
   const uint64_t page_bytes = core_->memory().pages[id].bytes;
   const uint64_t stored = core_->memory().pages[id].stored_bytes(Tier::kHost);
+  const uint32_t movement_serial = core_->memory().pages[id].movement_serial;
+  std::shared_ptr<const Decoded> before;  // not freed under the lock
+  if (stored != page_bytes) before.swap(decoded_);
   lock.unlock();  // the copy stays where it is until read_done
+  before.reset();
+  std::shared_ptr<Decoded> fresh;
   if (stored == page_bytes) {
     copy_spans(tiers_.arena->base(), spans, in_page, count, buffer);
-  } else if (!copy_decoded(tiers_.arena->base(), spans, stored, page_bytes, in_page, count, buffer)) {
-    count = 0;  // it is read the long way, whose error says what is wrong
+  } else {
+    fresh = std::make_shared<Decoded>(id, movement_serial);
+    if (decode_spans(tiers_.arena->base(), spans, stored, page_bytes, fresh->bytes)) {
+      std::memcpy(buffer, fresh->bytes.data() + in_page, count);
+    } else {
+      fresh.reset();
+      count = 0;  // it is read the long way, whose error says what is wrong
+    }
   }
   lock.lock();
+  if (fresh != nullptr) {
+    before = std::move(fresh);
+    before.swap(decoded_);
+  }
   (void)core_.change_locked([&] { core_->read_done(id); });
   return count;
+}
+
+void RuntimeSources::reading_ends() {
+  std::shared_ptr<const Decoded> last;  // freed without the lock
+  LockGuard lock(core_.mutex());
+  last.swap(decoded_);
 }
 
 std::vector<RuntimeSources::Run> RuntimeSources::runs_of(uint64_t address) {

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -40,7 +41,10 @@ class RuntimeSources {
   Status read(uint64_t offset, uint64_t bytes, std::byte* buffer);
   // Copies what RAM holds of a region's bytes from `first` on, at most to the end of the page there: the number of
   // bytes. 0: that page has no copy in RAM at rest, *page_end tells where the next one begins.
+  // A coded page is decoded once for reads that follow one another, as long as nothing happens to it: its bytes are
+  // kept until another page is decoded, or until reading_ends().
   uint64_t read_host(uint64_t address, uint64_t first, uint64_t bytes, std::byte* buffer, uint64_t* page_end);
+  void reading_ends();
   // Bytes of a region whose content is still the source's: first byte in the region, place, bytes; merged.
   struct Run {
     uint64_t first = 0;
@@ -49,6 +53,13 @@ class RuntimeSources {
   std::vector<Run> runs_of(uint64_t address);
 
  private:
+  // Content of a page as its copy in RAM had it after that movement. A copy in RAM comes only by a movement: as long as
+  // there is one, and the page has not moved since, it is of that content.
+  struct Decoded {
+    PageId page;
+    uint32_t movement_serial = 0;
+    std::vector<std::byte> bytes;
+  };
   Status open();
 
   LockedCore& core_;
@@ -57,6 +68,7 @@ class RuntimeSources {
   Mutex& close_mutex_;
   const RuntimeOptions& options_;
   Watchdog& watchdog_ TP_GUARDED_BY(core_.mutex());
+  std::shared_ptr<const Decoded> decoded_ TP_GUARDED_BY(core_.mutex());  // the last one; null: none
 };
 
 }  // namespace tierpage

@@ -103,6 +103,7 @@ Status TierSet::open_coder() {
     coder_bytes = bytes;
     config.device_bytes_max -= bytes;
     config.compress = true;
+    config.compress_always = forced;
     config.coder_bytes = bytes;
     return status;
   }

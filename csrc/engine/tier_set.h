@@ -46,7 +46,7 @@ class TierSet {
   std::string description = "none";  // of the store
   uint64_t staging_bytes = 0;        // of the host budget; 0: there are none
   uint64_t coder_bytes = 0;          // of the device budget, for the coder's ring; 0: there is none
-  std::string coder_notice;          // why not, where it was not asked to be off
+  std::string coder_notice;          // why there is none, where it was not asked to be off; or that it failed
 
  private:
   Status open_backend();

@@ -386,8 +386,8 @@ void TransferEngine::piece_done(uint32_t piece_index, const Status& status, Fini
   unused_pieces_.push_back(piece_index);
   if (--flight.pieces_left > 0) return;
   if (flight.fetches() && flight.code_place.valid() && flight.status.ok()) {
-    decoded(flight, code(flight, Coding::kDecode));
-    if (flight.status.ok()) return;  // it ends with the decoding
+    flight.rescue == nullptr ? decode(flight, finished) : rescue(flight, finished);
+    return;  // it ends with the decoding
   }
   finish_flight(flight.action.transfer, finished);
 }

@@ -13,12 +13,14 @@
 // A coded page also passes through a place in the coder's ring (tiers/page_coder.h), which its transfer holds from its
 // beginning to its end: encoded into it before the first piece, decoded out of it behind the last one. Pieces then move
 // between that place and RAM or disk. Who finds no place waits in line, urgent transfers first; of the lines the one
-// that holds least is served first, and the others wait for it.
+// that holds least is served first, and the others wait for it. What the coder fails to encode goes as it is; what it
+// fails to decode twice is decoded here, by the processor, out of a copy of what lies in the ring.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -99,6 +101,8 @@ class TransferEngine {
   void detach_lower_tiers();
   LinkUses link_uses(int64_t now_ns) const { return meter_.uses(now_ns); }
   CodeUses code_uses(int64_t now_ns) const { return code_meter_.uses(now_ns); }
+  // What the user should know of a coder that fails: once, else empty.
+  std::string take_coder_notice() { return std::exchange(coder_notice_, {}); }
   const WorkTimes& work() const { return work_; }  // mapping, copying, completing
   std::string queue_state() const;                 // for messages
   StuckTransfers stuck(int64_t now_ns, int64_t patience_ns) const;
@@ -115,6 +119,8 @@ class TransferEngine {
     uint64_t coded_bytes = 0;     // of the code that a write-back moves
     bool incompressible = false;  // ... or it turned out that there is none
     int64_t coding_since_ns = 0;  // with the coder; 0: it is not
+    uint32_t decodings_failed = 0;
+    std::unique_ptr<std::byte[]> rescue;  // RAM for the code, and behind it the page, of what the coder cannot decode
     bool fetches() const { return action.kind == ActionKind::kFetch; }
   };
   struct Piece {
@@ -166,7 +172,12 @@ class TransferEngine {
   void collect_codes(Finished& finished);
   void encoded(Flight& flight, uint64_t code_bytes);
   void encoding_failed(Flight& flight, const Status& status, Finished& finished);
-  void decoded(Flight& flight, const Status& status);
+  void decode(Flight& flight, Finished& finished);
+  void decoding_ended(Flight& flight, const Status& status, Finished& finished);
+  void coder_failed(const Flight& flight, const Status& status);
+  Status copy_code_down(Flight& flight);
+  void rescue(Flight& flight, Finished& finished);
+  void add_rescue_piece(Flight& flight, Link link, std::byte* host, uint64_t bytes);
   void code_left_device(Flight& flight);
   void give_place_back(Flight& flight);
   std::byte* code_of(const Flight& flight) const { return backend_.coder()->ring() + flight.code_place.offset; }
@@ -191,6 +202,8 @@ class TransferEngine {
   CodeRing code_ring_;
   CodeLine code_lines_[kCodeLines];
   CodeMeter code_meter_;
+  std::string coder_notice_;  // to be told
+  bool coder_notice_made_ = false;
   LinkMeter meter_;
   WorkTimes work_;
   std::vector<Fence> watched_;

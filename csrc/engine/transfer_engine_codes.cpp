@@ -1,14 +1,23 @@
 // The coded pages among the transfers: places in the coder's ring, and what comes before and behind the pieces.
 #include <algorithm>
+#include <new>
+#include <span>
 #include <utility>
 
+#include "codec/page_codec.h"
 #include "codec/page_format.h"
 #include "engine/transfer_engine.h"
 
 namespace tierpage {
 namespace {
 
-constexpr uint64_t kUnitsMin = 4;  // smaller pages stay plain: what they would save is lost by whole units
+constexpr uint64_t kUnitsMin = 4;      // smaller pages stay plain: what they would save is lost by whole units
+constexpr uint32_t kDecodingsMax = 2;  // tries of one code, before the processor decodes it
+
+// And not of the content, nor of the device.
+bool is_coders_fault(const Status& status) {
+  return !status.ok() && status.code != StatusCode::kCorruptPage && status.code != StatusCode::kPagerDead;
+}
 
 }  // namespace
 
@@ -94,7 +103,10 @@ Status TransferEngine::code(Flight& flight, Coding coding) {
   Status status =
       coding == Coding::kEncode ? backend_.coder()->submit_encode(request) : backend_.coder()->submit_decode(request);
   work_.copying_ns += steady_ns() - start;
-  if (!status.ok()) return status;
+  if (!status.ok()) {
+    code_meter_.refused(coding);
+    return status;
+  }
   code_meter_.began(coding, start);
   flight.coding_since_ns = start;
   return status;
@@ -109,35 +121,101 @@ void TransferEngine::collect_codes(Finished& finished) {
     const TransferId id(completion.cookie);
     Flight& flight = flights_.at(id);
     flight.coding_since_ns = 0;
+    const Coding coding = completion.encoded ? Coding::kEncode : Coding::kDecode;
     if (completion.encoded && completion.status.ok()) encoded(flight, completion.coded_bytes);
-    code_meter_.ended(completion.encoded ? Coding::kEncode : Coding::kDecode, flight.action.bytes,
-                      flight.route.moved_bytes, now);
+    if (completion.status.ok()) {
+      const ElementType type = flight.incompressible ? ElementType::kPlain : completion.type;
+      code_meter_.ended(coding, type, flight.action.bytes, flight.route.moved_bytes, now);
+    } else {
+      code_meter_.failed(coding, now);
+    }
     if (!completion.encoded) {
-      decoded(flight, completion.status);
-      finish_flight(id, finished);
+      decoding_ended(flight, completion.status, finished);
     } else if (!completion.status.ok()) {
       encoding_failed(flight, completion.status, finished);
     }
   }
 }
 
-// What the page holds is below as it was: whoever asks for it has an error, and may ask again.
-void TransferEngine::decoded(Flight& flight, const Status& status) {
-  flight.status = status;
-  if (status.ok()) return;
-  if (status.code == StatusCode::kInternal) flight.status.code = StatusCode::kUnavailable;
-  flight.status.message = text_of(flight) + ": " + status.message;
+void TransferEngine::decode(Flight& flight, Finished& finished) {
+  if (const Status status = code(flight, Coding::kDecode); !status.ok()) decoding_ended(flight, status, finished);
+}
+
+// Where all fails, what the page holds is below as it was: whoever asks for it has an error, and may ask again.
+void TransferEngine::decoding_ended(Flight& flight, const Status& status, Finished& finished) {
+  Status ended = status;
+  if (is_coders_fault(status)) {
+    coder_failed(flight, status);
+    if (++flight.decodings_failed < kDecodingsMax) {
+      decode(flight, finished);
+      return;
+    }
+    ended = copy_code_down(flight);
+    if (ended.ok()) return;
+  }
+  if (!ended.ok()) {
+    flight.status = ended;
+    if (ended.code == StatusCode::kInternal) flight.status.code = StatusCode::kUnavailable;
+    flight.status.message = text_of(flight) + ": " + ended.message;
+  }
+  finish_flight(flight.action.transfer, finished);
+}
+
+// What the user is told, once: each page that fares so costs time only.
+void TransferEngine::coder_failed(const Flight& flight, const Status& status) {
+  if (std::exchange(coder_notice_made_, true)) return;
+  coder_notice_ = "the coder of pages failed (" + text_of(flight) + ": " + status.message +
+                  "). Nothing is lost: what it cannot code moves as it is, what it cannot decode is tried again and "
+                  "then decoded by the processor, which is slow. Where code_failures.* of memory_stats() go on "
+                  "growing, give compress=\"off\".";
+}
+
+// The code lies in the ring, however it came there: from there it goes to RAM, is decoded, and comes up as a page.
+Status TransferEngine::copy_code_down(Flight& flight) {
+  const uint64_t code_bytes = flight.route.moved_bytes;
+  flight.rescue.reset(new (std::nothrow) std::byte[code_bytes + flight.action.bytes]);
+  if (flight.rescue == nullptr) {
+    return Status::error(StatusCode::kUnavailable, "no memory to decode it by the processor");
+  }
+  add_rescue_piece(flight, Link::kToHost, flight.rescue.get(), code_bytes);
+  return Status::success();
+}
+
+// The code is in RAM.
+void TransferEngine::rescue(Flight& flight, Finished& finished) {
+  const std::span<const std::byte> code(flight.rescue.get(), flight.route.moved_bytes);
+  const std::span<std::byte> page(flight.rescue.get() + code.size(), flight.action.bytes);
+  give_place_back(flight);
+  const Status status = decode_page(code, page);
+  if (!status.ok()) {
+    decoding_ended(flight, status, finished);
+    return;
+  }
+  add_rescue_piece(flight, Link::kToDevice, page.data(), page.size());
+}
+
+void TransferEngine::add_rescue_piece(Flight& flight, Link link, std::byte* host, uint64_t bytes) {
+  flight.route.memory = Route::Memory::kArena;  // no slot; that the code came from the disk stays known
+  flight.route.hop_count = 1;
+  flight.route.hops = {link};
+  flight.route.moved_bytes = flight.route.piece_bytes = bytes;
+  Piece piece;
+  piece.flight = &flight;
+  piece.part.bytes = bytes;
+  piece.host = host;
+  add_piece(piece);
+  pump_again_ = true;
 }
 
 // A coder that cannot is no reason to fail: the page goes as it is. One that lies, or a lost device, is.
 void TransferEngine::encoding_failed(Flight& flight, const Status& status, Finished& finished) {
-  if (status.code == StatusCode::kCorruptPage || status.code == StatusCode::kPagerDead) {
+  if (!is_coders_fault(status)) {
     flight.status = status;
     flight.status.message = text_of(flight) + ": " + status.message;
     finish_flight(flight.action.transfer, finished);
     return;
   }
-  flight.incompressible = true;
+  coder_failed(flight, status);  // which says nothing of the content: it is coded when it next goes down
   give_place_back(flight);
   cut(flight);
 }
@@ -160,7 +238,9 @@ void TransferEngine::encoded(Flight& flight, uint64_t code_bytes) {
 
 void TransferEngine::give_place_back(Flight& flight) {
   if (!flight.code_place.valid()) return;
-  line_of(flight).held_bytes -= code_ring_.bytes_of(flight.code_place);
+  CodeLine& line = line_of(flight);
+  TP_ASSERT(line.held_bytes >= code_ring_.bytes_of(flight.code_place));
+  line.held_bytes -= code_ring_.bytes_of(flight.code_place);
   code_ring_.give_back(std::exchange(flight.code_place, {}));
   pump_again_ = true;
 }

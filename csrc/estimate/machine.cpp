@@ -262,14 +262,34 @@ class Machine {
     const double end = start + static_cast<double>(action.bytes) / rate * 1e6;
     const auto place =
         std::find_if(codings_.begin(), codings_.end(), [end](const Coding& one) { return one.end > end; });
-    codings_.insert(place, {end, action});
+    codings_.insert(place, {start, end, action});
+  }
+
+  static void count(CodeTraffic::Coder& coder, double microseconds, uint64_t content, uint64_t code) {
+    coder.busy_ns += static_cast<uint64_t>(microseconds * 1e3);
+    coder.content_bytes += content;
+    coder.coded_bytes += code;
+  }
+
+  // What is saved on the way from and to the disk counts as the bus's: where there is a disk, its room decides.
+  void tell_traffic() {
+    traffic_.now_ns = static_cast<uint64_t>(now_ * 1e3);
+    const auto way = [](const Link& link, uint64_t saved) {
+      const auto bytes = static_cast<uint64_t>(link.moved());
+      return CodeTraffic::Way{static_cast<uint64_t>(link.busy_us * 1e3), bytes, bytes + saved};
+    };
+    traffic_.up = way(up_, pager_.stats().saved_bytes_up);
+    traffic_.down = way(down_, pager_.stats().saved_bytes_down);
+    pager_.foresight().note_code_traffic(traffic_);
   }
 
   // A page that is decoded has arrived; one that is encoded sets out, as long as its code is.
   void end_coding() {
     const Action action = std::move(codings_.front().action);
+    const double microseconds = codings_.front().end - codings_.front().start;
     codings_.pop_front();
     if (action.kind == ActionKind::kFetch) {
+      count(traffic_.decode, microseconds, action.bytes, stored_bytes_of(action));
       finished_.push_back(action.transfer);
       look_soon();
       return;
@@ -277,6 +297,7 @@ class Machine {
     const double code = std::ceil(rates_.code_ratio * static_cast<double>(action.bytes));
     const uint64_t stored = std::min(round_up(static_cast<uint64_t>(code), kCodedUnit), action.bytes);
     TransferResult& result = coded_[action.transfer.value];
+    count(traffic_.encode, microseconds, action.bytes, stored);
     result.incompressible = stored == action.bytes;
     result.stored_bytes = result.incompressible ? 0 : stored;
     write_back(action, stored);
@@ -304,6 +325,7 @@ class Machine {
     std::vector<TransferId> finished;
     finished.swap(finished_);
     for (const TransferId transfer : finished) pager_.transfer_done(transfer, result_of(transfer));
+    if (options_.pager.compress) tell_traffic();
     if (pager_.wants_planning()) pager_.plan();
     if (options_.check) pager_.check_invariants();
     std::vector<Action> actions;
@@ -433,10 +455,12 @@ class Machine {
   std::deque<std::pair<double, Fence>> fence_watches_;  // by time
   std::vector<Fence> finished_fences_;
   struct Coding {
+    double start = 0;
     double end = 0;
     Action action;
   };
   std::deque<Coding> codings_;                          // by end
+  CodeTraffic traffic_;                                 // of the coders, at any time
   std::unordered_map<uint64_t, Action> decodes_;        // coded pages on their way up, by transfer
   std::unordered_map<uint64_t, TransferResult> coded_;  // and down
   std::vector<TransferId> finished_;                    // seen at the pager thread's next round

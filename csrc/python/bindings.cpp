@@ -138,8 +138,7 @@ py::dict stats_of(const PyRuntime& self) {
   out["dirty_bytes.current"] = snapshot.dirty_bytes;
   put_stalls(out, snapshot.stalls);
   put_links(out, snapshot.links, "");
-  put_codes(out, snapshot.codes);
-  out["code_ring_bytes"] = snapshot.coder_bytes;
+  put_codes(out, snapshot);
   put_work(out, snapshot.work);
   put_stuck(out, snapshot.stuck);
   put_writes(out, snapshot.writes);
@@ -254,10 +253,10 @@ void define_functions(py::module_& module) {
              "kernels for it are given (page_code.compiled).");
   module.def(
       "replay_program", &replay_program, py::arg("program"), py::arg("device_bytes"), py::arg("host_bytes"),
-      py::arg("nvme_bytes"), py::arg("rates"), py::arg("loops"),
+      py::arg("nvme_bytes"), py::arg("rates"), py::arg("loops"), py::arg("compress_always") = false,
       "Replays a recorded program on a modelled machine: {\"steps\": a dict for each step, \"bound_seconds\": of "
       "the step that repeats, 0 without one}. Rates in bytes a second, costs in microseconds; those left out are "
-      "an H200's.");
+      "an H200's. compress_always: what is rewritten in each step is coded whatever that costs.");
   module.def(
       "option_words", &option_words,
       "Options of a Runtime, all of which must be given, and the words that each may be; none where it is a value.");
@@ -289,6 +288,9 @@ PYBIND11_MODULE(_C, module) {
           "let_source_go", [](const PyRuntime& self, uint64_t place) { self.runtime().sources().let_go(place); },
           py::arg("place"))
       .def("read_source", &read_source, py::arg("offset"), py::arg("target"))
+      .def(
+          "reading_ends", [](const PyRuntime& self) { self.runtime().sources().reading_ends(); },
+          "What read_host keeps for the next read of the same page is given back.")
       .def("read_host", &read_host, py::arg("address"), py::arg("first"), py::arg("target"),
            "(bytes copied from RAM, 0 where it has none of that page; where that page ends)")
       .def("sourced_runs", &sourced_runs, py::arg("address"),

@@ -29,7 +29,7 @@ void define_storage(pybind11::module_& module);
 
 // Steps of a recorded program (estimate/program.h) as the modelled machine takes them, and their bound.
 pybind11::dict replay_program(const std::string& program_text, uint64_t device_bytes, uint64_t host_bytes,
-                              uint64_t nvme_bytes, const pybind11::dict& rates, int loops);
+                              uint64_t nvme_bytes, const pybind11::dict& rates, int loops, bool compress_always);
 
 // A backend for a moment, with frames of up to 64 MiB.
 class DeviceBackend;

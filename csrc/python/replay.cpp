@@ -136,8 +136,9 @@ py::dict row_of(const StepReport& step) {
 }  // namespace
 
 py::dict replay_program(const std::string& program_text, uint64_t device_bytes, uint64_t host_bytes,
-                        uint64_t nvme_bytes, const py::dict& rates, int loops) {
+                        uint64_t nvme_bytes, const py::dict& rates, int loops, bool compress_always) {
   ReplayOptions options = options_of(device_bytes, host_bytes, nvme_bytes, rates, loops);
+  options.pager.compress_always = compress_always;
   std::vector<StepReport> steps;
   PhaseBound bound;
   Status status;

@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include <iterator>
 #include <string>
 
 namespace py = pybind11;
@@ -94,14 +95,34 @@ void put_work(py::dict& out, const WorkTimes& work) {
   out["pager_thread_count.copies"] = work.copies;
 }
 
-void put_codes(py::dict& out, const CodeUses& codes) {
+void put_codes(py::dict& out, const RuntimeReports::Snapshot& snapshot) {
   const char* const ways[] = {"encode", "decode"};
-  for (size_t i = 0; i < codes.size(); ++i) {
-    out[key("code_seconds.", ways[i])] = seconds(codes[i].busy_ns);
-    out[key("code_pages.", ways[i])] = codes[i].pages;
-    out[key("content_bytes.", ways[i])] = codes[i].bytes;
-    out[key("coded_bytes.", ways[i])] = codes[i].coded_bytes;
+  for (size_t i = 0; i < snapshot.codes.size(); ++i) {
+    const CodeUse& use = snapshot.codes[i];
+    out[key("code_seconds.", ways[i])] = seconds(use.busy_ns);
+    out[key("code_pages.", ways[i])] = use.pages;
+    out[key("content_bytes.", ways[i])] = use.bytes;
+    out[key("coded_bytes.", ways[i])] = use.coded_bytes;
+    out[key("code_failures.", ways[i])] = use.failures;
   }
+  const char* const types[] = {"other", "bfloat16", "float16", "float32"};
+  static_assert(std::size(types) == kElementTypes);
+  for (size_t i = 0; i < kElementTypes; ++i) {
+    out[key("content_bytes.encode.", types[i])] = snapshot.codes[0].by_type[i].content;
+    out[key("coded_bytes.encode.", types[i])] = snapshot.codes[0].by_type[i].stored;
+  }
+  const auto put = [&out](const char* kind, const std::string& whose, uint64_t bytes) {
+    out[key(kind, (whose + ".current").c_str())] = bytes;
+  };
+  for (const Tier tier : {Tier::kHost, Tier::kNvme}) {
+    put("compressed_bytes.", name_of(tier), snapshot.below.coded[index_of(tier)].stored);
+    put("uncompressed_bytes.", name_of(tier), snapshot.below.coded[index_of(tier)].content);
+  }
+  for (const auto& [tag, bytes] : snapshot.below.by_tag) {
+    put("stored_bytes.tag.", tag, bytes.stored);
+    put("content_bytes.tag.", tag, bytes.content);
+  }
+  out["code_ring_bytes"] = snapshot.coder_bytes;
 }
 
 void put_stuck(py::dict& out, const StuckTransfers& stuck) {

@@ -10,7 +10,7 @@ namespace tierpage {
 void put_stalls(pybind11::dict& out, const StallStats& stalls);
 void put_work(pybind11::dict& out, const WorkTimes& work);  // of the pager thread
 void put_links(pybind11::dict& out, const LinkUses& links, const std::string& prefix);
-void put_codes(pybind11::dict& out, const CodeUses& codes);
+void put_codes(pybind11::dict& out, const RuntimeReports::Snapshot& snapshot);
 void put_stuck(pybind11::dict& out, const StuckTransfers& stuck);
 void put_writes(pybind11::dict& out, const WriteEconomy& writes);
 // The residency plan in force and the last recurrence under it; nothing where there is no plan.

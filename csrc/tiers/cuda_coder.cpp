@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <utility>
 
 #include "tiers/frame_table.h"
@@ -25,6 +26,7 @@ constexpr unsigned kBlocksPerProcessor = 4;
 struct Result {
   volatile uint32_t coded_bytes;
   volatile uint32_t damaged;
+  volatile uint32_t type;
 };
 
 class CudaCoder final : public PageCoder {
@@ -59,6 +61,8 @@ class CudaCoder final : public PageCoder {
     std::array<void*, sizeof...(Arguments)> places{&arguments...};
     return driver_.launch_kernel(kernel, blocks, 1, 1, threads, 1, 1, 0, stream, places.data(), nullptr);
   }
+  static CUdeviceptr damaged_at(CUdeviceptr result) { return result + offsetof(Result, damaged); }
+  static CUdeviceptr type_at(CUdeviceptr result) { return result + offsetof(Result, type); }
   CUresult encode(const CodeRequest& request, CUstream stream);
   CUresult decode(const CodeRequest& request, CUstream stream);
   Status submit(const CodeRequest& request, bool encodes);
@@ -183,10 +187,9 @@ CUresult CudaCoder::encode(const CodeRequest& request, CUstream stream) {
   if (result == CUDA_SUCCESS) result = launch(place_, 1, kSingleThreads, stream, page, page_bytes, code, room, plan);
   if (result == CUDA_SUCCESS) result = launch(write_escapes_, blocks, kThreads, stream, page, page_bytes, code, plan);
   if (result == CUDA_SUCCESS && options_.check) {
-    result = launch(compare_, blocks, kThreads, stream, code, plan + kCodedBytesAt, page, page_bytes,
-                    told + sizeof(uint32_t));
+    result = launch(compare_, blocks, kThreads, stream, code, plan + kCodedBytesAt, page, page_bytes, damaged_at(told));
   }
-  return result == CUDA_SUCCESS ? launch(tell_, 1, 1, stream, plan, told) : result;
+  return result == CUDA_SUCCESS ? launch(tell_, 1, 1, stream, plan, told, type_at(told)) : result;
 }
 
 CUresult CudaCoder::decode(const CodeRequest& request, CUstream stream) {
@@ -195,7 +198,7 @@ CUresult CudaCoder::decode(const CodeRequest& request, CUstream stream) {
   const auto code = reinterpret_cast<CUdeviceptr>(request.code);
   const auto code_bytes = static_cast<unsigned long long>(request.code_bytes);
   return launch(decode_, blocks_for(request.page_bytes), kThreads, stream, code, code_bytes, page, page_bytes,
-                result_at(request.ticket) + sizeof(uint32_t));
+                damaged_at(result_at(request.ticket)));
 }
 
 Status CudaCoder::submit(const CodeRequest& request, bool encodes) {
@@ -206,6 +209,7 @@ Status CudaCoder::submit(const CodeRequest& request, bool encodes) {
   Result& told = results_[request.ticket];
   told.coded_bytes = 0;
   told.damaged = 0;
+  told.type = 0;
   CUresult result = encodes ? encode(request, lane.stream) : decode(request, lane.stream);
   if (result == CUDA_SUCCESS) result = driver_.event_record(lane.event, lane.stream);
   if (result != CUDA_SUCCESS) {
@@ -234,6 +238,7 @@ CodeCompletion CudaCoder::completion_of(const Lane& lane, CUresult result) const
         Status::error(StatusCode::kCorruptPage, lane.encodes ? "the code of " + page + " does not decode to it"
                                                              : "what is kept of " + page + " is no code of it");
   }
+  if (ended.coded_bytes > 0 && told.type < kElementTypes) ended.type = static_cast<ElementType>(told.type);
   return ended;
 }
 

@@ -28,7 +28,11 @@ class HostCoder final : public PageCoder {
     const std::span<const std::byte> page(request.page, request.page_bytes);
     const std::span<std::byte> code(request.code, request.code_bytes);
     CodeCompletion ended{request.cookie, Status::success(), true, encode_page(page, code)};
-    if (options_.check && ended.coded_bytes > 0) ended.status = compare(code.first(ended.coded_bytes), page);
+    if (ended.coded_bytes > 0) {
+      CodedPage header;
+      if (read_coded_header(code.first(ended.coded_bytes), &header).ok()) ended.type = header.type;
+      if (options_.check) ended.status = compare(code.first(ended.coded_bytes), page);
+    }
     ended_.push_back(std::move(ended));
     return Status::success();
   }

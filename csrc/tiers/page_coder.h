@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "codec/page_format.h"
 #include "core/model/status.h"
 
 namespace tierpage {
@@ -38,9 +39,10 @@ struct CodeRequest {
 
 struct CodeCompletion {
   uint64_t cookie = 0;
-  Status status;             // kCorruptPage: no code of such a page, or not of what the page holds
-  bool encoded = false;      // or decoded
-  uint64_t coded_bytes = 0;  // encode: of the code, 0 where the page is better left as it is
+  Status status;                           // kCorruptPage: no code of such a page, or not of what the page holds
+  bool encoded = false;                    // or decoded
+  uint64_t coded_bytes = 0;                // encode: of the code, 0 where the page is better left as it is
+  ElementType type = ElementType::kPlain;  // ... and what its elements were taken for
 };
 
 class PageCoder {

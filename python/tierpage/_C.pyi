@@ -60,6 +60,10 @@ class Runtime:
         """
     def read_source(self, offset: typing.SupportsInt | typing.SupportsIndex, target: typing_extensions.Buffer) -> None:
         ...
+    def reading_ends(self) -> None:
+        """
+        What read_host keeps for the next read of the same page is given back.
+        """
     def reset_peaks(self) -> None:
         ...
     def reset_stalled_most(self) -> None:
@@ -108,9 +112,9 @@ def option_words() -> dict:
     """
 def probe_device(kind: str, index: typing.SupportsInt | typing.SupportsIndex) -> dict:
     ...
-def replay_program(program: str, device_bytes: typing.SupportsInt | typing.SupportsIndex, host_bytes: typing.SupportsInt | typing.SupportsIndex, nvme_bytes: typing.SupportsInt | typing.SupportsIndex, rates: dict, loops: typing.SupportsInt | typing.SupportsIndex) -> dict:
+def replay_program(program: str, device_bytes: typing.SupportsInt | typing.SupportsIndex, host_bytes: typing.SupportsInt | typing.SupportsIndex, nvme_bytes: typing.SupportsInt | typing.SupportsIndex, rates: dict, loops: typing.SupportsInt | typing.SupportsIndex, compress_always: bool = False) -> dict:
     """
-    Replays a recorded program on a modelled machine: {"steps": a dict for each step, "bound_seconds": of the step that repeats, 0 without one}. Rates in bytes a second, costs in microseconds; those left out are an H200's.
+    Replays a recorded program on a modelled machine: {"steps": a dict for each step, "bound_seconds": of the step that repeats, 0 without one}. Rates in bytes a second, costs in microseconds; those left out are an H200's. compress_always: what is rewritten in each step is coded whatever that costs.
     """
 def status_codes() -> dict:
     """

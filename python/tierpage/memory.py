@@ -61,6 +61,11 @@ def memory_stats() -> OrderedDict[str, Number]:
     ``stall_seconds.total`` is the sum of ``stall_seconds.fault``, ``.copy_wait``, ``.map``, ``.eviction_wait`` and
     ``.host``; ``.allocate`` is its part in allocations. ``plan.*`` (bytes that the residency plan in force moves in each
     recurrence) and ``recurrence.*`` (what the last one did) are there while a plan is in force.
+
+    ``compressed_bytes.host.current`` and ``.nvme`` are the bytes of coded copies there, ``uncompressed_bytes.*`` those
+    of their pages. ``content_bytes.encode.bfloat16`` (``.float16``, ``.float32``, ``.other``) and
+    ``coded_bytes.encode.*`` tell what codes make of a type; ``content_bytes.tag.NAME.current`` and
+    ``stored_bytes.tag.NAME.current``, while pages are coded, what lies below of a tag.
     """
     session = current_or_none()
     stats = _raw()
@@ -206,6 +211,7 @@ def summary_of(
         )
     parts += [
         *_coded(stats),
+        *_ratios(stats),
         *_written(stats),
         *_overflows(overflows),
         "",
@@ -243,8 +249,10 @@ def _overflows(known: Sequence[Mapping[str, Any]]) -> list[Part]:
 
 def _coded(stats: Mapping[str, Number]) -> list[str]:
     """What coded pages saved; nothing where none was coded."""
+    failures = sum(stats.get(f"code_failures.{way}", 0) for way in ("encode", "decode"))
+    failed = [f"the coder failed {failures} times: config().in_force['compress_notice'] says why"] if failures else []
     if not stats.get("code_pages.encode") and not stats.get("code_pages.decode"):
-        return []
+        return failed
     ways = []
     for way, verb in (("encode", "coded"), ("decode", "decoded")):
         plain, code = stats.get(f"content_bytes.{way}", 0), stats.get(f"coded_bytes.{way}", 0)
@@ -252,7 +260,31 @@ def _coded(stats: Mapping[str, Number]) -> list[str]:
             seconds = stats.get(f"code_seconds.{way}", 0.0)
             ways.append(f"{verb} {format_bytes(plain)} as {format_bytes(code)} ({code / plain:.2f}) in {seconds:.3f} s")
     up, down = (format_bytes(stats.get(f"saved_bytes.{way}", 0)) for way in ("up", "down"))
-    return [f"{', '.join(ways)}; {up} did not have to come up, {down} did not have to go down"]
+    return [f"{', '.join(ways)}; {up} did not have to come up, {down} did not have to go down", *failed]
+
+
+def _ratios(stats: Mapping[str, Number]) -> list[Part]:
+    """What codes make of each type of content and of what lies below of each tag; nothing where none was coded."""
+    if not stats.get("code_pages.encode"):
+        return []
+    rows: Table = [("content", "bytes", "stored as", "ratio")]
+    prefix = "content_bytes.encode."
+    rows += [
+        _ratio(f"{name[len(prefix) :]}, coded", stats[name], stats[f"coded_bytes.encode.{name[len(prefix) :]}"])
+        for name in sorted(stats) if name.startswith(prefix) and stats[name]
+    ]  # fmt: skip
+    prefix, suffix = "content_bytes.tag.", ".current"
+    tags = [name[len(prefix) : -len(suffix)] for name in stats if name.startswith(prefix) and name.endswith(suffix)]
+    tags.sort(key=lambda tag: -stats[f"{prefix}{tag}{suffix}"])
+    rows += [
+        _ratio(f"tag {tag}, below", stats[f"{prefix}{tag}{suffix}"], stats[f"stored_bytes.tag.{tag}{suffix}"])
+        for tag in tags[:_NAMES_SHOWN]
+    ]
+    return ["", rows]
+
+
+def _ratio(name: str, content: Number, stored: Number) -> tuple[str, ...]:
+    return name, format_bytes(content), format_bytes(stored), f"{stored / content:.2f}"
 
 
 def _written(stats: Mapping[str, Number]) -> list[str]:

@@ -11,35 +11,49 @@ namespace {
 
 constexpr uint64_t kBytes = 64 * kKiB;
 
-// Around the host coder: failures of the n-th call from now on.
+// Around the host coder: refuses so many of the next calls, or fails them late, as the end of what it has begun.
 class CommandedCoder final : public PageCoder {
  public:
   explicit CommandedCoder(const CoderOptions& options) : PageCoder(changed(options)) {
     EXPECT_TRUE(make_host_coder(options, &inner_).ok());
   }
   static inline uint64_t page_bytes_min = 0;
-  static inline std::atomic<bool> refuse_encode{false}, refuse_decode{false}, damage{false}, hold{false};
+  static constexpr int kAll = 1'000'000;
+  static inline std::atomic<int> encodes_fail{0}, decodes_fail{0};
+  static inline std::atomic<bool> late{false}, damage{false}, hold{false};
 
   std::byte* ring() const override { return inner_->ring(); }
   Status submit_encode(const CodeRequest& request) override {
-    if (refuse_encode) return Status::error(StatusCode::kUnavailable, "injected: no launch");
+    const bool fails = take(encodes_fail);
+    if (fails && !late) return lost();
+    if (fails) failing_.push_back(request.cookie);
     return inner_->submit_encode(request);
   }
   Status submit_decode(const CodeRequest& request) override {
-    if (refuse_decode) return Status::error(StatusCode::kUnavailable, "injected: no launch");
-    if (damage) *request.code ^= std::byte{1};  // of the magic number
+    if (damage) *request.code = std::byte{0};  // of the magic number
+    const bool fails = take(decodes_fail);
+    if (fails && !late) return lost();
+    if (fails) failing_.push_back(request.cookie);
     return inner_->submit_decode(request);
   }
   void poll(std::vector<CodeCompletion>& completions) override {
-    if (!hold) inner_->poll(completions);
+    if (hold) return;
+    const size_t first = completions.size();
+    inner_->poll(completions);
+    for (size_t i = first; i < completions.size(); ++i) {
+      if (std::erase(failing_, completions[i].cookie) > 0) completions[i].status = lost();
+    }
   }
 
  private:
+  static Status lost() { return Status::error(StatusCode::kUnavailable, "injected: the module is lost"); }
+  static bool take(std::atomic<int>& left) { return left > 0 && left-- > 0; }
   static CoderOptions changed(CoderOptions options) {
     options.page_bytes_min = page_bytes_min;
     return options;
   }
   std::unique_ptr<PageCoder> inner_;
+  std::vector<uint64_t> failing_;
 };
 
 RuntimeOptions coding_options() {
@@ -52,10 +66,8 @@ RuntimeOptions coding_options() {
 class CodedPages : public EngineTest {
  protected:
   void SetUp() override {
-    for (std::atomic<bool>* flag : {&CommandedCoder::refuse_encode, &CommandedCoder::refuse_decode,
-                                    &CommandedCoder::damage, &CommandedCoder::hold}) {
-      flag->store(false);
-    }
+    for (auto* flag : {&CommandedCoder::late, &CommandedCoder::damage, &CommandedCoder::hold}) flag->store(false);
+    CommandedCoder::encodes_fail = CommandedCoder::decodes_fail = 0;
   }
   static RuntimeParts parts_of(const RuntimeOptions& options) {
     RuntimeParts parts;
@@ -79,6 +91,9 @@ TEST_F(CodedPages, CopiesAndRamAreOfTheCode) {
   EXPECT_LT(below.stats.resident_bytes[index_of(Tier::kHost)].current, kBytes);
   EXPECT_EQ(below.links[static_cast<size_t>(Link::kToHost)].bytes, below.codes[0].coded_bytes);
   EXPECT_EQ(below.links[static_cast<size_t>(Link::kToHost)].content_bytes, kBytes);
+  const CodedBytes& held = below.below.coded[index_of(Tier::kHost)];
+  EXPECT_EQ(held.stored, below.codes[0].coded_bytes);
+  EXPECT_EQ(held.content, kBytes);
   caller.expect_intact(region);
   const auto above = engine->reports().snapshot();
   EXPECT_EQ(above.codes[1].pages, 1u);
@@ -150,28 +165,82 @@ TEST_F(CodedPages, SmallerPagesStayPlain) {
   CommandedCoder::page_bytes_min = 0;
 }
 
-TEST_F(CodedPages, ACoderThatRefusesLosesNothing) {
-  const RuntimeOptions options = coding_options();
-  Engine engine(options, parts_of(options));
-  Caller caller(engine);
-  const Region region = caller.make(kBytes, 1);
-  CommandedCoder::refuse_encode = true;
-  EXPECT_EQ(engine.evict({region.address}), kBytes) << "it goes as it is";
-  EXPECT_EQ(engine->reports().snapshot().stats.resident_bytes[index_of(Tier::kHost)].current, kBytes);
-  EXPECT_EQ(engine->reports().snapshot().stats.storage_errors, 0u);
-  CommandedCoder::refuse_encode = false;
-  caller.open();
-  ASSERT_EQ(caller.begin({writes(region)}), TP_OK);  // from now on it may be coded again
-  ASSERT_EQ(caller.close(), TP_OK);
-  EXPECT_EQ(engine.evict({region.address}), kBytes);
-  EXPECT_EQ(engine->reports().snapshot().codes[0].pages, 1u);
-  CommandedCoder::refuse_decode = true;
-  caller.open();
-  EXPECT_NE(caller.begin({reads(region)}), TP_OK);
-  EXPECT_NE(caller.error().find("injected: no launch"), std::string::npos) << caller.error();
-  caller.close();
-  CommandedCoder::refuse_decode = false;
-  caller.expect_intact(region);
+TEST_F(CodedPages, WhatCannotBeEncodedGoesAsItIs) {
+  for (const bool late : {false, true}) {
+    const RuntimeOptions options = coding_options();
+    Engine engine(options, parts_of(options));
+    Caller caller(engine);
+    const Region region = caller.make(kBytes, 1), other = caller.make(kBytes, 2);
+    CommandedCoder::late = late;
+    CommandedCoder::encodes_fail = CommandedCoder::kAll;
+    EXPECT_EQ(engine->reports().coder_notice(), "");
+    EXPECT_EQ(engine.evict({region.address, other.address}), 2 * kBytes);
+    const auto below = engine->reports().snapshot();
+    EXPECT_EQ(below.stats.resident_bytes[index_of(Tier::kHost)].current, 2 * kBytes);
+    EXPECT_EQ(below.stats.storage_errors, 0u);
+    EXPECT_EQ(below.codes[0].pages, 0u);
+    EXPECT_EQ(below.codes[0].failures, 2u);
+    const std::string notices = engine->reports().take_notices();
+    EXPECT_EQ(std::count(notices.begin(), notices.end(), '\n'), 1) << "once: " << notices;
+    EXPECT_NE(notices.find("injected: the module is lost"), std::string::npos) << notices;
+    EXPECT_NE(notices.find("compress=\"off\""), std::string::npos) << notices;
+    EXPECT_EQ(engine->reports().coder_notice() + "\n", notices);
+    caller.expect_intact(region);
+    CommandedCoder::encodes_fail = 0;
+
+    // It says nothing of the content: once the copy is lost, the page is coded although nobody wrote it.
+    ASSERT_TRUE(engine->set_budget(Tier::kHost, 0).ok());
+    ASSERT_TRUE(engine->set_budget(Tier::kHost, options.host_bytes_max).ok());
+    EXPECT_EQ(engine.evict({region.address}), kBytes);
+    EXPECT_EQ(engine->reports().snapshot().codes[0].pages, 1u) << late;
+    caller.expect_intact(region);
+  }
+}
+
+TEST_F(CodedPages, WhatCannotBeDecodedIsTriedAgain) {
+  for (const bool late : {false, true}) {
+    const RuntimeOptions options = coding_options();
+    Engine engine(options, parts_of(options));
+    Caller caller(engine);
+    const Region region = caller.make(kBytes, 1);
+    engine.evict({region.address});
+    CommandedCoder::late = late;
+    CommandedCoder::decodes_fail = 1;
+    caller.expect_intact(region);
+    const auto above = engine->reports().snapshot();
+    EXPECT_EQ(above.codes[1].failures, 1u);
+    EXPECT_EQ(above.codes[1].pages, 1u);
+    EXPECT_NE(engine->reports().take_notices().find("host to device"), std::string::npos);
+  }
+}
+
+// Out of RAM, and off a disk, whose codes pass through the staging buffers or come to the ring at once.
+TEST_F(CodedPages, WhatTheCoderNeverDecodesTheProcessorDoes) {
+  for (const bool on_disk : {false, true}) {
+    for (const bool late : {false, true}) {
+      RuntimeOptions options = coding_options();
+      options.host_bytes_max = on_disk ? kStagingBytes : options.host_bytes_max;
+      options.nvme_bytes_max = 8 * kMiB;
+      RuntimeParts parts = parts_of(options);
+      ASSERT_TRUE(make_memory_store(options.nvme_bytes_max, &parts.store).ok());
+      Engine engine(options, std::move(parts));
+      Caller caller(engine);
+      std::vector<Region> regions;
+      for (uint64_t i = 0; i < 12; ++i) regions.push_back(caller.make(kBytes, i));
+      std::vector<uint64_t> all;
+      for (const Region& region : regions) all.push_back(region.address);
+      engine.evict(all);
+      CommandedCoder::late = late;
+      CommandedCoder::decodes_fail = CommandedCoder::kAll;
+      for (const Region& region : regions) caller.expect_intact(region);
+      const auto above = engine->reports().snapshot();
+      EXPECT_EQ(above.codes[1].pages, 0u);
+      EXPECT_GE(above.codes[1].failures, 2 * regions.size());
+      EXPECT_EQ(above.stats.fetch_bytes_nvme_to_device > 0, on_disk);
+      const std::string notices = engine->reports().take_notices();
+      EXPECT_EQ(std::count(notices.begin(), notices.end(), '\n'), 1) << notices;
+    }
+  }
 }
 
 TEST_F(CodedPages, ADamagedCodeIsAnErrorThatSaysSo) {
@@ -185,7 +254,13 @@ TEST_F(CodedPages, ADamagedCodeIsAnErrorThatSaysSo) {
   EXPECT_EQ(caller.begin({reads(region)}), static_cast<int32_t>(StatusCode::kCorruptPage)) << caller.error();
   EXPECT_NE(caller.error().find("host to device"), std::string::npos) << caller.error();
   caller.close();
+  // Nor does the processor take it for the page.
+  CommandedCoder::decodes_fail = CommandedCoder::kAll;
+  caller.open();
+  EXPECT_EQ(caller.begin({reads(region)}), static_cast<int32_t>(StatusCode::kCorruptPage)) << caller.error();
+  caller.close();
   CommandedCoder::damage = false;
+  CommandedCoder::decodes_fail = 0;
   caller.expect_intact(region);  // the copy in RAM was never touched
 }
 
@@ -226,6 +301,48 @@ TEST_F(CodedPages, ReadFromRamWithoutTheDevice) {
                            expected.begin() + static_cast<std::ptrdiff_t>(first)));
   }
   EXPECT_EQ(engine->reports().snapshot().codes[1].pages, fetched);
+}
+
+// A page is decoded once for many reads; what was written since is never missed.
+TEST_F(CodedPages, ManyReadsOfAPageInRamAreOfItsLastContent) {
+  const RuntimeOptions options = coding_options();
+  Engine engine(options, parts_of(options));
+  Caller caller(engine);
+  Region region = caller.make(kBytes, 3), other = caller.make(kBytes, 4);
+  std::mt19937_64 random(6);
+  std::vector<std::byte> found(kBytes);
+  uint64_t seed = 100;
+  engine.evict({region.address, other.address});
+  int reads_from_ram = 0;
+  for (int round = 0; round < 400; ++round) {
+    Region& one = random() % 2 == 0 ? region : other;
+    if (random() % 4 == 0) {  // it comes up, and has another content when it has gone down
+      caller.open();
+      ASSERT_EQ(caller.begin({writes(one)}), TP_OK);
+      fill(one, ++seed);
+      ASSERT_EQ(caller.close(), TP_OK);
+      if (random() % 3 != 0) engine.evict({one.address});
+    }
+    if (random() % 16 == 0) {  // another region may get its place
+      caller.free(one);
+      one = caller.make(kBytes, ++seed);
+      engine.evict({one.address});
+    }
+    if (random() % 50 == 0) engine->sources().reading_ends();
+    const uint64_t first = random() % kBytes;
+    uint64_t end = 0;
+    const uint64_t count = engine->sources().read_host(one.address, first, kBytes - first, found.data() + first, &end);
+    if (count == 0) continue;  // RAM has no copy of what was not evicted
+    ++reads_from_ram;
+    ASSERT_EQ(count, kBytes - first);
+    for (uint64_t i = 0; i < one.word_count(); i += kWordStep) {
+      if (i * 8 < first) continue;
+      uint64_t word = 0;
+      std::memcpy(&word, found.data() + i * 8, 8);
+      ASSERT_EQ(word, word_at(one.seed, i)) << "round " << round;
+    }
+  }
+  EXPECT_GT(reads_from_ram, 200);
 }
 
 TEST_F(CodedPages, TheRingGoesWithTheLowerTiers) {

@@ -11,7 +11,8 @@ namespace {
 class RuntimeReportsTest : public PartsTest {
  protected:
   std::atomic<uint64_t> missed_{0};
-  RuntimeReports reports_{{core_, tiers_, accounts_, reporter_, log_, missed_}};
+  RuntimeReports reports_{{core_, tiers_, accounts_, reporter_, log_, missed_, tags_}};
+  TagNames tags_;
 };
 
 TEST_F(RuntimeReportsTest, PlacementTellsWhereARegionLies) {

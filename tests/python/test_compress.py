@@ -142,6 +142,37 @@ def test_what_it_saved_is_told(coding: dict[str, Any], device: str) -> None:
         del weights
 
 
+def test_ratios_by_type_by_tier_and_by_tag_are_told(coding: dict[str, Any], device: str) -> None:
+    with tierpage.enable(**coding):
+        with tierpage.paged("weights"):
+            weights = (torch.randn(8 * MIB, device=device) * 0.02).bfloat16()
+        with tierpage.paged("tokens"):
+            tokens = torch.randint(0, 256, (8 * MIB,), dtype=torch.uint8, device=device)
+        tierpage.evict([weights, tokens])
+        stats = tierpage.memory_stats()
+        held, pages = (stats[f"{name}_bytes.host.current"] for name in ("compressed", "uncompressed"))
+        assert 0.65 * pages < held < 0.75 * pages
+        assert held <= stats["resident_bytes.host.current"]
+        ratios = {
+            name: stats[f"stored_bytes.tag.{name}.current"] / stats[f"content_bytes.tag.{name}.current"]
+            for name in ("weights", "tokens")
+        }
+        assert 0.65 < ratios["weights"] < 0.75
+        assert ratios["tokens"] == 1
+        whole = {name: stats[f"content_bytes.encode.{name}"] for name in ("bfloat16", "float16", "float32", "other")}
+        assert sum(whole.values()) == stats["content_bytes.encode"]
+        assert stats["coded_bytes.encode.bfloat16"] < 0.75 * whole["bfloat16"]
+        assert stats["coded_bytes.encode.other"] == whole["other"] >= tokens.numel()
+        summary = tierpage.memory_summary()
+        assert "bfloat16, coded" in summary
+        assert "tag weights, below" in summary
+        tierpage.reset_accumulated_memory_stats()
+        stats = tierpage.memory_stats()
+        assert stats["content_bytes.encode.bfloat16"] == 0
+        assert stats["compressed_bytes.host.current"] == held
+        del weights, tokens
+
+
 @needs_no_gpu
 def test_auto_is_off_where_copies_are_faster_than_codes(options: dict[str, Any], device: str) -> None:
     with tierpage.enable(**options):

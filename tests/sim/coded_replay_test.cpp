@@ -53,6 +53,46 @@ TEST(CodedReplay, WhatIsWrittenGoesDownAsCodes) {
   EXPECT_LT(step.seconds, last_of(program, options_for(14 * 32 * kMiB, 4 * kGiB, false)).seconds);
 }
 
+// What is rewritten in each step is coded where the links are waited for, and not where kernels are.
+TEST(CodedReplay, RewrittenContentIsCodedWhereTheLinksAreWaitedFor) {
+  for (const bool kernels_bound : {false, true}) {
+    const Program program = training_program({.layers = 12, .pace = kernels_bound ? 40 : 1});
+    const auto with = [&](bool compress, bool always) {
+      ReplayOptions options = options_for(14 * 32 * kMiB, 4 * kGiB, compress);
+      options.pager.compress_always = always;
+      options.loops = 24;
+      return last_of(program, options);
+    };
+    const StepReport plain = with(false, false), coded = with(true, false), always = with(true, true);
+    EXPECT_GT(plain.to_host_bytes, 0u);
+    EXPECT_GT(always.saved_down_bytes, 0u);
+    EXPECT_EQ(coded.saved_down_bytes > 0, !kernels_bound);
+    if (kernels_bound) {
+      EXPECT_LE(coded.seconds, 1.01 * plain.seconds);
+    } else {
+      EXPECT_LT(coded.seconds, 0.9 * plain.seconds);
+    }
+  }
+}
+
+// RAM's room decides before time does.
+TEST(CodedReplay, WhereRoomIsShortRewrittenContentIsCodedWhateverItCosts) {
+  const Program program = training_program({.layers = 12, .pace = 40});
+  ReplayOptions options = options_for(8 * 32 * kMiB, 8 * 32 * kMiB, true);
+  options.pager.nvme_bytes_max = 4 * kGiB;
+  options.loops = 12;
+  EXPECT_GT(last_of(program, options).saved_down_bytes, 0u);
+}
+
+// A coder that is slower than the link would keep pages from leaving.
+TEST(CodedReplay, RewrittenContentIsNotCodedByACoderThatIsSlowerThanTheLink) {
+  const Program program = training_program({.layers = 12});
+  ReplayOptions options = options_for(14 * 32 * kMiB, 4 * kGiB, true);
+  options.loops = 24;
+  options.rates.encode = options.rates.decode = 25e9;
+  EXPECT_EQ(last_of(program, options).saved_down_bytes, 0u);
+}
+
 // More than RAM holds uncoded fits it, and of the rest the disk carries codes.
 TEST(CodedReplay, RamAndDiskHoldCodes) {
   const Program program = training_program({.layers = 12});

@@ -35,6 +35,7 @@ struct Training {
   int steps = 3;
   bool saves = false;
   bool frozen = false;
+  int pace = 1;  // kernels take so many times as long
 };
 
 inline Program training_program(const Training& training) {
@@ -49,18 +50,19 @@ inline Program training_program(const Training& training) {
   for (int step = 0; step < training.steps; ++step) {
     if (step == training.steps - 1) text << "L\n";
     for (int i = 0; i < layers; ++i) {
-      text << "O forward 400 " << i << "r";
+      text << "O forward " << 400 * training.pace << " " << i << "r";
       if (training.saves) text << " +" << saved(i) << ":" << kBytes;
       text << "\n";
     }
     for (int i = layers; i-- > 0;) {
-      text << "O backward 800 " << i << "r";
+      text << "O backward " << 800 * training.pace << " " << i << "r";
       if (training.saves) text << " " << saved(i) << "r";
       text << " +" << gradient(i) << ":" << kBytes << "\n";
       if (training.saves) text << "F " << saved(i) << "\n";
     }
     for (int i = 0; i < layers; ++i) {
-      text << "O step 30 " << i << (training.frozen ? "r " : "w ") << layers + i << "w " << gradient(i) << "r\n";
+      text << "O step " << 30 * training.pace << " " << i << (training.frozen ? "r " : "w ") << layers + i << "w "
+           << gradient(i) << "r\n";
       text << "F " << gradient(i) << "\n";
     }
     text << "S\n";

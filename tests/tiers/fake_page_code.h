@@ -52,10 +52,17 @@ inline std::function<void()> work_of(const std::string& kernel, void** arguments
       const size_t coded = encode_page(page, code);
       if (code_memory().damage_codes && coded > 0) code[coded / 2] ^= std::byte{1};
       set_word(plan + kCodedBytesAt, static_cast<uint32_t>(coded));
+      CodedPage header;
+      if (coded > 0 && read_coded_header(code.first(coded), &header).ok()) {
+        set_word(plan, static_cast<uint32_t>(header.type));
+      }
     };
   }
   if (kernel == "tierpage_tell") {
-    return [plan = address(0), told = address(1)] { set_word(told, word_of(plan + kCodedBytesAt)); };
+    return [plan = address(0), told = address(1), type = address(2)] {
+      set_word(told, word_of(plan + kCodedBytesAt));
+      set_word(type, word_of(plan));
+    };
   }
   if (kernel == "tierpage_decode") {
     return [code = bytes_at(address(0), size(1)), page = bytes_at(address(2), size(3)), damaged = address(4)] {

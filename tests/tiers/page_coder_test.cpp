@@ -82,6 +82,7 @@ TEST_P(PageCoderTest, APageComesBackOutOfTheRing) {
   EXPECT_TRUE(coded.encoded);
   EXPECT_GT(coded.coded_bytes, 0u);
   EXPECT_LT(coded.coded_bytes, kPageBytes * 8 / 10);
+  EXPECT_EQ(coded.type, ElementType::kBfloat16);
   // Down and up again through RAM, as pieces move.
   std::vector<std::byte> ram(kPageBytes);
   std::vector<CopyCompletion> copied;
@@ -109,6 +110,7 @@ TEST_P(PageCoderTest, NoiseHasNoCode) {
   const CodeCompletion coded = encode(0, 0);
   EXPECT_TRUE(coded.status.ok());
   EXPECT_EQ(coded.coded_bytes, 0u);
+  EXPECT_EQ(coded.type, ElementType::kPlain);
 }
 
 TEST_P(PageCoderTest, DamageIsTold) {

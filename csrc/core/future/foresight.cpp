@@ -100,6 +100,7 @@ bool Foresight::rewritten_each_time(KeyId key) const {
 
 void Foresight::check_invariants() const {
   TP_ASSERT(planned_at_ <= trace_.end());
+  code_economy_.check_invariants();
   TP_ASSERT(plan_tries_ >= 0 && plan_tries_ <= kPlanTries);
 }
 

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "core/future/code_economy.h"
 #include "core/future/predictor.h"
 #include "core/future/residency_plan.h"
 #include "core/future/trace.h"
@@ -44,6 +45,9 @@ class Foresight {
   // again.
   void op_timed(uint64_t position, double microseconds) { trace_.set_microseconds(position, microseconds); }
   void set_fetch_rate(double bytes_per_microsecond) { fetch_rate_ = bytes_per_microsecond; }  // HOST to DEVICE
+  void note_code_traffic(const CodeTraffic& traffic) {
+    code_economy_.measured(traffic, trace_.end(), plan_.period(), plan_.compute_seconds() * 1e9);
+  }
 
   // The program is over: no region is left and none will come. What was counted stays.
   void forget() {
@@ -74,6 +78,10 @@ class Foresight {
   bool stays_until_age(KeyId key, uint64_t age) const;  // or to stay that long; true where there is no plan
   bool written(KeyId key) const;                        // planned to be written down after its last use
   bool rewritten_each_time(KeyId key) const;
+  // Whether a copy of it, on its way down, had better be coded: once for ever, or each time where that pays.
+  bool worth_a_code(KeyId key) const {
+    return config_.compress_always || code_economy_.codes_rewritten() || !rewritten_each_time(key);
+  }
   void check_invariants() const;
 
  private:
@@ -89,6 +97,7 @@ class Foresight {
   Trace trace_;
   Predictor predictor_;
   ResidencyPlan plan_;
+  CodeEconomy code_economy_;
   double fetch_rate_ = 0;             // bytes per microsecond, 0: not known
   uint64_t early_next_ = 0;           // place in plan_.early(), counted through the recurrences since it was made
   uint64_t plan_mispredictions_ = 0;  // of the predictor, when plan_ was made

@@ -327,6 +327,10 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
   capacity_bytes_ = capacity_bytes;
   seconds_ = 0;
   timed_share_ = uses.timed_share();
+  compute_seconds_ = 0;
+  if (timed_share_ >= kTimedShareMin) {
+    for (size_t bucket = 0; bucket < uses.bucket_count(); ++bucket) compute_seconds_ += uses.microseconds(bucket) / 1e6;
+  }
   arrives_.clear();
   early_.clear();
   Moved best;

@@ -64,10 +64,11 @@ class ResidencyPlan {
   };
   const std::vector<Early>& early() const { return early_; }
   uint64_t begin() const { return begin_; }
-  bool timed() const { return !arrives_.empty(); }           // the kernels' times were known
-  double seconds() const { return seconds_; }                // of a recurrence, if all goes by the plan; 0: not timed
-  double timed_share() const { return timed_share_; }        // of operators whose time was known
-  uint64_t fetched_bytes() const { return fetched_bytes_; }  // in each recurrence, if all goes by the plan
+  bool timed() const { return !arrives_.empty(); }             // the kernels' times were known
+  double seconds() const { return seconds_; }                  // of a recurrence, if all goes by the plan; 0: not timed
+  double compute_seconds() const { return compute_seconds_; }  // of the operators of a recurrence; 0: not known
+  double timed_share() const { return timed_share_; }          // of operators whose time was known
+  uint64_t fetched_bytes() const { return fetched_bytes_; }    // in each recurrence, if all goes by the plan
   uint64_t written_bytes() const { return written_bytes_; }
   uint64_t whole_bytes() const { return whole_bytes_; }  // capacity with which a recurrence would move nothing
 
@@ -81,6 +82,7 @@ class ResidencyPlan {
   uint64_t written_bytes_ = 0;
   uint64_t whole_bytes_ = 0;
   double seconds_ = 0;
+  double compute_seconds_ = 0;
   double timed_share_ = 0;
   std::vector<uint32_t> arrives_;  // by slot: in how many uses its content should be there (again); empty: not timed
   std::vector<Early> early_;

@@ -39,6 +39,7 @@ struct PagerConfig {
   bool overflow = false;
   // The executor codes what comes down, where that takes fewer bytes.
   bool compress = false;
+  bool compress_always = false;        // also what is rewritten in every recurrence, whatever that costs
   uint64_t coder_bytes = 0;            // of the device budget as the user knows it: for messages
   uint64_t trace_uses_max = 1u << 18;  // uses remembered; older ones are forgotten
 };

@@ -7,6 +7,7 @@ namespace tierpage {
 namespace {
 
 constexpr uint64_t kUsesPerWrite = 4;  // of a region that is mostly read, at least
+constexpr uint64_t kRoomShare = 8;     // of RAM: where less is unused, room is short
 constexpr uint64_t kSpillsAtOnce = 4;  // in place of pages that leave
 
 }  // namespace
@@ -39,8 +40,15 @@ bool LowerTiers::send_down(PageId id, LeavingPass& pass) {
   }
   if (target == Tier::kNvme && (nvme_blocked_ || !memory_.nvme.can_take(page.bytes))) return false;
   if (page.is_valid(target)) return false;
-  movements_.start_write_back(id, target);
+  movements_.start_write_back(id, target, worth_a_code(id, target));
   return true;
+}
+
+// Where room is short codes make some, and what goes to a disk goes there sooner, whatever the coder costs.
+bool LowerTiers::worth_a_code(PageId id, Tier target) const {
+  const bool short_of_room =
+      memory_.nvme.used_bytes() > 0 || memory_.host.unused_bytes() < memory_.host.capacity_bytes() / kRoomShare;
+  return target == Tier::kNvme || short_of_room || foresight_.worth_a_code(memory_.key_of(id));
 }
 
 // A page that would fall to NVMe stays in RAM while RAM is free, since it comes back from there many times as fast.

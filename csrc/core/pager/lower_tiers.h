@@ -88,6 +88,7 @@ class LowerTiers {
 
  private:
   bool host_may_grow_for(uint64_t bytes) const;
+  bool worth_a_code(PageId id, Tier target) const;
   bool take_idle_copies_place(uint64_t bytes, const LeavingPass& pass);
   bool spill_in_place_of(PageId leaving, LeavingPass& pass);
   static bool only_in_host(const Page& page);

@@ -39,13 +39,13 @@ void Movements::start_arrival_in(PageId id, DevicePool::Taken taken, bool urgent
   action.urgent = urgent;
 }
 
-void Movements::start_write_back(PageId id, Tier target) {
+void Movements::start_write_back(PageId id, Tier target, bool code) {
   Page& page = memory_.pages[id];
   page.start_write_back(target, memory_.lower(target).take(page.bytes));
   page.guarded = memory_.config.guards_writes;
   descending_bytes_ += page.bytes;
   Action& action = push(ActionKind::kWriteBack, id);
-  action.code = memory_.config.compress && !page.incompressible;
+  action.code = memory_.config.compress && code && !page.incompressible;
 }
 
 void Movements::start_spill(PageId id) {

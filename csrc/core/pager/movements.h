@@ -22,8 +22,9 @@ class Movements {
   // --- beginnings ---------------------------------------------------------------------------------------------------
   // False if no frame is free. urgent: an operator waits for the page.
   bool start_arrival(PageId id, bool urgent);
-  bool start_overflow(PageId id);                 // into a frame in HOST; false if there is no memory for one
-  void start_write_back(PageId id, Tier target);  // there is room in `target`
+  bool start_overflow(PageId id);  // into a frame in HOST; false if there is no memory for one
+  // There is room in `target`. code: its code may go there instead of it.
+  void start_write_back(PageId id, Tier target, bool code = true);
   void start_spill(PageId id);
   void start_stage(PageId id);
   void start_unmap(PageId id);

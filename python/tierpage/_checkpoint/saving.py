@@ -91,6 +91,8 @@ def save(
     )
     shards = _divided(tensors, target, limit, texts)
     with contextlib.ExitStack() as stack:
+        if (session := current_or_none()) is not None:
+            stack.callback(session.runtime.reading_ends)
         writers = []
         with torch.no_grad(), progress("saving", len(tensors)) as advance:
             for shard in shards:

@@ -167,7 +167,7 @@ class Replayer:
         with native.translated():
             return dict(
                 native.engine_module().replay_program(
-                    text, budgets.device, budgets.host - staging, budgets.nvme, rates, loops
+                    text, budgets.device, budgets.host - staging, budgets.nvme, rates, loops, self.compress == "on"
                 )
             )
 
