@@ -39,7 +39,7 @@ TEST_F(ACycle, IsPlannedOnceItIsKnownAndNotBefore) {
   use(foresight, kKeys);
   EXPECT_FALSE(foresight.catch_up_and_plan(kDeviceBytes));
   EXPECT_FALSE(foresight.plan().valid());
-  EXPECT_TRUE(foresight.stays_until_age(keys_[0], 1));
+  EXPECT_EQ(foresight.wanted_at(keys_[0]), 0u);
   EXPECT_FALSE(foresight.stays(keys_[0]) || foresight.written(keys_[0]) || foresight.rewritten_each_time(keys_[0]));
   use(foresight, 4 * kKeys);
   EXPECT_FALSE(foresight.known()) << "a look reads nothing";
@@ -48,9 +48,12 @@ TEST_F(ACycle, IsPlannedOnceItIsKnownAndNotBefore) {
   ASSERT_TRUE(foresight.plan().valid());
   EXPECT_EQ(foresight.plan().period(), kKeys);
   EXPECT_EQ(foresight.uses_until(keys_[next_ % kKeys]), 1u);
-  EXPECT_EQ(foresight.age(keys_[(next_ - 1) % kKeys]), 1u);
+  EXPECT_EQ(foresight.next_use(keys_[next_ % kKeys]), foresight.predictor().cursor() + 1);
   uint64_t staying = 0;
-  for (const KeyId key : keys_) staying += foresight.stays(key);
+  for (const KeyId key : keys_) {
+    staying += foresight.stays(key);
+    EXPECT_EQ(foresight.wanted_at(key) == 0, foresight.stays(key));
+  }
   EXPECT_GT(staying, 0u);
   EXPECT_LE(staying * kPage, kDeviceBytes);
   foresight.check_invariants();
@@ -83,7 +86,7 @@ TEST_F(ACycle, IsNotPlannedForClock) {
   EXPECT_FALSE(foresight.catch_up_and_plan(kDeviceBytes));
   EXPECT_FALSE(foresight.known());
   EXPECT_FALSE(foresight.plan().valid());
-  EXPECT_TRUE(foresight.stays_until_age(keys_[0], 5)) << "without a plan nothing is planned to leave";
+  EXPECT_EQ(foresight.wanted_at(keys_[0]), 0u) << "without a plan nothing is planned to leave";
 }
 
 TEST_F(ACycle, IsPlannedAnewForAnotherDevice) {

@@ -250,7 +250,7 @@ TEST(TimedResidencyPlan, WantsContentFromItsArrivalOn) {
       const uint64_t use = slot + program.length(slot);
       const uint64_t arrives = arrivals.contains(use) ? arrivals[use] - slot : program.length(slot);
       for (uint64_t age = 1; age <= program.length(slot); ++age) {
-        ASSERT_EQ(plan.wants(position, age), plan.keeps(position) || age >= arrives) << "round " << round;
+        ASSERT_EQ(plan.wanted_after(position) <= age, plan.keeps(position) || age >= arrives) << "round " << round;
       }
     }
   }

@@ -1,6 +1,5 @@
 // The interleavings 1 to 7 that pager.h numbers, each forced by hand, and the traffic of the policies.
 #include <map>
-#include <set>
 
 #include "manual_world.h"
 
@@ -371,44 +370,6 @@ TEST(Policy, ClockGivesASecondChance) {
   EXPECT_EQ(clock.next(), PageId(2));
   clock.begin(pages, [](PageId) { return false; });
   EXPECT_FALSE(clock.next().valid());
-}
-
-// Pages 0..199: every second one is planned to stay; every third one is large.
-TEST(Policy, OfWhatLeavesTheOldestGoesFirstAndTheWantedSizeCanBeChosen) {
-  PageTable pages;
-  for (uint32_t i = 0; i < 200; ++i) pages.add(RegionId(i), i * 4 * kPage, i % 3 == 0 ? 2 * kPage : kPage);
-  MinPolicy min([](RegionId region) {
-    return MinPolicy::Next{1000 + region.value, region.value + 1, region.value % 2 == 0};  // older with its number
-  });
-  min.begin(pages, [](PageId) { return true; });
-  EXPECT_TRUE(min.leaves_ahead());
-  EXPECT_EQ(min.next(), PageId(199));                       // the oldest of those that leave
-  EXPECT_EQ(min.next_leaving(2 * kPage, 0), PageId(195));   // the oldest of that size
-  EXPECT_FALSE(min.next_leaving(2 * kPage, 5000).valid());  // all are used sooner than that
-  EXPECT_FALSE(min.next_leaving(8 * kPage, 0).valid());
-  std::set<PageId> seen = {PageId(199), PageId(195)};
-  bool staying = false;
-  for (PageId id = min.next(); id.valid(); id = min.next()) {
-    EXPECT_TRUE(seen.insert(id).second) << id.value;
-    EXPECT_FALSE(staying && id.value % 2 == 1) << "what leaves comes before what stays";
-    staying = id.value % 2 == 0;
-  }
-  EXPECT_EQ(seen.size(), 200u);
-}
-
-TEST(Policy, MinReturnsEveryPageOnceFarthestFirst) {
-  PageTable pages;
-  for (uint32_t i = 0; i < 500; ++i) pages.add(RegionId(i), i * kPage, kPage);
-  MinPolicy min([](RegionId region) { return MinPolicy::Next{region.value * 7919u % 101 + 1, 0, true}; });
-  min.begin(pages, [](PageId id) { return id.value % 5 != 0; });
-  std::set<PageId> seen;
-  uint64_t distance = 1000;
-  for (PageId id = min.next(); id.valid(); id = min.next()) {
-    EXPECT_LE(min.distance(), distance);
-    distance = min.distance();
-    EXPECT_TRUE(seen.insert(id).second);
-  }
-  EXPECT_EQ(seen.size(), 400u);
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ void Foresight::renew_plan(uint64_t device_bytes) {
   const uint64_t period = predictor_.horizon();
   const uint64_t end = trace_.end();
   if (period == 0 || end < period + trace_.begin()) {
-    plan_.clear();
+    clear_plan();
     return;
   }
   const uint64_t aside = config_.prefetch_bytes_max;
@@ -44,10 +44,11 @@ void Foresight::renew_plan(uint64_t device_bytes) {
   // A plan takes milliseconds: where the future changes all the time, plain MIN is the better use of them.
   const bool too_soon = planned_at_ != 0 && end < planned_at_ + std::max(kReplanUses, period);
   if (too_soon || period > kPlanUsesMax) {
-    if (plan_.period() != period) plan_.clear();
+    if (plan_.period() != period) clear_plan();
     return;
   }
   plan_.build(trace_, end - period, end, capacity, fetch_rate_, reuse_bytes_max());
+  ++plan_serial_;
   early_next_ = 0;
   plan_tries_ = confirm ? plan_tries_ + 1 : 0;
   plan_mispredictions_ = predictor_.mispredicted_uses();
@@ -72,20 +73,16 @@ std::optional<Foresight::EarlyUse> Foresight::early_use(uint64_t& i) {
   }
 }
 
-uint64_t Foresight::age(KeyId key) const {
-  const uint64_t last = trace_.last_use(key);
-  return last == Trace::kNever ? trace_.end() : trace_.end() - last;
-}
-
 bool Foresight::stays(KeyId key) const {
   const uint64_t last = trace_.last_use(key);
   return plan_.valid() && last != Trace::kNever && plan_.keeps(last);
 }
 
-bool Foresight::stays_until_age(KeyId key, uint64_t age) const {
-  if (!plan_.valid()) return true;
+uint64_t Foresight::wanted_at(KeyId key) const {
+  if (!plan_.valid()) return 0;
   const uint64_t last = trace_.last_use(key);
-  return last != Trace::kNever && plan_.wants(last, age);
+  const uint64_t after = last == Trace::kNever ? Trace::kNever : plan_.wanted_after(last);
+  return after == 0 || after == Trace::kNever ? after : last + after;
 }
 
 bool Foresight::written(KeyId key) const {

@@ -53,6 +53,7 @@ class Foresight {
   void forget() {
     trace_.forget();
     predictor_.forget();
+    clear_plan();
     plan_ = {};
   }
 
@@ -66,6 +67,7 @@ class Foresight {
   std::optional<EarlyUse> early_use(uint64_t& i);
   uint64_t early_begin() const { return early_next_; }
   uint64_t uses_until(KeyId key) { return predictor_.uses_until(key); }  // kNever: not within the known future
+  uint64_t next_use(KeyId key) { return predictor_.next_use(key); }      // trace position, likewise
 
   // --- looks --------------------------------------------------------------------------------------------------------
   bool known() const { return config_.policy == PolicyKind::kAuto && predictor_.matched(); }
@@ -73,10 +75,12 @@ class Foresight {
   const ResidencyPlan& plan() const { return plan_; }
   // There is a plan, and it would be a better one if operators were timed for a recurrence.
   bool wants_times() const { return plan_.valid() && !plan_.timed() && plan_tries_ < kPlanTries; }
-  uint64_t age(KeyId key) const;                        // uses since its last one; all of the trace if there was none
-  bool stays(KeyId key) const;                          // planned to stay from its last use to its next
-  bool stays_until_age(KeyId key, uint64_t age) const;  // or to stay that long; true where there is no plan
-  bool written(KeyId key) const;                        // planned to be written down after its last use
+  uint64_t plan_serial() const { return plan_serial_; }  // another one: another plan is in force, or none any more
+  bool stays(KeyId key) const;                           // planned to stay from its last use to its next
+  // The trace position from which on the plan wants it in DEVICE for its next use: 0: it stays, or there is no plan;
+  // kNever: not before that use.
+  uint64_t wanted_at(KeyId key) const;
+  bool written(KeyId key) const;  // planned to be written down after its last use
   bool rewritten_each_time(KeyId key) const;
   // Whether a copy of it, on its way down, had better be coded: once for ever, or each time where that pays.
   bool worth_a_code(KeyId key) const {
@@ -90,6 +94,10 @@ class Foresight {
   static constexpr uint64_t kPlanUsesMax = 1 << 16;  // longer recurrences are not planned
   static constexpr uint64_t kReusePagesMax = 16;     // largest pages that a plan leaves to freed regions
 
+  void clear_plan() {
+    plan_serial_ += plan_.valid();
+    plan_.clear();
+  }
   void renew_plan(uint64_t device_bytes);
   uint64_t reuse_bytes_max() const;
 
@@ -102,6 +110,7 @@ class Foresight {
   uint64_t early_next_ = 0;           // place in plan_.early(), counted through the recurrences since it was made
   uint64_t plan_mispredictions_ = 0;  // of the predictor, when plan_ was made
   uint64_t planned_at_ = 0;           // trace position
+  uint64_t plan_serial_ = 0;
   int plan_tries_ = 0;                // how often it was made anew from recurrences that came as predicted
 };
 

@@ -96,10 +96,4 @@ bool Predictor::catch_up() {
   return matched();
 }
 
-uint64_t Predictor::uses_until(KeyId key) {
-  if (!matched()) return kNever;
-  const uint64_t next = trace_.next_use(key, cursor_);
-  return next == kNever ? kNever : next - cursor_;
-}
-
 }  // namespace tierpage

@@ -30,14 +30,20 @@ class Predictor {
   // Reads the uses appended since the last call. Returns false if there is no match.
   bool catch_up();
   bool matched() const { return cursor_ != kNever; }
+  uint64_t cursor() const { return cursor_; }  // kNever: no match
   // Uses predicted after now; beyond them nothing is known.
   uint64_t horizon() const { return matched() ? trace_.end() - 1 - cursor_ : 0; }
   // Key of the i-th use after now (i from 1 to horizon()).
   KeyId future(uint64_t i) const { return trace_.at(cursor_ + i); }
   // How many uses after that its region is freed without being used again; 0: it is used again.
   uint64_t freed_after(uint64_t i) const { return trace_.freed_after(cursor_ + i); }
-  // In how many uses from now the key is used next, kNever if not within the horizon.
-  uint64_t uses_until(KeyId key);
+  // Where the key is used next after the cursor, kNever if not within the horizon.
+  uint64_t next_use(KeyId key) { return matched() ? trace_.next_use(key, cursor_) : kNever; }
+  // In how many uses from now that is.
+  uint64_t uses_until(KeyId key) {
+    const uint64_t next = next_use(key);
+    return next == kNever ? kNever : next - cursor_;
+  }
 
   void forget();  // with the trace
 

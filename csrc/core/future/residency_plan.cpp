@@ -373,7 +373,7 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
 
 void ResidencyPlan::take_arrivals(double seconds, const std::vector<PlannedFetch>& fetches) {
   seconds_ = seconds;
-  arrives_.assign(period_, ~uint32_t{0});
+  arrives_.assign(period_, kNotSaid);
   early_.clear();
   for (const PlannedFetch& fetch : fetches) {
     arrives_[fetch.slot] = static_cast<uint32_t>(fetch.arrives);

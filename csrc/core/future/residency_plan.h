@@ -45,11 +45,13 @@ class ResidencyPlan {
   // Whether what was used at `position` (at or after begin, any number of recurrences later) stays until its next use,
   // or until it is freed.
   bool keeps(uint64_t position) const { return position >= begin_ && keep_[(position - begin_) % period_]; }
-  // Whether it should be there `age` uses after `position`: it stays, or is to have arrived for its next use by then.
-  bool wants(uint64_t position, uint64_t age) const {
-    if (position < begin_) return false;
+  // How many uses after `position` it should be there again for its next use: 0: it stays; kNever: that is not said.
+  static constexpr uint64_t kNever = Trace::kNever;
+  uint64_t wanted_after(uint64_t position) const {
+    if (position < begin_) return kNever;
     const uint64_t slot = (position - begin_) % period_;
-    return keep_[slot] || (!arrives_.empty() && arrives_[slot] <= age);
+    if (keep_[slot]) return 0;
+    return arrives_.empty() || arrives_[slot] == kNotSaid ? kNever : arrives_[slot];
   }
   // Whether the content as it is after that use will be written down before it changes or ends: sooner costs nothing
   // more.
@@ -73,6 +75,7 @@ class ResidencyPlan {
   uint64_t whole_bytes() const { return whole_bytes_; }  // capacity with which a recurrence would move nothing
 
  private:
+  static constexpr uint32_t kNotSaid = ~uint32_t{0};
   void take_arrivals(double seconds, const std::vector<PlannedFetch>& fetches);
 
   uint64_t begin_ = 0;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 
 #include "core/model/status.h"
 
@@ -29,29 +30,33 @@ uint64_t Trace::context_hash(uint64_t bytes) const {
 
 KeyId Trace::open_key(uint64_t bytes, RegionId region) {
   if (key_count() >= recycle_at_) recycle_keys();
-  const uint64_t context = context_hash(bytes);
-  std::vector<KeyId>& candidates = by_context_[context];
-  for (const KeyId key : candidates) {
-    if (!keys_[key.value].region.valid()) {
-      keys_[key.value].region = region;
-      keys_[key.value].opened_at = end_;
-      return key;
-    }
-  }
+  const Contexts::iterator context = by_context_.try_emplace(context_hash(bytes)).first;
+  Context& row = context->second;
   KeyId key;
-  if (unused_keys_.empty()) {
-    key = KeyId(static_cast<uint32_t>(keys_.size()));
-    keys_.emplace_back();
+  if (!row.free.empty()) {
+    key = row.free.front().second;
+    std::pop_heap(row.free.begin(), row.free.end(), std::greater<>());
+    row.free.pop_back();
   } else {
-    key = unused_keys_.back();
-    unused_keys_.pop_back();
-    keys_[key.value] = Key{};
+    key = new_key();
+    keys_[key.value].context = context;
+    keys_[key.value].bytes = bytes;
+    keys_[key.value].ordinal = row.next_ordinal++;
+    ++row.key_count;
   }
   keys_[key.value].region = region;
   keys_[key.value].opened_at = end_;
-  keys_[key.value].context = context;
-  keys_[key.value].bytes = bytes;
-  candidates.push_back(key);
+  return key;
+}
+
+KeyId Trace::new_key() {
+  if (unused_keys_.empty()) {
+    keys_.emplace_back();
+    return KeyId(static_cast<uint32_t>(keys_.size() - 1));
+  }
+  const KeyId key = unused_keys_.back();
+  unused_keys_.pop_back();
+  keys_[key.value] = Key{};
   return key;
 }
 
@@ -62,11 +67,13 @@ void Trace::recycle_keys() {
   for (uint32_t i = 0; i < keys_.size(); ++i) {
     Key& row = keys_[i];
     if (!row.in_use || row.region.valid() || (row.last != kNever && row.last >= begin())) continue;
-    auto found = by_context_.find(row.context);
-    std::erase(found->second, KeyId(i));
-    if (found->second.empty()) by_context_.erase(found);
+    if (--row.context->second.key_count == 0) by_context_.erase(row.context);
     row.in_use = false;
     unused_keys_.push_back(KeyId(i));
+  }
+  for (auto& [hash, context] : by_context_) {
+    std::erase_if(context.free, [this](const auto& entry) { return !keys_[entry.second.value].in_use; });
+    std::make_heap(context.free.begin(), context.free.end(), std::greater<>());
   }
   recycle_at_ = std::max<size_t>(4096, 2 * key_count());
 }
@@ -74,6 +81,9 @@ void Trace::recycle_keys() {
 void Trace::close_key(KeyId key) {
   Key& row = keys_[key.value];
   row.region = RegionId::none();
+  auto& free = row.context->second.free;
+  free.emplace_back(row.ordinal, key);
+  std::push_heap(free.begin(), free.end(), std::greater<>());
   if (row.last == kNever || row.last < begin()) return;
   // An allocation that failed has no use of its own: the last one is of the life before, and has its end already.
   uint32_t& freed_after = ring_[row.last & mask_].freed_after;

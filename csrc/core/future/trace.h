@@ -21,6 +21,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "core/model/types.h"
@@ -31,6 +32,10 @@ class Trace {
  public:
   static constexpr uint64_t kNever = ~uint64_t{0};
   explicit Trace(uint64_t uses_max);
+  Trace(const Trace&) = delete;  // keys know their place in by_context_
+  Trace& operator=(const Trace&) = delete;
+  Trace(Trace&&) = default;
+  Trace& operator=(Trace&&) = default;
 
   // An operator begins; feeds the context of the allocations that follow.
   void note_operator(uint64_t hash) {
@@ -86,16 +91,25 @@ class Trace {
     bool wrote = false;
     bool opens = false;
   };
+  struct Context {
+    std::vector<std::pair<uint32_t, KeyId>>
+        free;  // (ordinal, key) of those without a region; a heap, the smallest on top
+    uint32_t key_count = 0;
+    uint32_t next_ordinal = 0;
+  };
+  using Contexts = std::map<uint64_t, Context>;
   struct Key {
     RegionId region;         // the live region that has this key, none between lives
     uint64_t last = kNever;  // newest use
     uint64_t hint = kNever;  // next_use's last answer, from which it walks on
-    uint64_t context = 0;    // where it stands in by_context_
+    Contexts::iterator context;
     uint64_t bytes = 0;      // of its regions, in whole granules
     uint64_t opened_at = 0;  // trace position when its newest region was allocated
+    uint32_t ordinal = 0;    // among the keys of its context
     bool in_use = true;
   };
   uint64_t context_hash(uint64_t bytes) const;
+  KeyId new_key();
   void recycle_keys();
 
   uint64_t mask_;
@@ -105,7 +119,7 @@ class Trace {
   std::vector<Key> keys_;
   std::vector<KeyId> unused_keys_;
   size_t recycle_at_ = 4096;  // number of keys at which old ones are looked for
-  std::map<uint64_t, std::vector<KeyId>> by_context_;
+  Contexts by_context_;
   std::array<uint64_t, 8> context_{};
   size_t context_next_ = 0;
 };

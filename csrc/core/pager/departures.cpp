@@ -84,7 +84,7 @@ void Departures::fence_refused(StreamId stream) {
   fences_.refuse(stream);
   for (const PageId id : leaving_) {
     if (!memory_.pages.exists(id) || !memory_.live(memory_.pages[id].region) || !refused(memory_.pages[id])) continue;
-    memory_.pages[id].stay();
+    memory_.stay(memory_.pages[id]);
   }
 }
 

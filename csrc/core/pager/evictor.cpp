@@ -12,22 +12,27 @@ constexpr uint64_t kSpareRoomPages = 8;  // of the largest, that RAM has room fo
 Evictor::Evictor(Memory& memory, Movements& movements, Foresight& foresight, Departures& departures, LowerTiers& lower,
                  RegionStore& store, Guesses& guesses)
     : memory_(memory), movements_(movements), foresight_(foresight), departures_(departures), lower_(lower),
-      store_(store), guesses_(guesses), min_([this](RegionId region) { return next_use(region); }) {}
+      store_(store), guesses_(guesses),
+      min_(VictimOrder(
+          memory, foresight, memory.changed_in_device,
+          [&foresight](KeyId key) {
+            const uint64_t last = foresight.trace().last_use(key);
+            return Outlook{last == Trace::kNever ? 0 : last, foresight.next_use(key), foresight.wanted_at(key)};
+          },
+          [this](PageId id) { return rests(id) && !memory_.overflows(memory_.pages[id]); })) {}
 
-MinPolicy::Next Evictor::next_use(RegionId region) {
-  const KeyId key = memory_.region(region).key;
-  const uint64_t age = foresight_.age(key);
-  return {foresight_.uses_until(key), age, foresight_.stays_until_age(key, age)};
+// Whoever ends one of these reasons to stay notes it (Memory::changed_in_device).
+bool Evictor::rests(PageId id) const {
+  const Page& page = memory_.pages[id];
+  if (!page.is_valid(Tier::kDevice) || page.pins > 0 || page.leaving || page.movement != Movement::kNone) return false;
+  const Region& region = memory_.region(page.region);
+  if (region.state != RegionState::kLive || !region.seen || region.held) return false;
+  return region.views == 0 || memory_.config.guards_writes;  // else its next use cannot be served
 }
 
 bool Evictor::may_leave(PageId id, uint64_t order) const {
   const Page& page = memory_.pages[id];
-  if (!page.is_valid(Tier::kDevice) || page.pins > 0 || page.leaving || page.movement != Movement::kNone) return false;
-  if (page.claim != 0 && page.claim <= order) return false;
-  const Region& region = memory_.region(page.region);
-  if (region.state != RegionState::kLive || !region.seen || region.held) return false;
-  if (region.views > 0 && !memory_.config.guards_writes) return false;  // its next use cannot be served
-  return !departures_.refused(page);
+  return rests(id) && (page.claim == 0 || page.claim > order) && !departures_.refused(page);
 }
 
 // Freed regions go first. With a known future only the old ones do: a buffer freed a moment ago is about to be asked
@@ -220,7 +225,7 @@ bool Evictor::advance(PageId id, LeavingPass& pass) {
     if (only_copy || demote) {
       if (lower_.send_down(id, pass)) return true;
       if (only_copy) {
-        page.stay();
+        memory_.stay(page);
         return false;
       }
     }

@@ -46,7 +46,8 @@ class Evictor {
 
   // --- pages on their way out ---------------------------------------------------------------------------------------
   void advance_leaving();
-  bool write_ahead(PageId id);  // the page stays; false: there is no room for it
+  bool write_ahead(PageId id);      // the page stays; false: there is no room for it
+  void forget() { min_.forget(); }  // the program is over
   const char* policy_name() const { return foresight_.known() ? min_.name() : clock_.name(); }
   void check_invariants() const {
     clock_.check_invariants();
@@ -54,6 +55,7 @@ class Evictor {
   }
 
  private:
+  bool rests(PageId id) const;                      // nothing but what asks for it keeps it
   bool may_leave(PageId id, uint64_t order) const;  // but for guesses
   bool makes_room(PageId id, uint64_t order = kLastInLine) const {
     return evictable(id, order) && !memory_.overflows(memory_.pages[id]);
@@ -64,7 +66,6 @@ class Evictor {
   uint64_t give_up_guesses(uint64_t bytes, uint64_t order, bool beyond_budget);
   void make_room_over_budget(uint64_t excess);
   bool advance(PageId id, LeavingPass& pass);
-  MinPolicy::Next next_use(RegionId region);
 
   Memory& memory_;
   Movements& movements_;

@@ -36,7 +36,9 @@ bool Guesses::old(uint64_t serial) const {
 void Guesses::view_ended(RegionId id) {
   Region& region = memory_.region(id);
   if (region.views == 0) return;  // of memory that was put in place of another's
-  if (--region.views == 0 && memory_.config.guards_writes) end(id);
+  if (--region.views > 0) return;
+  memory_.changed_in_device.note(id);
+  if (memory_.config.guards_writes) end(id);
 }
 
 std::vector<RegionId> Guesses::oldest_first() const {

@@ -14,7 +14,14 @@ constexpr uint64_t kSpillsAtOnce = 4;  // in place of pages that leave
 
 LowerTiers::LowerTiers(Memory& memory, Movements& movements, Foresight& foresight, const Departures& departures)
     : memory_(memory), movements_(movements), foresight_(foresight), departures_(departures),
-      host_min_([this](RegionId region) { return next_use_in_host(region); }),
+      // Of what is only in HOST, first what is never written again: there its spill is the last, as if it were never
+      // used.
+      host_min_(VictimOrder(
+          memory, foresight, memory.changed_in_host,
+          [&foresight](KeyId key) {
+            return Outlook{.next = foresight.rewritten_each_time(key) ? foresight.next_use(key) : Trace::kNever};
+          },
+          [&memory](PageId id) { return rests_in_host(memory.pages[id]); })),
       host_growing_(memory.config.host_bytes_max > 0) {
   writes_.set_budget(memory.config.nvme_write_bytes_max, memory.config.nvme_write_period_seconds);
 }
@@ -205,15 +212,10 @@ bool LowerTiers::take_idle_copies_place(uint64_t bytes, const LeavingPass& pass)
   return memory_.host.can_take(bytes);
 }
 
-// What would have to be spilled before HOST has room: its only copy is there, and nobody asks for it.
-bool LowerTiers::only_in_host(const Page& page) {
-  return page.only_in(Tier::kHost) && page.movement == Movement::kNone && page.claim == 0;
-}
-
-// Of what is only in HOST, first what is never written again: there its spill is the last, as if it were never used.
-MinPolicy::Next LowerTiers::next_use_in_host(RegionId region) {
-  const KeyId key = memory_.region(region).key;
-  return {foresight_.rewritten_each_time(key) ? foresight_.uses_until(key) : Trace::kNever};
+// What would have to be spilled before HOST has room, if nobody asks for it: its only copy is there. Who brings that
+// about notes it (Memory::changed_in_host).
+bool LowerTiers::rests_in_host(const Page& page) {
+  return page.only_in(Tier::kHost) && page.movement == Movement::kNone;
 }
 
 // One of two has to be written to NVMe: the page that leaves DEVICE, or one whose only copy fills HOST. What the

@@ -83,6 +83,7 @@ class LowerTiers {
   void spill_failed() { spill_blocked_ = true; }
   void request_begins() { nvme_blocked_ = false; }
   void tick(uint64_t now_seconds);
+  void forget() { host_min_.forget(); }  // the program is over
   const WriteEconomy& writes() const { return writes_; }
   void check_invariants() const;
 
@@ -91,12 +92,12 @@ class LowerTiers {
   bool worth_a_code(PageId id, Tier target) const;
   bool take_idle_copies_place(uint64_t bytes, const LeavingPass& pass);
   bool spill_in_place_of(PageId leaving, LeavingPass& pass);
-  static bool only_in_host(const Page& page);
+  static bool rests_in_host(const Page& page);
+  static bool only_in_host(const Page& page) { return rests_in_host(page) && page.claim == 0; }
   bool mostly_read(RegionId id) const;
   template <class Goes>
   void start_spills(bool read_ones, Goes&& goes);
   uint64_t redundant_host_bytes() const;
-  MinPolicy::Next next_use_in_host(RegionId region);
 
   Memory& memory_;
   Movements& movements_;

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/model/config.h"
@@ -54,6 +55,26 @@ struct Region {  // what every operator looks at stands in the first cache line
   uint32_t views = 0;          // objects that somebody uses the memory through; each tells of its end
 };
 
+// Regions of which something changed since somebody looked, each once.
+class ChangedRegions {
+ public:
+  void note(RegionId id) {  // inline: on every operator's way out
+    if (id.value >= noted_.size()) noted_.resize(id.value + 1);
+    if (std::exchange(noted_[id.value], true)) return;
+    ids_.push_back(id);
+  }
+  bool noted(RegionId id) const { return id.value < noted_.size() && noted_[id.value]; }
+  void take(std::vector<RegionId>& into) {
+    for (const RegionId id : ids_) noted_[id.value] = false;
+    into.clear();
+    into.swap(ids_);
+  }
+
+ private:
+  std::vector<uint8_t> noted_;
+  std::vector<RegionId> ids_;
+};
+
 struct Memory {
   explicit Memory(const PagerConfig& pager_config);
 
@@ -66,6 +87,9 @@ struct Memory {
   std::vector<Region> regions;
   Stats stats;
   uint64_t prefetched_bytes = 0;
+  // Some page of the region may leave that tier now, and could not before. So says whoever changes a row that way, but
+  // for uses, which the trace tells of.
+  ChangedRegions changed_in_device, changed_in_host;
   std::vector<WritableRange> writable;  // pages that are guarded no more; the owner is to see to it
 
   Region& region(RegionId id) { return regions[id.value]; }
@@ -103,6 +127,10 @@ struct Memory {
   void update_gauges();
 
   void drop_lower(Page& page, Tier tier);
+  void stay(Page& page) {  // that was told to leave
+    page.stay();
+    changed_in_device.note(page.region);
+  }
   // The spans of a coded copy: whole sixteenths of the page, so that small ones do not take the space apart.
   static constexpr uint64_t kSpanParts = 16;
   uint64_t room_for(uint64_t stored, uint64_t page_bytes) const;

@@ -93,6 +93,8 @@ void Movements::arrival_reached(TransferId transfer, ArrivalStage stage) {
 
 void Movements::ended(const Page& page) {
   --under_way_;
+  memory_.changed_in_device.note(page.region);
+  memory_.changed_in_host.note(page.region);
   switch (page.movement) {
     case Movement::kMap:
     case Movement::kFetch: arriving_bytes_ -= page.bytes; break;

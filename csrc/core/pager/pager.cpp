@@ -154,7 +154,7 @@ void Pager::copy_down_done(PageId id, const TransferResult& result) {
   memory_.lower(page.lower).give_back(page.abandon_copy_down());
   ++memory_.stats.storage_errors;
   requests_.note_storage_error(result.status);
-  page.stay();
+  memory_.stay(page);
   // No operator waits for a smaller RAM budget; one may for memory beyond the budget.
   if (movement == Movement::kSpill && requests_.spill_failed(result.status)) lower_.spill_failed();
   // A stage was a hint that did not work out.
@@ -255,6 +255,8 @@ void Pager::drop_cached_regions() {
 
 void Pager::forget() {
   foresight_.forget();
+  evictor_.forget();
+  lower_.forget();
   if (memory_.map.taken_bytes() == 0) memory_.map.forget();
 }
 

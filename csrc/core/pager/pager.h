@@ -84,7 +84,10 @@ class Pager {
   // pins do not count as work that will end by itself (interleaving 5).
   void set_permanent(SlotId slot, bool permanent) { requests_.set_permanent(slot, permanent); }
   void free_region(RegionId region, std::span<const Fence> fences);
-  void mark_seen(RegionId region) { memory_.region(region).seen = true; }
+  void mark_seen(RegionId region) {
+    memory_.region(region).seen = true;
+    memory_.changed_in_device.note(region);
+  }
   void hold_region(RegionId region) {
     memory_.region(region).held = true;
   }  // a raw pointer to it escaped: resident until it is freed

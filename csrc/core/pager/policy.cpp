@@ -41,62 +41,45 @@ void MinPolicy::begin(PageTable& pages, Eligible eligible) {
 }
 
 // Ties go to the later page: the front of a region stays, so a scan finds its beginning resident.
-void MinPolicy::scan() {
-  RegionId region;
-  uint64_t rank = 0;
-  for (uint32_t i = 0; i < pages_->size(); ++i) {
-    const PageId id(i);
-    if (!pages_->exists(id) || !eligible_(id)) continue;
-    if ((*pages_)[id].region != region) {  // pages of one region mostly stand together: ask once
-      region = (*pages_)[id].region;
-      rank = rank_of(next_use_(region));
-    }
-    const Candidate candidate{rank, id};
-    if (candidate < bound_) best_.push_back(candidate);
-  }
+bool MinPolicy::look() {
+  if (!best_.empty() || complete_) return !best_.empty();
+  order_.catch_up();
+  order_.walk(bound_, eligible_, [this](const Candidate& candidate) {
+    best_.push_back(candidate);
+    return best_.size() <= kCandidatesMax;
+  });
   complete_ = best_.size() <= kCandidatesMax;
-  if (!complete_) {
-    // A heap of the best few costs more: a scan meets its pages in the order of their next uses, each better than the
-    // last.
-    const auto first = best_.end() - kCandidatesMax;
-    std::nth_element(best_.begin(), first, best_.end());
-    best_.erase(best_.begin(), first);
-  }
-  std::sort(best_.begin(), best_.end());
+  if (!complete_) best_.pop_back();
+  std::reverse(best_.begin(), best_.end());
   if (!best_.empty()) bound_ = best_.front();
+  return !best_.empty();
 }
 
 PageId MinPolicy::next() {
-  if (best_.empty() && !complete_) scan();
-  if (best_.empty()) return PageId::none();
+  if (!look()) return PageId::none();
   const Candidate chosen = best_.back();
   best_.pop_back();
-  distance_ = distance_of(chosen);
+  distance_ = order_.distance_of(chosen.second);
   return chosen.second;
 }
 
 PageId MinPolicy::next_leaving(uint64_t bytes, uint64_t distance) {
-  if (best_.empty() && !complete_) scan();
-  for (size_t i = best_.size(); i-- > 0 && (best_[i].first & kLeaves) != 0;) {
+  if (!look()) return PageId::none();
+  for (size_t i = best_.size(); i-- > 0 && (best_[i].first & VictimOrder::kLeaves) != 0;) {
     const Candidate chosen = best_[i];
-    if ((*pages_)[chosen.second].bytes != bytes || distance_of(chosen) <= distance) continue;
+    if ((*pages_)[chosen.second].bytes != bytes || order_.distance_of(chosen.second) <= distance) continue;
     best_.erase(best_.begin() + static_cast<std::ptrdiff_t>(i));
     return chosen.second;
   }
   return PageId::none();
 }
 
-bool MinPolicy::leaves_ahead() {
-  if (best_.empty() && !complete_) scan();
-  return !best_.empty() && (best_.back().first & kLeaves) != 0;
-}
+bool MinPolicy::leaves_ahead() { return look() && (best_.back().first & VictimOrder::kLeaves) != 0; }
 
-uint64_t MinPolicy::distance_ahead() {
-  if (best_.empty() && !complete_) scan();
-  return best_.empty() ? 0 : distance_of(best_.back());
-}
+uint64_t MinPolicy::distance_ahead() { return look() ? order_.distance_of(best_.back().second) : 0; }
 
 void MinPolicy::check_invariants() const {
+  order_.check_invariants();
   TP_ASSERT(best_.size() <= kCandidatesMax && std::is_sorted(best_.begin(), best_.end()));
   TP_ASSERT(best_.empty() || best_.front() >= bound_);
   for (const Candidate& candidate : best_) TP_ASSERT(candidate.second.value < pages_->size());

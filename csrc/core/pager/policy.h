@@ -3,8 +3,8 @@
 // Use: begin() once for a choice of victims, then next() for one after the other, as long as no page changes otherwise.
 //
 // Clock: second chance over the page rows (Corbato 1968); needs no future.
-// MIN: the page whose next use is farthest (Belady 1966), by the predicted future; exact where the trace is. One scan
-// keeps the best few candidates, which mostly serve a whole choice; another scan follows when they are used up.
+// MIN: the page whose next use is farthest (Belady 1966), by the predicted future; exact where the trace is. Its order
+// is kept as things change (victim_order.h); a choice takes the best few candidates from it at a time.
 //
 // Invariants (check_invariants), with `pages` of the last begin():
 //   Clock: the hand stands on a row of pages, or behind the last; at most two rounds are left;
@@ -18,6 +18,7 @@
 
 #include "core/model/page_table.h"
 #include "core/model/types.h"
+#include "core/pager/victim_order.h"
 
 namespace tierpage {
 
@@ -47,19 +48,7 @@ class ClockPolicy final : public EvictionPolicy {
 
 class MinPolicy final : public EvictionPolicy {
  public:
-  // In how many uses from now a page's region is used next (Trace::kNever: not within the known future), how many ago
-  // it was used last, and whether a plan says that it stays until then. What does not stay leaves before what does,
-  // whatever the distances, and in the order of last uses: it will be fetched again in any case, and the work on the
-  // oldest has ended first. But what has stayed for a good part of the way to its next use, because another plan held
-  // or none, is worth keeping that long: it leaves after those, the farthest first. So a new plan takes over without
-  // fetching twice.
-  struct Next {
-    uint64_t distance = 0;
-    uint64_t age = 0;
-    bool stays = true;
-  };
-  using NextUse = std::function<Next(RegionId)>;
-  explicit MinPolicy(NextUse next_use) : next_use_(std::move(next_use)) {}
+  explicit MinPolicy(VictimOrder order) : order_(std::move(order)) {}
   const char* name() const override { return "min"; }
   void begin(PageTable& pages, Eligible eligible) override;
   PageId next() override;
@@ -71,24 +60,15 @@ class MinPolicy final : public EvictionPolicy {
   // uses: a victim as good as another, whose frame fits. None if there is no such.
   PageId next_leaving(uint64_t bytes, uint64_t distance);
   bool leaves_ahead();  // the page that next() would return now is not planned to stay
+  void forget() { order_.forget(); }
   void check_invariants() const;
 
  private:
-  using Candidate = std::pair<uint64_t, PageId>;          // (rank, page); the largest leaves first
-  static constexpr uint64_t kLeaves = uint64_t{1} << 63;  // of a rank: above all distances
-  static constexpr uint64_t kFresh = uint64_t{1}
-                                     << 62;  // of those: less than a fifth of the way to its next use has passed
-  static uint64_t rank_of(const Next& next) {
-    if (next.stays || next.distance == ~uint64_t{0}) return next.distance;
-    return kLeaves | (next.age <= next.distance / 4 ? kFresh | next.age : next.distance);
-  }
-  uint64_t distance_of(const Candidate& candidate) const {
-    return next_use_((*pages_)[candidate.second].region).distance;
-  }
+  using Candidate = VictimOrder::Candidate;
   static constexpr size_t kCandidatesMax = 64;
-  void scan();
+  bool look();  // false: there is no candidate
 
-  NextUse next_use_;
+  VictimOrder order_;
   PageTable* pages_ = nullptr;
   Eligible eligible_;
   std::vector<Candidate> best_;  // the last one leaves first

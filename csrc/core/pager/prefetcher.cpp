@@ -111,7 +111,7 @@ bool Prefetcher::wants_fetch(PageId id) {
   if (!page.is_valid(Tier::kDevice)) {
     return page.movement == Movement::kNone && page.has_content() && !page.kept_out;
   }
-  if (page.leaving && !page.evict_asked) page.stay();
+  if (page.leaving && !page.evict_asked) memory_.stay(page);
   return false;
 }
 

@@ -270,6 +270,7 @@ void Requests::end_op(SlotId id, Fence fence) {
       departures_.owe_unmarked(page, fence);
     if (page.unpin()) {
       memory.stats.pinned_bytes.current -= page.bytes;
+      memory.changed_in_device.note(page.region);
       freed = freed || memory.region(page.region).state == RegionState::kDying;
       if (writes_ahead && !page.cleanable && page.dirty() && !page.leaving &&
           foresight_.written(memory.key_of(page_id))) {
@@ -330,7 +331,7 @@ FramesWanted Requests::start_missing(Slot& slot, bool frames_allowed) {
     if (page.is_valid(Tier::kDevice)) {
       // Interleaving 1. Behind a request that is short of frames the page may be leaving for that one's sake: taking
       // it back without being granted would leave both waiting for ever.
-      if (frames_allowed) page.stay();
+      if (frames_allowed) memory_.stay(page);
       continue;
     }
     if (page.movement != Movement::kNone) {
