@@ -119,7 +119,7 @@ class Replayer:
             seconds=seconds,
             first_seconds=steps[0]["seconds"],
             steady=abs(seconds - before["seconds"]) <= _STEADY_SHARE * seconds,
-            bound_seconds=out["bound_seconds"],
+            bound_seconds=out["bound_seconds"] / self.recording.loop_steps,
             compute_seconds=last["compute_seconds"],
             up_bytes=last["to_device_bytes"],
             down_bytes=last["to_host_bytes"],
