@@ -32,10 +32,10 @@ LOOP = """
         with torch.autocast("cuda", dtype=torch.bfloat16):
             out = model(torch.zeros(2048, 1024, device="cuda"))
         loss = out.float().mean()
+        del out
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        del out, loss
 """
 TRAINING = (
     MODEL
@@ -87,11 +87,11 @@ def test_a_script_is_what_its_model_is(script: Script, capsys: pytest.CaptureFix
     assert batch["held_bytes"] == known["held_bytes"]
     assert row["compute_seconds"] == pytest.approx(expected["compute_seconds"], rel=0.03)
     assert row["bound_seconds"] == pytest.approx(expected["bound_seconds"], rel=0.03)
-    assert row["seconds"] == pytest.approx(expected["seconds"], rel=0.05)
-    assert program["training_rule"] == model["training_rule"]
-    assert [change["what"] for change in program["changes"]] == [
-        change["what"] for change in model["changes"] if not change["what"].startswith("batch")
-    ]
+    assert row["seconds"] == pytest.approx(expected["seconds"], rel=0.1)  # of a small program
+    rules = [out["training_rule"]["bytes_max"] for out in (program, model)]
+    assert rules[0] == rules[1] == 20 * model["trained_parameters"]
+    kinds = [[change["what"].partition(",")[0] for change in out["changes"]] for out in (program, model)]
+    assert kinds[0] == [kind for kind in kinds[1] if not kind.startswith("batch")]
 
 
 def test_gradients_that_are_summed_up_are_one_step(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +170,31 @@ def test_the_program_marks_its_steps(script: Script, capsys: pytest.CaptureFixtu
     text = Path(name).read_text()
     Path(name).write_text(text.replace("other.step()\n", "pass\n"))
     assert marked["batches"][0]["operators"] == estimate(capsys, name)["batches"][0]["operators"] + 1
+
+
+def test_optimizers_that_take_turns(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a generator and what judges it: each ends a step, and the gradients of one live on in the step of the other."""
+    out = estimate(
+        capsys,
+        script(
+            TRAINING,
+            """
+            judge = build().cuda()
+            other = torch.optim.AdamW(judge.parameters(), lr=1e-4, fused=True)
+            for _ in range(12):
+                optimizer.zero_grad()
+                judge(model(torch.zeros(64, 1024, device="cuda"))).mean().backward()
+                optimizer.step()
+                other.zero_grad()
+                judge(torch.zeros(64, 1024, device="cuda")).mean().backward()
+                other.step()
+            """,
+        ),
+    )
+    (batch,) = out["batches"]
+    assert out["trained_parameters"] == 12 * (1024 * 1024 + 1024)
+    assert batch["held_bytes"] >= 12 * 12 << 20
+    assert out["rows"][0]["up_bytes"] > 0
 
 
 def test_modules_and_loaders(script: Script, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

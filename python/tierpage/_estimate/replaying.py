@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,7 +85,10 @@ class Replayer:
         self.recording, self.machine, self.compress = recording, machine, compress
         self.whole_bytes = alive_whole_bytes(recording.text)
         self._updates = _largest_update(recording.text)
-        self._deferred = deferred(recording.text) if self._updates else recording.text
+        self._deferred = recording.text
+        if self._updates:
+            with contextlib.suppress(ValueError):  # a step that would not end as it began: then as it was recorded
+                self._deferred = deferred(recording.text)
 
     def plenty(self) -> int:
         """RAM for all of it, and for gradients that wait for their update."""

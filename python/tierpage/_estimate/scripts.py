@@ -64,18 +64,22 @@ class _Watch(Recorder):  # type: ignore[no-untyped-call]
         self.read = 0  # numbers that the program wanted from tensors
         self.marked = self.trained = False  # by tierpage.step(), by an optimizer
         self._depth = 0
+        self._ends = False  # the step, with the next operator: what is freed between the two does not outlive it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS:
             self.read += 1
             kind = args[0].dtype
             return False if kind == torch.bool or func is _READS[-1] else 1.0 if kind.is_floating_point else 1
+        if func.namespace != "profiler":  # with which torch marks where an optimizer's step ends
+            self.flush()
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def step(self) -> None:
         """In place of ``tierpage.step``."""
         if not self.marked:
             self.marked = True
+            self._ends = False
             self.borders.clear()
         self._end_step()
 
@@ -85,7 +89,12 @@ class _Watch(Recorder):  # type: ignore[no-untyped-call]
             self.trained = True
             self.borders.clear()
             self.rates = self.training_rates
-        if not self.marked:
+        self._ends = not self.marked
+
+    def flush(self) -> None:
+        """Ends the step that is over."""
+        if self._ends:
+            self._ends = False
             self._end_step()
 
     def enter(self, *_: Any) -> None:
@@ -98,7 +107,7 @@ class _Watch(Recorder):  # type: ignore[no-untyped-call]
         if self._depth or self.marked or self.trained or torch.is_grad_enabled():
             return
         if not any(map(self._trains, living.modules_and_optimizers())):
-            self._end_step()
+            self._ends = True
 
     def _end_step(self) -> None:
         if not self._open:  # the program goes on although it was left
@@ -215,6 +224,7 @@ def _run(program: Program, watch: _Watch) -> None:
         with watch:
             program.load()
             program.run()
+            watch.flush()
 
 
 def _replaced(watch: _Watch) -> Iterator[Any]:
