@@ -201,7 +201,7 @@ class Runtime {
   std::atomic<uint64_t> missed_accesses_{0};
   std::atomic<uint64_t> missed_address_{0};
   RuntimeSources sources_{{core_, tiers_, source_registry_, close_mutex_, options_, watchdog_}};
-  RuntimeReports reports_{{core_, tiers_, accounts_, watchdog_, log_, missed_accesses_}};
+  RuntimeReports reports_{{core_, tiers_, accounts_, watchdog_, log_, missed_accesses_, tags_}};
 };
 
 // The scope that is open in this thread, whatever runtime it belongs to. The fault handler asks.

@@ -12,6 +12,7 @@
 #include "engine/accounts.h"
 #include "engine/event_log.h"
 #include "engine/locked_core.h"
+#include "engine/tag_names.h"
 #include "engine/tier_set.h"
 #include "engine/watchdog.h"
 
@@ -26,10 +27,11 @@ class RuntimeReports {
     Watchdog& watchdog;
     const EventLog& log;
     const std::atomic<uint64_t>& missed_accesses;
+    const TagNames& tags;
   };
   explicit RuntimeReports(const Parts& parts)
       : core_(parts.core), tiers_(parts.tiers), accounts_(parts.accounts), watchdog_(parts.watchdog), log_(parts.log),
-        missed_accesses_(parts.missed_accesses) {}
+        missed_accesses_(parts.missed_accesses), tags_(parts.tags) {}
 
   struct Snapshot {
     Stats stats;
@@ -57,6 +59,12 @@ class RuntimeReports {
     uint64_t bytes = 0, device = 0, host = 0, nvme = 0, source = 0, pinned = 0;
   };
   Placement placement(uint64_t address);
+  struct TagRow {
+    std::string name;
+    Placement placement;  // of its live regions together
+    uint64_t uses = 0;    // of these since they were made, by that as well: who looks twice sees whether there were any
+  };
+  std::vector<TagRow> tag_rows();  // of tags that live regions have, most bytes first; at most kTagRowsMax
   bool pinned_by(SlotId slot, uint64_t address);  // the whole region there
   const EventLog& log() const { return log_; }
   // Ended waits with their causes, oldest first; `start_ns` is on the time base of the log.
@@ -76,6 +84,7 @@ class RuntimeReports {
   uint64_t missed_accesses() const { return missed_accesses_.load(); }
   uint64_t live_bytes();
   std::string take_notices();  // lines for the log, oldest first
+  static constexpr size_t kTagRowsMax = 64;
 
  private:
   LockedCore& core_;
@@ -84,6 +93,7 @@ class RuntimeReports {
   Watchdog& watchdog_ TP_GUARDED_BY(core_.mutex());
   const EventLog& log_;
   const std::atomic<uint64_t>& missed_accesses_;
+  const TagNames& tags_ TP_GUARDED_BY(core_.mutex());
 };
 
 }  // namespace tierpage

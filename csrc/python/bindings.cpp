@@ -322,6 +322,9 @@ PYBIND11_MODULE(_C, module) {
       .def(
           "stalled_most", [](const PyRuntime& self) { return stalled_most_rows(self.runtime()); },
           "Operators and tags that waited longest.")
+      .def(
+          "tags", [](const PyRuntime& self) { return tag_rows(self.runtime()); },
+          "Where the live tensors of each tag lie, and how often they were used; most bytes first.")
       .def("reset_stalled_most", [](const PyRuntime& self) { self.runtime().reports().reset_stalled_most(); })
       .def("close", &close_runtime)
       .def(
