@@ -251,13 +251,14 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 def run_demo(options: argparse.Namespace) -> int:
     """Runs the demo; returns 0 (equal bits), 1 (different) or 2 (could not run, with the reason on stderr)."""
-    from tierpage import demo
+    from tierpage import demo, native
     from tierpage.errors import TierpageError
 
     try:
+        native.check()  # before a child process does
         return demo.run(demo.Options.from_command_line(options))
     except (TierpageError, ImportError, OSError) as error:
-        print(f"tierpage demo: {error}", file=sys.stderr)
+        print(f"tierpage demo: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
