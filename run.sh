@@ -24,7 +24,8 @@ TEST_LIBRARIES=("transformers==5.24.0" "accelerate==1.15.0" "peft==0.21.2" "ligh
   "datasets==5.2.0" "trl==1.16.0")
 TEST_PROGRAMS=(ruff mypy "clang-format==23.1.5")
 PYTHON_SOURCES=(bench docs/conf.py python tests/compat tests/doors tests/python tests/tidy.py tools)
-TEST_SYSTEM_PACKAGES=(/usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build clang++=clang clang-tidy=clang-tidy)
+TEST_SYSTEM_PACKAGES=(/usr/include/gtest/gtest.h=libgtest-dev ninja=ninja-build clang++=clang clang-tidy=clang-tidy
+  chromium=chromium)  # looks at the page of tierpage report
 JOBS=${JOBS:-$(nproc)}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
