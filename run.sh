@@ -215,6 +215,11 @@ site() {  # the documents as pages; warnings are errors
   "$VENV/bin/python" tools/build_docs.py
 }
 
+browser() {  # Ubuntu has none as a package
+  command -v chromium >/dev/null || (system_packages chromium=chromium) 2>/dev/null ||
+    say "no chromium can be installed here: the page of tierpage report is not looked at in a browser"
+}
+
 run_check() {  # under two minutes once the suites are built
   system_packages "${TEST_SYSTEM_PACKAGES[@]}"
   grep -qsF "\"$VENV/bin/" "$(package_build)/.skbuild-info.json" || setup
@@ -233,6 +238,7 @@ phases() { printf '%s\n' "" "${PHASES[@]}" >&2; }
 run_tests() {
   export TIERPAGE_WERROR=1  # in the package too, whose objects are what is tested
   system_packages "${TEST_SYSTEM_PACKAGES[@]}"
+  browser
   make_venv
   kvikio_packages
   phase "environment and package" setup

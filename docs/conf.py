@@ -6,6 +6,7 @@ no compiled part for it, so a page never describes another version than the one 
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tomllib
@@ -25,7 +26,7 @@ os.environ["TIERPAGE_SKIP_NATIVE_CHECK"] = "1"
 sys.path.insert(0, str(ROOT / "python"))
 
 project = PROJECT["name"]
-release = version = PROJECT["version"]
+release = version = importlib.import_module(project).__version__
 copyright = f"the authors of {project}; {PROJECT['license']}"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

@@ -5,6 +5,23 @@
 #include <utility>
 
 namespace tierpage {
+namespace {
+
+void add(RuntimeReports::Placement& placement, Pager& pager, RegionId region) {
+  const Memory& memory = pager.memory();
+  placement.bytes += memory.region(region).bytes_asked;
+  const bool guessed = pager.guesses().keeps(region);
+  for (const PageId id : memory.region(region).pages) {
+    const Page& page = memory.pages[id];
+    if (page.is_valid(Tier::kDevice)) placement.device += page.bytes;
+    if (page.is_valid(Tier::kHost)) placement.host += page.bytes;
+    if (page.is_valid(Tier::kNvme)) placement.nvme += page.bytes;
+    if (page.sourced) placement.source += page.bytes;
+    if (page.pins > 0 || (guessed && page.is_valid(Tier::kDevice))) placement.pinned += page.bytes;
+  }
+}
+
+}  // namespace
 
 RuntimeReports::Snapshot RuntimeReports::snapshot() {
   LockGuard lock(core_.mutex());
@@ -67,18 +84,30 @@ RuntimeReports::Placement RuntimeReports::placement(uint64_t address) {
   LockGuard lock(core_.mutex());
   Placement placement;
   const RegionId region = core_.region_of_locked(address);
-  if (!region.valid()) return placement;
-  placement.bytes = core_->memory().region(region).bytes_asked;
-  const bool guessed = core_->guesses().keeps(region);
-  for (const PageId id : core_->memory().region(region).pages) {
-    const Page& page = core_->memory().pages[id];
-    if (page.is_valid(Tier::kDevice)) placement.device += page.bytes;
-    if (page.is_valid(Tier::kHost)) placement.host += page.bytes;
-    if (page.is_valid(Tier::kNvme)) placement.nvme += page.bytes;
-    if (page.sourced) placement.source += page.bytes;
-    if (page.pins > 0 || (guessed && page.is_valid(Tier::kDevice))) placement.pinned += page.bytes;
-  }
+  if (region.valid()) add(placement, *core_, region);
   return placement;
+}
+
+std::vector<RuntimeReports::TagRow> RuntimeReports::tag_rows() {
+  LockGuard lock(core_.mutex());
+  std::map<TagId, TagRow> by_tag;
+  if (!tags_.empty()) {
+    for (const RegionId id : core_->memory().live_regions()) {
+      const Region& region = core_->memory().region(id);
+      if (region.tag == 0) continue;
+      TagRow& row = by_tag[region.tag];
+      add(row.placement, *core_, id);
+      row.uses += region.uses;
+    }
+  }
+  std::vector<TagRow> rows;
+  for (auto& [tag, row] : by_tag) {
+    row.name = tags_.name_of(tag);
+    rows.push_back(std::move(row));
+  }
+  std::ranges::stable_sort(rows, std::greater{}, [](const TagRow& row) { return row.placement.bytes; });
+  if (rows.size() > kTagRowsMax) rows.resize(kTagRowsMax);
+  return rows;
 }
 
 bool RuntimeReports::pinned_by(SlotId slot, uint64_t address) {

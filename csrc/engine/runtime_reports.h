@@ -66,6 +66,12 @@ class RuntimeReports {
     uint64_t bytes = 0, device = 0, host = 0, nvme = 0, source = 0, pinned = 0;
   };
   Placement placement(uint64_t address);
+  struct TagRow {
+    std::string name;
+    Placement placement;  // of its live regions together
+    uint64_t uses = 0;    // of these since they were made, by that as well: who looks twice sees whether there were any
+  };
+  std::vector<TagRow> tag_rows();  // of tags that live regions have, most bytes first; at most kTagRowsMax
   bool pinned_by(SlotId slot, uint64_t address);  // the whole region there
   const EventLog& log() const { return log_; }
   // Ended waits with their causes, oldest first; `start_ns` is on the time base of the log.
@@ -85,6 +91,7 @@ class RuntimeReports {
   uint64_t missed_accesses() const { return missed_accesses_.load(); }
   uint64_t live_bytes();
   std::string take_notices();  // lines for the log, oldest first
+  static constexpr size_t kTagRowsMax = 64;
 
  private:
   CopiesBelow copies_below_locked() const TP_REQUIRES(core_.mutex());

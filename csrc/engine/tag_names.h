@@ -14,6 +14,7 @@ namespace tierpage {
 class TagNames {
  public:
   TagId add(const std::string& name) { return ids_.emplace(name, static_cast<TagId>(ids_.size() + 1)).first->second; }
+  bool empty() const { return ids_.empty(); }
   // 0: nobody ever named it.
   TagId find(const std::string& name) const {
     const auto known = ids_.find(name);

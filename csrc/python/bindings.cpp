@@ -263,25 +263,9 @@ void define_functions(py::module_& module) {
   module.def("status_codes", &status_codes, "Names in tierpage.errors and numbers of what an EngineError may carry.");
 }
 
-}  // namespace
-}  // namespace tierpage
-
-PYBIND11_MODULE(_C, module) {
-  using namespace tierpage;
-  using Addresses = std::vector<uint64_t>;
-  using Release = py::call_guard<py::gil_scoped_release>;
-  module.doc() = "tierpage's engine: one Runtime per enable(). Not public; use the tierpage package.";
-  module.attr("__version__") = TIERPAGE_VERSION;
-  PyObject* error = PyErr_NewExceptionWithDoc("tierpage._C.EngineError", "args: (code, message, system_error)",
-                                              PyExc_RuntimeError, nullptr);
-  module.attr("EngineError") = py::reinterpret_steal<py::object>(error);
-  py::class_<PyRuntime>(module, "Runtime", "A running pager; lives as long as the process.")
-      .def(py::init<const py::dict&>(), py::arg("options"), "From a dict with exactly the keys of option_words().")
-      .def("engine_api", &PyRuntime::engine_api, "Address of the tp_engine_api table.")
-      .def("config", &config_of)
-      .def("stats", &stats_of)
-      .def("reset_peaks", [](const PyRuntime& self) { self.runtime().reports().reset_peaks(); })
-      .def("addresses_info", &addresses_info, py::arg("addresses"))
+// What checkpoints are read and written with.
+void define_sources(py::class_<PyRuntime>& runtime) {
+  runtime
       .def("add_source", &add_source, py::arg("descriptor"), py::arg("name"), py::arg("bytes"), py::arg("modified_ns"),
            "The place of its first byte. StorageError where the file is not of that size and time any more.")
       .def(
@@ -294,7 +278,28 @@ PYBIND11_MODULE(_C, module) {
       .def("read_host", &read_host, py::arg("address"), py::arg("first"), py::arg("target"),
            "(bytes copied from RAM, 0 where it has none of that page; where that page ends)")
       .def("sourced_runs", &sourced_runs, py::arg("address"),
-           "(first byte in the region, place, bytes) of what is still the source's.")
+           "(first byte in the region, place, bytes) of what is still the source's.");
+}
+
+}  // namespace
+}  // namespace tierpage
+
+PYBIND11_MODULE(_C, module) {
+  using namespace tierpage;
+  using Addresses = std::vector<uint64_t>;
+  using Release = py::call_guard<py::gil_scoped_release>;
+  module.doc() = "tierpage's engine: one Runtime per enable(). Not public; use the tierpage package.";
+  module.attr("__version__") = TIERPAGE_VERSION;
+  PyObject* error = PyErr_NewExceptionWithDoc("tierpage._C.EngineError", "args: (code, message, system_error)",
+                                              PyExc_RuntimeError, nullptr);
+  module.attr("EngineError") = py::reinterpret_steal<py::object>(error);
+  py::class_<PyRuntime> runtime(module, "Runtime", "A running pager; lives as long as the process.");
+  runtime.def(py::init<const py::dict&>(), py::arg("options"), "From a dict with exactly the keys of option_words().")
+      .def("engine_api", &PyRuntime::engine_api, "Address of the tp_engine_api table.")
+      .def("config", &config_of)
+      .def("stats", &stats_of)
+      .def("reset_peaks", [](const PyRuntime& self) { self.runtime().reports().reset_peaks(); })
+      .def("addresses_info", &addresses_info, py::arg("addresses"))
       .def("pin", &pin, py::arg("addresses"))
       .def(
           "unpin", [](const PyRuntime& self, uint32_t handle) { self.runtime().unpin(SlotId(handle)); },
@@ -324,6 +329,9 @@ PYBIND11_MODULE(_C, module) {
       .def(
           "stalled_most", [](const PyRuntime& self) { return stalled_most_rows(self.runtime()); },
           "Operators and tags that waited longest.")
+      .def(
+          "tags", [](const PyRuntime& self) { return tag_rows(self.runtime()); },
+          "Where the live tensors of each tag lie, and how often they were used; most bytes first.")
       .def("reset_stalled_most", [](const PyRuntime& self) { self.runtime().reports().reset_stalled_most(); })
       .def("close", &close_runtime)
       .def(
@@ -331,6 +339,7 @@ PYBIND11_MODULE(_C, module) {
       .def("alive_bytes", [](const PyRuntime& self) { return self.runtime().reports().live_bytes(); })
       .def("missed_accesses", [](const PyRuntime& self) { return self.runtime().reports().missed_accesses(); })
       .def("take_notices", [](const PyRuntime& self) { return self.runtime().reports().take_notices(); });
+  define_sources(runtime);
   define_functions(module);
   define_storage(module);
 }

@@ -190,6 +190,23 @@ py::list level_rows(Runtime& runtime) {
   return rows;
 }
 
+py::list tag_rows(Runtime& runtime) {
+  py::list rows;
+  for (const RuntimeReports::TagRow& tag : runtime.reports().tag_rows()) {
+    py::dict row;
+    row["name"] = tag.name;
+    row["bytes"] = tag.placement.bytes;
+    row["device"] = tag.placement.device;
+    row["host"] = tag.placement.host;
+    row["nvme"] = tag.placement.nvme;
+    row["source"] = tag.placement.source;
+    row["pinned"] = tag.placement.pinned;
+    row["uses"] = tag.uses;
+    rows.append(row);
+  }
+  return rows;
+}
+
 py::dict stalled_most_rows(Runtime& runtime) {
   const RuntimeReports::StalledMost most = runtime.reports().stalled_most();
   py::list operators, tags;

@@ -20,5 +20,6 @@ pybind11::list event_rows(Runtime& runtime);
 pybind11::list stall_rows(Runtime& runtime);
 pybind11::list level_rows(Runtime& runtime);
 pybind11::dict stalled_most_rows(Runtime& runtime);
+pybind11::list tag_rows(Runtime& runtime);
 
 }  // namespace tierpage

@@ -90,6 +90,10 @@ class Runtime:
         """
     def stats(self) -> dict:
         ...
+    def tags(self) -> list:
+        """
+        Where the live tensors of each tag lie, and how often they were used; most bytes first.
+        """
     def take_notices(self) -> str:
         ...
     def unpin(self, handle: typing.SupportsInt | typing.SupportsIndex) -> None:

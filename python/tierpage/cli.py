@@ -171,7 +171,10 @@ def _add_estimate(commands: argparse._SubParsersAction[Parser]) -> None:
         "memory, a larger batch or a faster drive would change. No weights, no GPU.",
     )
     estimate.add_argument(
-        "model", metavar="MODEL", help="module:factory, a folder or config.json of transformers, or a .safetensors file"
+        "model",
+        metavar="MODEL",
+        help="module:factory, a folder or config.json of transformers, a .safetensors file; or a program: SCRIPT.py or "
+        "-m MODULE, and its arguments",
     )
     estimate.add_argument("--mode", choices=("infer", "decode", "train"), default="infer", help="default: infer")
     estimate.add_argument("--batch", default="1", help='sequences in a step; several: "4,8" (default: 1)')
@@ -248,13 +251,14 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 def run_demo(options: argparse.Namespace) -> int:
     """Runs the demo; returns 0 (equal bits), 1 (different) or 2 (could not run, with the reason on stderr)."""
-    from tierpage import demo
+    from tierpage import demo, native
     from tierpage.errors import TierpageError
 
     try:
+        native.check()  # before a child process does
         return demo.run(demo.Options.from_command_line(options))
     except (TierpageError, ImportError, OSError) as error:
-        print(f"tierpage demo: {error}", file=sys.stderr)
+        print(f"tierpage demo: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
@@ -276,7 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, unknown = _declare_run(Parser("tierpage run", **_RUN)).parse_known_args(own)
         return run(options, program, unknown)
     parser = build_parser()
+    words, program = _estimated(words)
     options, unknown = parser.parse_known_args(words)
+    options.program = program
     if unknown or options.command not in COMMANDS:
         error = options.error if words[0] == options.command else parser.error
         error(f"unrecognized arguments: {' '.join(unknown or words)}")
@@ -295,6 +301,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # all others are told of where they happen
         _leave_stdout()
         return _no_output(options.command, error.strerror or str(error))
+
+
+_ESTIMATE_SWITCHES = ("-h", "--help", "--autocast", "--no-autocast", "--hooks", "--recompute", "--quick", "--json")
+
+
+def _estimated(words: Sequence[str]) -> tuple[Sequence[str], list[str]]:
+    """The words without those of the program that is to be estimated, which stands where a model would; and those."""
+    if words[:1] != ["estimate"]:
+        return words, []
+    from tierpage._run.command import split
+
+    own, program = split(words[1:], _ESTIMATE_SWITCHES)
+    if not program or not (program[0] == "-m" or program[0].endswith(".py")):
+        return words, []
+    return ["estimate", *own, program[0].lstrip("-")], program
 
 
 def _no_output(command: str, reason: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["modules", "named_tensors", "path_of_module"]
+__all__ = ["modules", "modules_and_optimizers", "named_tensors", "path_of_module"]
 
 
 def named_tensors() -> Iterator[tuple[torch.Tensor, str | None]]:
@@ -43,6 +43,14 @@ def modules() -> list[torch.nn.Module]:
     found: list[torch.nn.Module] = []
     _find([], found, [])
     return found
+
+
+def modules_and_optimizers() -> list[torch.nn.Module | torch.optim.Optimizer]:
+    """Every module and every optimizer that is found."""
+    modules: list[torch.nn.Module] = []
+    optimizers: list[torch.optim.Optimizer] = []
+    _find([], modules, optimizers)
+    return [*modules, *optimizers]
 
 
 def path_of_module(module: torch.nn.Module) -> str:

@@ -22,6 +22,7 @@ import torch
 from tierpage import errors
 
 TORCH_REQUIREMENT = "torch>=2.11,<2.14"
+TORCH_FIRST, TORCH_LAST = (2, 11), (2, 13)
 _LIBRARY = re.compile(r"libtierpage_torch_(\d+)_(\d+)\.so")
 _COUNTERS = {"operators.seen": 0, "operators.paged": 1, "operators.split": 2, "raw_pointer_touches.count": 3,
              "updates.deferred": 4, "launches.guarded": 5}  # fmt: skip
@@ -77,15 +78,15 @@ def mismatch() -> str | None:
     if torch_minor() in libraries:
         return None
     built = ", ".join(f"{major}.{minor}" for major, minor in sorted(libraries)) or "no torch at all"
-    if libraries:
-        newest = "{}.{}".format(*max(libraries))
-        remedy = f'pip install "torch=={newest}.*"'
-    else:
-        remedy = f'pip install "{TORCH_REQUIREMENT}"'
+    newest = "{}.{}".format(*max(libraries)) if libraries else ""
+    remedy = f'pip install "torch=={newest}.*"' if libraries else f'pip install "{TORCH_REQUIREMENT}"'
+    otherwise = f"Or build tierpage for the installed torch, from its source tree: {rebuild} ."
+    if not TORCH_FIRST <= torch_minor() <= TORCH_LAST:
+        age = "older" if torch_minor() < TORCH_FIRST else "newer"
+        otherwise = f"This release of tierpage needs {TORCH_REQUIREMENT}, and that torch is {age}."
     return (
         f"tierpage {__version__} was built for torch {built}, but torch {torch.__version__} is installed.\n"
-        f"Run: {remedy}\n"
-        f"Or build tierpage for the installed torch, from its source tree: {rebuild} ."
+        f"Run: {remedy}\n{otherwise}"
     )
 
 

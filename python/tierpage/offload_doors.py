@@ -1,4 +1,5 @@
-"""Where models enter the offloading of other libraries: the methods that are given a module, and what a program asked for.
+"""Where models, optimizers and what autograd saves enter the offloading of other libraries: the methods that are given
+them, and what a program asked for.
 
 A library's own names stand here and nowhere else. Names of private classes are looked up with care: where a release has
 others, nothing is recognised, and nothing fails.
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["DOORS", "LIBRARIES", "Door", "doors_of"]
+__all__ = ["DOORS", "KEPT", "LIBRARIES", "Door", "Moved", "doors_of", "saving_now"]
+
+Moved = torch.nn.Module | torch.optim.Optimizer | type  # the class: of hooks on what autograd saves, which nobody owns
 
 
 class Door(NamedTuple):
@@ -20,9 +23,9 @@ class Door(NamedTuple):
 
     library: str  # the module that has the class
     kind: str  # the class
-    method: str  # of the class: where a module is offloaded from then on
-    offloaded: Callable[[Mapping[str, Any]], torch.nn.Module | None]  # by the method's arguments; None: it stays
-    standing: Callable[[torch.nn.Module, type], bool]  # whether a module has been through; with the class
+    method: str  # of the class: where something is offloaded from then on
+    offloaded: Callable[[Mapping[str, Any]], Moved | None]  # by the method's arguments; None: it stays
+    standing: Callable[[Moved, type], bool]  # whether a module or an optimizer has been through; with the class
     mover: str  # who moves it, in a warning's words; no two doors have the same
     delete: str  # what a program has to delete
     call: bool  # `delete` names calls, of which a warning can say which one it was; else options
@@ -39,7 +42,7 @@ def _offloads(hook: Any) -> bool:
     return bool(getattr(hook, "offload", True))
 
 
-def _has_hook(module: torch.nn.Module, kind: type) -> bool:
+def _has_hook(module: Moved, kind: type) -> bool:
     known = vars(module)
     first = known.get("_hf_hook")
     hooks = [*getattr(first, "hooks", (first,)), *getattr(known.get("_diffusers_hook"), "hooks", {}).values()]
@@ -52,7 +55,7 @@ def _wrapped(arguments: Mapping[str, Any]) -> torch.nn.Module | None:
     return found
 
 
-def _is_wrapped(module: torch.nn.Module, kind: type) -> bool:
+def _is_wrapped(module: Moved, kind: type) -> bool:
     return isinstance(module, kind) and bool(getattr(vars(module).get("cpu_offload"), "offload_params", False))
 
 
@@ -66,7 +69,7 @@ def _is_policy(policy: Any) -> bool:
     return isinstance(known, type) and isinstance(policy, known)
 
 
-def _is_sharded(module: torch.nn.Module, kind: type) -> bool:
+def _is_sharded(module: Moved, kind: type) -> bool:
     known = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     if not isinstance(known, type) or not isinstance(module, known):
         return False
@@ -82,7 +85,7 @@ def _in_engine(arguments: Mapping[str, Any]) -> torch.nn.Module | None:
     return arguments.get("model") if _zero_offloads(vars(arguments["self"]).get("_config")) else None
 
 
-def _is_engine(module: torch.nn.Module, kind: type) -> bool:
+def _is_engine(module: Moved, kind: type) -> bool:
     return isinstance(module, kind) and _zero_offloads(vars(module).get("_config"))
 
 
@@ -90,6 +93,24 @@ def _zero_offloads(config: Any) -> bool:
     zero = getattr(config, "zero_config", None)
     parts = [getattr(zero, name, None) for name in ("offload_optimizer", "offload_param")]
     return any(getattr(part, "device", "none") in ("cpu", "nvme") for part in parts)
+
+
+def _paged_optimizer(arguments: Mapping[str, Any]) -> torch.optim.Optimizer | None:
+    found: torch.optim.Optimizer | None = arguments["self"] if arguments.get("is_paged") else None
+    return found
+
+
+def _is_paged_optimizer(optimizer: Moved, kind: type) -> bool:
+    return isinstance(optimizer, kind) and bool(vars(optimizer).get("is_paged"))
+
+
+def _optimizer(arguments: Mapping[str, Any]) -> torch.optim.Optimizer:
+    found: torch.optim.Optimizer = arguments["self"]
+    return found
+
+
+def _hooks(arguments: Mapping[str, Any]) -> type:
+    return type(arguments["self"])
 
 
 _TO, _MAP = ".to('{}')", "device_map='{}'"
@@ -125,13 +146,42 @@ DOORS = (
         "DeepSpeed (DeepSpeedEngine)",
         "offload_optimizer and offload_param from its ZeRO configuration", False, (),
     ),
+    Door(
+        "bitsandbytes.optim.optimizer", "Optimizer8bit", "__init__", _paged_optimizer, _is_paged_optimizer,
+        "bitsandbytes (is_paged)",
+        "is_paged=True, or take the optimizer without Paged in its name, as an option of a trainer too", False, (),
+    ),
+    Door(
+        "torchao.optim.cpu_offload", "CPUOffloadOptimizer", "__init__", _optimizer, isinstance,
+        "torchao (CPUOffloadOptimizer)",
+        "CPUOffloadOptimizer, and use the optimizer that it is given", False, (),
+    ),
+    Door(
+        "torch.autograd.graph", "save_on_cpu", "__init__", _hooks, lambda thing, kind: False,
+        "torch (save_on_cpu)",
+        "save_on_cpu, or the offload_wrapper that uses it", False, (),
+    ),
 )  # fmt: skip
 LIBRARIES = frozenset(door.library for door in DOORS)
+# Of these, whose models and optimizers can be found among all objects. Hooks of autograd are no objects of a program's.
+KEPT = LIBRARIES - {"torch.autograd.graph"}
 
 
-def doors_of(module: torch.nn.Module) -> Iterator[Door]:
-    """The doors that a module has been through."""
+def doors_of(thing: Moved) -> Iterator[Door]:
+    """The doors that a module or an optimizer has been through."""
     for door in DOORS:
         kind = getattr(sys.modules.get(door.library), door.kind, None)
-        if isinstance(kind, type) and door.standing(module, kind):
+        if isinstance(kind, type) and door.standing(thing, kind):
             yield door
+
+
+def saving_now() -> tuple[Door, type] | None:
+    """The door of what this thread's autograd saves, if another moves it now, and the class of the hooks."""
+    door = next(door for door in DOORS if door.library == "torch.autograd.graph")
+    kind: type = getattr(sys.modules[door.library], door.kind)
+    try:
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    except (AttributeError, RuntimeError):  # another release of torch
+        return None
+    pack = hooks[0] if hooks else None
+    return (door, kind) if getattr(pack, "__qualname__", "").startswith(f"{door.kind}.") else None

@@ -1,9 +1,11 @@
-"""Recognises models that another library moves between RAM and device, and says what to delete.
+"""Recognises what another library moves between RAM and device, and says what to delete: models, the states of
+optimizers, what autograd saves.
 
-Such a model runs, and gives the right bits; but its tensors are moved twice, by that library and by tierpage, and most
-of what the pager learns is thrown away. No operator is looked at for this. A model is given away by one method of a
-class (offload_doors.py), which is replaced while tierpage is enabled; a library that is imported later is met when its
-module has been loaded. Models from before are found once, among the objects that Python has.
+A program that does this runs, and gives the right bits; but its tensors are moved twice, by that library and by
+tierpage, and most of what the pager learns is thrown away. No operator is looked at for this. A model is given away by
+one method of a class (offload_doors.py), which is replaced while tierpage is enabled; a library that is imported later
+is met when its module has been loaded. Models and optimizers from before are found once, among the objects that Python
+has.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ import torch
 
 from tierpage import callers, living
 from tierpage.errors import TierpageWarning
-from tierpage.offload_doors import DOORS, LIBRARIES, Door, doors_of
+from tierpage.offload_doors import DOORS, KEPT, LIBRARIES, Door, Moved, doors_of, saving_now
 
 __all__ = ["OffloadWatch"]
 
 _NOT_THE_CALLER = (
-    "tierpage", "accelerate", "deepspeed", "diffusers", "transformers", "huggingface_hub", "torch", "contextlib",
+    "tierpage", "accelerate", "bitsandbytes", "contextlib", "deepspeed", "diffusers", "huggingface_hub", "torch",
+    "torchao", "transformers",
 )  # fmt: skip
 _REPLACED = "_tierpage_offload_watch"
 
@@ -63,14 +66,17 @@ class OffloadWatch:
         self._undo.clear()
 
     def standing(self) -> list[str]:
-        """A warning for each door that a living model has been through. Looks at all objects, if at any."""
-        if not any(name in sys.modules for name in LIBRARIES):
-            return []
-        if _given_away():
-            gc.collect()  # what offloads a model that nobody has any more holds it in a circle
-        found = _given_away()
+        """A warning for each door that something living has been through. Looks at all objects, if at any."""
+        found: dict[str, tuple[Door, Moved]] = {}
+        if any(name in sys.modules for name in KEPT):
+            if _given_away():
+                gc.collect()  # what offloads a model that nobody has any more holds it in a circle
+            found = _given_away()
+        saving = saving_now()
+        if saving is not None:
+            found[saving[0].mover] = saving
         self._told |= found.keys()
-        return [self._text(door, module) for door, module in found.values()]
+        return [self._text(door, thing) for door, thing in found.values()]
 
     def _open(self, library: str) -> None:
         for door in DOORS if self._on else ():
@@ -83,10 +89,10 @@ class OffloadWatch:
 
         @functools.wraps(original)
         def given(*args: Any, **kwargs: Any) -> Any:
-            module = _offloaded(door, signature, args, kwargs) if self._on and door.mover not in self._told else None
-            if module is not None:
+            thing = _offloaded(door, signature, args, kwargs) if self._on and door.mover not in self._told else None
+            if thing is not None:
                 caller = callers.caller_outside(*_NOT_THE_CALLER)
-                text = self._text(door, module, caller.called)
+                text = self._text(door, thing, caller.called)
                 warnings.warn(text, TierpageWarning, stacklevel=caller.level)
                 self._told.add(door.mover)  # where the warning is an error, the next model is one as well
             return original(*args, **kwargs)
@@ -98,7 +104,7 @@ class OffloadWatch:
         self._undo.append((owner, name, owner.__dict__[name]))
         setattr(owner, name, replacement)
 
-    def _text(self, door: Door, module: torch.nn.Module, called: tuple[str, ...] = ()) -> str:
+    def _text(self, door: Door, thing: Moved, called: tuple[str, ...] = ()) -> str:
         if not door.call:
             delete = door.delete
         elif "from_pretrained" in called:
@@ -107,7 +113,7 @@ class OffloadWatch:
             delete = f"this call of {called[0]}" if called else f"the call that asked for it ({door.delete})"
         place = " or ".join(way.format(self._device) for way in door.placing)
         return (
-            f"{living.path_of_module(module)} is moved in and out by {door.mover}, and so everything is moved twice: "
+            f"{_words_for(thing)} is moved in and out by {door.mover}, and so everything is moved twice: "
             f"tierpage does that by itself. Delete {delete}{', and give the model its device: ' if place else ''}{place}."
         )
 
@@ -151,21 +157,25 @@ class _Loader:
         self._imported(module.__name__)
 
 
-def _offloaded(
-    door: Door, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> torch.nn.Module | None:
-    """The module that a call gives away. None: it does not, or it is none that this release can take."""
+def _words_for(thing: Moved) -> str:
+    if isinstance(thing, torch.nn.Module):
+        return living.path_of_module(thing)
+    return "What autograd saves" if isinstance(thing, type) else f"The state of {type(thing).__name__}"
+
+
+def _offloaded(door: Door, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moved | None:
+    """What a call gives away. None: nothing, or none that this release can take."""
     try:
         found = door.offloaded(signature.bind(*args, **kwargs).arguments)
     except (TypeError, LookupError):
         return None
-    return found if isinstance(found, torch.nn.Module) else None
+    return found if isinstance(found, Moved) else None
 
 
-def _given_away() -> dict[str, tuple[Door, torch.nn.Module]]:
-    """For each door one of the modules that have been through it."""
-    found: dict[str, tuple[Door, torch.nn.Module]] = {}
-    for module in living.modules():
-        for door in doors_of(module):
-            found.setdefault(door.mover, (door, module))
+def _given_away() -> dict[str, tuple[Door, Moved]]:
+    """For each door one of the modules and optimizers that have been through it."""
+    found: dict[str, tuple[Door, Moved]] = {}
+    for thing in living.modules_and_optimizers():
+        for door in doors_of(thing):
+            found.setdefault(door.mover, (door, thing))
     return found

@@ -11,8 +11,8 @@ namespace {
 class RuntimeReportsTest : public PartsTest {
  protected:
   std::atomic<uint64_t> missed_{0};
-  RuntimeReports reports_{{core_, tiers_, accounts_, reporter_, log_, missed_, tags_}};
   TagNames tags_;
+  RuntimeReports reports_{{core_, tiers_, accounts_, reporter_, log_, missed_, tags_}};
 };
 
 TEST_F(RuntimeReportsTest, PlacementTellsWhereARegionLies) {
@@ -26,6 +26,31 @@ TEST_F(RuntimeReportsTest, PlacementTellsWhereARegionLies) {
   EXPECT_EQ(reports_.live_bytes(), 64 * kKiB);
   ASSERT_FALSE(reports_.levels().empty());
   EXPECT_EQ(reports_.levels().back().resident_bytes[index_of(Tier::kDevice)], 64 * kKiB);
+}
+
+TEST_F(RuntimeReportsTest, TagsTellWhereTheirLiveRegionsLie) {
+  ASSERT_TRUE(thread_.start().ok());
+  const TagId weights = tags_.add("weights"), states = tags_.add("states");
+  (void)tags_.add("nothing");
+  EXPECT_TRUE(reports_.tag_rows().empty());
+  make(64 * kKiB);  // under no tag
+  make(32 * kKiB, weights);
+  make(64 * kKiB, states);
+  const uint64_t freed = make(64 * kKiB, states);
+  std::vector<RuntimeReports::TagRow> rows = reports_.tag_rows();
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0].name, "states");
+  EXPECT_EQ(rows[0].placement.bytes, 128 * kKiB);
+  EXPECT_EQ(rows[0].placement.device, 128 * kKiB);
+  EXPECT_EQ(rows[1].name, "weights");
+  EXPECT_EQ(rows[1].placement.bytes, 32 * kKiB);
+  EXPECT_EQ(rows[1].placement.device, 32 * kKiB);
+  EXPECT_EQ(rows[1].uses, 1u);  // by its allocation
+  {
+    const LockGuard lock(core_.mutex());
+    (void)core_.change_locked([&] { core_->free_region(core_.region_of_locked(freed), {}); });
+  }
+  EXPECT_EQ(reports_.tag_rows()[0].placement.bytes, 64 * kKiB);
 }
 
 TEST_F(RuntimeReportsTest, ASnapshotIsOfNowAndPeaksStayUntilTheyAreReset) {

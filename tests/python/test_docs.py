@@ -72,7 +72,7 @@ def words_of(line: str) -> list[str]:
 def test_command_can_be_given(place_of: str, line: str) -> None:
     words = words_of(line)
     if words[0] != "run":
-        cli.build_parser().parse_args(words)
+        cli.build_parser().parse_args(cli._estimated(words)[0])
         return
     own, _ = command.split(words[1:])
     options, unknown = cli._declare_run(argparse.ArgumentParser(**cli._RUN)).parse_known_args(own)

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import tierpage
 from tierpage import page_code, system
 from tierpage._doctor import checks, report
 from tierpage._doctor.machine import DoctorMachine
@@ -29,7 +30,7 @@ class FakeMachine(DoctorMachine):
         self.path = "/data"
         self.paths = [self.path]
         self.answers = {
-            "version": "0.1.0",
+            "version": tierpage.__version__,
             "torch_version": "2.13.0",
             "torch_has_cuda": True,
             "native_problem": None,

@@ -43,17 +43,24 @@ def test_what_few_programs_use_is_imported_late():
 
 
 @pytest.mark.parametrize(
-    ("libraries", "expected"), [({}, "no torch at all"), ({(2, 11): None, (2, 12): None}, "2.11, 2.12")]
+    ("libraries", "installed", "expected"),
+    [
+        ({}, (2, 13), ["no torch at all", f'pip install "{native.TORCH_REQUIREMENT}"', "Or build tierpage"]),
+        ({(2, 11): None, (2, 12): None}, (2, 13), ["2.11, 2.12", 'pip install "torch==2.12.*"', "Or build tierpage"]),
+        ({(2, 11): None, (2, 13): None}, (2, 14), ["2.11, 2.13", "torch==2.13.*", "and that torch is newer"]),
+        ({(2, 11): None, (2, 13): None}, (3, 0), ["2.11, 2.13", "torch==2.13.*", "and that torch is newer"]),
+        ({(2, 11): None, (2, 13): None}, (2, 10), ["2.11, 2.13", "torch==2.13.*", "and that torch is older"]),
+    ],
 )
-def test_mismatch_names_torch_and_the_pip_line(monkeypatch, libraries, expected):
+def test_mismatch_names_torch_and_the_pip_line(monkeypatch, libraries, installed, expected):
     monkeypatch.setattr(native, "find_module", lambda: "x")
     monkeypatch.setattr(native, "find_libraries", lambda: libraries)
-    monkeypatch.setattr(native, "torch_minor", lambda: (2, 99))
+    monkeypatch.setattr(native, "torch_minor", lambda: installed)
     with pytest.raises(ImportError) as caught:
         native.check()
-    assert expected in str(caught.value)
-    assert torch.__version__ in str(caught.value)
-    assert "pip install" in str(caught.value)
+    for text in (*expected, torch.__version__):
+        assert text in str(caught.value)
+    assert ("Or build" in str(caught.value)) == (installed == (2, 13))  # what may not compile is no remedy
 
 
 def test_missing_module_names_python(monkeypatch):

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,9 @@ def test_who_is_gone_before_the_answer_does_no_harm(top_program: Program, top_fo
     top_program.do("signal.signal(signal.SIGPIPE, signal.SIG_DFL)")
     (name,) = os.listdir(top_folder)
     top_program.process.send_signal(signal.SIGSTOP)
+    state = Path(f"/proc/{top_program.pid}/stat")
+    while state.read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
     for _ in range(4):
         connected(top_folder, name).close()
     (stopped,) = reading.look()
@@ -289,6 +293,50 @@ def test_heat_of_tags(top_program: Program) -> None:
     assert {row.name: row.idle_seconds for row in one.tags if row.name == "b"} == {"b": 0.0}
     assert 0 < one.as_json()["tags"][[row.name for row in one.tags].index("a")]["idle_seconds"] < 60
     assert any("  warm, " in line for line in watch.lines())
+
+
+def test_where_tags_lie_and_when_they_were_used(top_program: Program) -> None:
+    """Use is seen where nothing is waited for: all of it fits."""
+    for tag in "ab":
+        top_program.do(f"with tierpage.paged('{tag}'): {tag} = [torch.ones(1 << 18) for _ in range(2)]")
+    watch = Watch(top_program.pid)
+    watch.look()
+    (one,) = watch.programs
+    assert [(row.name, row.live_bytes, row.device_bytes, row.heat) for row in one.tag_places] == [
+        ("a", 2 << 20, 2 << 20, None),
+        ("b", 2 << 20, 2 << 20, None),
+    ]
+    for used in "ab":
+        top_program.do(f"{used}[0].sum()")
+        watch.look()
+        (one,) = watch.programs
+        heat = {row["name"]: row["heat"] for row in one.as_json()["tag_places"]}
+        assert heat[used] == "hot"
+    assert heat["a"] == "warm"
+    assert any(line.startswith("a ") and "  warm, " in line for line in watch.lines())
+    top_program.do("tierpage.evict(b)")
+    top_program.do("del a")
+    watch.look()
+    (one,) = watch.programs
+    (row,) = one.tag_places
+    assert (row.name, row.device_bytes, row.host_bytes + row.nvme_bytes, row.heat) == ("b", 0, 2 << 20, "warm")
+
+
+def test_use_over_time() -> None:
+    def at(seconds: float, **uses: float) -> reading.Look:
+        rows = tuple(reading.Placed(name, 1.0, 2.0, 0.0, 0.0, count) for name, count in uses.items())
+        return seen({"elapsed_seconds": seconds}, 100.0 + seconds, tag_places=rows)
+
+    found, one = [], figures(at(0, a=1), None)
+    for look in (at(1, a=2), at(2, a=2, b=1), at(3, a=2, b=1), at(70, a=2, b=1)):
+        one = figures(look, one.look, one.history)
+        found.append({row.name: drawing.heat(row) for row in one.tag_places})
+    assert found == [
+        {"a": "hot"},
+        {"a": "warm, 1.00 s", "b": "hot"},
+        {"a": "warm, 2.00 s", "b": "warm, 1.00 s"},
+        {"a": "cold, 1 min 09 s", "b": "cold, 1 min 08 s"},
+    ]
 
 
 def heats(watch: Watch) -> dict[str, str | None]:

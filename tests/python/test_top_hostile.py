@@ -49,6 +49,8 @@ ANSWERS: dict[str, tuple[bytes, str]] = {
         lies(stats={"num_ooms": float("inf"), "resident_bytes.device.current": -1, "budget_bytes.device": 10**400,
                     "stall_seconds.total": True, "elapsed_seconds": "1", "live_bytes.current": [], "\x1b": 1}), ""),
     "rows": (lies(tags=[1, {}, {"name": 5, "seconds": -1}, {"name": "\x1b[2J", "seconds": 1e300}] * 5000), ""),
+    "places": (lies(tag_places=[1, {}, {"name": 5, "bytes": -1, "uses": "x"}, {"name": "\x1b[2J"}] * 5000), ""),
+    "no places": (lies(tag_places={"a": 1}), ""),
     "no rows": (lies(tags="abc", operators={"x": 1}), ""),
     "sound": (lies(), ""),
 }  # fmt: skip

@@ -379,6 +379,7 @@ def measure(setup):
 
 def main():
     faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     torch.set_num_threads(2)
     small, other = torch.ones(4), torch.ones(4)
     before = [

@@ -11,11 +11,12 @@ from tierpage._estimate.errors import EstimateError
 from tierpage._estimate.machines import Drive, Machine
 from tierpage._estimate.programs import Recording, Task, record
 from tierpage._estimate.replaying import Budgets, Replayer, Row, WorkingSet
+from tierpage._estimate.scripts import record_script
 from tierpage._estimate.subjects import Subject
 from tierpage.sizes import Size
 from tierpage.system import format_bytes
 
-__all__ = ["Answer", "Change", "Question", "answer"]
+__all__ = ["Answer", "Change", "Question", "answer", "batch_words"]
 
 _GIB = 1 << 30
 _LARGER_BUDGETS = (1.25, 1.5, 2.0)
@@ -24,7 +25,7 @@ _FITS_FACTORS = (1.02, 1.1, 1.25, 1.5)  # of what is alive: freed memory is kept
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked. ``host`` None: this machine's RAM as enable() would take it, else as much as the program needs."""
+    """What was asked. ``batches``: 0 is that of a program, which nobody here knows. ``host`` None: this machine's RAM as enable() would take it, else as much as the program needs."""
 
     subject: Subject
     task: Task
@@ -52,7 +53,8 @@ class Change:
         """Seconds for each sequence against those before; None where either does not run."""
         if self.before.refusal or self.after.refusal:
             return None
-        return (self.after.seconds / self.after.batch) / (self.before.seconds / self.before.batch)
+        sequences = self.after.batch / self.before.batch if self.before.batch else 1.0
+        return self.after.seconds / self.before.seconds / sequences
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Answer:
     def runs(self) -> bool:
         """Whether any of the rows does."""
         return any(not row.refusal for row in self.rows)
+
+
+def batch_words(batch: int) -> str:
+    """ "batch 4", or what stands for a program's own."""
+    return f"batch {batch}" if batch else "the program"
 
 
 def answer(question: Question) -> Answer:
@@ -89,10 +96,12 @@ def answer(question: Question) -> Answer:
 
 def _replayer(question: Question, batch: int, made: Answer) -> Replayer:
     if sys.stderr.isatty():
-        print(f"recording batch {batch} on fake tensors ...", file=sys.stderr)
+        print(f"recording {batch_words(batch)} on fake tensors ...", file=sys.stderr)
     task = replace(question.task, batch=batch)
-    rates = question.machine.compute(task.mode == "train")
-    made.recordings[batch] = record(question.subject, task, rates)
+    if question.subject.program:
+        made.recordings[batch] = record_script(question.subject.program, question.machine.compute)
+    else:
+        made.recordings[batch] = record(question.subject, task, question.machine.compute(task.mode == "train"))
     return Replayer(made.recordings[batch], question.machine, question.compress)
 
 

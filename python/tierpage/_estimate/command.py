@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -13,11 +14,17 @@ from tierpage._estimate.errors import EstimateError
 from tierpage._estimate.machines import Drive, Machine, named, this_machine
 from tierpage._estimate.programs import Task
 from tierpage._estimate.report import as_json, as_text
-from tierpage._estimate.subjects import callable_named, subject_of
+from tierpage._estimate.subjects import Subject, callable_named, subject_of
 from tierpage.errors import TierpageError
 from tierpage.sizes import Size, parse_size
 
 _GB = 1e9
+# Options that say what a model is to do, with their defaults.
+_OF_MODELS = {
+    "mode": "infer", "batch": "1", "tokens": "2048", "inputs": None, "dtype": None, "autocast": None,
+    "optimizer": "adamw", "hooks": False, "recompute": False,
+}  # fmt: skip
+_OF_MACHINES = ("--machine", "--link", "--device-budget", "--host-budget", "--nvme-budget", "--drive", "--compress")
 _BATCH_MAX = 1 << 20
 _TOKENS_MAX = 1 << 24
 
@@ -28,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         made = estimate(options)
     except (TierpageError, OSError) as error:
-        print(f"tierpage estimate: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"tierpage estimate: {' '.join(str(error).split())}{_misplaced(options.program)}", file=sys.stderr)
         return 2
     print(as_json(made) if options.json else as_text(made))
     return 0 if made.runs else 1
@@ -56,16 +63,36 @@ def estimate(options: argparse.Namespace) -> Answer:
         getattr(torch, options.dtype) if options.dtype else None, options.autocast,
         callable_named(options.inputs) if options.inputs else None,
     )  # fmt: skip
+    if options.program:
+        batches = (0,)
     device = _sizes(options.device_budget, "--device-budget")
     here = options.machine == "this"
     # Of another machine's RAM nothing is known that a fraction could be of.
     host = parse_size(options.host_budget, "--host-budget", fraction_allowed=here) if options.host_budget else None
     return answer(
         Question(
-            subject_of(options.model), task, machine, tuple(dict.fromkeys(batches)), device, host, nvme, drives,
+            _subject(options), task, machine, tuple(dict.fromkeys(batches)), device, host, nvme, drives,
             not options.quick, here, options.compress,
         )
     )  # fmt: skip
+
+
+def _misplaced(program: Sequence[str]) -> str:
+    """A hint where an option of this command was given to the program that is estimated."""
+    found = next((word for word in program[1:] if word.split("=")[0] in _OF_MACHINES), None)
+    return f" (What stands after {program[0]!r}, such as {found!r}, is the program's.)" if found else ""
+
+
+def _subject(options: argparse.Namespace) -> Subject:
+    if not options.program:
+        return subject_of(options.model)
+    for name, default in _OF_MODELS.items():
+        if getattr(options, name) != default:
+            raise EstimateError(
+                f"--{name} is about a model, and {options.program[0]!r} is a program, which has its own: leave it out, or "
+                "give it to the program, after its name."
+            )
+    return Subject(" ".join(options.program), program=tuple(options.program))
 
 
 def _machine(options: argparse.Namespace) -> Machine:

@@ -7,6 +7,7 @@ are also marked as read and not written, as the interceptor announces them.
 
 from __future__ import annotations
 
+import heapq
 import re
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ class Content:
 
     number: int
     bytes: int
+    gradient: bool = False  # numbered anew where it is allocated
 
 
 @dataclass
@@ -80,18 +82,14 @@ def parse(lines: list[str]) -> list[Record]:
     return records
 
 
-def number_gradients(records: list[Record]) -> None:
-    """Each index's gradient has one number for ever, which nothing else has."""
-    number = FIRST_NUMBER
+def mark_gradients(records: list[Record]) -> None:
+    """Updates read their gradients, which are no longer known by the recording's numbers."""
     for record in records:
-        if record.kind == "S":
-            number = FIRST_NUMBER  # every step has the same gradients in the same order
-        elif record.kind == "O*" and FUSED.fullmatch(record.name):
+        if record.kind == "O*" and FUSED.fullmatch(record.name):
             for uses in record.indices:
                 if len(uses) > GRADIENT:
-                    uses[GRADIENT].content.number = number
+                    uses[GRADIENT].content.gradient = True
                     uses[GRADIENT].mode = "r"
-                number += 1
 
 
 class Writer:
@@ -100,6 +98,8 @@ class Writer:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._waiting: dict[int, Update] = {}  # by the identity of each content
+        self._numbers: list[int] = []  # that gradients had which are gone: the least one goes to the next
+        self._numbers_used = 0
 
     def write(self, record: Record) -> None:
         if record.kind == "O*" and FUSED.fullmatch(record.name):
@@ -107,15 +107,29 @@ class Writer:
         elif record.freed is not None:
             update = self._waiting.get(id(record.freed))
             if update is None:
-                self.lines.append(f"F {record.freed.number}")
+                self._free(record.freed)
             else:
                 update.gradient_freed = True
         elif record.kind == "A":
+            self._number(record.fresh)
             self.lines.append(f"A {record.fresh[0].number} {record.fresh[0].bytes}")
         elif record.kind in ("O", "O*"):
             self._operator(record)
         else:
             self.lines.append(record.text)
+
+    def _number(self, fresh: list[Content]) -> None:
+        for content in fresh:
+            if content.gradient and self._numbers:
+                content.number = heapq.heappop(self._numbers)
+            elif content.gradient:
+                content.number = FIRST_NUMBER + self._numbers_used
+                self._numbers_used += 1
+
+    def _free(self, content: Content) -> None:
+        self.lines.append(f"F {content.number}")
+        if content.gradient:
+            heapq.heappush(self._numbers, content.number)
 
     def _defer(self, record: Record) -> None:
         for uses in record.indices:
@@ -137,23 +151,38 @@ class Writer:
         for use in update.uses:
             self._waiting.pop(id(use.content), None)
         if update.gradient_freed:
-            self.lines.append(f"F {update.uses[GRADIENT].content.number}")
+            self._free(update.uses[GRADIENT].content)
 
     def _operator(self, record: Record) -> None:
         for uses in record.indices:
             self._run_for(uses)
+        self._number(record.fresh)
         groups = " ; ".join(" ".join(map(str, uses)) for uses in record.indices)
         fresh = " ".join(f"+{content.number}:{content.bytes}" for content in record.fresh)
         self.lines.append(" ".join(f"{record.kind} {record.name} {record.microseconds:g} {groups} {fresh}".split()))
 
 
 def deferred(text: str) -> str:
-    """The rewritten program. Raises ValueError where it has no fused optimizer over lists."""
+    """The rewritten program. Raises ValueError where it has no fused optimizer over lists, or where its loop would not
+    end with the memory with which it began."""
     records = parse(text.splitlines())
     if not any(record.kind == "O*" and FUSED.fullmatch(record.name) for record in records):
         raise ValueError("the program has no fused optimizer step over lists")
-    number_gradients(records)
+    mark_gradients(records)
     writer = Writer()
     for record in records:
         writer.write(record)
+    begin = writer.lines.index("L") if "L" in writer.lines else len(writer.lines)
+    if alive(writer.lines[:begin]) != alive(writer.lines):
+        raise ValueError("with its updates deferred, a step of the program does not end as it began")
     return "\n".join(writer.lines) + "\n"
+
+
+def alive(lines: list[str]) -> dict[int, int]:
+    """Bytes by number, of what is there after these lines."""
+    live: dict[int, int] = {}
+    for record in parse(lines):
+        live.update((content.number, content.bytes) for content in record.fresh)
+        if record.freed is not None:
+            del live[record.freed.number]
+    return live

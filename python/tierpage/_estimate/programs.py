@@ -24,7 +24,7 @@ from tierpage._estimate.errors import EstimateError
 from tierpage._estimate.recording import LAUNCH_MICROSECONDS, ComputeRates, Recorder, cuda_kernels
 from tierpage._estimate.subjects import Subject
 
-__all__ = ["OPTIMIZERS", "Recording", "Task", "record"]
+__all__ = ["OPTIMIZERS", "FakeMode", "Recording", "Task", "record", "silence"]
 
 HEADING = "tierpage-program 1"
 _CACHE_NAMES = ("cache", "past_key_values")  # in transformers: of late, and before
@@ -75,6 +75,9 @@ class Recording:
     autocast: bool
     code_ratio: float  # bytes of the parameters' codes by their own, which is taken for all that is paged
     uncounted: tuple[str, ...] = ()  # operators of whose time the memory traffic alone is counted
+    loop_steps: int = 1  # in the part of the text that repeats
+    numbers_read: int = 0  # from tensors without content, which a script then took for real
+    trains: bool = False
 
 
 def record(subject: Subject, task: Task, rates: ComputeRates) -> Recording:
@@ -85,7 +88,7 @@ def record(subject: Subject, task: Task, rates: ComputeRates) -> Recording:
     collecting = gc.isenabled()
     gc.disable()  # storages are to die where the program drops them, not when the collector happens to run
     try:
-        with _FakeMode(), cuda_kernels(), _silence(), warnings.catch_warnings():
+        with FakeMode(), cuda_kernels(), silence(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of libraries, about devices that fake tensors are not on
             session = _Session(subject, task, recorder)
             with recorder:
@@ -103,12 +106,12 @@ def record(subject: Subject, task: Task, rates: ComputeRates) -> Recording:
     operators, microseconds, alive = recorder.steps[-1]
     return Recording(
         "\n".join([HEADING, *recorder.lines]) + "\n", *counts, recorder.live_bytes, alive, microseconds / 1e6,
-        operators, session.autocast, session.code_ratio(), tuple(sorted(recorder.uncounted)),
+        operators, session.autocast, session.code_ratio(), tuple(sorted(recorder.uncounted)), trains=task.mode == "train",
     )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """torch logs a traceback where an operator refuses fake tensors; the estimate's own message says it in a line."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
@@ -118,10 +121,10 @@ def _silence() -> Iterator[None]:
         log.disabled = before
 
 
-class _FakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
+class FakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
     """A copy of a module (``nn.TransformerEncoder`` makes some) copies what its tensors hold: they stay in one mode."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _FakeMode:
+    def __deepcopy__(self, memo: dict[int, Any]) -> FakeMode:
         return self
 
 

@@ -117,6 +117,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.uncounted: set[str] = set()  # operators that calculate much, for which torch has no count of it
         self.loop_live: dict[int, int] | None = None
         self.live: dict[int, int] = {}  # id -> serial number of the allocation
+        self._bytes: dict[int, int] = {}  # by id, of those
         self.late_frees = 0  # storages that only the garbage collector freed
         self._ids: dict[int, int] = {}  # address of the live storage -> id
         self._free_ids: list[int] = []
@@ -138,6 +139,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         if storage.nbytes() >= self.smallest_bytes and storage._cdata not in self._ids:
             self._write(f"A {self._begin_life(storage)} {storage.nbytes()}")
+
+    def alive(self) -> dict[int, int]:
+        """Bytes of the recorded storages that are alive now, by id."""
+        return dict(self._bytes)
 
     @property
     def live_bytes(self) -> int:
@@ -255,6 +260,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._ids[storage._cdata] = number
         self._serial += 1
         self.live[number] = self._serial
+        self._bytes[number] = storage.nbytes()
         self._live_bytes += storage.nbytes()
         self._peak_bytes = max(self._peak_bytes, self._live_bytes)
         death = weakref.finalize(storage, self._end_life, storage._cdata, number, storage.nbytes())
@@ -267,7 +273,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         self._dead.append(number)
         heapq.heappush(self._free_ids, number)
-        del self.live[number]
+        del self.live[number], self._bytes[number]
         self._live_bytes -= nbytes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,7 +85,10 @@ class Replayer:
         self.recording, self.machine, self.compress = recording, machine, compress
         self.whole_bytes = alive_whole_bytes(recording.text)
         self._updates = _largest_update(recording.text)
-        self._deferred = deferred(recording.text) if self._updates else recording.text
+        self._deferred = recording.text
+        if self._updates:
+            with contextlib.suppress(ValueError):  # a step that would not end as it began: then as it was recorded
+                self._deferred = deferred(recording.text)
 
     def plenty(self) -> int:
         """RAM for all of it, and for gradients that wait for their update."""
@@ -119,7 +123,7 @@ class Replayer:
             seconds=seconds,
             first_seconds=steps[0]["seconds"],
             steady=abs(seconds - before["seconds"]) <= _STEADY_SHARE * seconds,
-            bound_seconds=out["bound_seconds"],
+            bound_seconds=out["bound_seconds"] / self.recording.loop_steps,
             compute_seconds=last["compute_seconds"],
             up_bytes=last["to_device_bytes"],
             down_bytes=last["to_host_bytes"],

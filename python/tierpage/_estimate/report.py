@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tierpage._estimate.answers import Answer, Change
+from tierpage._estimate.answers import Answer, Change, Question, batch_words
 from tierpage._estimate.programs import Recording
 from tierpage._estimate.replaying import Row
 from tierpage.system import format_bytes
@@ -25,8 +25,8 @@ def as_json(answer: Answer) -> str:
     recording = answer.recordings[first]
     out: dict[str, Any] = {
         "subject": question.subject.name,
-        "mode": question.task.mode,
-        "tokens": question.task.tokens,
+        "mode": "program" if question.subject.program else question.task.mode,
+        "tokens": None if question.subject.program else question.task.tokens,
         "machine": {
             "name": question.machine.name,
             "device_bytes": question.machine.device_bytes,
@@ -42,7 +42,7 @@ def as_json(answer: Answer) -> str:
         "rows": [_row(row) for row in answer.rows],
         "changes": [_change(change) for change in answer.changes],
     }
-    if question.task.mode == "train":
+    if recording.trains:
         count = recording.trained_parameters
         out["training_rule"] = {
             "bytes_min": RULE_BYTES_MIN * count,
@@ -56,13 +56,14 @@ def as_json(answer: Answer) -> str:
 def _batch(answer: Answer, batch: int) -> dict[str, Any]:
     recording = answer.recordings[batch]
     out: dict[str, Any] = {
-        "batch": batch,
+        "batch": batch or None,
         "operators": recording.operators,
         "held_bytes": recording.held_bytes,
         "alive_bytes_max": recording.alive_bytes,
         "compute_seconds": recording.compute_seconds,
         "autocast": recording.autocast,
         "uncounted_operators": recording.uncounted,
+        "numbers_read": recording.numbers_read,
     }
     if batch in answer.working_sets:
         found = answer.working_sets[batch]
@@ -74,7 +75,7 @@ def _batch(answer: Answer, batch: int) -> dict[str, Any]:
 
 def _row(row: Row) -> dict[str, Any]:
     out: dict[str, Any] = {
-        "batch": row.batch,
+        "batch": row.batch or None,
         "device_budget_bytes": row.budgets.device,
         "host_budget_bytes": row.budgets.host,
         "nvme_budget_bytes": row.budgets.nvme,
@@ -116,7 +117,7 @@ def as_text(answer: Answer) -> str:
         before = answer.changes[0].before
         lines += [
             "",
-            f"Against batch {before.batch} with {format_bytes(before.budgets.device)} ({before.seconds:.4g} s):",
+            f"Against {batch_words(before.batch)} with {format_bytes(before.budgets.device)} ({before.seconds:.4g} s):",
         ]
         lines += [f"  {_change_line(change)}" for change in answer.changes]
     return "\n".join(lines)
@@ -124,7 +125,7 @@ def as_text(answer: Answer) -> str:
 
 def _facts(answer: Answer) -> list[str]:
     question = answer.question
-    task, machine = question.task, question.machine
+    machine = question.machine
     recording = answer.recordings[question.batches[0]]
     rows = [
         ("model", f"{question.subject.name}: {recording.parameters / 1e9:.3f} billion parameters, {_gb(recording.parameter_bytes)}"),
@@ -133,14 +134,18 @@ def _facts(answer: Answer) -> list[str]:
     for batch in question.batches:
         each, found = answer.recordings[batch], answer.working_sets[batch]
         rows += [
-            ("program", f"{task.mode}, batch {batch}, {task.tokens} tokens: {each.operators} operators, {_gb(each.held_bytes)} held between steps, {_gb(each.alive_bytes)} alive at most"),
+            ("program", f"{_program(question, batch)}: {each.operators} operators, {_gb(each.held_bytes)} held between steps, {_gb(each.alive_bytes)} alive at most"),
             ("working set", f"{format_bytes(found.bytes)} is the least device budget; the largest operator, {found.operator}, needs {format_bytes(found.operator_bytes)} at once"),
         ]  # fmt: skip
-    if task.mode == "train":
+    if recording.trains:
         rows.append(("usual rule", _rule(recording)))
     rows.append(("page code", _page_code(answer)))
-    if question.subject.make is None:
+    if question.subject.tensors:
         rows.append(("not known", "activations: a checkpoint's header has none; each tensor is taken to be read once"))
+    if recording.numbers_read:
+        rows.append(
+            ("not known", f"{recording.numbers_read} numbers that the program read from tensors: 1 was taken for each")
+        )
     if recording.uncounted:
         rows.append(
             (
@@ -149,6 +154,12 @@ def _facts(answer: Answer) -> list[str]:
             )
         )
     return [f"{name:<12} {text}" for name, text in rows]
+
+
+def _program(question: Question, batch: int) -> str:
+    if question.subject.program:
+        return "a step"
+    return f"{question.task.mode}, batch {batch}, {question.task.tokens} tokens"
 
 
 def _page_code(answer: Answer) -> str:
@@ -183,7 +194,7 @@ def _table(rows: list[Row]) -> list[str]:
 
 def _cells(row: Row, with_ring: bool, with_drive: bool) -> list[str]:
     ring = [format_bytes(row.ring_bytes) if row.ring_bytes else "-"] * with_ring
-    cells = [str(row.batch), format_bytes(row.budgets.device), *ring, format_bytes(row.budgets.host)]
+    cells = [str(row.batch or "-"), format_bytes(row.budgets.device), *ring, format_bytes(row.budgets.host)]
     drive = ["-"] if row.drive is None else [f"{row.drive.read / _GB:g}:{row.drive.write / _GB:g}"]
     if row.refusal:
         return [*cells, *["-"] * 6, *([*drive, "-", "-"] if with_drive else []), "does not run"]
@@ -201,7 +212,9 @@ def _cells(row: Row, with_ring: bool, with_drive: bool) -> list[str]:
 
 
 def _refusals(rows: list[Row]) -> list[str]:
-    lines = [f"{format_bytes(row.budgets.device)}, batch {row.batch}: {row.refusal}" for row in rows if row.refusal]
+    lines = [
+        f"{format_bytes(row.budgets.device)}, {batch_words(row.batch)}: {row.refusal}" for row in rows if row.refusal
+    ]
     if any(not row.refusal and not row.steady for row in rows):
         lines.append("~ steps still differ from each other: the last one is shown")
     return [""] * bool(lines) + lines

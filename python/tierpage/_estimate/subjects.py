@@ -32,11 +32,13 @@ _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 @dataclass(frozen=True)
 class Subject:
-    """Either ``make``, which returns the model and is called on fake tensors, or ``tensors`` of a checkpoint."""
+    """``make``, which returns the model and is called on fake tensors, or ``tensors`` of a checkpoint, or ``program``: a
+    script, or "-m" and a module, and its arguments."""
 
     name: str
     make: Callable[[], nn.Module] | None = None
     tensors: tuple[StoredTensor, ...] = ()
+    program: tuple[str, ...] = ()
     vocabulary: int = 0  # 0: not known
     dtype: torch.dtype | None = None  # in which it is meant to run; None: as ``make`` makes it
     caches: bool = False  # takes and returns past_key_values

@@ -26,8 +26,9 @@ SETTING_OPTIONS = ("device", "device_budget", "host_budget", "nvme_budget", "nvm
 _SWITCHES = ("-h", "--help", "--status", "--no-status", "--summary")
 
 
-def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Divides the words after ``run`` into options of the command and those that name the program and belong to it.
+def split(words: Sequence[str], switches: Sequence[str] = _SWITCHES) -> tuple[list[str], list[str]]:
+    """Divides the words after a command into its options and those that name the program and belong to it. ``switches``
+    are the options that take no value.
 
     argparse cannot: it looks for options in all words, so that some of the program's would be taken for the command's.
     The program's part begins with a script's name or with "-m".
@@ -42,7 +43,7 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
             return list(words[:position]), ["-m", *name, *words[position + 1 :]]
         if not word.startswith("-") or word == "-":
             break
-        position += 1 if word in _SWITCHES or "=" in word else 2
+        position += 1 if word in switches or "=" in word else 2
     return list(words[:position]), list(words[position:])
 
 

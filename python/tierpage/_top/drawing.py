@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tierpage._report.words import TIER_NAMES, percent, rate
-from tierpage._top.figures import Figures, Tier, Waiting
+from tierpage._top.figures import Figures, TagPlace, Tier, Waiting
 from tierpage.advice import CAUSES, LINKS, predicted_share
 from tierpage.memory import format_table
 from tierpage.system import format_bytes
@@ -58,6 +58,8 @@ def details(one: Figures) -> list[str]:
         "",
         *_stalls(one),
     ]
+    if one.tag_places:
+        lines += ["", *_tag_places(one.tag_places)]
     for what, known in (("tag", one.tags), ("operator", one.operators)):
         if known:
             lines += ["", *_waiting(what, known, one)]
@@ -92,11 +94,12 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
-def heat(row: Waiting) -> str:
-    """How long ago it was last waited for, as far as the looks have seen."""
+def heat(row: Waiting | TagPlace) -> str:
+    """How long ago it was last waited for, or used, as far as the looks have seen."""
     if row.heat in (None, "hot"):
         return row.heat or _UNKNOWN
-    return f"{row.heat}, {'' if row.last_wait_seen else 'over '}{duration(row.idle_seconds)}"
+    seen = row.last_wait_seen if isinstance(row, Waiting) else row.last_use_seen
+    return f"{row.heat}, {'' if seen else 'over '}{duration(row.idle_seconds)}"
 
 
 def _tiers(one: Figures) -> list[str]:
@@ -124,6 +127,15 @@ def _stalls(one: Figures) -> list[str]:
         in_all, waits = one.level(f"stall_seconds.{cause}"), one.level(f"stall_count.{cause}")
         rows.append((cause, _share(one, one.stalled_shares[cause]), duration(in_all), f"{waits:.0f}"))
     return format_table(rows)
+
+
+def _tag_places(known: Sequence[TagPlace]) -> list[str]:
+    rows = [("tag", "live", *TIER_NAMES.values(), "used")]
+    for row in known[:_ROWS_SHOWN]:
+        sizes = map(format_bytes, (row.live_bytes, row.device_bytes, row.host_bytes, row.nvme_bytes))
+        rows.append((cut(row.name, _NAME_LENGTH_MOST), *sizes, heat(row)))
+    more = len(known) - _ROWS_SHOWN
+    return [*format_table(rows), *([f"and {more} more"] if more > 0 else [])]
 
 
 def _waiting(what: str, known: Sequence[Waiting], one: Figures) -> list[str]:

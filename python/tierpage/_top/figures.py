@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tierpage._top.reading import Look, Waited
+from tierpage._top.reading import Look, Placed, Waited
 from tierpage.advice import CAUSES, LINKS
 from tierpage.memory import TIERS
 
@@ -45,23 +45,46 @@ class Waiting:
     @property
     def heat(self) -> str | None:
         """ "hot", "warm" or "cold" by ``idle_seconds``; None: it has not been looked at for long enough."""
-        if self.last_wait_seen and self.idle_seconds == 0:
-            return "hot"
-        if self.idle_seconds > WARM_SECONDS_MOST:
-            return "cold"
-        return "warm" if self.last_wait_seen else None
+        return _heat(self.last_wait_seen, self.idle_seconds)
+
+
+@dataclass(frozen=True)
+class TagPlace:
+    """Where the live tensors of a tag lie. Bytes count whole pages, but for ``live_bytes``, which were asked for; what
+    has two copies is in two tiers."""
+
+    name: str
+    live_bytes: float
+    device_bytes: float
+    host_bytes: float
+    nvme_bytes: float
+    idle_seconds: float  # since the last look that saw a tensor of it used or made; 0: this one
+    last_use_seen: bool  # False: no look has; `idle_seconds` is since the first look, and it may be more
+
+    @property
+    def heat(self) -> str | None:
+        """As that of :class:`Waiting`, by use."""
+        return _heat(self.last_use_seen, self.idle_seconds)
+
+
+def _heat(seen: bool, idle_seconds: float) -> str | None:
+    if seen and idle_seconds == 0:
+        return "hot"
+    if idle_seconds > WARM_SECONDS_MOST:
+        return "cold"
+    return "warm" if seen else None
 
 
 @dataclass(frozen=True)
 class History:
-    """What is kept of all looks at a program: when the first was, and the last that saw each name waited for.
+    """What is kept of all looks at a program: when the first was, and the last that saw each name waited for or used.
 
     Times are the program's ``at_seconds``. ``enabled_seconds`` is how long it had paged at the last look that it answered.
     """
 
     began: float
     enabled_seconds: float
-    waited_at: Mapping[str, float] = field(default_factory=dict)  # by "tag" or "operator", and its name
+    seen_at: Mapping[str, float] = field(default_factory=dict)  # by "tag", "operator" or "use", and its name
 
 
 @dataclass(frozen=True)
@@ -75,6 +98,7 @@ class Figures:
     stalled_shares: dict[str, float]  # by cause; and "total"
     operators: tuple[Waiting, ...]
     tags: tuple[Waiting, ...]
+    tag_places: tuple[TagPlace, ...]  # most bytes first
     history: History | None  # for the next look; None: the program has never answered
 
     def level(self, name: str) -> float:
@@ -99,6 +123,7 @@ class Figures:
             "links": {name: vars(link) for name, link in self.links.items()},
             "stalled_shares": self.stalled_shares,
             "tags": [{**vars(row), "heat": row.heat} for row in self.tags],
+            "tag_places": [{**vars(row), "heat": row.heat} for row in self.tag_places],
             "operators": [{**vars(row), "heat": row.heat} for row in self.operators],
             **{name: int(self.level(key)) for name, key in _COUNTS.items()},
         }
@@ -148,6 +173,7 @@ def figures(now: Look, before: Look | None, history: History | None = None) -> F
         stalled_shares={cause: share(f"stall_seconds.{cause}") for cause in (*CAUSES, "total")},
         operators=_waiting("operator", now, before, seconds, history),
         tags=_waiting("tag", now, before, seconds, history),
+        tag_places=_placed(now, history),
         history=history,
     )
 
@@ -169,15 +195,32 @@ def _history(now: Look, before: Look | None, history: History | None) -> History
     enabled = now.stats["elapsed_seconds"]
     if history is None or enabled < history.enabled_seconds:
         history = History(now.at_seconds, enabled)
-    waited_at: dict[str, float] = {}
+    seen_at: dict[str, float] = {}
     for kind in ("tag", "operator"):
         for row in _rows(kind, now):
             key = f"{kind} {row.name}"
             if before is not None and any(_grown(row, _rows(kind, before))):
-                waited_at[key] = now.at_seconds
-            elif key in history.waited_at:
-                waited_at[key] = history.waited_at[key]
-    return History(history.began, enabled, waited_at)
+                seen_at[key] = now.at_seconds
+            elif key in history.seen_at:
+                seen_at[key] = history.seen_at[key]
+    known = {} if before is None else {row.name: (row.uses, row.live) for row in before.tag_places}
+    for place in now.tag_places:
+        key = f"use {place.name}"
+        if before is not None and known.get(place.name) != (place.uses, place.live):
+            seen_at[key] = now.at_seconds
+        elif key in history.seen_at:
+            seen_at[key] = history.seen_at[key]
+    return History(history.began, enabled, seen_at)
+
+
+def _placed(now: Look, history: History | None) -> tuple[TagPlace, ...]:
+    def placed(row: Placed) -> TagPlace:
+        last = history.seen_at.get(f"use {row.name}") if history is not None else None
+        began = history.began if history is not None else now.at_seconds
+        idle = now.at_seconds - (began if last is None else last)
+        return TagPlace(row.name, row.live, row.device, row.host, row.nvme, idle, last is not None)
+
+    return tuple(placed(row) for row in now.tag_places)
 
 
 def _waiting(kind: str, now: Look, before: Look | None, seconds: float, history: History | None) -> tuple[Waiting, ...]:
@@ -189,7 +232,7 @@ def _waiting(kind: str, now: Look, before: Look | None, seconds: float, history:
         bytes_, waited = _grown(row, _rows(kind, before)) if before is not None else (0.0, 0.0)
         rate, share = (bytes_ / seconds, min(1.0, waited / seconds)) if seconds > 0 else (0.0, 0.0)
         cause = max(row.causes, key=row.causes.__getitem__)
-        last = history.waited_at.get(f"{kind} {row.name}")
+        last = history.seen_at.get(f"{kind} {row.name}")
         idle = now.at_seconds - (history.began if last is None else last)
         rows.append(Waiting(row.name, share, rate, row.seconds, cause, idle, last is not None))
     return tuple(sorted(rows, key=lambda row: (-row.stalled_share, -row.stalled_seconds, row.name)))

@@ -151,6 +151,7 @@ def snapshot(session: Any) -> dict[str, Any]:
         "stats": session.runtime.stats(),
         "operators": most["operators"],
         "tags": most["tags"],
+        "tag_places": session.runtime.tags(),
     }
 
 

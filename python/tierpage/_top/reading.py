@@ -40,6 +40,18 @@ class Waited:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """Where the live tensors of a tag lie, in bytes, and how often operators have used them."""
+
+    name: str
+    live: float
+    device: float
+    host: float
+    nvme: float
+    uses: float
+
+
+@dataclass(frozen=True)
 class Look:
     """What one program said. ``problem`` says why it said nothing; the rest is empty then.
 
@@ -57,6 +69,7 @@ class Look:
     stats: Stats = field(default_factory=Stats)
     operators: tuple[Waited, ...] = ()
     tags: tuple[Waited, ...] = ()
+    tag_places: tuple[Placed, ...] = ()
 
     @property
     def process(self) -> int:
@@ -164,6 +177,7 @@ def checked(name: places.Name, data: bytes) -> Look:
         stats=_stats(stats),
         operators=_waited(content.get("operators")),
         tags=_waited(content.get("tags")),
+        tag_places=_placed(content.get("tag_places")),
     )
 
 
@@ -183,4 +197,13 @@ def _waited(rows: Any) -> tuple[Waited, ...]:
             seconds, bytes_ = (amount(row.get(key)) or 0.0 for key in ("seconds", "bytes"))
             causes = {cause: amount(row.get(f"seconds.{cause}")) or 0.0 for cause in CAUSES}
             found.append(Waited(clean(row.get("name")), seconds, bytes_, causes))
+    return tuple(found)
+
+
+def _placed(rows: Any) -> tuple[Placed, ...]:
+    found = []
+    for row in rows[:_NAMES_MOST] if isinstance(rows, list) else ():
+        if isinstance(row, dict):
+            numbers = (amount(row.get(key)) or 0.0 for key in ("bytes", "device", "host", "nvme", "uses"))
+            found.append(Placed(clean(row.get("name")), *numbers))
     return tuple(found)
