@@ -1,4 +1,7 @@
-"""`tierpage estimate` against what an H200 was measured at (docs/benchmarks.md, docs/estimate.md): within 10 %."""
+"""`tierpage estimate` against what an H200 was measured at (docs/benchmarks.md, docs/estimate.md).
+
+What was measured is older than decision 057, by which plans move 1 to 4 % fewer bytes: within 12 %.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import pytest
 
 from tierpage import cli
 
-TOLERANCE = 0.10
+TOLERANCE = 0.12
 PLAIN, CODED = ("--compress", "off"), ("--compress", "auto")
 INFER = ("llama_13b", "--dtype", "bfloat16", "--host-budget", "32GiB", "--tokens", "2048")
 TOKEN = (*INFER, "--tokens", "1")
