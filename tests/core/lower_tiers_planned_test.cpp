@@ -82,6 +82,21 @@ TEST_F(FullRam, WhatAWaitingOperatorNeedsOrWhatMovesIsNotSpilled) {
   EXPECT_EQ(world.page(states[0]).lower, Tier::kNvme);
 }
 
+TEST_F(FullRam, WhatMovedIsSpilledOnceItRests) {
+  ASSERT_TRUE(world.movements.begin_read(world.id(frozen[1])));
+  ASSERT_TRUE(world.send_down(states[0]));
+  ASSERT_EQ(world.page(frozen[0]).movement, Movement::kSpill) << "the only one that rests";
+  world.finish(world.id(frozen[0]));
+  world.finish(world.id(frozen[1]));
+  ASSERT_TRUE(world.send_down(states[0]));
+  ASSERT_EQ(world.page(states[0]).lower, Tier::kHost);
+  world.finish(world.id(states[0]));
+  world.unmap(states[0]);
+  EXPECT_TRUE(world.send_down(states[1])) << "RAM is full again";
+  EXPECT_EQ(world.page(frozen[1]).movement, Movement::kSpill);
+  world.check();
+}
+
 TEST_F(FullRam, ASpillLeavesNvmeRoomForTheDirtyPagesOfThePass) {
   LeavingPass pass;
   pass.dirty_bytes = 16 * kPage;  // as much as NVMe has

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "sim/random.h"
@@ -123,6 +124,27 @@ TEST(Trace, KeysThatNeverComeBackAreRecycled) {
   }
   EXPECT_LE(trace.key_count(), 8192u);
   trace.check_invariants();
+}
+
+// Recycled keys come in any order: which of a context's is the first is not to be told by their numbers.
+TEST(Trace, TheFirstKeyOfAContextIsTheFirstAgainThoughItsNumberIsRecycled) {
+  Trace trace(1024);
+  for (uint32_t i = 0; trace.key_count() == i; ++i) {  // until some are recycled
+    trace.note_operator(i);
+    const KeyId key = trace.open_key(4096, RegionId(i));
+    trace.append(key, false);
+    trace.close_key(key);
+  }
+  std::vector<KeyId> keys(5);
+  for (int round = 0; round < 2; ++round) {
+    for (uint32_t i = 0; i < 5; ++i) {
+      const KeyId key = trace.open_key(8192, RegionId(i));
+      if (round == 0) keys[i] = key;
+      EXPECT_EQ(key, keys[i]);
+    }
+    EXPECT_FALSE(std::is_sorted(keys.begin(), keys.end()));
+    for (const KeyId key : {keys[4], keys[1], keys[0], keys[3], keys[2]}) trace.close_key(key);
+  }
 }
 
 // Each round's temporary has another key than the one before, as the keys of a cache that grows by concatenation.
