@@ -246,6 +246,27 @@ TEST(Requests, WhoWaitsForAFrameWhoseFenceCannotBeRecordedFails) {
   EXPECT_TRUE(world.failed(slot));
 }
 
+TEST(Requests, AFreedRegionWhoseFenceCannotBeRecordedIsNoRoomAndAnotherLeaves) {
+  for (const bool refused_before : {true, false}) {
+    Asking world(small_config(2, 4, 0));
+    const RegionId below = world.make_below(Tier::kHost), freed = world.make(), other = world.make();
+    const SlotId slot = world.requests.add_slot();
+    world.departures.fences().owe(1);
+    world.free(freed, {{1, Fence::kOwed}});
+    if (refused_before) {
+      ASSERT_TRUE(world.departures.fences().ask(1));
+      world.departures.fence_refused(1);
+    }
+    ASSERT_EQ(world.begin(slot, {{below, kRead}}), Outcome::kWait);
+    world.plan();
+    EXPECT_EQ(world.page(other).leaving, refused_before);
+    if (!refused_before) world.departures.fence_refused(1);
+    world.settle();
+    EXPECT_TRUE(world.granted(slot)) << world.requests.failure(slot).message;
+    EXPECT_FALSE(world.page(other).mapped);
+  }
+}
+
 TEST_F(Queue, WhoIsStuckBehindAFailedWriteGetsThatError) {
   world.requests.set_permanent(holder, true);
   ASSERT_EQ(world.begin(first, {{below[0], kRead}}), Outcome::kWait);

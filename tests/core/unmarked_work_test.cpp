@@ -140,6 +140,29 @@ TEST_F(UnmarkedWork, AFenceThatCannotBeRecordedKeepsThePage) {
   EXPECT_EQ(world.pager.evict(a), kPage);
 }
 
+// Told to leave it would owe a fence that cannot come: the operator is served from what can leave.
+TEST_F(UnmarkedWork, WhatWouldOweAFenceThatCannotBeRecordedIsNoVictim) {
+  const RegionId c = world.make(), d = world.make();
+  world.pager.touch(slot, {a, SlotId::none(), 0, AccessMode::kRead});
+  world.pager.note_stream_use(a, owed(5));
+  world.pager.tick();
+  world.settle();
+  world.complete_all();
+  ASSERT_EQ(world.page(a).fences, (std::vector<Fence>{{5, 1000}})) << "it owes none now";
+  world.pager.note_stream_use(b, owed(5));
+  world.pager.tick();
+  world.settle();
+  world.actions.clear();
+  world.pager.fence_refused(5);
+  world.pager.allocate(slot, {kPage, 0, 0, false});
+  world.settle();
+  world.complete_all();
+  EXPECT_EQ(world.pager.outcome(slot), Outcome::kGranted) << world.pager.failure(slot).message;
+  EXPECT_TRUE(world.page(a).mapped && world.page(b).mapped);
+  EXPECT_NE(world.page(c).mapped, world.page(d).mapped);
+  EXPECT_EQ(world.pager.evict(a), 0u);
+}
+
 // So that the pager disengages though no page wants to leave.
 TEST_F(UnmarkedWork, ATickAsksForWhatIsOwed) {
   world.pager.note_stream_use(a, owed(5));

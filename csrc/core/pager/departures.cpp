@@ -10,7 +10,7 @@ void Departures::leave(PageId id) {
   ++count_;
   left_at_ = foresight_.trace().end();
   // What was queued through a raw pointer since a pin ended: it is owed now, whatever was settled before.
-  if (memory_.pages[id].unmarked && memory_.region_of(id).guess != 0) owe_unmarked(memory_.pages[id], {});
+  if (owes_once_told(memory_.pages[id])) owe_unmarked(memory_.pages[id], {});
   if (!engaged_) engage();
   list(id);
 }
@@ -107,10 +107,17 @@ bool Departures::finished_or_watched(const Page& page) {
   return all;
 }
 
+bool Departures::owes_once_told(const Page& page) const {
+  return page.unmarked && memory_.region(page.region).guess != 0;
+}
+
 bool Departures::refused(const Page& page) const {
-  return fences_.any_refused() && std::any_of(page.fences.begin(), page.fences.end(), [this](const Fence& fence) {
-           return fence.owed() && fences_.refused(fence.stream);
-         });
+  if (!fences_.any_refused()) return false;
+  const auto owes_refused = [this](const Fence& fence) { return fence.owed() && fences_.refused(fence.stream); };
+  if (std::any_of(page.fences.begin(), page.fences.end(), owes_refused)) return true;
+  if (page.leaving || !owes_once_told(page)) return false;
+  const std::vector<StreamId>& streams = memory_.region(page.region).unmarked_on;
+  return std::any_of(streams.begin(), streams.end(), [this](StreamId stream) { return fences_.refused(stream); });
 }
 
 uint64_t Departures::bytes() const {
@@ -118,7 +125,8 @@ uint64_t Departures::bytes() const {
   for (const PageId id : leaving_) {
     if (!memory_.pages.exists(id)) continue;
     const Page& page = memory_.pages[id];
-    if ((page.leaving || page.movement == Movement::kUnmap) && !memory_.overflows(page)) sum += page.bytes;
+    const bool leaves = page.movement == Movement::kUnmap || (page.leaving && !refused(page));
+    if (leaves && !memory_.overflows(page)) sum += page.bytes;
   }
   return sum;
 }

@@ -23,7 +23,8 @@
 //      work. Both are kept until what is owed is settled: the fence asked for may have been recorded before this
 //      operator's work.
 //   4. A fence that cannot be recorded (the stream is being captured into a graph): its pages do not leave, and those
-//      that were about to stay, so that nobody waits for what cannot come; each tick asks again.
+//      that were about to stay, so that nobody waits for what cannot come; each tick asks again. Pages of freed regions
+//      cannot stay: nobody counts on their room, and others leave instead.
 //   5. It disengages only when no fence is asked for, nothing is moving, leaving or waiting, everything that has
 //      content has it in DEVICE, and no page was told to leave for a tick and a whole recurrence of the plan: a program
 //      that overflows once in each of its long steps stays engaged, and its plan in force. Streams may owe, as ever
@@ -58,9 +59,10 @@ class Departures {
   // --- fences of the work on pages -----------------------------------------------------------------------------------
   FenceLedger& fences() { return fences_; }
   const FenceLedger& fences() const { return fences_; }
-  bool finished(const Page& page) const;        // as far as completions are known; asks for none
-  bool finished_or_watched(const Page& page);   // the same, and has what is not finished watched, or recorded first
-  bool refused(const Page& page) const;         // it owes a fence that cannot be recorded
+  bool finished(const Page& page) const;       // as far as completions are known; asks for none
+  bool finished_or_watched(const Page& page);  // the same, and has what is not finished watched, or recorded first
+  // It owes a fence that cannot be recorded, or will once it is told to leave.
+  bool refused(const Page& page) const;
   void note_work(RegionId region, Fence work);  // see Pager::note_stream_use
   // The page owes what its region's streams may have queued, but for the stream of `fence`, which marks that already.
   void owe_unmarked(Page& page, Fence fence);
@@ -73,13 +75,14 @@ class Departures {
   bool none() const { return leaving_.empty(); }
   const std::vector<PageId>& pages() const { return leaving_; }
   uint64_t count() const { return count_; }  // of pages told to leave, since the start
-  uint64_t bytes() const;                    // that leave
+  uint64_t bytes() const;                    // that leave, but for those whose fence cannot be recorded now
   uint64_t room() const;                     // bytes of frames that are free or will be when what is leaving has left
   uint64_t room_soon() const;  // without what leaves only when work has ended that is not known to have ended
   void check_invariants() const;
 
  private:
   void engage();
+  bool owes_once_told(const Page& page) const;  // for what was queued through a raw pointer
   void owe_every_stream();
   void disengage_if_all_fits(bool rests);
 

@@ -216,11 +216,15 @@ uint64_t RegionStore::drop_surplus(uint64_t page_bytes) {
   return 0;
 }
 
-// Pages that an operator still holds (interleaving 4) leave when it ends; 0 if all of them are held.
+// Pages that an operator still holds (interleaving 4) leave when it ends; 0 if all of them are held, or wait for a fence
+// that cannot be recorded.
 uint64_t RegionStore::drop(RegionId id) {
   const std::vector<PageId> pages = memory_.region(id).pages;
   uint64_t bytes = 0;
-  for (const PageId page : pages) bytes += memory_.pages[page].pins == 0 ? memory_.pages[page].bytes : 0;
+  for (const PageId page_id : pages) {
+    const Page& page = memory_.pages[page_id];
+    if (page.pins == 0 && !departures_.refused(page)) bytes += page.bytes;
+  }
   if (bytes == 0) return 0;
   uncache(id);
   for (const PageId page : pages) settle_freed(page);
