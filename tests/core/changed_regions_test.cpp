@@ -4,9 +4,9 @@
 namespace tierpage {
 namespace {
 
-// Six regions in turn in four of five pages of DEVICE: every third use at least is a choice by MIN that goes through all
-// there are, too near to the last for the order to be made anew. The fifth page is another region's, which nobody uses
-// again.
+// Six regions in turn in four of five pages of DEVICE: every third use at least is a choice by MIN that goes through
+// all there are, too near to the last for the order to be made anew. The fifth page is another region's, which nobody
+// uses again.
 class InTurnBesideOne : public ::testing::Test {
  protected:
   InTurnBesideOne() : world(small_config(5, 64, 0)), slot(world.pager.add_slot()) {

@@ -216,7 +216,7 @@ uint64_t RegionStore::drop_surplus(uint64_t page_bytes) {
   return 0;
 }
 
-// Pages that an operator still holds (interleaving 4) leave when it ends; 0 if all of them are held, or wait for a fence
+// Pages that an operator still holds (interleaving 4) leave when it ends; 0 if all of them are held, or owe a fence
 // that cannot be recorded.
 uint64_t RegionStore::drop(RegionId id) {
   const std::vector<PageId> pages = memory_.region(id).pages;
