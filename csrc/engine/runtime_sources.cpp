@@ -23,19 +23,6 @@ void copy_spans(const std::byte* ram, const SpanList& spans, uint64_t first, uin
   }
 }
 
-// The content of the page whose code lies there; false if it is none, or if there is no memory to decode it in.
-bool decode_spans(const std::byte* ram, const SpanList& spans, uint64_t stored, uint64_t page_bytes,
-                  std::vector<std::byte>& content) {
-  try {
-    std::vector<std::byte> code(stored);
-    content.resize(page_bytes);
-    copy_spans(ram, spans, 0, stored, code.data());
-    return decode_page(code, content).ok();
-  } catch (const std::bad_alloc&) {
-    return false;
-  }
-}
-
 }  // namespace
 
 // Reads pass through the staging buffers, which there are not yet without an NVMe tier: they are taken out of the RAM
@@ -140,29 +127,35 @@ uint64_t RuntimeSources::read_host(uint64_t address, uint64_t first, uint64_t by
   const uint64_t page_bytes = core_->memory().pages[id].bytes;
   const uint64_t stored = core_->memory().pages[id].stored_bytes(Tier::kHost);
   const uint32_t movement_serial = core_->memory().pages[id].movement_serial;
-  std::shared_ptr<const Decoded> before;  // not freed under the lock
-  if (stored != page_bytes) before.swap(decoded_);
+  std::shared_ptr<const Decoded> kept;  // not freed under the lock
+  if (stored != page_bytes) kept.swap(decoded_);
   lock.unlock();  // the copy stays where it is until read_done
-  before.reset();
-  std::shared_ptr<Decoded> fresh;
+  kept.reset();
   if (stored == page_bytes) {
     copy_spans(tiers_.arena->base(), spans, in_page, count, buffer);
+  } else if ((kept = decoded(id, movement_serial, spans, stored, page_bytes)) != nullptr) {
+    std::memcpy(buffer, kept->bytes.data() + in_page, count);
   } else {
-    fresh = std::make_shared<Decoded>(id, movement_serial);
-    if (decode_spans(tiers_.arena->base(), spans, stored, page_bytes, fresh->bytes)) {
-      std::memcpy(buffer, fresh->bytes.data() + in_page, count);
-    } else {
-      fresh.reset();
-      count = 0;  // it is read the long way, whose error says what is wrong
-    }
+    count = 0;  // it is read the long way, whose error says what is wrong
   }
   lock.lock();
-  if (fresh != nullptr) {
-    before = std::move(fresh);
-    before.swap(decoded_);
-  }
+  if (kept != nullptr) kept.swap(decoded_);  // another thread may have decoded a page meanwhile
   (void)core_.change_locked([&] { core_->read_done(id); });
+  lock.unlock();
   return count;
+}
+
+std::shared_ptr<const RuntimeSources::Decoded> RuntimeSources::decoded(PageId id, uint32_t movement_serial,
+                                                                       const SpanList& spans, uint64_t stored,
+                                                                       uint64_t page_bytes) const {
+  try {
+    auto fresh = std::make_shared<Decoded>(id, movement_serial, std::vector<std::byte>(page_bytes));
+    std::vector<std::byte> code(stored);
+    copy_spans(tiers_.arena->base(), spans, 0, stored, code.data());
+    if (decode_page(code, fresh->bytes).ok()) return fresh;
+  } catch (const std::bad_alloc&) {  // whoever holds the page lets it go
+  }
+  return nullptr;
 }
 
 void RuntimeSources::reading_ends() {

@@ -61,6 +61,9 @@ class RuntimeSources {
     std::vector<std::byte> bytes;
   };
   Status open();
+  // Null: what lies there is no code of the page, or there is no memory to decode it in.
+  std::shared_ptr<const Decoded> decoded(PageId id, uint32_t movement_serial, const SpanList& spans, uint64_t stored,
+                                         uint64_t page_bytes) const;
 
   LockedCore& core_;
   TierSet& tiers_;

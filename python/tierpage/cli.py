@@ -169,6 +169,7 @@ def _add_estimate(commands: argparse._SubParsersAction[Parser]) -> None:
         description="Records a model's program on fake tensors, replays it with the pager that production runs on the "
         "model of a machine, and says: what it needs at least, seconds a step, bytes moved, the bound, and what more "
         "memory, a larger batch or a faster drive would change. No weights, no GPU.",
+        allow_abbrev=False,  # what stands before a program's name is told from its value by its whole name
     )
     estimate.add_argument(
         "model",

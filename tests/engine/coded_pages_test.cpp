@@ -1,6 +1,7 @@
 // Coded pages through the engine: what they save, what is left alone, and what becomes of a coder's failures.
 // Method: an engine on the host device whose coder does what the test says.
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <random>
 
@@ -343,6 +344,89 @@ TEST_F(CodedPages, ManyReadsOfAPageInRamAreOfItsLastContent) {
     }
   }
   EXPECT_GT(reads_from_ram, 200);
+}
+
+// Whether the bytes from `first` on are of the content that this seed made.
+bool are_of(const std::vector<std::byte>& found, uint64_t first, uint64_t count, uint64_t seed) {
+  for (uint64_t i = 0; i < kBytes / 8; i += kWordStep) {
+    if (i * 8 < first || i * 8 + 8 > first + count) continue;
+    uint64_t word = 0;
+    std::memcpy(&word, found.data() + (i * 8 - first), 8);
+    if (word != word_at(seed, i)) return false;
+  }
+  return true;
+}
+
+// Two threads read RAM piece by piece while a third one writes, a fourth lets go, and the coder fails now and then:
+// each read is of one content, and of none that was over when it began.
+TEST_F(CodedPages, ReadsOfRamAreWholeAndLateWhileThreadsWriteAndTheCoderFails) {
+  RuntimeOptions options = coding_options();
+  options.host_bytes_max = kStagingBytes + 5 * kBytes;  // some of it goes on to the disk
+  options.nvme_bytes_max = 8 * kMiB;
+  RuntimeParts parts = parts_of(options);
+  ASSERT_TRUE(make_memory_store(options.nvme_bytes_max, &parts.store).ok());
+  Engine engine(options, std::move(parts));
+  Caller caller(engine);
+  constexpr size_t kRegions = 12;
+  constexpr uint64_t kSeedsApart = 1'000'000;
+  std::vector<Region> regions;
+  std::array<std::atomic<uint64_t>, kRegions> begun{}, written{};
+  for (uint64_t i = 0; i < kRegions; ++i) {
+    regions.push_back(caller.make(kBytes, i * kSeedsApart));
+    begun[i] = written[i] = regions.back().seed;
+  }
+  std::atomic<bool> over{false};
+  std::atomic<uint64_t> reads_from_ram{0};
+  const auto reader = [&](uint64_t seed) {
+    std::mt19937_64 random(seed);
+    std::vector<std::byte> found(kBytes);
+    size_t which = 0;
+    while (!over) {
+      if (random() % 32 == 0) which = random() % kRegions;  // else what was decoded last is asked for again
+      for (uint64_t first = 0; first < kBytes; first += kBytes / 4) {
+        const uint64_t oldest = written[which];
+        uint64_t end = 0;
+        const uint64_t count =
+            engine->sources().read_host(regions[which].address, first, kBytes / 4, found.data(), &end);
+        if (count == 0) continue;
+        ++reads_from_ram;
+        const uint64_t newest = begun[which];
+        bool known = false;
+        for (uint64_t one = oldest; one <= newest && !known; ++one) known = are_of(found, first, count, one);
+        if (!known) over = true;
+        EXPECT_TRUE(known) << "region " << which << " from " << first << ", seeds " << oldest << " to " << newest;
+      }
+      if (random() % 64 == 0) engine->sources().reading_ends();
+    }
+  };
+  std::thread one(reader, 1), two(reader, 2);
+  std::thread evictor([&] {
+    std::mt19937_64 random(3);
+    while (!over) {
+      uint64_t bytes = 0;
+      EXPECT_TRUE(engine->evict({regions[random() % kRegions].address}, &bytes).ok());
+    }
+  });
+  std::mt19937_64 random(4);
+  for (int round = 0; round < 1500 && !over; ++round) {
+    const size_t which = random() % kRegions;
+    CommandedCoder::late = random() % 2 == 0;
+    if (random() % 8 == 0) CommandedCoder::encodes_fail = 1;
+    if (random() % 8 == 0) CommandedCoder::decodes_fail = 1 + static_cast<int>(random() % 3);
+    Region written_now = regions[which];
+    written_now.seed = begun[which];
+    caller.open();
+    const bool writing = random() % 3 == 0;
+    const bool in = caller.begin({writing ? writes(written_now) : reads(written_now)}) == TP_OK;
+    EXPECT_TRUE(in) << caller.error();
+    EXPECT_TRUE(!in || intact(written_now)) << which << " in round " << round;
+    if (in && writing) fill(written_now, ++begun[which]);
+    EXPECT_EQ(caller.close(), TP_OK);
+    written[which] = written_now.seed;
+  }
+  over = true;
+  for (std::thread* thread : {&one, &two, &evictor}) thread->join();
+  EXPECT_GT(reads_from_ram, 0u);
 }
 
 TEST_F(CodedPages, TheRingGoesWithTheLowerTiers) {

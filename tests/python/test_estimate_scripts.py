@@ -222,6 +222,7 @@ def test_modules_and_loaders(script: Script, capsys: pytest.CaptureFixture[str],
         ("print('no torch at all')", "made no step: neither tierpage.step(), nor optimizer.step(), nor a forward"),
         ("import sys\nsys.exit(3)", "ended after 0 steps with SystemExit: 3"),
         ("if", "ended after 0 steps with SyntaxError"),
+        ("raise BaseException('of its own')", "ended after 0 steps with BaseException: of its own"),
         ("import torch\ntorch.zeros(4).nonzero()", "ended after 0 steps with DynamicOutputShapeException"),
         (
             "import torch\nlayer, kept = torch.nn.Identity(), []\nwith torch.no_grad():\n for _ in range(99):\n"
@@ -240,11 +241,42 @@ def test_programs_that_cannot_be_estimated(
     assert expected in refusal(capsys, script(text))
 
 
+def test_a_checkpoint_keeps_its_content(script: Script, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What has no content is not written; how the program ends once it was left says nothing about its steps."""
+    kept = [
+        tmp_path / name for name in ("of_torch.pt", "of_serialization.pt", "own.safetensors", "of_others.safetensors")
+    ]
+    for path in kept:
+        path.write_text("worth having")
+    saving = """
+        from torch.serialization import save
+        from safetensors.torch import save_file
+        import tierpage
+        def save_all():
+            state = model.state_dict()
+            torch.save(state, "of_torch.pt")
+            save(state, "of_serialization.pt")
+            tierpage.save(state, "own.safetensors")
+            save_file(state, "of_others.safetensors")
+        save_all()
+    """
+    ending = (
+        "\ntry:\n" + textwrap.indent(textwrap.dedent(LOOP), "    ") + "\nfinally:\n    save_all()\n    sys.exit(5)\n"
+    )
+    out = estimate(capsys, script(TRAINING, saving, ending))
+    assert out["trained_parameters"] == 6 * (1024 * 1024 + 1024)
+    assert {path.read_text() for path in kept} == {"worth having"}
+
+
 def test_words_that_do_not_belong_together(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     name = script(TRAINING, LOOP)
     assert "--batch is about a model, and 'program.py' is a program" in refusal(capsys, "--batch", "4", name)
     assert "cannot open 'nowhere.py': No such file" in refusal(capsys, "nowhere.py")
     assert "no module named 'nowhere_at_all' can be run" in refusal(capsys, "-m", "nowhere_at_all")
+    assert "no program is named" in refusal(capsys, "-m")
+    with pytest.raises(SystemExit, match="2"):  # an option cut short would take the program's name for its value
+        cli.main(["estimate", "--machine", "h200", "--qui", name])
+    assert "unrecognized arguments: --qui" in capsys.readouterr().err
     assert cli.main(["estimate", name, "--machine", "rtx4090"]) in (0, 2)  # 2 without a GPU
     if not torch.cuda.is_available():
         assert "What stands after 'program.py', such as '--machine', is the program's." in capsys.readouterr().err

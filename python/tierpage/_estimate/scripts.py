@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import os
 import sys
 import warnings
@@ -63,6 +64,7 @@ class _Watch(Recorder):  # type: ignore[no-untyped-call]
         self.parameters: list[torch.Tensor] = []  # of all modules, at the last border
         self.read = 0  # numbers that the program wanted from tensors
         self.marked = self.trained = False  # by tierpage.step(), by an optimizer
+        self.left = False  # in the middle of its loop
         self._depth = 0
         self._ends = False  # the step, with the next operator: what is freed between the two does not outlive it
 
@@ -116,6 +118,7 @@ class _Watch(Recorder):  # type: ignore[no-untyped-call]
         self.borders.append(_Border(len(self.lines), self.alive()))
         if self.loop() is not None or len(self.borders) > _STEPS_MOST:
             self._open = False
+            self.left = True
             self.parameters = self._parameters()
             raise _Enough
 
@@ -191,10 +194,12 @@ def record_script(words: tuple[str, ...], rates: Callable[[bool], ComputeRates])
         gc.disable()
         try:
             _run(program, watch)
-        except _Enough:
-            pass
-        except (Exception, SystemExit) as error:
-            raise _ended(name, watch, error) from error
+        except (_Enough, KeyboardInterrupt) as end:
+            if not isinstance(end, _Enough):
+                raise
+        except BaseException as error:
+            if not watch.left:  # what it does on its way out is no step
+                raise _ended(name, watch, error) from error
         finally:
             if collecting:
                 gc.enable()
@@ -256,6 +261,13 @@ def _replaced(watch: _Watch) -> Iterator[Any]:
     }
     for name, replacement in nothing.items():
         yield mock.patch.object(tierpage, name, replacement)
+    # Tensors without content are not to take the place of a file that has some.
+    writers: list[tuple[Any, str]] = [(torch, "save"), (torch.serialization, "save"), (tierpage, "save")]
+    if importlib.util.find_spec("safetensors") is not None:
+        module = importlib.import_module("safetensors.torch")
+        writers += [(module, "save_file"), (module, "save_model")]
+    for place, name in writers:
+        yield mock.patch.object(place, name, return_value=None)
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def find(words: Sequence[str]) -> Program:
 
     Runs no code of it. Raises ProgramError where there is none.
     """
-    if not words or words == ["-m"] or not words[0]:
+    if not words or list(words) == ["-m"] or not words[0]:
         raise ProgramError(f"no program is named. {_HELP}.")
     if words[0] == "-m":
         return _module(words[1], list(words[2:]))
