@@ -111,7 +111,7 @@ class Foresight {
   uint64_t plan_mispredictions_ = 0;  // of the predictor, when plan_ was made
   uint64_t planned_at_ = 0;           // trace position
   uint64_t plan_serial_ = 0;
-  int plan_tries_ = 0;                // how often it was made anew from recurrences that came as predicted
+  int plan_tries_ = 0;  // how often it was made anew from recurrences that came as predicted
 };
 
 }  // namespace tierpage
