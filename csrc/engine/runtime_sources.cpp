@@ -149,7 +149,7 @@ std::shared_ptr<const RuntimeSources::Decoded> RuntimeSources::decoded(PageId id
                                                                        const SpanList& spans, uint64_t stored,
                                                                        uint64_t page_bytes) const {
   try {
-    auto fresh = std::make_shared<Decoded>(id, movement_serial, std::vector<std::byte>(page_bytes));
+    auto fresh = std::make_shared<Decoded>(Decoded{id, movement_serial, std::vector<std::byte>(page_bytes)});
     std::vector<std::byte> code(stored);
     copy_spans(tiers_.arena->base(), spans, 0, stored, code.data());
     if (decode_page(code, fresh->bytes).ok()) return fresh;
