@@ -102,5 +102,14 @@ TEST_F(ACycle, IsPlannedAnewForAnotherDevice) {
   EXPECT_EQ(foresight.plan().capacity_bytes(), kDeviceBytes / 2 - kPage);
 }
 
+TEST(Foresight, FreedRegionsAreLeftAShareOfTheBudgetAsItIsNow) {
+  PagerConfig config;
+  config.device_bytes_max = 80 * kGiB;
+  config.frame_bytes_max = 32 * kMiB;
+  EXPECT_EQ(Foresight::reuse_bytes_max(config, 40 * kGiB), 40 * kGiB / 64);
+  EXPECT_EQ(Foresight::reuse_bytes_max(config, 16 * kGiB), 320 * kMiB) << "ten of the largest pages";
+  EXPECT_EQ(Foresight::reuse_bytes_max(config, 4 * kGiB), 128 * kMiB);
+}
+
 }  // namespace
 }  // namespace tierpage

@@ -177,7 +177,8 @@ TEST(ResidencyPlan, FreedRegionsKeepTheirRoom) {
   for (const uint64_t capacity : {20u, 41u, 60u}) {
     const uint64_t without = recorded.plan(capacity).fetched_bytes(), with = recorded.plan(capacity, 8).fetched_bytes();
     EXPECT_EQ(with, 20 * 4 - (capacity - 1 - 4) / 4 * 4) << capacity;  // the output, a weight in use, and those kept
-    EXPECT_EQ(without, 20 * 4 - (capacity - 4) / 4 * 4) << capacity;   // which only meets the output where it lives
+    EXPECT_EQ(recorded.plan(capacity, 8).whole_bytes(), 20 * 4 + 1) << "with which nothing would move";
+    EXPECT_EQ(without, 20 * 4 - (capacity - 4) / 4 * 4) << capacity;  // which only meets the output where it lives
   }
 }
 

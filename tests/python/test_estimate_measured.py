@@ -1,6 +1,7 @@
-"""`tierpage estimate` against what an H200 was measured at (docs/benchmarks.md, docs/estimate.md).
+"""`tierpage estimate` against what an H200 was measured at (docs/benchmarks.md, docs/estimate.md): within 10 %.
 
-What was measured is older than decision 057, by which plans move 1 to 4 % fewer bytes: within 12 %.
+All but the coded rows and that of one token are of 2026-11-21. Where decision 057 has taken an estimate farther than 10 %
+from what was measured before it, ``AGED`` says how far.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import pytest
 
 from tierpage import cli
 
-TOLERANCE = 0.12
+TOLERANCE = 0.10
+AGED = {("8GiB", 0.370): 0.102}  # 0.338 s was estimated then
 PLAIN, CODED = ("--compress", "off"), ("--compress", "auto")
 INFER = ("llama_13b", "--dtype", "bfloat16", "--host-budget", "32GiB", "--tokens", "2048")
 TOKEN = (*INFER, "--tokens", "1")
@@ -37,5 +39,5 @@ def test_measured_rows(words: tuple[str, ...], measured: dict[str, float], capsy
     command = ["estimate", f"estimate_models:{model}", *options, "--machine", "h200"]
     assert cli.main([*command, "--device-budget", ",".join(measured), "--quick", "--json"]) == 0
     rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["rows"]
-    figures = {budget: row["seconds"] for budget, row in zip(measured, rows, strict=True)}
-    assert figures == {budget: pytest.approx(seconds, rel=TOLERANCE) for budget, seconds in measured.items()}
+    figures = {known: row["seconds"] for known, row in zip(measured.items(), rows, strict=True)}
+    assert figures == {row: pytest.approx(row[1], rel=AGED.get(row, TOLERANCE)) for row in measured.items()}

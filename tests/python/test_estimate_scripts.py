@@ -87,8 +87,7 @@ def test_a_script_is_what_its_model_is(script: Script, capsys: pytest.CaptureFix
     assert batch["held_bytes"] == known["held_bytes"]
     assert row["compute_seconds"] == pytest.approx(expected["compute_seconds"], rel=0.03)
     assert row["bound_seconds"] == pytest.approx(expected["bound_seconds"], rel=0.03)
-    # A step of a few pages: where it is said to begin decides which of them a plan keeps.
-    assert row["seconds"] == pytest.approx(expected["seconds"], rel=0.3)
+    assert row["seconds"] == pytest.approx(expected["seconds"], rel=0.1)  # of a small program
     rules = [out["training_rule"]["bytes_max"] for out in (program, model)]
     assert rules[0] == rules[1] == 20 * model["trained_parameters"]
     kinds = [[change["what"].partition(",")[0] for change in out["changes"]] for out in (program, model)]

@@ -14,12 +14,11 @@ bool Foresight::catch_up_and_plan(uint64_t device_bytes) {
   return true;
 }
 
-// What a plan leaves to freed regions, at most: where it took the room that operators allocate out of, every allocation
-// would wait for an eviction (bench/replay_bench over a recorded inference at 12 GiB). More than a few large pages of
-// them is a phase that passes.
-uint64_t Foresight::reuse_bytes_max() const {
-  const uint64_t few = std::min(kReusePagesMax * config_.frame_bytes_max, config_.device_bytes_max / 16);
-  return std::max(few, config_.device_bytes_max / 64);
+// Where a plan took the room that operators allocate out of, every allocation would wait for an eviction
+// (bench/replay_bench over a recorded inference at 12 GiB). More than a few large pages of them is a phase that passes.
+uint64_t Foresight::reuse_bytes_max(const PagerConfig& config, uint64_t device_bytes) {
+  const uint64_t few = std::min(kReusePagesMax * config.frame_bytes_max, device_bytes / 32);
+  return std::max(few, device_bytes / 64);
 }
 
 void Foresight::renew_plan(uint64_t device_bytes) {
@@ -47,7 +46,7 @@ void Foresight::renew_plan(uint64_t device_bytes) {
     if (plan_.period() != period) clear_plan();
     return;
   }
-  plan_.build(trace_, end - period, end, capacity, fetch_rate_, reuse_bytes_max());
+  plan_.build(trace_, end - period, end, capacity, fetch_rate_, reuse_bytes_max(config_, device_bytes));
   ++plan_serial_;
   early_next_ = 0;
   plan_tries_ = confirm ? plan_tries_ + 1 : 0;

@@ -70,6 +70,8 @@ class Foresight {
   uint64_t next_use(KeyId key) { return predictor_.next_use(key); }      // trace position, likewise
 
   // --- looks --------------------------------------------------------------------------------------------------------
+  // What a plan for a device of that size leaves to freed regions, at most.
+  static uint64_t reuse_bytes_max(const PagerConfig& config, uint64_t device_bytes);
   bool known() const { return config_.policy == PolicyKind::kAuto && predictor_.matched(); }
   const Predictor& predictor() const { return predictor_; }
   const ResidencyPlan& plan() const { return plan_; }
@@ -92,14 +94,13 @@ class Foresight {
   static constexpr int kPlanTries = 3;          // once to confirm; more only as long as operators' times are missing
   static constexpr uint64_t kReplanUses = 256;  // between two plans, at least
   static constexpr uint64_t kPlanUsesMax = 1 << 16;  // longer recurrences are not planned
-  static constexpr uint64_t kReusePagesMax = 16;     // largest pages that a plan leaves to freed regions
+  static constexpr uint64_t kReusePagesMax = 10;     // largest pages that a plan leaves to freed regions
 
   void clear_plan() {
     plan_serial_ += plan_.valid();
     plan_.clear();
   }
   void renew_plan(uint64_t device_bytes);
-  uint64_t reuse_bytes_max() const;
 
   const PagerConfig config_;
   Trace trace_;

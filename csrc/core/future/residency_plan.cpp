@@ -366,7 +366,10 @@ void ResidencyPlan::build(const Trace& trace, uint64_t begin, uint64_t end, uint
   write_ = intervals.written_down(keep_);
   rewritten_ = intervals.rewritten();
   const std::vector<uint64_t> whole = timeline.loads(intervals.by_slot(), std::vector<bool>(period_, true));
-  whole_bytes_ = *std::max_element(whole.begin(), whole.end());
+  whole_bytes_ = 0;  // freed regions would not need their room: their frames could come and go without a copy
+  for (size_t bucket = 0; bucket < whole.size(); ++bucket) {
+    whole_bytes_ = std::max(whole_bytes_, whole[bucket] - room[bucket]);
+  }
   fetched_bytes_ = best.fetched;
   written_bytes_ = best.written;
 }

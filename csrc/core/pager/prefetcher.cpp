@@ -45,11 +45,15 @@ void Prefetcher::fetch_ahead() {
   if (memory_.device.used_bytes() > memory_.device.capacity_bytes()) return;  // the budget shrank: pages must go first
   const uint64_t horizon = std::min(foresight_.predictor().horizon(), kUsesAheadMax);
   // For what operators will allocate meanwhile: as much as lately had to be mapped afresh because no freed region
-  // served. A plan has left that room already, and more that stays free would keep the link idle: what is then fetched
-  // too late takes freed regions apart, which makes more fresh bytes.
-  Ahead ahead;
-  if (!foresight_.plan().valid()) {
-    ahead.reserve = std::min(memory_.device.capacity_bytes() / 16, store_.fresh_bytes_lately());
+  // served; beside a plan no more than it may leave to freed regions. Where a plan only reads, frames come free at once
+  // and it has left that room already: what stays free then keeps the link idle, what is fetched too late takes freed
+  // regions apart, and that makes more fresh bytes.
+  const uint64_t device_bytes = memory_.device.capacity_bytes();
+  const ResidencyPlan& plan = foresight_.plan();
+  Ahead ahead{.reserve = std::min(device_bytes / 16, store_.fresh_bytes_lately())};
+  if (plan.valid()) {
+    ahead.reserve =
+        plan.written_bytes() > 0 ? std::min(ahead.reserve, Foresight::reuse_bytes_max(config, device_bytes)) : 0;
   }
   uint64_t passed = 0;  // bytes of the regions looked at
   ++serial_;
