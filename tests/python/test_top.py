@@ -16,7 +16,7 @@ import pytest
 
 import harness
 from tierpage import cli
-from tierpage._report.reading import Stats
+from tierpage._report.reading import Placed, Stats
 from tierpage._top import drawing, places, reading
 from tierpage._top.command import Watch, interval
 from tierpage._top.figures import Figures, figures
@@ -335,7 +335,7 @@ def test_where_tags_lie_and_when_they_were_used(top_program: Program) -> None:
 
 def test_use_over_time() -> None:
     def at(seconds: float, **uses: float) -> reading.Look:
-        rows = tuple(reading.Placed(name, 1.0, 2.0, 0.0, 0.0, count) for name, count in uses.items())
+        rows = tuple(Placed(name, 1.0, 2.0, 0.0, 0.0, count) for name, count in uses.items())
         return seen({"elapsed_seconds": seconds}, 100.0 + seconds, tag_places=rows)
 
     found, one = [], figures(at(0, a=1), None)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tierpage._top.reading import Look, Placed, Waited
+from tierpage._report.reading import Placed
+from tierpage._top.reading import Look, Waited
 from tierpage.advice import CAUSES, LINKS
 from tierpage.memory import TIERS
 
