@@ -50,8 +50,9 @@ find_python() {
   fail "no Python 3.11, 3.12 or 3.13 found. Install one, or name it: PYTHON=/path/to/python3.12 ./run.sh ..."
 }
 
-need_python() {  # a bare system has none
-  [[ -n ${PYTHON:-} ]] || (find_python) &>/dev/null || command -v python3 >/dev/null || system_packages python3=python3
+need_python() {  # a bare system has none. $@: what is needed besides, so that all of it is named at once
+  [[ -n ${PYTHON:-} ]] || (find_python) &>/dev/null || command -v python3 >/dev/null ||
+    system_packages python3=python3 "$@" /no/such/file=python3-venv
 }
 
 # What Debian leaves out of its Python, as system_packages takes it. $1: an interpreter. A package for each version.
@@ -76,8 +77,15 @@ system_packages() {  # $@: packages by the program or header that they bring, as
     say "installing ${missing[*]}"
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
   else
-    fail "missing: ${missing[*]}. Run: sudo apt-get install ${missing[*]}"
+    fail "missing: ${missing[*]}. Run: sudo apt-get update && sudo apt-get install ${missing[*]}"
   fi
+}
+
+build_system() {  # what a build needs of the system. $@: packages besides, as system_packages takes them
+  local python=$VENV/bin/python
+  need_python g++=g++ cmake=cmake "$@" /no/such/file=python3-dev
+  [[ -x $VENV/bin/pip ]] || python=$(find_python)
+  system_packages g++=g++ cmake=cmake "$@" "$(headers "$python")" $([[ -x $VENV/bin/pip ]] || no_venv "$python")
 }
 
 make_venv() {
@@ -126,10 +134,7 @@ kvikio_packages() {  # TIERPAGE_TEST_KVIKIO=1: the tests of the extension must r
 }
 
 setup() {
-  local python=$VENV/bin/python
-  need_python
-  [[ -x $VENV/bin/pip ]] || python=$(find_python)
-  system_packages g++=g++ cmake=cmake "$(headers "$python")" $([[ -x $VENV/bin/pip ]] || no_venv "$python")
+  build_system
   make_venv
   say "building tierpage for torch $("$VENV/bin/python" -c 'from importlib.metadata import version; print(version("torch"))')"
   "$VENV/bin/pip" install -q "${BUILD_PACKAGES[@]}"
@@ -221,7 +226,7 @@ browser() {  # Ubuntu has none as a package
 }
 
 run_check() {  # under two minutes once the suites are built
-  system_packages "${TEST_SYSTEM_PACKAGES[@]}"
+  build_system "${TEST_SYSTEM_PACKAGES[@]}"
   grep -qsF "\"$VENV/bin/" "$(package_build)/.skbuild-info.json" || setup
   "$VENV/bin/pip" install -q "${TEST_PACKAGES[@]}"
   "$VENV/bin/pip" install -q --ignore-installed "${TEST_PROGRAMS[@]}"
@@ -237,7 +242,7 @@ phases() { printf '%s\n' "" "${PHASES[@]}" >&2; }
 
 run_tests() {
   export TIERPAGE_WERROR=1  # in the package too, whose objects are what is tested
-  system_packages "${TEST_SYSTEM_PACKAGES[@]}"
+  build_system "${TEST_SYSTEM_PACKAGES[@]}"
   browser
   make_venv
   kvikio_packages

@@ -25,7 +25,15 @@ def generate() -> str:
             stdout=subprocess.DEVNULL,
         )
         text = (Path(folder) / "tierpage" / "_C.pyi").read_text()
-    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+    return for_oldest("\n".join(line.rstrip() for line in text.splitlines()) + "\n")
+
+
+def for_oldest(text: str) -> str:
+    """The stub as Python 3.11 makes it: from 3.12 on collections.abc has a Buffer, which 3.11 lacks."""
+    if "collections.abc.Buffer" in text:
+        text = text.replace("collections.abc.Buffer", "typing_extensions.Buffer")
+        text = text.replace("import typing\n", "import typing\nimport typing_extensions\n", 1)
+    return text
 
 
 def main() -> int:

@@ -49,7 +49,7 @@ def export_trace(path: str | os.PathLike[str], merge_with: str | os.PathLike[str
     Rows: one per transfer direction, one per thread that waited, and counters of the bytes in each tier, arriving and
     leaving. A wait carries its operator, its causes in microseconds, the bytes and regions it waited for and how many of
     those bytes had been predicted. ``otherData.tierpage`` has predicted against measured, ``otherData.tierpage_totals``
-    the statistics and who waited longest, from which ``tierpage report`` makes a page. With ``merge_with``, the file
+    the statistics, who waited longest and where the live tensors of each tag lie, from which ``tierpage report`` makes a page. With ``merge_with``, the file
     written by ``torch.profiler``'s ``export_chrome_trace``, both are on one time line. A name that ends in .gz is
     compressed. The file appears complete or not at all.
 
@@ -67,7 +67,7 @@ def trace_of_now(merge_with: str | os.PathLike[str] | None = None) -> dict[str, 
     with native.translated():
         events = list(session.runtime.events())
         stalls, levels = list(session.runtime.stalls()), list(session.runtime.levels())
-        most = session.runtime.stalled_most()
+        most, places = session.runtime.stalled_most(), session.runtime.tags()
     merged = _read_trace(merge_with) if merge_with is not None else None
     stats = memory.memory_stats()
     totals = {
@@ -75,6 +75,7 @@ def trace_of_now(merge_with: str | os.PathLike[str] | None = None) -> dict[str, 
         "trace_events_max": session.config.trace_events_max,
         "stats": stats,
         **{what: [dict(row) for row in most[what]] for what in ("operators", "tags")},
+        "tag_places": places,
     }
     compared = advice.comparison(stats)
     return build_trace(events, merged, stalls=stalls, levels=levels, compared=compared, totals=totals)

@@ -113,7 +113,8 @@ def test_progress_is_silent_without_a_terminal():
     assert stream.getvalue() == ""
 
 
-def test_progress_on_a_terminal():
+def test_progress_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")  # one that is dumb gets no bar
     stream = io.StringIO()
     stream.isatty = lambda: True
     with progress("paged", 2, stream) as advance:

@@ -87,6 +87,12 @@ def test_numbers_are_those_of_the_pager(traced: Any) -> None:
         assert [row[0] for row in found.tables[table][1:]] == [row["name"] for row in rows[:20]]
         assert [row[1] for row in found.tables[table][1:]] == [words.count(row["count"]) for row in rows[:20]]
     assert found.row("by-tag", "weights")
+    (place,) = totals["tag_places"]
+    sizes = [place[what] for what in ("bytes", "device", "host", "nvme")]
+    assert sizes[0] <= sum(sizes[1:])
+    assert 0 < sizes[1] < sizes[0]  # the device holds a part of the weights
+    assert found.row("tag-places", "weights") == ["weights", *map(words.size, sizes), words.count(place["uses"])]
+    assert place["uses"] > 0
 
 
 def test_what_the_trace_holds_is_what_the_page_counts(traced: Any) -> None:
@@ -224,6 +230,7 @@ def hostile() -> dict[str, Any]:
     names = json.loads(json.dumps(content["otherData"]["tierpage_totals"]["stats"]))
     stats = {name: numbers[index % len(numbers)] for index, name in enumerate(names)} | {EVIL: 1}
     totals = {"device": EVIL, "trace_events_max": -1, "stats": stats, "operators": rows, "tags": {"x": 1}}
+    totals["tag_places"] = [*rows, *({"name": EVIL, "bytes": number, "nvme": number} for number in numbers)]
     content["otherData"]["tierpage_totals"] = totals
     return content
 
@@ -240,6 +247,7 @@ def test_hostile_content(tmp_path: Path) -> None:
     assert "\u202e" not in text
     assert "\x00" not in text
     assert "nan" not in text
+    assert len(found.tables["tag-places"]) == 16  # all that are rows, however wrong, and the heads
     assert re.search(r"[\d\u202f]+ events of the trace, which cannot be true", text)
 
 
@@ -305,7 +313,9 @@ def synthetic(count: int) -> dict[str, Any]:
               "plan.fetched_bytes", "plan.written_bytes", "plan.whole_bytes", "plan.capacity_bytes", "recurrence.uses",
               "recurrence.fetched_bytes", "recurrence.written_bytes", "predictor.predicted", "predictor.mispredicted",
               "prefetch.issued", "prefetch.useful", "prefetch.late", "prefetch.wasted"]  # fmt: skip
-    totals = {"device": "cpu:0", "trace_events_max": 1 << 18, "stats": dict.fromkeys(names, 1.0)}
+    places = [{"name": f"tag {number}", "bytes": 1 << 20, "device": 1 << 20, "host": 0, "nvme": 0, "uses": number}
+              for number in range(70)]  # fmt: skip
+    totals = {"device": "cpu:0", "trace_events_max": 1 << 18, "stats": dict.fromkeys(names, 1.0), "tag_places": places}
     return trace.build_trace(events, stalls=stalls, levels=levels, totals=totals)
 
 
@@ -327,6 +337,7 @@ def test_few_events_are_all_there() -> None:
     assert sum(int(row[1]) for row in found.tables["moved"][1:]) == 8  # two of ten are no movements over a link
     assert len(found.tables["time-table"]) == 1 + aggregating.SLICES // aggregating.GROUP
     assert found.svg_parts
+    assert len(found.tables["tag-places"]) == 21  # of 64 that are read
     empty = synthetic(0)
     empty["traceEvents"] = []
     assert page_of(empty).svg_parts == []

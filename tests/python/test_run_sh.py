@@ -61,25 +61,40 @@ def run(tree: Path, *words: str, **variables: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+def missing(packages: str) -> str:
+    """The one line of run.sh. A fresh system does not even know of the packages before it has updated its lists."""
+    return f"run.sh: missing: {packages}. Run: sudo apt-get update && sudo apt-get install {packages}\n"
+
+
 def test_python_may_lack_its_headers(tree: Path) -> None:
     """As Debian's python3 does without python3-dev: nothing could be compiled."""
     before = sorted(os.listdir(tree))
     for command in ("setup", "demo"):
         code, said = run(tree, command, PYTHON=str(tree / "python"), HEADERS="/no/such/include")
-        assert (code, said) == (2, f"run.sh: missing: {VERSION}-dev. Run: sudo apt-get install {VERSION}-dev\n")
+        assert (code, said) == (2, missing(f"{VERSION}-dev"))
     assert sorted(os.listdir(tree)) == before
 
 
 def test_all_that_is_missing_is_named_at_once(tree: Path) -> None:
     (tree / "tools" / "g++").unlink()
     code, said = run(tree, "setup", PYTHON=str(tree / "python"), HEADERS="/no/such/include", NO_ENSUREPIP="1")
-    missing = f"g++ {VERSION}-dev {VERSION}-venv"
-    assert (code, said) == (2, f"run.sh: missing: {missing}. Run: sudo apt-get install {missing}\n")
+    assert (code, said) == (2, missing(f"g++ {VERSION}-dev {VERSION}-venv"))
+
+
+def test_what_the_tests_need_is_named_with_it(tree: Path) -> None:
+    (tree / "tools" / "cmake").unlink()
+    code, said = run(tree, "test", PYTHON=str(tree / "python"), NO_ENSUREPIP="1")
+    assert code == 2
+    assert said.startswith("run.sh: missing: cmake ")
+    assert f" ninja-build clang clang-tidy {VERSION}-venv. Run: " in said
+    assert said.count("\n") == 1
 
 
 def test_there_may_be_no_python(tree: Path) -> None:
     code, said = run(tree, "demo")
-    assert (code, said) == (2, "run.sh: missing: python3. Run: sudo apt-get install python3\n")
+    assert (code, said) == (2, missing("python3 python3-dev python3-venv"))
+    (tree / "tools" / "g++").unlink()
+    assert run(tree, "setup") == (2, missing("python3 g++ python3-dev python3-venv"))
     code, said = run(tree, "demo", PYTHON="/no/such/python")
     assert code == 2
     assert said.startswith("run.sh: no Python 3.11, 3.12 or 3.13 found.")

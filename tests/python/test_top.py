@@ -16,7 +16,7 @@ import pytest
 
 import harness
 from tierpage import cli
-from tierpage._report.reading import Stats
+from tierpage._report.reading import Placed, Stats
 from tierpage._top import drawing, places, reading
 from tierpage._top.command import Watch, interval
 from tierpage._top.figures import Figures, figures
@@ -276,6 +276,17 @@ def test_figures_of_two_looks() -> None:
         assert "-" in drawing.overview([one])[2].split()
 
 
+@pytest.mark.parametrize("waited", [(0.2, 0.3), (1.5, 1.2), (30.0, 0.1), (0.0, 0.0)])
+def test_causes_add_up_to_the_total(waited: tuple[float, float]) -> None:
+    """However many threads waited, and since when."""
+    before = dict.fromkeys((f"stall_seconds.{cause}" for cause in ("map", "fault", "total")), 5.0)
+    after = {name: 5.0 + more for name, more in zip(before, (*waited, sum(waited)), strict=True)}
+    shares = figures(seen({**after, "elapsed_seconds": 9.0}, 11.0), seen(before, 10.0)).stalled_shares
+    assert shares["total"] == pytest.approx(min(1.0, sum(waited)))
+    assert sum(share for cause, share in shares.items() if cause != "total") == pytest.approx(shares["total"])
+    assert shares["map"] * waited[1] == pytest.approx(shares["fault"] * waited[0])
+
+
 def test_heat_of_tags(top_program: Program) -> None:
     """What was waited for between two looks is hot, and cools down from there."""
     for tag in "ab":
@@ -324,7 +335,7 @@ def test_where_tags_lie_and_when_they_were_used(top_program: Program) -> None:
 
 def test_use_over_time() -> None:
     def at(seconds: float, **uses: float) -> reading.Look:
-        rows = tuple(reading.Placed(name, 1.0, 2.0, 0.0, 0.0, count) for name, count in uses.items())
+        rows = tuple(Placed(name, 1.0, 2.0, 0.0, 0.0, count) for name, count in uses.items())
         return seen({"elapsed_seconds": seconds}, 100.0 + seconds, tag_places=rows)
 
     found, one = [], figures(at(0, a=1), None)

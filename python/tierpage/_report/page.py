@@ -139,7 +139,7 @@ def _tiers_and_links(trace: Trace) -> list[Markup]:
     ]
     heads = ["direction", "movements", "bytes", "mean"]
     parts.append(table("Movements in the trace, by direction", heads, rows, "moved"))
-    return [element("div", *parts, class_="beside")]
+    return [element("div", *parts, class_="beside"), *_tag_places(trace)]
 
 
 def _tiers(stats: Stats) -> Markup:
@@ -266,6 +266,19 @@ def _what_moved(trace: Trace) -> list[Markup]:
         parts.append(table(caption, heads, rows, "regions", texts=(0, 5, 6)))
     parts += _pages(trace)
     return parts or [element("p", "Nothing moved.")]
+
+
+def _tag_places(trace: Trace) -> list[Markup]:
+    if not trace.tag_places:
+        return []
+    rows: list[list[object]] = [
+        [row.name, *map(words.size, (row.live, row.device, row.host, row.nvme)), words.count(row.uses)]
+        for row in trace.tag_places[:_ROWS]
+    ]
+    heads = ["tag", "live", *words.TIER_NAMES.values(), "uses"]
+    more = f" ({_ROWS} largest of {len(trace.tag_places)})" if len(trace.tag_places) > _ROWS else ""
+    caption = f"Where the live tensors of each tag lay at the end{more}: what has two copies is in two tiers"
+    return [table(caption, heads, rows, "tag-places", texts=(0,))]
 
 
 def _pages(trace: Trace) -> list[Markup]:

@@ -29,6 +29,7 @@ _NUMBER_LEAST = 1e-12  # what is nearer to 0 is 0: no quotient of two numbers is
 _NAME_LENGTH_MOST = 120
 _ROWS_MOST = 1000
 _REGIONS_MOST = 16
+_TAGS_MOST = 64  # as many as the engine keeps
 
 
 class ReportError(Exception):
@@ -47,6 +48,17 @@ class Wait(NamedTuple):
     predicted_bytes: float
     regions: tuple[tuple[int, float], ...]  # the largest ones: number and bytes
     region_count: float
+
+
+class Placed(NamedTuple):
+    """Where the live tensors of a tag lie, in bytes, and how often operators have used them."""
+
+    name: str
+    live: float
+    device: float
+    host: float
+    nvme: float
+    uses: float
 
 
 @dataclass
@@ -87,6 +99,7 @@ class Trace:
     events_most: int | None = None
     operators: list[dict[str, Any]] = field(default_factory=list)
     tags: list[dict[str, Any]] = field(default_factory=list)
+    tag_places: tuple[Placed, ...] = ()  # when the trace was written
     left_out: int = 0  # events of ours that cannot be
 
 
@@ -251,6 +264,16 @@ def _regions(value: Any) -> Iterable[tuple[int, float]]:
                 yield int(number), size
 
 
+def placed(rows: Any) -> tuple[Placed, ...]:
+    """Rows of the engine's account of tags, most bytes first."""
+    found = []
+    for row in rows[:_TAGS_MOST] if isinstance(rows, list) else ():
+        if isinstance(row, dict):
+            numbers = (amount(row.get(key)) or 0.0 for key in ("bytes", "device", "host", "nvme", "uses"))
+            found.append(Placed(clean(row.get("name")), *numbers))
+    return tuple(found)
+
+
 def _read_totals(trace: Trace, totals: Any) -> None:
     if not isinstance(totals, dict) or not isinstance(totals.get("stats"), dict):
         return
@@ -264,6 +287,7 @@ def _read_totals(trace: Trace, totals: Any) -> None:
     most = amount(totals.get("trace_events_max"))
     trace.events_most = None if most is None else int(most)
     trace.operators, trace.tags = _longest(totals.get("operators")), _longest(totals.get("tags"))
+    trace.tag_places = placed(totals.get("tag_places"))
 
 
 def _longest(rows: Any) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tierpage._top.reading import Look, Placed, Waited
+from tierpage._report.reading import Placed
+from tierpage._top.reading import Look, Waited
 from tierpage.advice import CAUSES, LINKS
 from tierpage.memory import TIERS
 
@@ -154,9 +155,10 @@ def figures(now: Look, before: Look | None, history: History | None = None) -> F
     def since(name: str) -> float:
         return 0.0 if before is None else max(0.0, now.stats[name] - before.stats[name]) / seconds
 
-    def share(name: str) -> float:
-        # Waits of several threads add up, and a wait is counted when it ends, however long it was.
-        return min(1.0, since(name))
+    stalled = {cause: since(f"stall_seconds.{cause}") for cause in (*CAUSES, "total")}
+    # Waits of several threads add up, and a wait is counted when it ends, however long it was. All causes shrink alike,
+    # so that they still add up to the total.
+    most = max(1.0, stalled["total"], sum(stalled[cause] for cause in CAUSES))
 
     return Figures(
         look=now,
@@ -169,8 +171,8 @@ def figures(now: Look, before: Look | None, history: History | None = None) -> F
             )
             for tier in TIERS
         },
-        links={link: Link(since(f"link_bytes.{link}"), share(f"link_seconds.{link}")) for link in LINKS},
-        stalled_shares={cause: share(f"stall_seconds.{cause}") for cause in (*CAUSES, "total")},
+        links={link: Link(since(f"link_bytes.{link}"), min(1.0, since(f"link_seconds.{link}"))) for link in LINKS},
+        stalled_shares={cause: seconds_ / most for cause, seconds_ in stalled.items()},
         operators=_waiting("operator", now, before, seconds, history),
         tags=_waiting("tag", now, before, seconds, history),
         tag_places=_placed(now, history),

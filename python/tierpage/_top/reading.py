@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tierpage._report.reading import Stats, amount, clean
+from tierpage._report.reading import Placed, Stats, amount, clean, placed
 from tierpage._top import places
 from tierpage._top.publishing import FORMAT
 from tierpage.advice import CAUSES
@@ -37,18 +37,6 @@ class Waited:
     seconds: float
     bytes: float
     causes: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Placed:
-    """Where the live tensors of a tag lie, in bytes, and how often operators have used them."""
-
-    name: str
-    live: float
-    device: float
-    host: float
-    nvme: float
-    uses: float
 
 
 @dataclass(frozen=True)
@@ -177,7 +165,7 @@ def checked(name: places.Name, data: bytes) -> Look:
         stats=_stats(stats),
         operators=_waited(content.get("operators")),
         tags=_waited(content.get("tags")),
-        tag_places=_placed(content.get("tag_places")),
+        tag_places=placed(content.get("tag_places")),
     )
 
 
@@ -197,13 +185,4 @@ def _waited(rows: Any) -> tuple[Waited, ...]:
             seconds, bytes_ = (amount(row.get(key)) or 0.0 for key in ("seconds", "bytes"))
             causes = {cause: amount(row.get(f"seconds.{cause}")) or 0.0 for cause in CAUSES}
             found.append(Waited(clean(row.get("name")), seconds, bytes_, causes))
-    return tuple(found)
-
-
-def _placed(rows: Any) -> tuple[Placed, ...]:
-    found = []
-    for row in rows[:_NAMES_MOST] if isinstance(rows, list) else ():
-        if isinstance(row, dict):
-            numbers = (amount(row.get(key)) or 0.0 for key in ("bytes", "device", "host", "nvme", "uses"))
-            found.append(Placed(clean(row.get("name")), *numbers))
     return tuple(found)
