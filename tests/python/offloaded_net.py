@@ -1,8 +1,13 @@
-"""A network of a few layers for other libraries to offload, and tierpage beside it."""
+"""A network of a few layers for other libraries to offload, and what tierpage says of them."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
 import torch
+
+import tierpage
 
 
 class Net(torch.nn.Module):
@@ -16,3 +21,11 @@ class Net(torch.nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+
+def told(call: Callable[[], object]) -> list[warnings.WarningMessage]:
+    """The warnings of tierpage's own that the call raises."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [one for one in caught if issubclass(one.category, tierpage.TierpageWarning)]

@@ -18,7 +18,7 @@ import torch
 
 import harness
 import tierpage
-from offloaded_net import Net
+from offloaded_net import Net, told
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -28,13 +28,6 @@ def enable(options: dict[str, Any]) -> Iterator[Callable[[], tierpage.Pager]]:
     """Here, since a warning names the line that enables."""
     yield lambda: tierpage.enable(**options)
     tierpage.disable()
-
-
-def told(call: Callable[[], object]) -> list[warnings.WarningMessage]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        call()
-    return [one for one in caught if issubclass(one.category, tierpage.TierpageWarning)]
 
 
 def bits(model: torch.nn.Module) -> torch.Tensor:

@@ -7,7 +7,6 @@ DeepSpeed.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.autograd.graph import save_on_cpu
 
 import harness
 import tierpage
-from offloaded_net import Net
+from offloaded_net import Net, told
 
 
 @pytest.fixture
@@ -25,13 +24,6 @@ def enable(options: dict[str, Any]) -> Iterator[Callable[[], tierpage.Pager]]:
     """Here, since a warning names the line that enables."""
     yield lambda: tierpage.enable(**options)
     tierpage.disable()
-
-
-def told(call: Callable[[], object]) -> list[warnings.WarningMessage]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        call()
-    return [one for one in caught if issubclass(one.category, tierpage.TierpageWarning)]
 
 
 def gradient(hooks: Callable[[], Any] | None) -> torch.Tensor:

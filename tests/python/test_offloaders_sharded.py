@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import textwrap
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,7 @@ import torch.distributed
 
 import harness
 import tierpage
-from offloaded_net import Net
+from offloaded_net import Net, told
 
 
 @pytest.fixture
@@ -36,13 +35,6 @@ def group(tmp_path: Path) -> Iterator[None]:
     torch.distributed.init_process_group(backend, init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
-
-
-def told(call: Callable[[], object]) -> list[warnings.WarningMessage]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        call()
-    return [one for one in caught if issubclass(one.category, tierpage.TierpageWarning)]
 
 
 def fully_sharded(offload: bool = True) -> Net:
