@@ -96,9 +96,9 @@ def test_updates_are_moved_to_where_their_tensors_are_used_next(monkeypatch: pyt
     lines = deferred(head + STEP + STEP).splitlines()
     second = lines[lines.index("S") + 1 : lines.index("S", lines.index("S") + 1)]
     assert second == [
-        "O aten::_fused_adamw_ 14.0 0w 100000r 2w", "F 100000", "O forward 5 0r",
-        "O aten::_fused_adamw_ 14.0 1w 100001r 3w", "F 100001", "O forward 5 1r",
-        "O backward 5 1r +100001:100", "O backward 5 0r +100000:100",
+        "O aten::_fused_adamw_ 14.0 0w 100001r 2w", "F 100001", "O forward 5 0r",
+        "O aten::_fused_adamw_ 14.0 1w 100000r 3w", "F 100000", "O forward 5 1r",
+        "O backward 5 1r +100000:100", "O backward 5 0r +100001:100",  # numbered as they are made, in each step alike
     ]  # fmt: skip
     with pytest.raises(ValueError, match="no fused optimizer"):
         deferred("tierpage-program 1\nS\n")
